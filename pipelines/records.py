@@ -1,0 +1,125 @@
+"""What passes between stages: one row type per artifact, and its Parquet schema.
+
+The G responses of one prompt stay together in one row, so that later passes read the prompt, and
+its image, once. Lists nest as response -> token. The schema is the contract: a file that does not
+fit it is refused with the column's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+
+TEXT, INT, REAL, FLAG = pa.string(), pa.int32(), pa.float32(), pa.bool_()
+
+
+def _column(type_: pa.DataType, **kwargs: Any) -> Any:
+    return field(metadata={"arrow": type_}, **kwargs)
+
+
+@dataclass
+class Sample:
+    """One question with its images and its verifiable answer (``prepare/*.parquet``).
+
+    ``problem`` holds one ``<image>`` where each image goes; if it holds none, the images come first.
+    ``kind`` is ``value`` or ``choice`` and tells the grader how to compare. ``metadata`` is a JSON
+    object; the embedded data keeps there what each word of a solution is for.
+    """
+
+    id: str = _column(TEXT)
+    problem: str = _column(TEXT)
+    images: list[bytes] = _column(pa.list_(pa.binary()))
+    answer: str = _column(TEXT)
+    kind: str = _column(TEXT, default="value")
+    metadata: str = _column(TEXT, default="{}")
+
+
+@dataclass
+class Rollout:
+    """The G responses to one prompt (``rollout-*/rollouts.parquet``).
+
+    ``position`` is the prompt's place in the run's endless shuffled order and seeds its sampling.
+    Lists have G entries; token lists end with the end-of-sequence token unless ``truncated``.
+    ``logp`` is log pi of each sampled token at the rollout temperature, before top-k and top-p.
+    ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated.
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    response_ids: list[list[int]] = _column(pa.list_(pa.list_(INT)))
+    response: list[str] = _column(pa.list_(TEXT))
+    logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    truncated: list[bool] = _column(pa.list_(FLAG))
+    answer: list[str] = _column(pa.list_(TEXT))
+    outcome: list[str] = _column(pa.list_(TEXT))
+    reward: list[float] = _column(pa.list_(REAL))
+
+
+@dataclass
+class Scored:
+    """Token perception of the G responses to one prompt (``score-*/scores.parquet``).
+
+    ``old_logp`` and ``entropy`` are the trainer's own, at the rollout temperature, in nats.
+    ``perception`` is S of paper eq. 3 by the configured estimator; ``keep`` is the TGF mask;
+    ``dependency`` is the mean of S over the response (eq. 5's input).
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    old_logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    entropy: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    perception: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    keep: list[list[bool]] = _column(pa.list_(pa.list_(FLAG)))
+    dependency: list[float] = _column(pa.list_(REAL))
+
+
+Row = TypeVar("Row", Sample, Rollout, Scored)
+
+
+def schema(row_type: type) -> pa.Schema:
+    """The Arrow schema of a row type."""
+    return pa.schema([(f.name, f.metadata["arrow"]) for f in fields(row_type)])
+
+
+def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
+    """Write rows as one Parquet file (zstd). The caller makes the write atomic."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema(row_type))
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_rows(path: Path, row_type: type[Row], *, only: Sequence[str] | None = None) -> list[Row]:
+    """Read rows back, in file order; ``only`` limits them to these sample ids.
+
+    Raises:
+        UserError: the file is missing, is not Parquet, or lacks a column or has another type.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(str(path), "no such file.", "Run the stage that writes it again.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        detail = str(error).splitlines()[0]
+        raise UserError(
+            str(path), f"not a readable Parquet file ({detail}).",
+            "Delete its step folder; the same command makes it again.",
+        ) from error  # fmt: skip
+    wanted = schema(row_type)
+    for column in wanted:
+        found = table.schema.field(column.name).type if column.name in table.column_names else "none"
+        if found != column.type:
+            raise UserError(
+                f"{path}, column {column.name}", f"expected {column.type}, found {found}.",
+                f"It should be a file of {row_type.__name__} rows.",
+            )  # fmt: skip
+    rows = [row_type(**row) for row in table.select(wanted.names).to_pylist()]
+    if only is not None:
+        wanted_ids = set(only)
+        rows = [row for row in rows if getattr(row, "id", None) in wanted_ids]
+    return rows
