@@ -1,0 +1,1 @@
+"""Configs and the tiny model that ship with the package."""

@@ -1,0 +1,322 @@
+"""The config: every setting of a run, typed, documented and validated. Torch-free.
+
+Each field's docstring is its help text, with its unit and its source (``alg N`` is section N of the
+paper's method as described in docs/method.md; "paper" is arXiv 2510.09285). Objects are frozen: what
+a stage reads is what the file says. Reading files and overrides is in ``pipelines/settings.py``.
+
+``unkeyed`` names the fields that cannot change a result (how work is batched, where it runs, how long
+a run goes on). They are left out of a step's key, so that changing them redoes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+
+    def keyed(self, prefix: str) -> dict[str, Any]:
+        """The fields that decide results, flattened to ``{"score.keep_fraction": 0.4}``."""
+        flat: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in self.unkeyed:
+                continue
+            if isinstance(value, Section):
+                flat |= value.keyed(f"{prefix}.{name}")
+            else:
+                flat[f"{prefix}.{name}"] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+
+class GlyphsConfig(Section):
+    """The embedded data: questions about small grids of real handwritten digits."""
+
+    train: int = Field(default=4096, ge=1)
+    """Training questions made."""
+    validation: int = Field(default=128, ge=1)
+    """Validation questions made (used to choose the best checkpoint)."""
+    test: int = Field(default=512, ge=1)
+    """Held-out questions made (used by the final evaluation)."""
+    levels: tuple[int, ...] = (1, 2, 3)
+    """Levels of difficulty to draw from, equally often: any of 1, 2, 3."""
+    guessable: float = Field(default=0.0, ge=0, le=1)
+    """Share of questions whose text gives away values that otherwise only the image holds."""
+
+    @model_validator(mode="after")
+    def _levels_exist(self) -> GlyphsConfig:
+        if not self.levels or not set(self.levels) <= {1, 2, 3}:
+            raise ValueError(f"levels is {list(self.levels)}; choose from 1, 2, 3")
+        return self
+
+
+class DataConfig(Section):
+    """Where the questions come from."""
+
+    source: str = "glyphs"
+    """``glyphs`` (embedded), a hub data set id, or a local Parquet, JSONL or image folder path."""
+    subset: str | None = None
+    """The hub data set's configuration name, where it has several."""
+    split: str = "train"
+    """The split of a hub data set to train on."""
+    revision: str | None = None
+    """The hub data set's git revision; pin it to make a run repeatable."""
+    validation_source: str | None = None
+    """A second source for validation, in the same columns; none: hold out ``validation_count``."""
+    validation_split: str = "train"
+    """The split of a hub ``validation_source``."""
+    validation_count: int = Field(default=128, ge=0)
+    """Rows held out of the source for validation where ``validation_source`` is not set."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column -> theirs, for id, problem, images, answer, kind: ``{problem: question}``. The
+    defaults are ViRL39K's names: problem, images, answer."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first rows."""
+    instruction: str = ""
+    """Text put after the question, following a blank line (the paper's asks for <think> and box)."""
+    max_prompt_tokens: int = Field(default=4096, ge=1)
+    """Longer prompts (tokens, image tokens included) are left out and listed. Paper: 4096."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    """Images are enlarged to at least this many pixels; none: the processor's own. Paper: 200704."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Images are shrunk to at most this many pixels; none: the processor's own. Paper: 1003520."""
+    glyphs: GlyphsConfig = GlyphsConfig()
+    """Settings of the embedded data."""
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"shared_prefix"})
+
+    path: str = "tiny"
+    """``tiny`` (shipped with the package), a hub id, or a folder in Hugging Face format."""
+    revision: str | None = None
+    """The hub model's git revision; pin it to make a run repeatable."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type. Weights and optimizer state stay float32 in the torch engine."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """The attention implementation of transformers."""
+    shared_prefix: bool = True
+    """Pack a prompt's G responses behind one copy of the prompt (same result, less work)."""
+
+
+class RolloutConfig(Section):
+    """Sampling responses."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
+
+    engine: str = "hf"
+    """Which engine generates: ``hf`` (transformers generate), or an import path."""
+    prompts_per_step: int = Field(default=384, ge=1)
+    """Groups a step trains on (prompts, after dynamic sampling). Paper: 384."""
+    samples_per_prompt: int = 8
+    """Responses per prompt, G. Paper: 8."""
+    max_new_tokens: int = Field(default=2048, ge=1)
+    """Longest response, in tokens. Paper: 2048 (7B)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. Paper: 1."""
+    top_p: float = Field(default=0.99, gt=0, le=1)
+    """Nucleus sampling mass; 1 is off. Paper: 0.99."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample among the k likeliest tokens; 0 is off."""
+    batch_prompts: int = Field(default=64, ge=1)
+    """Prompts generated together; memory only, the samples do not depend on it."""
+    dynamic_sampling: bool = True
+    """Drop groups that are all right or all wrong and sample more (DAPO, alg 4)."""
+    accuracy_low: float = Field(default=0.01, ge=0, le=1)
+    """Groups whose mean accuracy is not above this are dropped (alg 4)."""
+    accuracy_high: float = Field(default=0.99, ge=0, le=1)
+    """Groups whose mean accuracy is not below this are dropped (alg 4)."""
+    max_tries: int = Field(default=10, ge=1)
+    """Give up, with advice, after this many rounds of sampling for one step."""
+
+    @field_validator("samples_per_prompt")
+    @classmethod
+    def _a_group_compares(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(
+                f"{value} is too few: advantages compare the responses of one prompt, "
+                "so at least 2 are needed"
+            )
+        return value
+
+
+class RewardConfig(Section):
+    """Turning a response into a reward."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    function: str = "outcome"
+    """``outcome`` (1 if the answer is right, else 0) or an import path ``package.module:function``."""
+    grader: str = "mathruler"
+    """``mathruler`` (the paper's) or ``math-verify``."""
+    deadline: float = Field(default=5.0, gt=0)
+    """Seconds one answer may take to grade before its worker is killed."""
+    workers: int = Field(default=1, ge=1)
+    """Grader processes."""
+
+
+class ScoreConfig(Section):
+    """Token perception: how much each token depends on the image (alg 1)."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
+
+    estimator: str = "kl"
+    """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
+    token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
+    perturbation: str = "patch_black"
+    """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
+    code's: 14-pixel squares of the raw image, before the processor resizes it)."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Chance of each patch to be blackened. Paper: 0.5."""
+    mask_per: Literal["prompt", "response"] = "prompt"
+    """One perturbed image shared by a prompt's responses, or one for each (the reference code)."""
+    keep_fraction: float = Field(default=0.4, gt=0, le=1)
+    """Share k of each response's tokens that get a gradient (TGF, alg 3). Paper: 0.4."""
+    batch_prompts: int = Field(default=16, ge=1)
+    """Prompts scored together; memory only."""
+
+
+class UpdateConfig(Section):
+    """The policy update."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"micro_batch_prompts", "gradient_checkpointing"})
+
+    engine: str = "torch"
+    """Which engine updates: ``torch`` (one process, AdamW), or an import path."""
+    objective: str = "vppo"
+    """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/objectives.py)."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """AdamW's learning rate. Paper: 1e-6."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Updates over which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay. Paper: 0.01."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    batch_prompts: int = Field(default=128, ge=1)
+    """Groups per optimizer step (the update batch). Paper: 128."""
+    micro_batch_prompts: int = Field(default=16, ge=1)
+    """Groups per forward and backward pass; memory only."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over each step's rollouts. Paper: 1."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, same result."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The ratio is clipped below at 1 - this (alg 4)."""
+    clip_high: float = Field(default=0.28, ge=0)
+    """The ratio is clipped above at 1 + this (alg 4)."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """For negative advantages the loss is bounded at this multiple (alg 4)."""
+    loss_average: Literal["token", "sequence"] = "token"
+    """Mean over all response tokens of the batch (reference code), or per response first (eq. 6)."""
+    beta_min: float = Field(default=0.9, gt=0, le=1)
+    """Smallest shaping weight of a trajectory (TAS, alg 2). Paper: 0.9."""
+    shaping_statistics: Literal["batch", "micro_batch"] = "batch"
+    """Minimum, maximum and mean for shaping: over the whole update batch, or as the reference code
+    takes them: minimum and maximum per update batch of a device, mean per micro-batch."""
+    entropy_penalty: float = Field(default=0.06, ge=0)
+    """Coefficient of the entropy term. Paper: 0.06 (7B, 32B), 0.12 (8B)."""
+    entropy_estimator: Literal["none", "sampled", "exact"] = "sampled"
+    """``sampled``: mean of -log p of the sampled tokens (reference code); ``exact``: full vocabulary."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Coefficient of the k3 KL to the starting policy; 0 (paper) loads no reference model."""
+    overlong_cache: int = Field(default=0, ge=0)
+    """DAPO's soft overlong penalty over the last this many tokens before the limit; 0 is off."""
+    mask_truncated: bool = False
+    """Leave truncated responses out of the loss."""
+    tis_cap: float | None = Field(default=None, gt=0)
+    """Truncated importance sampling: cap of pi_trainer / pi_rollout per token; none is off."""
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk."""
+
+    every: int = Field(default=20, ge=1)
+    """Updates between checkpoints; the last update always gets one."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints whose weights are kept."""
+    keep_best: int = Field(default=1, ge=0)
+    """Checkpoints with the highest validation accuracy whose weights are kept besides."""
+    validation_samples: int = Field(default=4, ge=0)
+    """Samples per validation question at each checkpoint; 0 skips validation."""
+
+
+class EvalConfig(Section):
+    """Evaluation of the warm start and of the last checkpoint."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "baseline"})
+
+    benchmarks: tuple[str, ...] = ("glyphs",)
+    """Benchmarks run at the end (``vppo eval --help`` lists them)."""
+    baseline: bool = True
+    """Evaluate the starting model too, and report the difference with a paired interval."""
+    samples: int = Field(default=8, ge=1)
+    """Samples per question; accuracy is their mean ("avg@8"). Paper: 8."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first questions."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. Paper: 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling mass; 1 is off. Paper: 1."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample among the k likeliest tokens; 0 is off."""
+    max_new_tokens: int = Field(default=2048, ge=1)
+    """Longest response, in tokens."""
+    batch_prompts: int = Field(default=64, ge=1)
+    """Prompts generated together; memory only."""
+
+
+class RunConfig(Section):
+    """How long and where; nothing here changes a result."""
+
+    steps: int = Field(default=100, ge=1)
+    """Policy-update steps. Raise it to extend a finished run."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads for torch; 0 is torch's own choice."""
+    device: str = "auto"
+    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What the run's folder is called, followed by a hash of the settings."""
+    mode: Literal["paper", "reference"] = "paper"
+    """``paper``: the method as published, exact. ``reference``: the public code's approximations, for
+    comparison; sets the fields listed in ``pipelines.settings.MODES`` unless they are given."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds every random draw of the run."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    score: ScoreConfig = ScoreConfig()
+    update: UpdateConfig = UpdateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.rollout.accuracy_low >= self.rollout.accuracy_high:
+            raise ValueError(
+                f"rollout.accuracy_low ({self.rollout.accuracy_low}) must be below "
+                f"rollout.accuracy_high ({self.rollout.accuracy_high})"
+            )
+        if self.update.overlong_cache > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"update.overlong_cache ({self.update.overlong_cache}) is longer than "
+                f"rollout.max_new_tokens ({self.rollout.max_new_tokens})"
+            )
+        return self

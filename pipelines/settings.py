@@ -1,0 +1,217 @@
+"""Reading a config: YAML files with ``base:``, named modes, overrides; errors with line numbers.
+
+Layers, weakest first: the defaults of pipelines/config.py, the ``base:`` file (and its base), the
+named file, ``--set key=value``. A layer that names a ``mode`` puts that mode's settings just under
+its own. The result is one validated, frozen ``Config``, written whole into the run's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config import Config
+from pipelines.errors import UserError
+
+MODES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "reference": {
+        "score.estimator": "k3",
+        "score.perturbation": "raw_black",
+        "score.mask_per": "response",
+        "update.shaping_statistics": "micro_batch",
+        "update.entropy_estimator": "sampled",
+        "update.loss_average": "token",
+    },
+}
+"""What each ``mode`` sets; documented in docs/method.md."""
+
+DEFAULT_CONFIG = "tiny.yaml"
+
+
+class _Layer:
+    """Settings of one source, flat (dotted key -> value), with where each was written."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
+
+    def put(self, key: str, value: Any, place: str) -> None:
+        self.values[key], self.places[key] = value, place
+
+    def over(self, below: _Layer) -> _Layer:
+        merged = _Layer()
+        merged.values, merged.places = below.values | self.values, below.places | self.places
+        return merged
+
+
+def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every dotted setting and its help text, in the order of the file."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_names(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, " ".join((info.description or "").split())
+
+
+def shipped_config(name: str) -> Path:
+    """The path of a config file that comes with the package."""
+    return Path(str(files("configs") / name))
+
+
+def load(
+    path: Path | None = None, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a config file (default: the embedded one), then apply ``key=value`` overrides.
+
+    Args:
+        path: a YAML file; a bare name such as ``ci.yaml`` is also looked for among the shipped ones.
+        overrides: ``section.key=value`` with the value in YAML.
+        base: settings to start from instead of a file (nested, as ``Config.model_dump`` gives).
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, a value is not allowed; the
+            message names the file and line, and the nearest valid key.
+    """
+    if base is not None:
+        layer = _Layer()
+        for key, value in _flatten(base):
+            layer.put(key, value, key)
+    else:
+        layer = _read_file(path or shipped_config(DEFAULT_CONFIG), ())
+    asked = _Layer()
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--set {text}", "no value.", "Write --set section.key=value.")
+        try:
+            asked.put(key.strip(), yaml.safe_load(value), key.strip())
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}", f"{value!r} is not YAML.", "") from error
+    return _validate(_with_mode(asked).over(layer))
+
+
+def _with_mode(layer: _Layer) -> _Layer:
+    preset = _Layer()
+    for key, value in MODES.get(str(layer.values.get("mode")), {}).items():
+        preset.put(key, value, f"mode {layer.values['mode']}, {key}")
+    return layer.over(preset)
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
+    found = next((p for p in (path, shipped_config(path.name)) if p.is_file()), None)
+    if found is None:
+        shipped = sorted(p.name for p in shipped_config(".").glob("*.yaml"))
+        raise UserError(str(path), "no such config file.", f"Shipped ones: {' '.join(shipped)}.")
+    if found in seen:
+        raise UserError(str(path), "base: goes round in a circle.", "Remove one of the base: lines.")
+    try:
+        root = yaml.compose(found.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        values = yaml.safe_load(found.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError(f"{path}{line}", f"not YAML: {problem}.", "") from error
+    layer = _Layer()
+    if root is None:
+        return layer
+    if not isinstance(values, dict):
+        raise UserError(f"{path}, line 1", "expected settings (key: value).", "See configs/tiny.yaml.")
+    lines = dict(_lines(root))
+    base = values.pop("base", None)
+    for key, value in _flatten(values):
+        layer.put(key, value, f"{path}, line {lines.get(key, 1)}, {key}")
+    layer = _with_mode(layer)
+    if base is not None:
+        return layer.over(_read_file(found.parent / str(base), (*seen, found)))
+    return layer
+
+
+def _open_mappings() -> set[str]:
+    """Settings whose value is itself a free mapping, such as data.columns."""
+    return {"data.columns"}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in _open_mappings():
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = f"{prefix}{key_node.value}"
+            yield key, key_node.start_mark.line + 1
+            yield from _lines(value_node, f"{key}.")
+
+
+def _validate(layer: _Layer) -> Config:
+    known = dict(setting_names())
+    nested: dict[str, Any] = {}
+    for key, value in layer.values.items():
+        if key not in known:
+            raise _unknown(key, layer.places[key], list(known))
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = next(
+            (k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places), ""
+        )
+        place = layer.places.get(key) or ".".join(map(str, first["loc"])) or "config"
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            problem = f"{first['input']!r}: {problem[0].lower()}{problem[1:]}"
+        about = f"It means: {known[key]}" if key in known else ""
+        raise UserError(place, problem + ".", about) from error
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
+
+
+def _unknown(key: str, place: str, known: list[str]) -> UserError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
+        k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    hint = f"Did you mean {near[0]}?" if near else ""
+    section = key.partition(".")[0]
+    topic = section if any(k.startswith(section + ".") for k in known) else ""
+    return UserError(place, f"no such setting. {hint}".strip(), f"(vppo config {topic} lists them)".replace(" )", ")").replace("  ", " "))  # fmt: skip
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML, as written into a run's folder; ``load`` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config a run was last asked for, with overrides."""
+    return load(path, overrides)
+
+
+def run_name(config: Config) -> str:
+    """``tiny-7f3a``: the config's name and a hash of every setting that decides a result."""
+    text = json.dumps(config.keyed(""), sort_keys=True)
+    return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
