@@ -25,13 +25,13 @@ class Section(BaseModel):
         """The fields that decide results, flattened to ``{"score.keep_fraction": 0.4}``."""
         flat: dict[str, Any] = {}
         for name in type(self).model_fields:
-            value = getattr(self, name)
+            value, key = getattr(self, name), f"{prefix}.{name}" if prefix else name
             if name in self.unkeyed:
                 continue
             if isinstance(value, Section):
-                flat |= value.keyed(f"{prefix}.{name}")
+                flat |= value.keyed(key)
             else:
-                flat[f"{prefix}.{name}"] = list(value) if isinstance(value, tuple) else value
+                flat[key] = list(value) if isinstance(value, tuple) else value
         return flat
 
 

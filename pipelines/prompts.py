@@ -1,0 +1,106 @@
+"""A sample as the model sees it: chat messages, the processor's tensors, and their cache."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipelines.config import Config, ModelConfig
+from pipelines.errors import UserError
+from pipelines.records import Sample
+from pipelines.settings import shipped_config
+from pipelines.torchvision_ops import ensure_importable
+
+IMAGE = "<image>"
+
+
+def model_location(model: ModelConfig) -> str:
+    """The folder or hub id to load from; ``tiny`` is the one shipped with the package."""
+    return str(shipped_config("tiny_model")) if model.path == "tiny" else model.path
+
+
+def load_processor(config: Config, location: str | Path | None = None) -> Any:
+    """The model's AutoProcessor, with the config's pixel limits.
+
+    Raises:
+        UserError: the folder or hub id cannot be loaded.
+    """
+    ensure_importable()
+    from transformers import AutoProcessor
+
+    where = str(location or model_location(config.model))
+    limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    try:
+        return AutoProcessor.from_pretrained(where, revision=config.model.revision, **limits)
+    except (OSError, ValueError) as error:
+        raise cannot_load(where, error) from error
+
+
+def cannot_load(where: str, error: Exception) -> UserError:
+    """The error for a model or processor that transformers could not load."""
+    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(where).is_dir():
+        return UserError(
+            f"model.path {where}", f"cannot be loaded: {detail}",
+            "Give a folder in Hugging Face format, or a hub id this machine can reach.",
+        )  # fmt: skip
+    return UserError(f"model.path {where}", f"is not a usable model folder: {detail}", "")
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode an image to RGB. Raises OSError (or PIL's subclasses) when it is not one."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def messages(sample: Sample, instruction: str) -> list[dict[str, Any]]:
+    """The chat turn: images where ``<image>`` stands (or first), the question, the instruction."""
+    parts = sample.problem.split(IMAGE)
+    if len(parts) == 1:
+        parts = [""] * len(sample.images) + parts
+    content: list[dict[str, Any]] = []
+    for index, part in enumerate(parts):
+        if index:
+            content.append({"type": "image"})
+        if part.strip():
+            content.append({"type": "text", "text": part.strip("\n") if index else part})
+    if instruction:
+        content.append({"type": "text", "text": f"\n\n{instruction}"})
+    return [{"role": "user", "content": content}]
+
+
+class PromptEncoder:
+    """Turns samples into the processor's tensors, each prompt once.
+
+    Holds the latest ``capacity`` encoded prompts: rollout, scoring and update of one step ask for the
+    same ones.
+    """
+
+    def __init__(self, processor: Any, instruction: str, capacity: int = 1024) -> None:
+        self.processor, self.instruction, self.capacity = processor, instruction, capacity
+        self._cache: dict[str, dict[str, torch.Tensor]] = {}
+
+    def encode(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """``input_ids`` [L] and whatever the model's images need (``pixel_values``, grids ...)."""
+        if sample.id in self._cache:
+            return self._cache[sample.id]
+        encoded = self.encode_images(sample, [open_image(data) for data in sample.images])
+        if len(self._cache) >= self.capacity:
+            self._cache.pop(next(iter(self._cache)))
+        self._cache[sample.id] = encoded
+        return encoded
+
+    def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """The same with these images in place of the sample's own; not cached."""
+        chat = messages(sample, self.instruction)
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        batch = self.processor(text=[text], images=images or None, return_tensors="pt")
+        encoded = {name: value for name, value in batch.items() if name != "attention_mask"}
+        for name in ("input_ids", "mm_token_type_ids"):
+            if name in encoded:
+                encoded[name] = encoded[name][0]
+        return encoded
