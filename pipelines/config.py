@@ -101,7 +101,7 @@ class ModelConfig(Section):
     """The hub model's git revision; pin it to make a run repeatable."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Weights and optimizer state stay float32 in the torch engine."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
     """The attention implementation of transformers."""
     shared_prefix: bool = True
     """Pack a prompt's G responses behind one copy of the prompt (same result, less work)."""

@@ -7,8 +7,12 @@ fit it is refused with the column's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,32 +98,85 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def read_rows(path: Path, row_type: type[Row], *, only: Sequence[str] | None = None) -> list[Row]:
-    """Read rows back, in file order; ``only`` limits them to these sample ids.
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """Read rows back, in file order.
 
     Raises:
         UserError: the file is missing, is not Parquet, or lacks a column or has another type.
     """
+    with _parquet_errors(path):
+        file = _open(path, row_type)
+        return _rows(file.read(columns=schema(row_type).names), row_type)
+
+
+class SampleTable(Sequence[Sample]):
+    """The samples of a Parquet file by position, read when asked for.
+
+    Images make a training set larger than memory, so only the latest row groups are held.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _parquet_errors(path):
+            self._file = _open(path, Sample)
+            counts = [
+                self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
+            ]
+            self.ids: list[str] = self._file.read(columns=["id"])["id"].to_pylist()
+        self._starts = list(accumulate(counts, initial=0))
+        self._place = {sample_id: index for index, sample_id in enumerate(self.ids)}
+        self._group = lru_cache(maxsize=128)(self._read_group)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        group = bisect_right(self._starts, index) - 1
+        return self._group(group)[index - self._starts[group]]
+
+    def by_id(self, sample_id: str) -> Sample:
+        """The sample with this id.
+
+        Raises:
+            UserError: there is none.
+        """
+        if sample_id not in self._place:
+            raise UserError(str(self.path), f"has no sample {sample_id}.", "Prepare the data again.")
+        return self[self._place[sample_id]]
+
+    def _read_group(self, group: int) -> list[Sample]:
+        with _parquet_errors(self.path):
+            return _rows(self._file.read_row_group(group, schema(Sample).names), Sample)
+
+
+def _open(path: Path, row_type: type) -> pq.ParquetFile:
+    file = pq.ParquetFile(path)
+    for column in schema(row_type):
+        found = file.schema_arrow
+        kind = found.field(column.name).type if column.name in found.names else "none"
+        if kind != column.type:
+            raise UserError(
+                f"{path}, column {column.name}", f"expected {column.type}, found {kind}.",
+                f"It should be a file of {row_type.__name__} rows.",
+            )  # fmt: skip
+    return file
+
+
+def _rows(table: pa.Table, row_type: type[Row]) -> list[Row]:
+    return [row_type(**row) for row in table.to_pylist()]
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
     try:
-        table = pq.read_table(path)
+        yield
     except FileNotFoundError as error:
         raise UserError(str(path), "no such file.", "Run the stage that writes it again.") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0]
         raise UserError(
             str(path), f"not a readable Parquet file ({detail}).",
             "Delete its step folder; the same command makes it again.",
         ) from error  # fmt: skip
-    wanted = schema(row_type)
-    for column in wanted:
-        found = table.schema.field(column.name).type if column.name in table.column_names else "none"
-        if found != column.type:
-            raise UserError(
-                f"{path}, column {column.name}", f"expected {column.type}, found {found}.",
-                f"It should be a file of {row_type.__name__} rows.",
-            )  # fmt: skip
-    rows = [row_type(**row) for row in table.select(wanted.names).to_pylist()]
-    if only is not None:
-        wanted_ids = set(only)
-        rows = [row for row in rows if getattr(row, "id", None) in wanted_ids]
-    return rows

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks as one table, a resumable runner, intervals."""

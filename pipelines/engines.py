@@ -1,0 +1,94 @@
+"""What generates responses: one method, one dict of implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pipelines.policy import Policy
+from pipelines.records import Sample
+from pipelines.sampling import Sampling, SeededSampler, uniforms
+
+Name = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response: its ids (with the end token unless truncated), log-probs and text."""
+
+    ids: list[int]
+    logp: list[float]
+    text: str
+    truncated: bool
+
+
+class Engine(Protocol):
+    """Generates ``sampling.samples`` responses to each prompt with the policy's current weights."""
+
+    def generate(
+        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
+    ) -> list[list[Response]]:
+        """One list of responses per sample; ``names`` seed them (see pipelines/sampling.py)."""
+
+
+class HuggingFaceEngine:
+    """transformers ``generate``: one left-padded batch, images encoded once per prompt."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def generate(
+        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
+    ) -> list[list[Response]]:
+        policy = self.policy
+        batch = self._left_padded(samples)
+        uniform_BT = torch.cat([uniforms(sampling, name, policy.device) for name in names])
+        sampler = SeededSampler(sampling, uniform_BT, policy.suppressed_ids)
+        with policy.compute_type():
+            output_BL = policy.model.generate(
+                **batch, logits_processor=[sampler], do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, num_return_sequences=sampling.samples, use_cache=True,
+                max_new_tokens=sampling.max_new_tokens, eos_token_id=policy.eos_ids,
+                pad_token_id=policy.tokenizer.pad_token_id,
+            )  # fmt: skip
+        ids_BT = output_BL[:, batch["input_ids"].shape[1] :].tolist()
+        logp_BT = torch.stack(sampler.logp, dim=1).tolist()
+        responses = [self._cut(ids, logp) for ids, logp in zip(ids_BT, logp_BT, strict=True)]
+        count = sampling.samples
+        return [responses[i : i + count] for i in range(0, len(responses), count)]
+
+    def _left_padded(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        policy = self.policy
+        prompts = [policy.encoder.encode(sample) for sample in samples]
+        longest = max(len(prompt["input_ids"]) for prompt in prompts)
+        batch: dict[str, torch.Tensor] = {}
+        for name in prompts[0]:
+            if name == "position_ids":
+                continue
+            values = [prompt[name] for prompt in prompts]
+            if name in ("input_ids", "mm_token_type_ids"):
+                fill = policy.tokenizer.pad_token_id if name == "input_ids" else 0
+                batch[name] = torch.stack(
+                    [torch.nn.functional.pad(v, (longest - len(v), 0), value=fill) for v in values]
+                )
+            else:
+                batch[name] = torch.cat(values)
+        batch["attention_mask"] = torch.stack(
+            [(torch.arange(longest) >= longest - len(p["input_ids"])).long() for p in prompts]
+        )
+        return {name: value.to(policy.device) for name, value in batch.items()}
+
+    def _cut(self, ids: list[int], logp: list[float]) -> Response:
+        ends = [i for i, token in enumerate(ids) if token in self.policy.eos_ids]
+        length = ends[0] + 1 if ends else len(ids)
+        ids = ids[:length]
+        text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
+        return Response(ids, logp[:length], text, truncated=not ends)
+
+
+ENGINES: dict[str, Callable[[Policy], Engine]] = {"hf": HuggingFaceEngine}
+"""Rollout engines by name; an import path ``package.module:factory`` works as well."""

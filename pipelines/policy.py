@@ -1,0 +1,193 @@
+"""A vision-language model as a policy: hidden states of responses, log-probs and divergences.
+
+A *row* is one prompt followed by one or more responses to it. With several, the responses stand side
+by side behind one copy of the prompt and its image: a block mask lets each response see the prompt
+and itself only, and each starts at the same position id, so every number is what it would be alone,
+while the prompt is read once. With one response a row is an ordinary sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.config import Config
+from pipelines.prompts import PromptEncoder, cannot_load, load_processor, model_location
+from pipelines.torchvision_ops import ensure_importable
+
+Encoded = dict[str, torch.Tensor]
+PER_TOKEN = ("input_ids", "mm_token_type_ids", "position_ids")
+"""Entries of an encoded prompt that have one value per token; the others belong to its images."""
+
+
+@dataclass
+class Row:
+    """One prompt and the responses (token ids) that follow it in one packed sequence."""
+
+    prompt: Encoded
+    responses: Sequence[Sequence[int]]
+
+
+class Policy:
+    """The model being trained, with its processor; all tensors of one device.
+
+    Attributes:
+        suppressed_ids: special, image and unused ids that are never sampled [K]; the policy is the
+            distribution over the others.
+        eos_ids: ids that end a response.
+    """
+
+    def __init__(self, model: Any, processor: Any, config: Config) -> None:
+        self.model, self.processor, self.config = model, processor, config
+        self.encoder = PromptEncoder(processor, config.data.instruction)
+        self.tokenizer = processor.tokenizer
+        self.device = next(model.parameters()).device
+        eos = model.generation_config.eos_token_id
+        self.eos_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        special = set(self.tokenizer.all_special_ids) | {
+            index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        unused = set(range(len(self.tokenizer), model.get_output_embeddings().weight.shape[0]))
+        self.suppressed_ids = torch.tensor(
+            sorted((special | unused) - set(self.eos_ids)), device=self.device
+        )
+
+    @classmethod
+    def load(cls, config: Config, location: str | Path | None = None) -> Policy:
+        """Load a model folder or hub id through the Auto classes, weights in float32.
+
+        Raises:
+            UserError: it cannot be loaded, or is not an image-text-to-text model.
+        """
+        ensure_importable()
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText
+
+        where = str(location or model_location(config.model))
+        processor = load_processor(config, where)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                where, revision=config.model.revision, dtype=torch.float32,
+                attn_implementation=config.model.attention, use_safetensors=True,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise cannot_load(where, error) from error
+        model.requires_grad_(True).eval()
+        return cls(model.to(choose_device(config)), processor, config)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The LM head's weight [V, D]."""
+        return self.model.get_output_embeddings().weight
+
+    def compute_type(self) -> contextlib.AbstractContextManager[Any]:
+        """The autocast context of ``model.dtype``; weights themselves stay float32."""
+        if self.config.model.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def with_positions(self, prompt: Encoded) -> Encoded:
+        """Add the prompt's ``position_ids`` [A, L] (A = 3 for M-RoPE, else 1), computed once."""
+        if "position_ids" not in prompt:
+            ids_L = prompt["input_ids"]
+            base = self.model.base_model
+            if hasattr(base, "get_rope_index") and "mm_token_type_ids" in prompt:
+                grids = {k: v for k, v in prompt.items() if k.endswith("grid_thw")}
+                positions, _ = base.get_rope_index(
+                    ids_L[None], mm_token_type_ids=prompt["mm_token_type_ids"][None], **grids
+                )
+                prompt["position_ids"] = positions[:, 0]
+            else:
+                prompt["position_ids"] = torch.arange(len(ids_L))[None]
+        return prompt
+
+    def hidden_states(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Last hidden states that predict the response tokens of these rows.
+
+        Returns:
+            hidden_ND: one vector per response token, in the order row, response, token
+            (N = total response tokens).
+        """
+        batch = self._pack(rows)
+        where = batch.pop("where")
+        with self.compute_type():
+            output = self.model.base_model(**batch, use_cache=False)
+        hidden_BLD = output.last_hidden_state
+        flat_N = where[0] * hidden_BLD.shape[1] + where[1]
+        return hidden_BLD.flatten(0, 1).index_select(0, flat_N)
+
+    def _pack(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Right-padded tensors of one forward pass; ``where`` [2, N] locates the predicting states."""
+        ids, positions, segments, where = [], [], [], []
+        for index, row in enumerate(rows):
+            prompt = self.with_positions(row.prompt)
+            prompt_L, position_AL = prompt["input_ids"], prompt["position_ids"]
+            length, axes = len(prompt_L), position_AL.shape[0]
+            after = int(position_AL.max()) + 1
+            row_ids, row_positions = [prompt_L], [position_AL]
+            row_segments = [torch.zeros(length, dtype=torch.long)]
+            column = length
+            for number, response in enumerate(row.responses, start=1):
+                # The last token predicts nothing we need, so it is not fed. Position t of a
+                # response is predicted by its token t-1; the first by the prompt's last token.
+                fed = torch.tensor(response[:-1], dtype=torch.long)
+                row_ids.append(fed)
+                row_positions.append((after + torch.arange(len(fed))).expand(axes, -1))
+                row_segments.append(torch.full((len(fed),), number))
+                columns = torch.cat([torch.tensor([length - 1]), column + torch.arange(len(fed))])
+                where.append(torch.stack([torch.full_like(columns, index), columns]))
+                column += len(fed)
+            ids.append(torch.cat(row_ids))
+            positions.append(torch.cat(row_positions, dim=1))
+            segments.append(torch.cat(row_segments))
+        longest = max(map(len, ids))
+
+        def pad(items: list[torch.Tensor], value: int) -> torch.Tensor:
+            return torch.stack(
+                [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
+            )
+
+        segment_BL = pad(segments, -1)
+        batch = {
+            "input_ids": pad(ids, self.tokenizer.pad_token_id),
+            "attention_mask": _block_mask(segment_BL)[:, None],
+            "where": torch.cat(where, dim=1),
+        }
+        position_BAL = pad(positions, 0)
+        batch["position_ids"] = (
+            position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
+        )
+        for name in rows[0].prompt:
+            if name not in PER_TOKEN:
+                batch[name] = torch.cat([row.prompt[name] for row in rows])
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:
+        """The rows of one group: one packed row, or one each without ``model.shared_prefix``."""
+        if self.config.model.shared_prefix:
+            return [Row(prompt, responses)]
+        return [Row(prompt, [response]) for response in responses]
+
+
+def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
+    """Who may attend to whom [B, L, L]: causal, within the prompt (0) or one's own segment.
+
+    Padding (-1) sees itself, so that no row of the softmax is empty.
+    """
+    same_BLL = segment_BL[:, :, None] == segment_BL[:, None, :]
+    prompt_BLL = (segment_BL == 0)[:, None, :] & (segment_BL >= 0)[:, :, None]
+    length = segment_BL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
+    return (same_BLL | prompt_BLL) & causal_LL
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device named by ``run.device``."""
+    if config.run.device != "auto":
+        return torch.device(config.run.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,37 @@
+"""Between ragged lists (group -> response -> token), flat tensors [N] and padded tensors [B, T]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of at most ``size`` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def split_like(flat_N: torch.Tensor, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[Any]]:
+    """Cut a flat per-token tensor back into group -> response -> token lists."""
+    values, start, result = flat_N.tolist(), 0, []
+    for group in groups:
+        rows = []
+        for response in group:
+            rows.append(values[start : start + len(response)])
+            start += len(response)
+        result.append(rows)
+    return result
+
+
+def pad_lists(rows: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged lists -> (values_BT float32, zero-padded; mask_BT bool)."""
+    longest = max(map(len, rows))
+    values_BT = torch.zeros(len(rows), longest)
+    mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        values_BT[index, : len(row)] = torch.tensor(row, dtype=torch.float32)
+        mask_BT[index, : len(row)] = True
+    return values_BT, mask_BT

@@ -1,0 +1,178 @@
+"""Rollout stage: prompts -> groups of graded responses, with DAPO's dynamic sampling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config
+from pipelines.engines import Engine
+from pipelines.errors import UserError
+from pipelines.ragged import batches
+from pipelines.records import Rollout, Sample, SampleTable, read_rows, write_rows
+from pipelines.reward import RewardFunction
+from pipelines.sampling import Sampling
+from pipelines.seeds import generator
+from pipelines.watch import Watch
+
+ROLLOUTS, SURPLUS = "rollouts.parquet", "surplus.parquet"
+
+
+@dataclass
+class Counts:
+    """What was sampled in one step, for its metrics."""
+
+    groups: int = 0
+    informative: int = 0
+    responses: int = 0
+    correct: int = 0
+    rewards: float = 0.0
+    tokens: int = 0
+    truncated: int = 0
+    no_answer: int = 0
+    timed_out: int = 0
+
+    def add(self, group: Rollout, informative: bool) -> None:
+        self.groups += 1
+        self.informative += informative
+        self.responses += len(group.response)
+        self.correct += group.outcome.count("correct")
+        self.rewards += sum(group.reward)
+        self.tokens += sum(map(len, group.response_ids))
+        self.truncated += sum(group.truncated)
+        self.no_answer += group.outcome.count("no_answer")
+        self.timed_out += group.outcome.count("timed_out")
+
+
+def rollout(
+    config: Config, step: int, samples: SampleTable, previous: Path | None,
+    previous_metrics: dict[str, Any], engine: Engine, reward: RewardFunction, out: Path, watch: Watch,
+) -> dict[str, Any]:  # fmt: skip
+    """Sample until the step has its groups; write them, and the surplus for the next step.
+
+    Args:
+        previous: the last step's rollout folder, whose surplus groups are used first.
+        previous_metrics: its metrics; tells where in the order of prompts to go on.
+
+    Raises:
+        UserError: the batch is not full after ``rollout.max_tries`` rounds.
+    """
+    settings = config.rollout
+    groups = read_rows(previous / SURPLUS, Rollout) if previous else []
+    carried = len(groups)
+    position = int(previous_metrics.get("next_position", 0))
+    # Aim at a full batch in one round, from the share of groups that were informative last time.
+    share = float(previous_metrics.get("informative_share", 1.0)) if settings.dynamic_sampling else 1.0
+    counts, tries = Counts(), 0
+    while len(groups) < settings.prompts_per_step:
+        if tries == settings.max_tries:
+            raise _never_full(config, step, counts, len(groups))
+        missing = settings.prompts_per_step - len(groups)
+        wanted = min(math.ceil(missing / max(share, 0.1)), 4 * settings.prompts_per_step)
+        for part in batches(range(position, position + wanted), settings.batch_prompts):
+            watch.progress("groups", min(len(groups), settings.prompts_per_step),
+                           settings.prompts_per_step)  # fmt: skip
+            for group in sample_groups(config, step, samples, list(part), engine, reward):
+                keep = not settings.dynamic_sampling or is_informative(config, group)
+                counts.add(group, keep)
+                if keep:
+                    groups.append(group)
+        position += wanted
+        tries += 1
+        share = counts.informative / counts.groups
+    used, surplus = groups[: settings.prompts_per_step], groups[settings.prompts_per_step :]
+    write_rows(out / ROLLOUTS, Rollout, used)
+    write_rows(out / SURPLUS, Rollout, surplus)
+    return _metrics(counts, used, carried, len(surplus), position, tries, share)
+
+
+def sample_groups(
+    config: Config, step: int, samples: SampleTable, positions: list[int], engine: Engine,
+    reward: RewardFunction,
+) -> list[Rollout]:  # fmt: skip
+    """Generate and grade the groups at these positions of the run's order of prompts."""
+    chosen = [samples[prompt_at(config.seed, position, len(samples))] for position in positions]
+    settings = config.rollout
+    sampling = Sampling(
+        settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens,
+        settings.samples_per_prompt, config.seed,
+    )  # fmt: skip
+    generated = engine.generate(chosen, [(step, position) for position in positions], sampling)
+    flat = [response for responses in generated for response in responses]
+    owners: list[Sample] = [s for s, responses in zip(chosen, generated, strict=True) for _ in responses]
+    graded = iter(reward([r.text for r in flat], owners, [r.truncated for r in flat]))
+    groups = []
+    for sample, position, responses in zip(chosen, positions, generated, strict=True):
+        marks = [next(graded) for _ in responses]
+        groups.append(
+            Rollout(
+                sample_id=sample.id, position=position,
+                response_ids=[r.ids for r in responses], response=[r.text for r in responses],
+                logp=[r.logp for r in responses], truncated=[r.truncated for r in responses],
+                answer=[m.answer for m in marks], outcome=[m.outcome for m in marks],
+                reward=[m.reward for m in marks],
+            )
+        )  # fmt: skip
+    return groups
+
+
+def prompt_at(seed: int, position: int, count: int) -> int:
+    """Which of ``count`` prompts stands at a position of the endless, epoch-wise shuffled order."""
+    epoch, place = divmod(position, count)
+    return int(_epoch_order(seed, epoch, count)[place])
+
+
+def _epoch_order(seed: int, epoch: int, count: int) -> Any:
+    key = (seed, epoch, count)
+    if key not in _ORDERS:
+        _ORDERS.clear()
+        _ORDERS[key] = generator(seed, "order", epoch).permutation(count)
+    return _ORDERS[key]
+
+
+_ORDERS: dict[tuple[int, int, int], Any] = {}  # the current epoch's order; costly for large data
+
+
+def is_informative(config: Config, group: Rollout) -> bool:
+    """DAPO's rule: some responses are right and some are wrong, so advantages are not all zero."""
+    accuracy = group.outcome.count("correct") / len(group.outcome)
+    return config.rollout.accuracy_low < accuracy < config.rollout.accuracy_high
+
+
+def _metrics(
+    counts: Counts, used: list[Rollout], carried: int, surplus: int, position: int, tries: int,
+    share: float,
+) -> dict[str, Any]:  # fmt: skip
+    sampled = max(counts.responses, 1)
+    return {
+        "accuracy": counts.correct / sampled,
+        "reward": counts.rewards / sampled,
+        "reward_used": sum(map(sum, (g.reward for g in used))) / sum(len(g.reward) for g in used),
+        "groups_sampled": counts.groups,
+        "groups_informative": counts.informative,
+        "informative_share": share,
+        "groups_carried_in": carried,
+        "groups_surplus": surplus,
+        "tries": tries,
+        "next_position": position,
+        "response_tokens_mean": counts.tokens / sampled,
+        "truncated_share": counts.truncated / sampled,
+        "no_answer_share": counts.no_answer / sampled,
+        "timed_out_share": counts.timed_out / sampled,
+        "tokens_sampled": counts.tokens,
+    }
+
+
+def _never_full(config: Config, step: int, counts: Counts, found: int) -> UserError:
+    right = counts.correct / max(counts.responses, 1)
+    easier = "harder" if right > 0.5 else "easier"
+    return UserError(
+        f"rollout, step {step}",
+        f"only {found} of {config.rollout.prompts_per_step} groups have both right and wrong answers "
+        f"after {config.rollout.max_tries} rounds ({counts.groups} prompts, {right:.1%} of answers "
+        "right).",
+        f"Use {easier} questions, a lower rollout.prompts_per_step, more rollout.samples_per_prompt or "
+        "rollout.max_tries; or set rollout.dynamic_sampling=false.",
+    )

@@ -1,0 +1,94 @@
+"""The story of a run: prepare; then rollout, score, update, checkpoint in turn; then evaluate.
+
+A step that is on disk under its key is skipped, anything else is made and committed: starting,
+resuming, extending and redoing are one loop. Torch is imported when the first step needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+
+from evals.benchmarks import BENCHMARKS
+from pipelines import checkpoint, runs
+from pipelines.chain import Chain
+from pipelines.config import Config
+from pipelines.errors import Interrupted
+from pipelines.lock import run_lock
+from pipelines.step import Step, commit
+from pipelines.watch import Watch
+
+
+def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]:
+    """Make every step of the run that is not on disk, up to training step ``until``.
+
+    Returns:
+        The steps that were made; none if there was nothing to do.
+    """
+    last = chain.config.run.steps
+    story = list(chain.all()) if until is None or until >= last else list(chain.opening(until))
+    missing = [step for step in story if step.manifest() is None]
+    if missing:
+        with run_lock(chain.run):
+            runs.write_metrics(chain)
+            perform(chain, chain.config, missing, watch)
+    return missing
+
+
+def train_stage(
+    chain: Chain, wanted: Chain, stage: str, steps: Iterable[int], watch: Watch, *, force: bool
+) -> list[Step]:
+    """Make one stage again, from what the run has on disk, with the settings of ``wanted``.
+
+    Args:
+        chain: the run as it is on disk: the inputs, and the policy's history.
+        wanted: the same run with the settings asked for now.
+        steps: training steps; ignored by ``prepare``.
+        force: make steps again that are already there.
+    """
+    made = [step for index in steps for step in stage_steps(chain, wanted, stage, index)]
+    missing = [step for step in dict.fromkeys(made) if force or step.manifest() is None]
+    if missing:
+        with run_lock(chain.run):
+            perform(chain, wanted.config, missing, watch)
+    return missing
+
+
+def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Step]:
+    """The steps of one stage: settings from ``wanted``, inputs from ``chain``."""
+    if stage == "prepare":
+        return [wanted.prepare]
+    if stage == "eval":
+        pairs = [
+            (wanted.eval(index, name), chain.eval(index, name))
+            for name in wanted.config.eval.benchmarks
+        ]
+    else:
+        pairs = [(getattr(wanted, stage)(index), getattr(chain, stage)(index))]
+    return [replace(new, inputs=old.inputs) for new, old in pairs]
+
+
+def perform(chain: Chain, config: Config, steps: Iterable[Step], watch: Watch) -> None:
+    """Make and commit these steps, in order, with these settings; keep the run's state readable."""
+    from pipelines.session import Session  # brings torch
+
+    at, last = ("", 0), chain.config.run.steps
+    with closing(Session(chain, watch)) as session:
+        try:
+            for step in steps:
+                at = (step.name, step.index or 0)
+                runs.record_state(chain.run, "running", *at, last)
+                watch.stage(*at)
+                with commit(step, keep_partial=step.name in BENCHMARKS) as (out, metrics):
+                    metrics |= session.make(step, config, out)
+                if step.name == "update" and step == chain.update(at[1]):
+                    metrics |= runs.append_metrics(chain, at[1])
+                if step.name == "checkpoint" or step.name == "validation":
+                    checkpoint.prune(chain, at[1])
+                watch.finished(*at, metrics)
+        except BaseException as error:
+            stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
+            runs.record_state(chain.run, "stopped" if stopped else "failed", *at, last)
+            raise
+        runs.record_state(chain.run, "finished", *at, last)

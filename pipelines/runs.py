@@ -1,0 +1,123 @@
+"""Run folders: finding them, their config, their state for others to read, their metrics. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import settings
+from pipelines.chain import Chain
+from pipelines.config import Config
+from pipelines.errors import UserError
+from pipelines.lock import is_running
+from pipelines.step import sync_file, write_atomic
+
+CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
+
+
+def runs_folder() -> Path:
+    """Where runs live: ``VPPO_RUNS`` or ``runs`` in the current folder."""
+    return Path(os.environ.get("VPPO_RUNS", "runs"))
+
+
+def find_run(name: str | None) -> Path:
+    """An existing run by name, or the one changed last.
+
+    Raises:
+        UserError: there is none; names those there are.
+    """
+    folder = runs_folder()
+    known = sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
+    if name is None:
+        if not known:
+            raise UserError(f"{folder}/", "holds no run yet.", "Start one: vppo train")
+        return max(known, key=lambda p: (p / CONFIG).stat().st_mtime)
+    if folder / name not in known:
+        listed = " ".join(p.name for p in known) or "none"
+        raise UserError(f"run {name}", f"no such run in {folder}/.", f"There: {listed}.")
+    return folder / name
+
+
+def read_config(run: Path) -> Config:
+    """The settings the run was last asked for."""
+    return settings.load(run / CONFIG)
+
+
+def write_config(run: Path, config: Config) -> None:
+    """Record the settings the run is asked for now."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomic(run / CONFIG, settings.dump(config))
+
+
+@dataclass
+class State:
+    """What a run is doing, for ``vppo status`` in another terminal."""
+
+    state: str
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    pid: int = 0
+    host: str = ""
+    updated: str = ""
+
+
+def record_state(run: Path, state: str, stage: str, step: int, steps: int) -> None:
+    """Write run.json: ``state`` is running, finished, stopped or failed."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    value = State(state, stage, step, steps, os.getpid(), socket.gethostname(), now)
+    write_atomic(run / STATE, json.dumps(asdict(value)))
+
+
+def read_state(run: Path) -> State:
+    """What the run is doing; a run whose process is gone is ``stopped``, whatever it last wrote."""
+    try:
+        state = State(**json.loads((run / STATE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return State("new")
+    if state.state == "running" and is_running(run) is None:
+        state.state = "stopped"
+    return state
+
+
+def step_metrics(chain: Chain, step: int) -> dict[str, Any] | None:
+    """One line of metrics.jsonl: a finished training step, names prefixed by stage."""
+    row: dict[str, Any] = {"step": step}
+    for made in (chain.rollout(step), chain.score(step), chain.update(step)):
+        if not made.path.is_dir():
+            return None
+        manifest = made.manifest()
+        assert manifest is not None
+        row |= {f"{made.name}/{name}": value for name, value in manifest["metrics"].items()}
+    return row
+
+
+def write_metrics(chain: Chain) -> list[dict[str, Any]]:
+    """Make metrics.jsonl again from the committed steps; returns its rows.
+
+    It holds no times, so that equal runs have equal files; how long steps took is in their manifests.
+    """
+    rows: list[dict[str, Any]] = []
+    for step in range(1, chain.config.run.steps + 1):
+        row = step_metrics(chain, step)
+        if row is None:
+            break
+        rows.append(row)
+    write_atomic(chain.run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def append_metrics(chain: Chain, step: int) -> dict[str, Any]:
+    """Add a step that was just committed."""
+    row = step_metrics(chain, step)
+    assert row is not None
+    with (chain.run / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+    sync_file(chain.run / METRICS)
+    return row

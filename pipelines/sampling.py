@@ -1,0 +1,88 @@
+"""Sampling that does not depend on how work is batched.
+
+Each response has its own stream of uniform numbers, named by (run seed, step, prompt, sample); token
+t is drawn with the t-th of them by inverting the cumulative distribution. So the same response comes
+out whatever else is in the batch, and after any crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import LogitsProcessor
+
+from pipelines.seeds import generator
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: temperature, nucleus mass, top-k (0 is off), tokens and samples per prompt."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    samples: int
+    seed: int
+
+
+def uniforms(sampling: Sampling, name: tuple[int | str, ...], device: torch.device) -> torch.Tensor:
+    """The numbers that draw the responses to one prompt [G, T], in [0, 1)."""
+    rows = [
+        torch.from_numpy(
+            generator(sampling.seed, "sampling", *name, sample).random(sampling.max_new_tokens)
+        )
+        for sample in range(sampling.samples)
+    ]
+    return torch.stack(rows).to(device)
+
+
+def truncate(logp_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Set tokens outside the k likeliest, or outside the nucleus of mass p, to -inf.
+
+    The nucleus is the smallest set of likeliest tokens whose mass reaches ``top_p``; it always holds
+    the likeliest one.
+    """
+    if top_k and top_k < logp_BV.shape[-1]:
+        floor_B1 = logp_BV.topk(top_k, dim=-1).values[:, -1:]
+        logp_BV = logp_BV.masked_fill(logp_BV < floor_B1, -torch.inf)
+    if top_p < 1:
+        sorted_BV, order_BV = logp_BV.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        before_BV = sorted_BV.cumsum(-1) - sorted_BV
+        outside_BV = torch.zeros_like(logp_BV, dtype=torch.bool)
+        outside_BV.scatter_(-1, order_BV, before_BV >= top_p)
+        logp_BV = logp_BV.masked_fill(outside_BV, -torch.inf)
+    return logp_BV
+
+
+def draw(logp_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The token whose share of the cumulative distribution holds the uniform number [B]."""
+    cumulative_BV = logp_BV.double().exp().cumsum(-1)
+    total_B1 = cumulative_BV[:, -1:]
+    # Strictly below the total, or rounding could pick a token past the last possible one.
+    target_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(total_B1 * 0))
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+
+
+class SeededSampler(LogitsProcessor):
+    """Draws each next token from the prepared numbers and leaves ``generate`` no choice.
+
+    Records log pi of each drawn token (temperature applied, before top-k and top-p) in ``logp``:
+    one [B] tensor per position.
+    """
+
+    def __init__(
+        self, sampling: Sampling, uniform_BT: torch.Tensor, suppressed_ids: torch.Tensor
+    ) -> None:
+        self.sampling, self.uniform_BT, self.suppressed_ids = sampling, uniform_BT, suppressed_ids
+        self.logp: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        logits_BV = scores.float().index_fill(-1, self.suppressed_ids, -torch.inf)
+        logp_BV = (logits_BV / self.sampling.temperature).log_softmax(-1)
+        allowed_BV = truncate(logp_BV, self.sampling.top_k, self.sampling.top_p)
+        token_B = draw(allowed_BV, self.uniform_BT[:, len(self.logp)])
+        self.logp.append(logp_BV.gather(-1, token_B[:, None])[:, 0])
+        only_BV = torch.full_like(scores, -torch.inf)
+        return only_BV.scatter_(-1, token_B[:, None], 0.0)  # type: ignore[return-value]

@@ -1,0 +1,210 @@
+"""Scoring stage: two views of the image -> token perception (paper eq. 3), and the tokens to keep.
+
+One pass gives the trainer's own log-probs and entropy as well, so the update needs no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import vppo
+from pipelines.config import Config
+from pipelines.divergence import (
+    ESTIMATORS,
+    ONE_VIEW,
+    TokenStatistics,
+    token_statistics,
+)
+from pipelines.errors import UserError
+from pipelines.parts import find_part
+from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
+from pipelines.policy import Encoded, Policy, Row
+from pipelines.prompts import open_image
+from pipelines.ragged import batches, pad_lists, split_like
+from pipelines.records import Rollout, Sample, SampleTable, Scored, write_rows
+from pipelines.seeds import generator
+from pipelines.watch import Watch
+
+SCORES = "scores.parquet"
+
+
+def score(
+    config: Config, step: int, rollouts: Sequence[Rollout], samples: SampleTable, policy: Policy,
+    out: Path, watch: Watch,
+) -> dict[str, Any]:  # fmt: skip
+    """Score every response token of a step's rollouts and write one row per group."""
+    estimator = make_estimator(config, step, policy)
+    scored: list[Scored] = []
+    for part in batches(rollouts, config.score.batch_prompts):
+        watch.progress("groups", len(scored), len(rollouts))
+        owners = [samples.by_id(group.sample_id) for group in part]
+        statistics = group_statistics(config, step, part, owners, policy)
+        perception_N = estimator(statistics, part, owners)
+        scored += _scored(config, part, statistics, perception_N)
+    write_rows(out / SCORES, Scored, scored)
+    return _metrics(rollouts, scored)
+
+
+Estimator = Callable[[TokenStatistics, Sequence[Rollout], Sequence[Sample]], torch.Tensor]
+
+
+def make_estimator(config: Config, step: int, policy: Policy) -> Estimator:
+    """The configured estimator: (statistics, groups, samples) -> perception_N."""
+
+    def from_statistics(name: str) -> Estimator:
+        return lambda statistics, groups, samples: ESTIMATORS[name](statistics)
+
+    def random(statistics: TokenStatistics, groups: Sequence[Rollout], _: object) -> torch.Tensor:
+        draws = [
+            torch.from_numpy(generator(config.seed, "random-k", step, g.position, i).random(len(ids)))
+            for g in groups for i, ids in enumerate(g.response_ids)
+        ]  # fmt: skip
+        return torch.cat(draws).float()
+
+    def oracle(_: object, groups: Sequence[Rollout], owners: Sequence[Sample]) -> torch.Tensor:
+        roles = [
+            role
+            for group, sample in zip(groups, owners, strict=True)
+            for ids in group.response_ids
+            for role in token_roles(policy, sample, ids)
+        ]
+        return torch.tensor([float(role == "perception") for role in roles])
+
+    known = {name: from_statistics(name) for name in ESTIMATORS}
+    return find_part("score.estimator", config.score.estimator, known | {"random": random, "oracle": oracle})
+
+
+def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> list[str]:
+    """What each token of a response to an embedded question is for: its true role.
+
+    Raises:
+        UserError: the sample is not embedded data, so nobody knows.
+    """
+    from pipelines.glyphs import token_roles as roles_of
+
+    if "solution" not in json.loads(sample.metadata):
+        raise UserError(
+            "score.estimator: oracle", f"sample {sample.id} has no known token roles.",
+            "Only the embedded data (data.source=glyphs) has them.",
+        )  # fmt: skip
+    return roles_of([policy.tokenizer.decode([token]) for token in response_ids])
+
+
+def group_statistics(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    *, perturbed: bool | None = None,
+) -> TokenStatistics:  # fmt: skip
+    """Log-probs, entropy and divergences of every response token, flat [N].
+
+    Args:
+        perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
+    """
+    if perturbed is None:
+        perturbed = config.score.estimator not in ONE_VIEW
+    prompts = [policy.encoder.encode(sample) for sample in samples]
+    clean = [
+        row for prompt, group in zip(prompts, groups, strict=True)
+        for row in policy.rows(prompt, group.response_ids)
+    ]  # fmt: skip
+    token_N = torch.tensor(
+        [token for group in groups for ids in group.response_ids for token in ids],
+        device=policy.device,
+    )
+    with torch.no_grad():
+        hidden_ND = policy.hidden_states(clean)
+        perturbed_ND = None
+        if perturbed:
+            views = perturbed_rows(config, step, groups, samples, prompts, policy)
+            perturbed_ND = policy.hidden_states(views)
+        return token_statistics(
+            hidden_ND, policy.head_weight, token_N, perturbed_ND=perturbed_ND,
+            temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+        )  # fmt: skip
+
+
+def perturbed_rows(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample],
+    prompts: Sequence[Encoded], policy: Policy,
+) -> list[Row]:  # fmt: skip
+    """The groups again, with perturbed images: one view per prompt, or one per response."""
+    rows = []
+    for group, sample, prompt in zip(groups, samples, prompts, strict=True):
+        policy.with_positions(prompt)
+        if config.score.mask_per == "prompt":
+            view = perturbed_prompt(config, sample, prompt, policy, step, group.position)
+            rows += policy.rows(view, group.response_ids)
+        else:
+            for index, ids in enumerate(group.response_ids):
+                view = perturbed_prompt(config, sample, prompt, policy, step, group.position, index)
+                rows.append(Row(view, [ids]))
+    return rows
+
+
+def perturbed_prompt(
+    config: Config, sample: Sample, prompt: Encoded, policy: Policy, *name: int
+) -> Encoded:
+    """An encoded prompt with its images perturbed; ``name`` (step, position ...) seeds the mask."""
+    rng = generator(config.seed, "perturb", *name)
+    settings = config.score
+    if settings.perturbation == "raw_black":
+        images = [blacken_raw(open_image(i), rng, settings.probability) for i in sample.images]
+        return policy.encoder.encode_images(sample, images)
+    find_part("score.perturbation", settings.perturbation, PERTURBATIONS)
+    processor = policy.processor.image_processor
+    vision = policy.model.config.vision_config
+    pixels = perturb(
+        prompt["pixel_values"], settings.perturbation, rng,
+        image_mean=processor.image_mean, image_std=processor.image_std,
+        patch_size=vision.patch_size,
+        temporal_patch_size=getattr(vision, "temporal_patch_size", 2),
+        grid_thw=prompt.get("image_grid_thw"),
+        merge_size=getattr(vision, "spatial_merge_size", 2), probability=settings.probability,
+    )  # fmt: skip
+    return prompt | {"pixel_values": pixels}
+
+
+def _scored(
+    config: Config, groups: Sequence[Rollout], statistics: TokenStatistics, perception_N: torch.Tensor
+) -> list[Scored]:
+    responses = [group.response_ids for group in groups]
+    perception = split_like(perception_N, responses)
+    logp, entropy = split_like(statistics.logp, responses), split_like(statistics.entropy, responses)
+    rows = []
+    for index, group in enumerate(groups):
+        perception_GT, mask_GT = pad_lists(perception[index])
+        keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, config.score.keep_fraction)
+        rows.append(
+            Scored(
+                sample_id=group.sample_id, position=group.position, old_logp=logp[index],
+                entropy=entropy[index], perception=perception[index],
+                keep=[k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)],
+                dependency=vppo.trajectory_dependency(perception_GT, mask_GT).tolist(),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _metrics(rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> dict[str, Any]:
+    perception_BT, mask_BT = pad_lists([p for row in scored for p in row.perception])
+    entropy_BT, _ = pad_lists([e for row in scored for e in row.entropy])
+    old_BT, _ = pad_lists([x for row in scored for x in row.old_logp])
+    rollout_BT, _ = pad_lists([x for group in rollouts for x in group.logp])
+    dependency_B = torch.tensor([d for row in scored for d in row.dependency])
+    keep_BT, _ = pad_lists([k for row in scored for k in row.keep])
+    gap_N = (old_BT - rollout_BT)[mask_BT].abs()
+    kept_mass = (perception_BT * keep_BT).sum() / perception_BT.sum().clamp(min=1e-12)
+    return {
+        "perception_mean": perception_BT[mask_BT].mean().item(),
+        "perception_in_kept": kept_mass.item(),
+        "dependency_mean": dependency_B.mean().item(),
+        "dependency_std": dependency_B.std().item(),
+        "entropy": entropy_BT[mask_BT].mean().item(),
+        "kept_share": keep_BT[mask_BT].mean().item(),
+        "mismatch_mean": gap_N.mean().item(),
+        "mismatch_max": gap_N.max().item(),
+    }

@@ -1,0 +1,211 @@
+"""What stays alive between stages: the policy, its trainer, the rollout engine, the grader.
+
+Each is made on first use. Run alone, a stage finds the policy it needs on disk: the nearest
+checkpoint, and from there the stored rollouts and scores replayed through the trainer, which is
+deterministic, so the weights are bit for bit what they were. Generation is never paid twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evals.benchmarks import questions
+from evals.run import evaluate
+from pipelines import checkpoint
+from pipelines.chain import Chain
+from pipelines.config import Config
+from pipelines.engines import ENGINES, Engine
+from pipelines.errors import UserError
+from pipelines.parts import find_part
+from pipelines.policy import Policy
+from pipelines.prepare import prepare
+from pipelines.records import Rollout, SampleTable, Scored, read_rows
+from pipelines.reward import RewardFunction, make_reward
+from pipelines.rollout import ROLLOUTS, rollout
+from pipelines.score import SCORES, score
+from pipelines.step import Step
+from pipelines.trainer import TRAINERS, Trainer
+from pipelines.watch import Watch
+
+
+class Session:
+    """Live engines over the artifacts of one chain.
+
+    Args:
+        chain: the run on disk that the policy's history is taken from.
+        watch: told what happens.
+    """
+
+    def __init__(self, chain: Chain, watch: Watch) -> None:
+        self.chain, self.watch, self.config = chain, watch, chain.config
+        self._policy: Policy | None = None
+        self._trainer: Trainer | None = None
+        self._version = -1
+        if self.config.run.threads:
+            torch.set_num_threads(self.config.run.threads)
+        # Bit-identical replay needs kernels that add in a fixed order.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    # -- parts, made on first use ----------------------------------------------------------------
+
+    @cached_property
+    def reward(self) -> RewardFunction:
+        settings = self.config.reward
+        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
+
+    @cached_property
+    def samples(self) -> SampleTable:
+        """The training questions."""
+        return SampleTable(self._made(self.chain.prepare) / "train.parquet")
+
+    def engine(self, version: int) -> Engine:
+        """The rollout engine with the policy after ``version`` updates."""
+        factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
+        return factory(self.policy(version))
+
+    def policy(self, version: int) -> Policy:
+        """The policy after ``version`` updates: live, or restored from disk."""
+        if self._version != version:
+            self._restore(version)
+        assert self._policy is not None
+        return self._policy
+
+    def _restore(self, version: int) -> None:
+        start = checkpoint.newest(self.chain, version)
+        if not start <= self._version < version:
+            self._load(start)
+        replayed = list(range(self._version + 1, version + 1))
+        for step in replayed:
+            self.watch.progress("replaying update", step, version)
+            self._apply(step, self._made(self.chain.rollout(step)), self._made(self.chain.score(step)))
+        if replayed and start:
+            self.watch.note(
+                f"resuming from checkpoint {start}; updates {replayed[0]} to {version} replayed from "
+                "saved rollouts (no generation)"
+            )
+
+    def _load(self, step: int) -> None:
+        folder = None
+        if step:
+            self.chain.checkpoint(step).verify()
+            folder = self.chain.checkpoint(step).path
+        self._policy = Policy.load(self.config, folder / checkpoint.MODEL if folder else None)
+        self._trainer = self._new_trainer(self.config)
+        if folder:
+            self._trainer.load(folder / checkpoint.TRAINER)
+        self._version = step
+
+    def _new_trainer(self, config: Config) -> Trainer:
+        factory = find_part("update.engine", config.update.engine, TRAINERS)
+        return factory(self._policy, config, lambda: Policy.load(self.config))
+
+    def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
+        assert self._trainer is not None
+        self._version = -1  # if interrupted inside, the weights are neither version
+        metrics = self._trainer.update(
+            read_rows(rollouts / ROLLOUTS, Rollout), read_rows(scores / SCORES, Scored), self.samples
+        )
+        self._version = step
+        return metrics
+
+    def _made(self, step: Step) -> Path:
+        if step.manifest() is None:
+            raise UserError(
+                step.label, f"is not on disk ({step.path.name}).",
+                f"Make it first: vppo train --run {self.chain.run.name} --stage {step.name}",
+            )  # fmt: skip
+        return step.path
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def make(self, step: Step, config: Config, out: Path) -> dict[str, Any]:
+        """Make one step in the folder ``out``; returns its metrics.
+
+        Args:
+            config: the stage's own settings; the run's, or others for a stage run alone. Inputs and
+                policy are the run's in either case.
+        """
+        if step.name in STAGES:
+            return STAGES[step.name](self, config, step.index or 0, out)
+        return self.evaluate(step.name, config, step.index or 0, out)
+
+    def prepare(self, config: Config, _: int, out: Path) -> dict[str, Any]:
+        """Write the questions."""
+        return prepare(config, out, self.watch)
+
+    def rollout(self, config: Config, step: int, out: Path) -> dict[str, Any]:
+        """Sample and grade responses with the policy after ``step - 1`` updates."""
+        previous = self.chain.rollout(step - 1) if step > 1 else None
+        manifest = previous.manifest() if previous else None
+        return rollout(
+            config, step, self.samples, self._made(previous) if previous else None,
+            manifest["metrics"] if manifest else {}, self.engine(step - 1), self.reward, out, self.watch,
+        )  # fmt: skip
+
+    def score(self, config: Config, step: int, out: Path) -> dict[str, Any]:
+        """Measure the token perception of a step's rollouts."""
+        rollouts = read_rows(self._made(self.chain.rollout(step)) / ROLLOUTS, Rollout)
+        policy = self.policy(step - 1)
+        return score(config, step, rollouts, self.samples, policy, out, self.watch)
+
+    def update(self, config: Config, step: int, _: Path) -> dict[str, Any]:
+        """Update the policy on a step's rollouts and scores; the weights stay live."""
+        self.policy(step - 1)
+        if config.update != self.config.update:
+            self._adopt(config)
+        metrics = self._apply(
+            step, self._made(self.chain.rollout(step)), self._made(self.chain.score(step))
+        )
+        if config.update != self.config.update:
+            self._version = -1  # an experiment: not a policy of this run
+        return metrics
+
+    def _adopt(self, config: Config) -> None:
+        """Go on from the trainer's state with other update settings."""
+        old, self._trainer = self._trainer, self._new_trainer(config)
+        assert old is not None
+        with tempfile.TemporaryDirectory() as folder:
+            old.save(Path(folder))
+            self._trainer.load(Path(folder))
+
+    def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
+        """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
+        policy = self.policy(step)
+        policy.model.save_pretrained(out / checkpoint.MODEL)
+        policy.processor.save_pretrained(out / checkpoint.MODEL)
+        (out / checkpoint.TRAINER).mkdir()
+        assert self._trainer is not None
+        self._trainer.save(out / checkpoint.TRAINER)
+        return {}
+
+    def evaluate(self, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
+        """Evaluate the policy after ``step`` updates on one benchmark."""
+        settings = config.eval
+        if benchmark == "validation":
+            samples = config.checkpoint.validation_samples
+            settings = settings.model_copy(update={"limit": None, "samples": samples})
+        rows = questions(benchmark, self._made(self.chain.prepare), settings.limit)
+        return evaluate(
+            benchmark, rows, self.engine(step), self.reward, settings, config.seed, out, self.watch
+        )
+
+    def close(self) -> None:
+        """End the grading processes."""
+        if "reward" in self.__dict__:
+            self.reward.close()
+
+
+STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {
+    "prepare": Session.prepare,
+    "rollout": Session.rollout,
+    "score": Session.score,
+    "update": Session.update,
+    "checkpoint": Session.checkpoint,
+}
+"""Stage by name; any other step is an evaluation on the benchmark of its name."""
