@@ -1,0 +1,179 @@
+"""Responses -> rewards and outcomes.
+
+The built-in reward ``outcome`` is 1 for a correct answer and 0 otherwise. Any other is named by
+import path, ``my_package.my_module:my_function``, with this signature::
+
+    def my_function(responses: list[str], samples: list[Sample]) -> list[float]
+
+Both lists have one entry per response (a sample appears once for each of its responses), and so
+has the result. Every response is graded as well, so outcomes are reported whatever is rewarded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from pipelines.answer import extract_answer
+from pipelines.errors import UserError
+from pipelines.graders import GraderPool, check_grader
+from pipelines.records import Sample
+
+Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
+OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "timed_out", "truncated")
+
+RewardScorer = Callable[[list[str], list[Sample]], Sequence[float]]
+"""What an import path must lead to."""
+
+
+def outcome_reward(outcomes: Sequence[Outcome]) -> list[float]:
+    """1 for a correct answer, 0 for anything else."""
+    return [1.0 if outcome == "correct" else 0.0 for outcome in outcomes]
+
+
+REWARDS: dict[str, Callable[[Sequence[Outcome]], list[float]]] = {"outcome": outcome_reward}
+"""The built-in rewards, each a function of the outcomes."""
+
+_OF_VERDICT: dict[bool | None, Outcome] = {True: "correct", False: "wrong", None: "timed_out"}
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One response's answer ("" if it has none), what came of it, and its reward."""
+
+    answer: str
+    outcome: Outcome
+    reward: float
+
+
+class RewardFunction:
+    """Grades and rewards responses; a context manager, as it owns grading processes."""
+
+    def __init__(self, reward: str, grader: str, pool: GraderPool) -> None:
+        self._name, self._grader, self._pool = reward, check_grader(grader), pool
+        self._scorer = None if reward in REWARDS else _imported(reward)
+
+    def __enter__(self) -> RewardFunction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the grading processes."""
+        self._pool.close()
+
+    def __call__(
+        self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]
+    ) -> list[Graded]:
+        """Grade and reward responses; the three sequences run in parallel, one entry a response.
+
+        A truncated response is graded if it holds an answer all the same.
+
+        Raises:
+            UserError: the grader cannot be loaded, or the named reward returned something else
+                than one finite number per response.
+        """
+        answers = [extract_answer(response) for response in responses]
+        outcomes = self._outcomes(answers, samples, truncated)
+        if self._scorer is None:
+            rewards = REWARDS[self._name](outcomes)
+        else:
+            scores = self._scorer(list(responses), list(samples))
+            rewards = _checked(scores, len(responses), self._name)
+        return [
+            Graded(answer or "", outcome, reward)
+            for answer, outcome, reward in zip(answers, outcomes, rewards, strict=True)
+        ]
+
+    def _outcomes(
+        self, answers: list[str | None], samples: Sequence[Sample], truncated: Sequence[bool]
+    ) -> list[Outcome]:
+        items = [
+            (answer, sample.answer, sample.kind)
+            for answer, sample in zip(answers, samples, strict=True)
+            if answer is not None
+        ]
+        verdicts = iter(self._pool.grade(items, self._grader))
+        return [
+            _OF_VERDICT[next(verdicts)]
+            if answer is not None
+            else ("truncated" if cut else "no_answer")
+            for answer, cut in zip(answers, truncated, strict=True)
+        ]
+
+
+def make_reward(
+    reward: str = "outcome",
+    grader: str = "mathruler",
+    deadline_s: float = 5.0,
+    workers: int = 2,
+) -> RewardFunction:
+    """Build the reward that a config names; no process starts before the first answer needs one.
+
+    Raises:
+        UserError: no such reward or grader, or the import path leads nowhere.
+    """
+    return RewardFunction(reward, grader, GraderPool(workers=workers, deadline_s=deadline_s))
+
+
+def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:
+    """How often each outcome occurred, zeros included."""
+    counts = Counter(one.outcome for one in graded)
+    return {outcome: counts[outcome] for outcome in OUTCOMES}
+
+
+def _imported(path: str) -> RewardScorer:
+    """The function at ``module:function``; the current directory is searched as well."""
+    module_name, _, function_name = path.partition(":")
+    if not (module_name and function_name):
+        near = difflib.get_close_matches(path, REWARDS, n=1)
+        known = f"Did you mean {near[0]}?" if near else f"Built in: {', '.join(REWARDS)}."
+        fix = f"{known} Your own is named by import path: my_package.my_module:my_function."
+        raise UserError("reward", f"there is no reward {path!r}.", fix)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (ModuleNotFoundError, TypeError) as error:  # TypeError: a relative name
+        raise UserError(
+            "reward", f"{path!r} cannot be imported ({error}).",
+            "Name a module that Python finds from the current directory or the environment.",
+        ) from error  # fmt: skip
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value)]
+        near = difflib.get_close_matches(function_name, names, n=1)
+        problem = f"{module_name} has no function {function_name!r} (from {path!r})."
+        fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
+        raise UserError("reward", problem, fix)
+    return function
+
+
+def _checked(scores: Sequence[float], count: int, name: str) -> list[float]:
+    """The scores as floats, if there are ``count`` of them and all are finite."""
+    fix = "Return list[float] with one finite reward per response."
+    try:
+        rewards = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"reward {name}", f"it did not return numbers ({error}).", fix) from error
+    if len(rewards) != count:
+        problem = f"it returned {len(rewards)} rewards for {count} responses."
+        raise UserError(f"reward {name}", problem, fix)
+    for i, reward in enumerate(rewards):
+        if not math.isfinite(reward):
+            raise UserError(f"reward {name}", f"reward {i} of {count} is {reward}.", fix)
+    return rewards
