@@ -18,5 +18,5 @@ class UserError(Exception):
         super().__init__(f"{place}: {problem}" + (f" {fix}" if fix else ""))
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """The user asked the run to stop (Ctrl-C or SIGTERM); everything committed so far is kept."""

@@ -342,7 +342,8 @@ def _draw_puzzle(
     given: tuple[str, ...] = ()
     if random.random() < options.guessable:
         how_many = int(random.integers(1, len(cells)))
-        given = tuple(cell for cell in cells if cell in set(random.permutation(cells)[:how_many]))
+        told = set(random.permutation(cells)[:how_many])
+        given = tuple(cell for cell in cells if cell in told)
     spare = [cell for cell in _all_cells(rows, columns) if cell not in cells]
     extra = str(random.choice(spare)) if spare and random.random() < options.distractors else ""
     return Puzzle(task, grid, cells, given, extra, digit)

@@ -71,7 +71,7 @@ class Policy:
         where = str(location or model_location(config.model))
         processor = load_processor(config, where)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 where, revision=config.model.revision, dtype=torch.float32,
                 attn_implementation=config.model.attention, use_safetensors=True,
             )  # fmt: skip

@@ -143,7 +143,9 @@ class SampleTable(Sequence[Sample]):
             UserError: there is none.
         """
         if sample_id not in self._place:
-            raise UserError(str(self.path), f"has no sample {sample_id}.", "Prepare the data again.")
+            raise UserError(
+                str(self.path), f"has no sample {sample_id}.", "Prepare the data again."
+            )
         return self[self._place[sample_id]]
 
     def _read_group(self, group: int) -> list[Sample]:
@@ -173,7 +175,9 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(str(path), "no such file.", "Run the stage that writes it again.") from error
+        raise UserError(
+            str(path), "no such file.", "Run the stage that writes it again."
+        ) from error
     except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0]
         raise UserError(

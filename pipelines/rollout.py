@@ -64,7 +64,9 @@ def rollout(
     carried = len(groups)
     position = int(previous_metrics.get("next_position", 0))
     # Aim at a full batch in one round, from the share of groups that were informative last time.
-    share = float(previous_metrics.get("informative_share", 1.0)) if settings.dynamic_sampling else 1.0
+    share = (
+        float(previous_metrics.get("informative_share", 1.0)) if settings.dynamic_sampling else 1.0
+    )
     counts, tries = Counts(), 0
     while len(groups) < settings.prompts_per_step:
         if tries == settings.max_tries:
@@ -101,7 +103,9 @@ def sample_groups(
     )  # fmt: skip
     generated = engine.generate(chosen, [(step, position) for position in positions], sampling)
     flat = [response for responses in generated for response in responses]
-    owners: list[Sample] = [s for s, responses in zip(chosen, generated, strict=True) for _ in responses]
+    owners: list[Sample] = [
+        s for s, responses in zip(chosen, generated, strict=True) for _ in responses
+    ]
     graded = iter(reward([r.text for r in flat], owners, [r.truncated for r in flat]))
     groups = []
     for sample, position, responses in zip(chosen, positions, generated, strict=True):

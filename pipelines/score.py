@@ -76,7 +76,9 @@ def make_estimator(config: Config, step: int, policy: Policy) -> Estimator:
         return torch.tensor([float(role == "perception") for role in roles])
 
     known = {name: from_statistics(name) for name in ESTIMATORS}
-    return find_part("score.estimator", config.score.estimator, known | {"random": random, "oracle": oracle})
+    return find_part(
+        "score.estimator", config.score.estimator, known | {"random": random, "oracle": oracle}
+    )
 
 
 def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> list[str]:
@@ -169,11 +171,17 @@ def perturbed_prompt(
 
 
 def _scored(
-    config: Config, groups: Sequence[Rollout], statistics: TokenStatistics, perception_N: torch.Tensor
+    config: Config,
+    groups: Sequence[Rollout],
+    statistics: TokenStatistics,
+    perception_N: torch.Tensor,
 ) -> list[Scored]:
     responses = [group.response_ids for group in groups]
     perception = split_like(perception_N, responses)
-    logp, entropy = split_like(statistics.logp, responses), split_like(statistics.entropy, responses)
+    logp, entropy = (
+        split_like(statistics.logp, responses),
+        split_like(statistics.entropy, responses),
+    )
     rows = []
     for index, group in enumerate(groups):
         perception_GT, mask_GT = pad_lists(perception[index])

@@ -83,7 +83,9 @@ class Session:
         replayed = list(range(self._version + 1, version + 1))
         for step in replayed:
             self.watch.progress("replaying update", step, version)
-            self._apply(step, self._made(self.chain.rollout(step)), self._made(self.chain.score(step)))
+            self._apply(
+                step, self._made(self.chain.rollout(step)), self._made(self.chain.score(step))
+            )
         if replayed and start:
             self.watch.note(
                 f"resuming from checkpoint {start}; updates {replayed[0]} to {version} replayed from "
@@ -109,7 +111,9 @@ class Session:
         assert self._trainer is not None
         self._version = -1  # if interrupted inside, the weights are neither version
         metrics = self._trainer.update(
-            read_rows(rollouts / ROLLOUTS, Rollout), read_rows(scores / SCORES, Scored), self.samples
+            read_rows(rollouts / ROLLOUTS, Rollout),
+            read_rows(scores / SCORES, Scored),
+            self.samples,
         )
         self._version = step
         return metrics

@@ -69,7 +69,10 @@ def shipped_config(name: str) -> Path:
 
 
 def load(
-    path: Path | None = None, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read a config file (default: the embedded one), then apply ``key=value`` overrides.
 
@@ -113,7 +116,9 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
         shipped = sorted(p.name for p in shipped_config(".").glob("*.yaml"))
         raise UserError(str(path), "no such config file.", f"Shipped ones: {' '.join(shipped)}.")
     if found in seen:
-        raise UserError(str(path), "base: goes round in a circle.", "Remove one of the base: lines.")
+        raise UserError(
+            str(path), "base: goes round in a circle.", "Remove one of the base: lines."
+        )
     try:
         root = yaml.compose(found.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         values = yaml.safe_load(found.read_text(encoding="utf-8"))
@@ -126,7 +131,9 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
     if root is None:
         return layer
     if not isinstance(values, dict):
-        raise UserError(f"{path}, line 1", "expected settings (key: value).", "See configs/tiny.yaml.")
+        raise UserError(
+            f"{path}, line 1", "expected settings (key: value).", "See configs/tiny.yaml."
+        )
     lines = dict(_lines(root))
     base = values.pop("base", None)
     for key, value in _flatten(values):
@@ -166,10 +173,10 @@ def _validate(layer: _Layer) -> Config:
         if key not in known:
             raise _unknown(key, layer.places[key], list(known))
         *sections, name = key.split(".")
-        place = nested
+        holder = nested
         for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
+            holder = holder.setdefault(section, {})
+        holder[name] = value
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
@@ -192,13 +199,13 @@ def _prefixes(key: str) -> Iterator[str]:
 
 
 def _unknown(key: str, place: str, known: list[str]) -> UserError:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-        k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]
-    ]
-    hint = f"Did you mean {near[0]}?" if near else ""
+    last = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [name for name in known if name.rpartition(".")[2] == last]
+    hint = f" Did you mean {near[0]}?" if near else ""
     section = key.partition(".")[0]
-    topic = section if any(k.startswith(section + ".") for k in known) else ""
-    return UserError(place, f"no such setting. {hint}".strip(), f"(vppo config {topic} lists them)".replace(" )", ")").replace("  ", " "))  # fmt: skip
+    topic = f" {section}" if any(name.startswith(f"{section}.") for name in known) else ""
+    return UserError(place, f"no such setting.{hint}", f"(vppo config{topic} lists them)")
 
 
 def dump(config: Config) -> str:

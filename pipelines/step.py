@@ -106,7 +106,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not isinstance(manifest, dict) or not {"key", "files", "metrics"} <= manifest.keys():
             raise ValueError("it lacks its fields")
     except (OSError, ValueError) as error:
-        raise UserError(str(path / MANIFEST), f"corrupt manifest ({error}).", _redo(path)) from error
+        raise UserError(
+            str(path / MANIFEST), f"corrupt manifest ({error}).", _redo(path)
+        ) from error
     return manifest
 
 

@@ -67,7 +67,8 @@ class TorchTrainer:
     ) -> None:
         self.policy, self.config, self.settings = policy, config, config.update
         self.objective = find_part("update.objective", self.settings.objective, OBJECTIVES)
-        self._make_reference, self._reference = reference, None
+        self._make_reference = reference
+        self._reference: Policy | None = None
         self.named = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
         decayed = [p for _, p in self.named if p.dim() > 1]
         plain = [p for _, p in self.named if p.dim() <= 1]
@@ -110,7 +111,9 @@ class TorchTrainer:
         tokens = whole.loss_mask_BT.sum().clamp(min=1)
 
         self.optimizer.zero_grad(set_to_none=True)
-        self.policy.model.train(self.settings.gradient_checkpointing)  # dropout is 0 in these models
+        self.policy.model.train(
+            self.settings.gradient_checkpointing
+        )  # dropout is 0 in these models
         totals: dict[str, float] = defaultdict(float)
         for number in range(int(micro_B[-1]) + 1):
             rows_B = micro_B == number
@@ -125,7 +128,9 @@ class TorchTrainer:
         rate = self.settings.learning_rate * self._warmup()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.named], self.settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for _, p in self.named], self.settings.max_grad_norm
+        )
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm.item()} in update {self.updates + 1}")
         self.optimizer.step()

@@ -1,0 +1,223 @@
+"""The commands. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.errors import Interrupted, UserError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train a vision-language model with reinforcement learning on verifiable rewards, and know "
+    "what it looks at.\n\nStages: prepare -> rollout -> score -> update -> checkpoint -> eval. Each "
+    "writes a folder to disk; what is there is not made again, whether a run is resumed, extended or "
+    "given another setting.\n\nStart with [bold]vppo train[/bold]: a tiny model learns to read digits "
+    "on this machine.",
+)  # fmt: skip
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="A YAML config (default: tiny.yaml).")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+]
+RunName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="The run's folder name.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+
+
+@app.command()
+def train(
+    stage: Annotated[
+        str,
+        typer.Option(help="all, or one of prepare, rollout, score, update, checkpoint, eval."),
+    ] = "all",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    run: RunName = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="A..B", help="Training steps of a single stage: 3 or 3..5.")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop after training step N.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Make a single stage again even if it is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Train: every stage in turn, or one alone.
+
+    Without --run, a run is named after its settings, so the same command goes on with the same run and
+    does nothing once it is finished. With --stage, one stage is made again from what is on disk, with
+    the settings given; the run itself keeps its own.
+
+    [bold]Examples[/bold]
+
+    vppo train
+
+    vppo train --config ci.yaml --set run.steps=20 --set seed=1
+
+    vppo train --stage score --set score.estimator=k3
+    """
+    from vppo_cli import train as commands
+
+    if stage == "all":
+        _refuse_with_all(steps=steps, force=force)
+        commands.train_all(run, config, settings or [], until, as_json=json)
+    else:
+        commands.train_one(run, config, settings or [], stage, steps, force=force, as_json=json)
+
+
+def _refuse_with_all(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"--{name}", "goes with a single --stage.", f"Add --stage, or drop --{name}.")
+
+
+@app.command()
+def prepare(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    run: RunName = None,
+    rebuild_tiny: Annotated[
+        bool, typer.Option("--rebuild-tiny", help="Train the shipped tiny model again instead.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where --rebuild-tiny writes the model.")
+    ] = Path("tiny_model"),
+    json: Json = False,
+) -> None:
+    """Turn a data set into checked samples: embedded digits, a hub id, Parquet, JSONL, image folder.
+
+    Over-long prompts and unreadable images are left out, counted and listed in rejected.jsonl.
+    """
+    from vppo_cli import train as commands
+
+    if rebuild_tiny:
+        commands.rebuild_tiny(out, as_json=json)
+    else:
+        commands.train_one(run, config, settings or [], "prepare", None, force=False, as_json=json)
+
+
+@app.command("eval")
+def evaluate(
+    benchmarks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Benchmarks (default: the config's).")
+    ] = None,
+    run: RunName = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="WHICH", help="last, best, a step number; 0 is the starting model.")
+    ] = "last",
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples per question.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a checkpoint of a run (the newest by default), or any model."""
+    from vppo_cli import evaluate as commands
+
+    asked = list(settings or [])
+    for key, value in (("benchmarks", benchmarks), ("samples", samples), ("limit", limit)):
+        if value is not None:
+            asked.append(f"eval.{key}=[{value}]" if key == "benchmarks" else f"eval.{key}={value}")
+    commands.evaluate(run, checkpoint, model, asked, as_json=json)
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    run: RunName = None,
+    json: Json = False,
+) -> None:
+    """Say what would run, what would be kept, and why, without running anything."""
+    from vppo_cli import look as commands
+
+    commands.plan(run, config, settings or [], as_json=json)
+
+
+@app.command()
+def status(run: RunName = None, json: Json = False) -> None:
+    """Show a run at a glance, also while it trains in another terminal."""
+    from vppo_cli import look as commands
+
+    commands.status(run, as_json=json)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
+    run: RunName = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="WHICH", help="last, best or a step number.")
+    ] = "last",
+    json: Json = False,
+) -> None:
+    """Copy a checkpoint's model out, in Hugging Face format."""
+    from vppo_cli import look as commands
+
+    commands.export(run, checkpoint, out, as_json=json)
+
+
+@app.command("config")
+def show_config(
+    section: Annotated[str | None, typer.Argument(help="One section, such as score.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    run: RunName = None,
+) -> None:
+    """List the settings: each with its value and its meaning."""
+    from vppo_cli import look as commands
+
+    commands.show_config(section, config, settings or [], run)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Check this environment: packages, devices, graders, disk; and say what to do."""
+    from vppo_cli import doctor as commands
+
+    commands.doctor(as_json=json)
+
+
+def _interrupt(number: int, _: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+    raise Interrupted(signal.Signals(number).name)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a fault, 2 the user's input, 130 interrupted."""
+    # Idle OpenMP threads must sleep, not spin: on a busy machine spinning costs a factor of 100.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except UserError as error:
+        from vppo_cli.display import show_error
+
+        show_error(error)
+        sys.exit(2)
+    except Interrupted:
+        from vppo_cli.display import show_interrupted
+
+        show_interrupted()
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

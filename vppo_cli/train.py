@@ -1,0 +1,124 @@
+"""``vppo train`` and ``vppo prepare``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import runs
+from pipelines.chain import Chain
+from pipelines.checkpoint import newest
+from pipelines.errors import UserError
+from pipelines.run import train, train_stage
+from vppo_cli import display
+from vppo_cli.choose import choose
+from vppo_cli.results import evaluation_rows
+
+STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
+
+
+def train_all(
+    name: str | None, config: Path | None, overrides: Sequence[str], until: int | None, *, as_json: bool
+) -> None:
+    """Make everything that is missing, then show the evaluation."""
+    choice = choose(name, config, overrides, new=True)
+    chain = choice.wanted
+    runs.write_config(chain.run, chain.config)
+    with display.watching(chain, as_json=as_json) as watch:
+        watch.begin()
+        made = train(chain, watch, until=until)
+    rows = evaluation_rows(chain)
+    if as_json:
+        display.print_json({"run": chain.run.name, "made": len(made), "evaluations": rows})
+        return
+    if not made:
+        last = chain.config.run.steps if until is None else until
+        display.line("done", f"nothing to do: all {last} steps are on disk with these settings")
+    display.evaluation_table(rows)
+    display.next_steps(chain)
+
+
+def train_one(
+    name: str | None, config: Path | None, overrides: Sequence[str], stage: str, steps: str | None,
+    *, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Make one stage again from what is on disk."""
+    if stage not in STAGES:
+        near = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"--stage {stage}", "no such stage.", f"{hint}Known: all {' '.join(STAGES)}.")
+    choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
+    if not (choice.run / runs.CONFIG).is_file():
+        runs.write_config(choice.run, choice.wanted.config)
+    chosen = parse_steps(steps, choice.chain) or default_steps(choice.chain, stage)
+    with display.watching(choice.wanted, as_json=as_json) as watch:
+        watch.begin(stage)
+        made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
+    if as_json:
+        display.print_json({"run": choice.run.name, "stage": stage, "made": [s.path.name for s in made]})
+    else:
+        display.made(choice.chain, choice.wanted, stage, made, overrides)
+
+
+def parse_steps(text: str | None, chain: Chain) -> list[int]:
+    """``3`` or ``3..5`` -> the steps.
+
+    Raises:
+        UserError: it is neither, or lies outside the run.
+    """
+    if text is None:
+        return []
+    first, _, last = text.partition("..")
+    if not first.isdigit() or not (last or first).isdigit():
+        raise UserError(f"--steps {text}", "is neither a step nor a range.", "Write 3 or 3..5.")
+    steps = list(range(int(first), int(last or first) + 1))
+    if not steps or steps[0] < 0 or steps[-1] > chain.config.run.steps:
+        raise UserError(
+            f"--steps {text}", f"the run has steps 1..{chain.config.run.steps}.",
+            "Extend it with --set run.steps=N.",
+        )  # fmt: skip
+    return steps
+
+
+def default_steps(chain: Chain, stage: str) -> list[int]:
+    """The training steps whose inputs for this stage are on disk.
+
+    Raises:
+        UserError: there are none.
+    """
+    last = chain.config.run.steps
+    if stage == "prepare":
+        return [0]
+    if stage == "eval":
+        done = newest(chain, last)
+        return [0, done] if chain.config.eval.baseline and done else [done]
+    ready = {
+        "rollout": lambda t: t == 1 or chain.update(t - 1).path.is_dir(),
+        "score": lambda t: chain.rollout(t).path.is_dir(),
+        "update": lambda t: chain.score(t).path.is_dir(),
+        "checkpoint": lambda t: chain.update(t).path.is_dir() and chain.has_checkpoint(t),
+    }[stage]
+    steps = [t for t in range(1, last + 1) if ready(t)]
+    if not steps:
+        before = {"score": "rollout", "update": "score", "checkpoint": "update"}[stage]
+        raise UserError(
+            f"--stage {stage}", f"run {chain.run.name} has no {before} on disk to work from.",
+            f"Make it first: vppo train --run {chain.run.name} --stage {before}",
+        )  # fmt: skip
+    return steps
+
+
+def rebuild_tiny(out: Path, *, as_json: bool) -> None:
+    """Build and warm-start the tiny model again, as the shipped one was."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(str(out), "is not empty.", "Name a new folder with --out.")
+    from pipelines.tiny import rebuild
+
+    with display.bar("warm start", as_json=as_json) as progress:
+        metrics = rebuild(out, progress=progress)
+    if as_json:
+        display.print_json({"out": str(out), **metrics})
+    else:
+        display.line("wrote", f"{out}  loss {metrics['loss']:.4f} after {metrics['steps']} steps")
+        display.line("next", f"vppo train --set model.path={out}")
