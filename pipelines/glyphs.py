@@ -113,7 +113,7 @@ class Writer:
             self.mark(",")
 
     def read(self, cell: str, true: int) -> int:
-        """"a1 shows 7"; returns the value as read."""
+        """Write "a1 shows 7"; returns the value as read."""
         wrong = self.random.random() < self.slips.read
         value = (true + int(self.random.integers(1, 10))) % 10 if wrong else true
         self.words(f"{cell} shows")
@@ -121,7 +121,7 @@ class Writer:
         return value
 
     def copy(self, cell: str, value: int) -> int:
-        """"a1 given 7": a value from the question, which the image has no say in."""
+        """Write "a1 given 7": a value from the question, which the image has no say in."""
         self.words(f"{cell} given")
         self.number(value, TEMPLATE)
         return value
@@ -133,7 +133,7 @@ class Writer:
         return true + 1 if true == 0 or self.random.random() < 0.5 else true - 1
 
     def equation(self, left: int, sign: str, right: int) -> int:
-        """"7 + 3 = 10"; returns the result."""
+        """Write "7 + 3 = 10"; returns the result."""
         self.clause()
         value = self.result(left + right if sign == "+" else abs(left - right))
         self.number(left)
@@ -144,14 +144,14 @@ class Writer:
         return value
 
     def total(self, values: Sequence[int]) -> int:
-        """"7 + 3 = 10, 10 + 5 = 15"; returns the sum."""
+        """Write "7 + 3 = 10, 10 + 5 = 15"; returns the sum."""
         sum_ = values[0]
         for value in values[1:]:
             sum_ = self.equation(sum_, "+", value)
         return sum_
 
     def compare(self, left: int, right: int) -> tuple[int, int]:
-        """"7 is larger than 3"; returns (larger, smaller) as stated."""
+        """Write "7 is larger than 3"; returns (larger, smaller) as stated."""
         self.clause()
         larger = left > right
         if self.random.random() < self.slips.result:
@@ -165,7 +165,7 @@ class Writer:
         return (left, right) if larger else (right, left)
 
     def finding(self, name: str, true: int) -> int:
-        """"the largest is 7"; returns the value as stated."""
+        """Write "the largest is 7"; returns the value as stated."""
         self.clause()
         value = self.result(true)
         self.words(f"the {name} is")
@@ -354,9 +354,7 @@ def _question(puzzle: Puzzle) -> str:
     return hints + TASKS[puzzle.task].question(puzzle)
 
 
-def write(
-    puzzle: Puzzle, slips: Slips, random: np.random.Generator
-) -> tuple[list[Piece], int]:
+def write(puzzle: Puzzle, slips: Slips, random: np.random.Generator) -> tuple[list[Piece], int]:
     """A solution of the puzzle and the answer it arrives at (the right one, without slips)."""
     writer = Writer(slips, random)
     reads = list(puzzle.cells)
