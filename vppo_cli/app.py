@@ -23,13 +23,16 @@ app = typer.Typer(
 )  # fmt: skip
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="A YAML config (default: tiny.yaml).")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A YAML config (default: tiny.yaml)."),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
 ]
-RunName = Annotated[str | None, typer.Option("--run", metavar="NAME", help="The run's folder name.")]
+RunName = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="The run's folder name.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 
 
@@ -43,12 +46,15 @@ def train(
     settings: Settings = None,
     run: RunName = None,
     steps: Annotated[
-        str | None, typer.Option(metavar="A..B", help="Training steps of a single stage: 3 or 3..5.")
+        str | None,
+        typer.Option(metavar="A..B", help="Training steps of a single stage: 3 or 3..5."),
     ] = None,
     until: Annotated[
         int | None, typer.Option(metavar="N", help="Stop after training step N.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Make a single stage again even if it is there.")] = False,
+    force: Annotated[
+        bool, typer.Option(help="Make a single stage again even if it is there.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train: every stage in turn, or one alone.
@@ -77,7 +83,9 @@ def train(
 def _refuse_with_all(**given: Any) -> None:
     for name, value in given.items():
         if value:
-            raise UserError(f"--{name}", "goes with a single --stage.", f"Add --stage, or drop --{name}.")
+            raise UserError(
+                f"--{name}", "goes with a single --stage.", f"Add --stage, or drop --{name}."
+            )
 
 
 @app.command()
@@ -112,10 +120,12 @@ def evaluate(
     ] = None,
     run: RunName = None,
     checkpoint: Annotated[
-        str, typer.Option(metavar="WHICH", help="last, best, a step number; 0 is the starting model.")
+        str,
+        typer.Option(metavar="WHICH", help="last, best, a step number; 0 is the starting model."),
     ] = "last",
     model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead.")
+        str | None,
+        typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples per question.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,

@@ -24,9 +24,7 @@ class Choice:
         return self.wanted.run
 
 
-def choose(
-    name: str | None, config: Path | None, overrides: Sequence[str], *, new: bool
-) -> Choice:
+def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, new: bool) -> Choice:
     """Find the run, or name a new one after its settings.
 
     Args:
@@ -39,7 +37,9 @@ def choose(
         if not new:
             runs.find_run(name)  # says which runs there are
         if "/" in name or name.startswith("."):
-            raise UserError(f"--run {name}", "is a name, not a path.", "Runs lie in runs/ (VPPO_RUNS).")
+            raise UserError(
+                f"--run {name}", "is a name, not a path.", "Runs lie in runs/ (VPPO_RUNS)."
+            )
         asked = settings.load(config, overrides)
         path = runs.runs_folder() / name
     elif name is None and (new or config is not None):

@@ -19,7 +19,12 @@ STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
 
 
 def train_all(
-    name: str | None, config: Path | None, overrides: Sequence[str], until: int | None, *, as_json: bool
+    name: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    until: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Make everything that is missing, then show the evaluation."""
     choice = choose(name, config, overrides, new=True)
@@ -47,7 +52,9 @@ def train_one(
     if stage not in STAGES:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(f"--stage {stage}", "no such stage.", f"{hint}Known: all {' '.join(STAGES)}.")
+        raise UserError(
+            f"--stage {stage}", "no such stage.", f"{hint}Known: all {' '.join(STAGES)}."
+        )
     choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
     if not (choice.run / runs.CONFIG).is_file():
         runs.write_config(choice.run, choice.wanted.config)
@@ -56,7 +63,9 @@ def train_one(
         watch.begin(stage)
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
     if as_json:
-        display.print_json({"run": choice.run.name, "stage": stage, "made": [s.path.name for s in made]})
+        display.print_json(
+            {"run": choice.run.name, "stage": stage, "made": [s.path.name for s in made]}
+        )
     else:
         display.made(choice.chain, choice.wanted, stage, made, overrides)
 

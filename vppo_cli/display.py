@@ -1,0 +1,288 @@
+"""The only place that prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.chain import Chain
+from pipelines.errors import UserError
+from pipelines.step import Step
+from vppo_cli.results import recent_rows
+from vppo_cli.words import duration, ranges, sparkline
+
+LABEL = 11
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def line(label: str, text: str, style: str = "") -> None:
+    """One line of output: a short label, then what there is to say."""
+    console.print(f"[bold]{label:<{LABEL}}[/bold]{escape(text)}", style=style or None)
+
+
+def print_json(value: Any) -> None:
+    """For a program: one JSON object, nothing else on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def show_error(error: UserError) -> None:
+    """An expected error: what is wrong and what to do, without a traceback."""
+    errors.print(f"[bold red]error[/bold red]  {escape(f'{error.place}: {error.problem}')}")
+    if error.fix:
+        errors.print(f"       {escape(error.fix)}")
+
+
+_running: list[Chain] = []  # the run that Ctrl-C would stop
+
+
+def show_interrupted() -> None:
+    """After Ctrl-C: what is kept, and how to go on."""
+    errors.print("[bold]stopped[/bold]    everything committed so far is kept")
+    if _running:
+        errors.print(f"[bold]next[/bold]       vppo train --run {_running[-1].run.name}")
+
+
+# -- while it runs -------------------------------------------------------------------------------
+
+
+class PlainWatch:
+    """One line per training step, for logs and pipes."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.last = chain, chain.config.run.steps
+        self.rows: list[dict[str, Any]] = []
+        self.times: dict[str, float] = {}
+        self.durations: list[float] = []
+        self.single = ""
+        self._started = time.monotonic()
+
+    def begin(self, stage: str = "all") -> None:
+        """Say which run this is and what it will do."""
+        self.rows = recent_rows(self.chain)
+        config = self.chain.config
+        line("run", str(self.chain.run))
+        self.single = "" if stage == "all" else stage
+        if self.single:
+            line("stage", stage)
+            return
+        saved = sum(self.chain.has_checkpoint(t) for t in range(1, self.last + 1))
+        line(
+            "plan",
+            f"prepare, {self.last} steps (rollout, score, update), {saved} checkpoints, "
+            f"eval on {', '.join(config.eval.benchmarks)}",
+        )
+
+    def progress(self, label: str, done: int, total: int | None = None) -> None: ...
+
+    def note(self, text: str) -> None:
+        line("note", text)
+
+    def stage(self, name: str, index: int) -> None:
+        self._started = time.monotonic()
+
+    def finished(self, name: str, index: int, metrics: dict[str, Any]) -> None:
+        self.times[name] = time.monotonic() - self._started
+        if name == "update" and "rollout/accuracy" in metrics:
+            self.rows.append(metrics)
+            self.durations.append(sum(self.times.values()))
+            self.say(self.step_line() + "  " + self.time_line())
+            self.times = {}
+        elif name == "prepare":
+            self.say(f"{'prepare':<{LABEL}}" + summary(metrics))
+        elif name == "validation":
+            self.say(f"{'validation':<{LABEL}}step {index}  accuracy {metrics['accuracy']:.3f}")
+        elif self.single:
+            place = f"step {index}  " if index else ""
+            self.say(f"{name:<{LABEL}}{place}{summary(metrics)}")
+
+    def say(self, text: str) -> None:
+        console.print(escape(text))
+
+    def step_line(self) -> str:
+        """``step  42/100  accuracy 0.47 ▁▂▃  ...``"""
+        row = self.rows[-1]
+        accuracy = [r["rollout/accuracy"] for r in self.rows]
+        kept, sampled = row["rollout/groups_informative"], row["rollout/groups_sampled"]
+        return (
+            f"step {row['step']:>3}/{self.last}  accuracy {accuracy[-1]:.2f} {sparkline(accuracy)}  "
+            f"groups kept {kept}/{sampled}  perception {row['score/perception_mean']:.2f} nats  "
+            f"entropy {row['score/entropy']:.2f}"
+        )
+
+    def time_line(self) -> str:
+        """``rollout 1.1 s  score 0.1 s  update 0.4 s  left 1 m 34 s``"""
+        spent = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in self.times.items())
+        recent = self.durations[-20:]
+        left = (self.last - self.rows[-1]["step"]) * sum(recent) / max(len(recent), 1)
+        return f"{spent}  left {duration(left)}"
+
+
+class LiveWatch(PlainWatch):
+    """One calm view that stays in place, for a person at a terminal."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(chain)
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+        self._step_text = self._time_text = self._now = ""
+        self._bar: tuple[int, int | None] = (0, None)
+        self._label = ""
+
+    def progress(self, label: str, done: int, total: int | None = None) -> None:
+        self._now, self._bar = label, (done, total)
+        self._draw()
+
+    def stage(self, name: str, index: int) -> None:
+        super().stage(name, index)
+        self._label, self._now, self._bar = name, "", (0, None)
+        self._draw()
+
+    def say(self, text: str) -> None:
+        if self.times and text.startswith("step"):
+            self._step_text, self._time_text = self.step_line(), self.time_line()
+            self._draw()
+        else:
+            super().say(text)
+
+    def _draw(self) -> None:
+        done, total = self._bar
+        now = Table.grid(padding=(0, 1))
+        now.add_row(
+            Text(f"{self._label:<{LABEL - 1}}", style="bold"),
+            Text(_bar_text(done, total)), Text(f"{done}/{total} {self._now}" if total else self._now),
+        )  # fmt: skip
+        parts: list[Any] = []
+        if self._step_text:
+            parts += [
+                Text(self._step_text),
+                Padding(Text(self._time_text, style="dim"), (0, 0, 0, LABEL)),
+            ]
+        self.live.update(Group(*parts, now))
+
+
+def _bar_text(done: int, total: int | None, width: int = 24) -> str:
+    filled = round(width * min(done / total, 1.0)) if total else 0
+    return "━" * filled + "─" * (width - filled)
+
+
+class QuietWatch(PlainWatch):
+    """For --json: says nothing."""
+
+    def begin(self, stage: str = "all") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+@contextlib.contextmanager
+def watching(chain: Chain, *, as_json: bool) -> Iterator[PlainWatch]:
+    """The right watch for where standard output goes."""
+    _running.append(chain)
+    if as_json:
+        yield QuietWatch(chain)
+    elif console.is_terminal:
+        watch = LiveWatch(chain)
+        with watch.live:
+            yield watch
+    else:
+        yield PlainWatch(chain)
+    _running.pop()
+
+
+@contextlib.contextmanager
+def bar(label: str, *, as_json: bool) -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar for work outside a run: call it with (done, total, current loss)."""
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=as_json) as progress:
+        task = progress.add_task(label, loss="")
+
+        def report(done: int, total: int, loss: float) -> None:
+            progress.update(task, completed=done, total=total, loss=f"loss {loss:.3f}")
+
+        yield report
+
+
+def summary(metrics: dict[str, Any], most: int = 6) -> str:
+    """The first metrics in one line."""
+    shown = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}"
+             for n, v in metrics.items() if isinstance(v, int | float)]  # fmt: skip
+    return "  ".join(shown[:most])
+
+
+# -- at the end ----------------------------------------------------------------------------------
+
+
+def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Accuracy of the starting policy and of the checkpoint, with intervals, and the difference."""
+    for row in rows:
+        console.print()
+        line("eval", f"{row['benchmark']}, {row['questions']} questions x {row['samples']} samples, "
+             f"95 % intervals over questions")  # fmt: skip
+        table = Table.grid(padding=(0, 3))
+        for entry in row["results"]:
+            low, high = entry["interval"]
+            cells = [
+                " " * (LABEL - 3),
+                entry["policy"],
+                f"{entry['accuracy']:.3f}",
+                f"[{low:.3f}, {high:.3f}]",
+            ]
+            if "difference" in entry:
+                change, (down, up) = entry["difference"], entry["difference_interval"]
+                cells.append(f"{change:+.1f} points [{down:+.1f}, {up:+.1f}]")
+            table.add_row(*map(Text, cells))
+        console.print(table)
+    if rows:
+        console.print()
+
+
+def next_steps(chain: Chain) -> None:
+    """What one would do now."""
+    name = chain.run.name
+    line("next", f"vppo status --run {name}      what the run did")
+    console.print(
+        f"{'':<{LABEL}}vppo export {name}-model --run {name}      the model, for transformers"
+    )
+    console.print(
+        f"{'':<{LABEL}}vppo train --run {name} --stage score --set score.estimator=k3      "
+        "score the saved rollouts another way"
+    )
+
+
+def made(
+    chain: Chain, wanted: Chain, stage: str, steps: Sequence[Step], overrides: Sequence[str]
+) -> None:
+    """What a single stage did."""
+    if not steps:
+        line(
+            "done",
+            f"nothing to do: {stage} is on disk with these settings (--force makes it again)",
+        )
+        return
+    indices = [step.index for step in steps if step.index is not None]
+    where = f" {ranges(indices)}" if indices else ""
+    line("made", f"{stage}{where}: {steps[-1].path}")
+    if chain is not wanted:
+        settings = "".join(f" --set {text}" for text in overrides)
+        line(
+            "next",
+            f"vppo plan --run {chain.run.name}{settings}      what is stale if the run goes on so",
+        )

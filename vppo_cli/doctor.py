@@ -1,0 +1,160 @@
+"""``vppo doctor``: is this environment fit, and if not, what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import psutil
+
+from pipelines import runs
+from pipelines.errors import UserError
+from vppo_cli import display
+from vppo_cli.words import size
+
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "math-verify",
+    "mathruler",
+    "pydantic",
+)
+OPTIONAL = {"vllm": "fast rollouts on GPUs", "deepspeed": "updates on several GPUs"}
+NEEDED_DISK = 2e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``bad`` ones make the exit code 1."""
+
+    name: str
+    state: Literal["ok", "note", "bad"]
+    found: str
+    advice: str = ""
+
+
+def doctor(*, as_json: bool) -> None:
+    """Print the findings."""
+    findings = []
+    marks = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}
+    for check in CHECKS:
+        for finding in check():
+            findings.append(finding)
+            if as_json:
+                continue
+            display.console.print(
+                f"{marks[finding.state]}  [bold]{finding.name:<14}[/bold]{finding.found}"
+            )
+            if finding.advice:
+                display.console.print(f"{'':20}{finding.advice}", style="dim")
+    bad = [finding for finding in findings if finding.state == "bad"]
+    if as_json:
+        display.print_json({"ok": not bad, "findings": [asdict(finding) for finding in findings]})
+    else:
+        display.line("\nresult", f"{len(bad)} to mend" if bad else "ready: vppo train")
+    if bad:
+        sys.exit(1)
+
+
+def _system() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    memory, cores = psutil.virtual_memory(), len(os.sched_getaffinity(0))
+    yield Finding(
+        "machine",
+        "ok",
+        f"{cores} cores, {size(memory.total)} memory, {size(memory.available)} free",
+    )
+    busy = psutil.getloadavg()[0]
+    if busy > cores:
+        yield Finding(
+            "load", "note", f"{busy:.1f} on {cores} cores", "Other work will slow a run down."
+        )
+
+
+def _packages() -> Iterator[Finding]:
+    for package in REQUIRED:
+        try:
+            yield Finding(package, "ok", version(package))
+        except PackageNotFoundError:
+            yield Finding(package, "bad", "not installed", f"pip install {package}")
+    for package, use in OPTIONAL.items():
+        try:
+            yield Finding(package, "ok", version(package))
+        except PackageNotFoundError:
+            yield Finding(package, "note", f"not installed ({use})", "pip install 'vppo[gpu]'")
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            yield Finding(f"gpu {index}", "ok", f"{card.name}, {size(card.total_memory)}")
+    else:
+        yield Finding("gpu", "note", "none", "Fine for configs/tiny.yaml; larger models need one.")
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    if threads > cores:
+        yield Finding(
+            "threads", "note", f"{threads} on {cores} cores", f"--set run.threads={cores}"
+        )
+
+
+def _model() -> Iterator[Finding]:
+    from pipelines.policy import Policy
+    from pipelines.settings import load
+
+    try:
+        policy = Policy.load(load())
+    except (UserError, ImportError, RuntimeError) as error:
+        yield Finding("tiny model", "bad", str(error).splitlines()[0], "Reinstall vppo.")
+        return
+    count = sum(p.numel() for p in policy.model.parameters())
+    yield Finding(
+        "tiny model", "ok", f"{type(policy.model).__name__}, {count / 1e6:.1f} M parameters"
+    )
+
+
+def _graders() -> Iterator[Finding]:
+    from pipelines.graders import GRADERS, GraderPool
+
+    with GraderPool(workers=1, deadline_s=30.0) as pool:
+        for grader in GRADERS:
+            try:
+                verdicts = pool.grade(
+                    [("\\frac{1}{2}", "0.5", "value"), ("2", "x+1", "value")], grader
+                )
+            except UserError as error:
+                yield Finding(grader, "bad", str(error), f"pip install {grader}")
+                continue
+            state: Literal["ok", "bad"] = "ok" if verdicts == [True, False] else "bad"
+            yield Finding(grader, state, f"1/2 = 0.5: {verdicts[0]}; 2 = x+1: {verdicts[1]}")
+
+
+def _disk() -> Iterator[Finding]:
+    folder = runs.runs_folder()
+    here = folder if folder.exists() else folder.absolute().parent
+    free = shutil.disk_usage(here).free
+    writable = os.access(here, os.W_OK)
+    yield Finding(
+        "runs", "ok" if free > NEEDED_DISK and writable else "bad",
+        f"{folder.absolute()}, {size(free)} free" + ("" if writable else ", not writable"),
+        "" if free > NEEDED_DISK and writable else "Set VPPO_RUNS to a folder with room.",
+    )  # fmt: skip
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    offline = ", offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else ""
+    yield Finding("hub cache", "ok", f"{HF_HUB_CACHE}{offline}")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _system, _packages, _device, _model, _graders, _disk,
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""``vppo eval``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.benchmarks import check_names
+from pipelines import runs, settings
+from pipelines.chain import Chain
+from pipelines.checkpoint import best, kept, newest
+from pipelines.errors import UserError
+from pipelines.run import stage_steps, train_stage
+from vppo_cli import display
+from vppo_cli.choose import Choice, choose
+from vppo_cli.results import entry
+
+
+def evaluate(
+    run: str | None, checkpoint: str, model: str | None, overrides: Sequence[str], *, as_json: bool
+) -> None:
+    """Evaluate a checkpoint of a run, or a model on its own."""
+    if model is None:
+        choice = choose(run, None, overrides, new=False)
+        step = _which(choice.chain, checkpoint)
+    else:
+        choice, step = _model_alone(model, overrides), 0
+    source = model or (f"checkpoint {step}" if step else "starting model")
+    with display.watching(choice.wanted, as_json=as_json) as watch:
+        if not as_json:
+            display.line("model", f"{source} of {choice.run}" if model is None else source)
+        train_stage(choice.chain, choice.chain, "prepare", [0], watch, force=False)
+        train_stage(choice.chain, choice.wanted, "eval", [step], watch, force=False)
+    rows = _rows(choice, step, source)
+    if as_json:
+        display.print_json({"run": choice.run.name, "evaluations": rows})
+    else:
+        display.evaluation_table(rows)
+
+
+def _which(chain: Chain, checkpoint: str) -> int:
+    last = chain.config.run.steps
+    made = [t for t in range(1, last + 1) if chain.checkpoint(t).path.is_dir() and kept(chain, t)]
+    if checkpoint == "last":
+        return newest(chain, last)
+    if checkpoint == "best" and best(chain, made):
+        return best(chain, made)[0]
+    if checkpoint == "0" or (checkpoint.isdigit() and int(checkpoint) in made):
+        return int(checkpoint)
+    raise UserError(
+        f"--checkpoint {checkpoint}", f"run {chain.run.name} has no such checkpoint on disk.",
+        f"It has: 0 {' '.join(map(str, made))}; also: last, best.",
+    )  # fmt: skip
+
+
+def _model_alone(model: str, overrides: Sequence[str]) -> Choice:
+    config = settings.load(None, [*overrides, f"model.path={model}"])
+    check_names(config.eval.benchmarks)
+    name = f"eval-{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:4]}"
+    chain = Chain(config, runs.runs_folder() / name)
+    runs.write_config(chain.run, config)
+    return Choice(chain, chain)
+
+
+def _rows(choice: Choice, step: int, source: str) -> list[dict[str, Any]]:
+    rows = []
+    for made in stage_steps(choice.chain, choice.wanted, "eval", step):
+        row = entry(made, source)
+        counts = row["outcomes"]
+        samples = choice.wanted.config.eval.samples
+        rows.append({
+            "benchmark": made.name, "questions": sum(counts.values()) // samples,
+            "samples": samples, "results": [row],
+        })  # fmt: skip
+    return rows

@@ -1,0 +1,190 @@
+"""``vppo plan``, ``status``, ``export`` and ``config``: looking without running."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pipelines import checkpoint as checkpoints
+from pipelines import runs, settings
+from pipelines.chain import Chain
+from pipelines.config import Config
+from pipelines.step import MANIFEST, Step, read_manifest
+from pipelines.step import plan as plan_step
+from vppo_cli import display
+from vppo_cli.choose import choose
+from vppo_cli.results import evaluation_rows, recent_rows
+from vppo_cli.words import ranges, size, sparkline
+
+# -- plan ----------------------------------------------------------------------------------------
+
+
+def plan(run: str | None, config: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Print run, keep or stale for every step, with the reason; touch nothing."""
+    new = run is None and (
+        config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}"))
+    )
+    choice = choose(run, config, overrides, new=new)
+    rows = plan_rows(choice.wanted)
+    variants = list(other_variants(choice.wanted))
+    if as_json:
+        display.print_json({"run": choice.run.name, "plan": rows, "also_on_disk": variants})
+        return
+    display.line("run", str(choice.run))
+    table = Table.grid(padding=(0, 2))
+    for row in rows:
+        style = {"keep": "dim", "stale": "yellow", "run": ""}[row["status"]]
+        cells = (row["step"], row["steps"], row["status"], row["reason"])
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    display.console.print(table)
+    for variant in variants:
+        display.console.print()
+        display.line("on disk", f"{variant['step']} {variant['steps']} also with {variant['settings']}, "
+                     "not used by this run")  # fmt: skip
+        if variant["stale"]:
+            display.line(
+                "", f"to go on with it: vppo train --run {choice.run.name} {variant['set']}"
+            )
+            display.line("", f"stale then: {variant['stale']}")
+    todo = sum(row["count"] for row in rows if row["status"] != "keep")
+    display.line("would run", f"{todo} steps" if todo else "nothing: every step is on disk")
+
+
+def plan_rows(chain: Chain) -> list[dict[str, Any]]:
+    """The plan, equal lines of one stage joined; in the order in which they would run."""
+    found: dict[tuple[str, str, str], list[Step]] = {}
+    for step in chain.all():
+        status, reason = plan_step(step)
+        found.setdefault((step.name, status, reason), []).append(step)
+    return [
+        {
+            "step": name, "steps": ranges(s.index for s in steps if s.index is not None),
+            "status": status, "reason": reason, "count": len(steps),
+        }
+        for (name, status, reason), steps in found.items()
+    ]  # fmt: skip
+
+
+def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
+    """Steps on disk that were made with other settings, and what going on with those makes stale."""
+    groups: dict[tuple[str, str], tuple[dict[str, Any], list[int]]] = {}
+    for index in range(1, chain.config.run.steps + 1):
+        for step in (chain.rollout(index), chain.score(index), chain.update(index)):
+            if not step.path.is_dir():
+                continue
+            for folder in sorted(step.parent.glob(f"{step.name}-*")):
+                if folder == step.path or not (folder / MANIFEST).is_file():
+                    continue
+                manifest = read_manifest(folder)
+                if manifest["inputs"] != step.inputs:
+                    continue
+                changed = {
+                    k: v for k, v in manifest["settings"].items() if step.settings.get(k) != v
+                }
+                key = (step.name, json.dumps(changed, sort_keys=True))
+                groups.setdefault(key, (changed, []))[1].append(index)
+    for (name, _), (changed, indices) in groups.items():
+        overrides = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+        yield {
+            "step": name, "steps": ranges(indices),
+            "settings": ", ".join(f"{key} {value}" for key, value in changed.items()),
+            "set": " ".join(f"--set {text}" for text in overrides),
+            "stale": _stale_with(chain, overrides),
+        }  # fmt: skip
+
+
+def _stale_with(chain: Chain, overrides: list[str]) -> str:
+    changed = settings.load(overrides=overrides, base=chain.config.model_dump(mode="json"))
+    rows = [row for row in plan_rows(Chain(changed, chain.run)) if row["status"] == "stale"]
+    names = [(row["step"], row["steps"]) for row in rows]
+    return "; ".join(
+        f"{name} {', '.join(steps for _, steps in group)}"
+        for name, group in groupby(names, lambda n: n[0])
+    )
+
+
+# -- status --------------------------------------------------------------------------------------
+
+
+def status(run: str | None, *, as_json: bool) -> None:
+    """A run at a glance: what it is doing, how it goes, what it has on disk."""
+    path = runs.find_run(run)
+    chain = Chain(runs.read_config(path), path)
+    state, rows = runs.read_state(path), recent_rows(chain)
+    saved = [t for t in range(1, chain.config.run.steps + 1)
+             if chain.checkpoint(t).path.is_dir() and checkpoints.kept(chain, t)]  # fmt: skip
+    evaluations = evaluation_rows(chain)
+    last = rows[-1] if rows else {}
+    if as_json:
+        display.print_json({
+            "run": path.name, "state": state.state, "stage": state.stage, "pid": state.pid,
+            "steps_done": len(rows), "steps": chain.config.run.steps, "metrics": last,
+            "checkpoints": saved, "evaluations": evaluations,
+        })  # fmt: skip
+        return
+    doing = f", {state.stage} {state.step or ''}".rstrip() if state.state == "running" else ""
+    display.line("run", f"{path}  ({state.state}{doing})")
+    display.line("steps", f"{len(rows)} of {chain.config.run.steps} done")
+    for label, key, form in (
+        ("accuracy", "rollout/accuracy", ".3f"), ("perception", "score/perception_mean", ".3f"),
+        ("dependency", "score/dependency_std", ".3f"), ("entropy", "score/entropy", ".3f"),
+        ("length", "rollout/response_tokens_mean", ".1f"), ("grad norm", "update/grad_norm", ".3f"),
+    ):  # fmt: skip
+        values = [row[key] for row in rows if key in row]
+        if values:
+            display.line(
+                label, f"{sparkline(values, 24)}  {values[0]:{form}} -> {values[-1]:{form}}"
+            )
+    best = checkpoints.best(chain, saved)[:1]
+    if saved:
+        named = [f"{t} (best)" if t in best else str(t) for t in saved]
+        display.line("weights", f"checkpoints {', '.join(named)}")
+    used = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    display.line("disk", f"{size(used)}, {size(shutil.disk_usage(path).free)} free")
+    display.evaluation_table(evaluations)
+    if state.state in ("stopped", "failed"):
+        display.line("next", f"vppo train --run {path.name}")
+
+
+def export(run: str | None, which: str, out: Path, *, as_json: bool) -> None:
+    """Copy a checkpoint's model to a new folder."""
+    path = runs.find_run(run)
+    step = checkpoints.export(Chain(runs.read_config(path), path), which, out)
+    if as_json:
+        display.print_json({"run": path.name, "step": step, "out": str(out)})
+        return
+    display.line("wrote", f"{out}  (checkpoint {step} of {path.name})")
+    display.line("next", f'AutoModelForImageTextToText.from_pretrained("{out}")')
+
+
+# -- config --------------------------------------------------------------------------------------
+
+
+def show_config(
+    section: str | None, config: Path | None, overrides: Sequence[str], run: str | None
+) -> None:
+    """Every setting with its value and its meaning."""
+    file = config or (runs.find_run(run) / runs.CONFIG if run else None)
+    values = settings.load(file, overrides)
+    names = [n for n in settings.setting_names() if not section or n[0].startswith(f"{section}.")]
+    if not names:
+        known = " ".join(name for name in type(values).model_fields if "." not in name)
+        raise settings.UserError(f"config {section}", "no such section.", f"Known: {known}.")
+    for name, about in names:
+        display.console.print(f"[bold]{name}[/bold]  {escape(_value(values, name))}")
+        display.console.print(f"    {escape(about)}", style="dim", soft_wrap=False)
+
+
+def _value(config: Config, name: str) -> str:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return json.dumps(value)

@@ -1,0 +1,48 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """The course of a series in ``width`` bars, each the mean of its share of the values."""
+    if len(values) < 2:
+        return ""
+    width = min(width, len(values))
+    edges = [round(i * len(values) / width) for i in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    low, span = min(means), max(means) - min(means)
+    return "".join(BARS[int((m - low) / span * 7.999) if span else 0] for m in means)
+
+
+def duration(seconds: float) -> str:
+    """``1 h 02 m``, ``1 m 34 s``, ``12 s``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+    if whole >= 60:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    return f"{whole} s"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``1..40, 42``: sorted numbers, runs joined."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][-1:] = [parts[-1][-1], number] if len(parts[-1]) == 1 else [number]
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}..{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def size(count: float) -> str:
+    """Bytes as ``1.2 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
