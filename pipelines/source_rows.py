@@ -1,0 +1,315 @@
+"""One row of somebody's data set -> a Sample, or the reason why it is left out.
+
+Data sets are not trusted: an image path may only lead to a file inside the data set's own folder,
+an image must decode completely, in a format that needs no outside program, and a header that
+announces absurd sizes is refused before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.errors import UserError
+from pipelines.records import Sample
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "problem": ("problem",),
+    "images": ("images", "image", "file_name", "file_names"),
+    "answer": ("answer",),
+    "id": ("id",),
+    "kind": ("kind",),
+}
+"""Our column -> the names looked for, best first: ViRL39K's schema, then the names that Hugging
+Face data sets and image folders use."""
+
+OPTIONAL = frozenset({"id", "kind"})
+
+_LIKELY = {
+    "problem": ("question", "prompt", "query", "instruction", "text"),
+    "images": ("decoded_image", "picture", "img", "image_path", "file"),
+    "answer": ("ground_truth", "solution", "label", "gold", "target"),
+}
+"""What others call our columns: only ever suggested, never assumed."""
+
+MAX_IMAGE_BYTES = 64 * 2**20
+"""Larger encoded images are left out."""
+
+MAX_IMAGE_PIXELS = 64_000_000
+"""Larger images are left out: decoded, such an image takes 192 MB. Models shrink to about 1 M."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that PIL decodes by itself (EPS, for one, would run Ghostscript on the data)."""
+
+SHORTEST_BASE64 = 64
+"""Shorter texts are taken for paths only; no image fits into fewer characters."""
+
+LONGEST_PATH = 1024
+"""Longer texts are not looked up as paths."""
+
+IMAGE = "<image>"  # as in pipelines.prompts, which needs torch
+_CHOICE = re.compile(r"[A-Z](?:\s*(?:,|;|and|&)\s*[A-Z])*")
+_UNDECODABLE = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What PIL's decoders raise on damaged data."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is left out.
+
+    ``row`` counts from 0 over the whole source. ``reason`` is one of a few phrases, for counting;
+    ``detail`` says what exactly was found.
+    """
+
+    row: int
+    id: str
+    reason: str
+    detail: str = ""
+
+
+class Unusable(Exception):
+    """Why the row at hand cannot be used (turned into a ``Rejected`` by ``RowParser.parse``)."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def match_columns(asked: Mapping[str, str], found: Sequence[str], place: str) -> dict[str, str]:
+    """Our column -> theirs, for the columns a source has.
+
+    Args:
+        asked: ``data.columns``.
+        found: the source's column names.
+        place: the source, for the message.
+
+    Raises:
+        UserError: ``asked`` names no column of ours, or a required column is not there.
+    """
+    for ours in asked:
+        if ours not in COLUMNS:
+            raise UserError(
+                f"data.columns, {ours}", f"not one of our columns ({', '.join(COLUMNS)}).",
+                "Write ours first, then theirs: --set data.columns='{problem: question}'.",
+            )  # fmt: skip
+    matched = {}
+    for ours, names in COLUMNS.items():
+        candidates = (asked[ours],) if ours in asked else names
+        theirs = next((name for name in candidates if name in found), None)
+        if theirs is not None:
+            matched[ours] = theirs
+        elif ours in asked or ours not in OPTIONAL:
+            raise _missing_column(ours, candidates[0], asked, found, place)
+    return matched
+
+
+def _missing_column(
+    ours: str, wanted: str, asked: Mapping[str, str], found: Sequence[str], place: str
+) -> UserError:
+    guess = next((name for name in _LIKELY.get(ours, ()) if name in found), "THEIR_NAME")
+    mapping = ", ".join(f"{key}: {value}" for key, value in {**asked, ours: guess}.items())
+    return UserError(
+        place,
+        f"no column {wanted!r} (our {ours!r}); columns found: {', '.join(found) or 'none'}.",
+        f"Say which one it is: --set data.columns='{{{mapping}}}'.",
+    )
+
+
+class RowParser:
+    """Turns raw rows (column -> plain value) into samples.
+
+    Args:
+        columns: our column -> theirs, as ``match_columns`` gives.
+        roots: folders that image files may lie in; relative paths start from the first.
+        prefix: what ids made from row numbers begin with.
+        strict_kind: a ``kind`` that is neither value nor choice rejects the row (the user named
+            that column); otherwise such a column means something else, and the answer decides.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, str], roots: Sequence[Path], prefix: str, strict_kind: bool
+    ) -> None:
+        self.columns, self.prefix, self.strict_kind = columns, prefix, strict_kind
+        self.roots = [root.resolve() for root in roots]
+
+    def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
+        """The row's sample, or why there is none."""
+        values = {ours: raw.get(theirs) for ours, theirs in self.columns.items()}
+        name = f"{self.prefix}{row}"
+        try:
+            name = _text(values.get("id"), "id") or name
+            answer = unboxed(_text(values["answer"], "answer"))
+            if not answer:
+                raise Unusable("no answer")
+            problem = _text(values["problem"], "problem")
+            images = self._images(values["images"])
+            _check_question(problem, len(images))
+            kind = self._kind(values.get("kind"), answer)
+        except Unusable as why:
+            return Rejected(row, name, why.reason, why.detail)
+        return Sample(id=name, problem=problem, images=images, answer=answer, kind=kind)
+
+    def _kind(self, value: Any, answer: str) -> str:
+        if value in ("value", "choice"):
+            return str(value)
+        if self.strict_kind and value is not None:
+            raise Unusable("unknown kind", f"{value!r}: it must be value or choice")
+        return kind_of(answer)
+
+    def _images(self, value: Any) -> list[bytes]:
+        if value is None or value == "":
+            return []
+        values = value if isinstance(value, (list, tuple)) else [value]
+        images = []
+        for index, item in enumerate(values, 1):
+            try:
+                data = self._image_bytes(item)
+                check_image(data)
+            except Unusable as why:
+                raise Unusable(why.reason, f"image {index}: {why.detail}") from why
+            images.append(data)
+        return images
+
+    def _image_bytes(self, value: Any) -> bytes:
+        """The encoded image behind any of the forms data sets use."""
+        if isinstance(value, Mapping):  # Hugging Face's Image: {bytes, path}
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, (bytes, bytearray)):
+            return bytes(value)
+        if isinstance(value, Image.Image):
+            buffer = io.BytesIO()
+            value.save(buffer, "PNG")
+            return buffer.getvalue()
+        if isinstance(value, str) and value:
+            return self._image_from_text(value)
+        found = "empty" if value is None or value == "" else f"a {type(value).__name__}"
+        raise Unusable("unreadable image", f"{found}; expected encoded bytes or a path")
+
+    def _image_from_text(self, text: str) -> bytes:
+        """An image given as a path, a ``data:`` address or plain base64."""
+        if text.startswith("data:"):
+            data = _from_base64(text.partition(",")[2])
+            if data is None:
+                raise Unusable("unreadable image", "a data: address that is not base64")
+            return data
+        if "://" in text:
+            raise Unusable("image not found", f"{text[:80]} is an address; download the images")
+        path = self._resolve(text)
+        inside = path is not None and any(path.is_relative_to(root) for root in self.roots)
+        if path is not None and inside and os.path.isfile(path):
+            return _read_file(path)
+        data = _from_base64(text) if len(text) >= SHORTEST_BASE64 else None
+        if data is not None:
+            return data
+        if path is not None and not inside:
+            raise Unusable("image outside the data folder", text[:200])
+        raise Unusable("image not found", text[:200])
+
+    def _resolve(self, text: str) -> Path | None:
+        """The file a path in the data means, links followed; None where it cannot be a path."""
+        if len(text) > LONGEST_PATH or "\0" in text:
+            return None
+        try:
+            return (self.roots[0] / text).resolve()
+        except (OSError, RuntimeError, UnicodeEncodeError):  # such as links in a circle
+            return None
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_IMAGE_BYTES:
+            raise Unusable("image too large", f"{size} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable("unreadable image", f"{path.name}: {error.strerror}") from error
+
+
+def _from_base64(text: str) -> bytes | None:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _text(value: Any, column: str) -> str:
+    """A cell as text. Numbers are written out; a missing value is empty."""
+    if value is None or value != value:  # NaN is how tables say missing
+        return ""
+    if not isinstance(value, (str, int, float)):
+        raise Unusable(f"{column} is not text", f"it is a {type(value).__name__}")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair; Parquet may not
+        raise Unusable(f"{column} is not text", "it is not valid Unicode") from error
+    return text.strip() if column != "problem" else text
+
+
+def _check_question(problem: str, images: int) -> None:
+    places = problem.count(IMAGE)
+    if places and places != images:
+        raise Unusable("image count", f"{places} {IMAGE} in the problem, {images} images")
+    if not images and not problem.strip():
+        raise Unusable("no question", "neither text nor image")
+
+
+def unboxed(answer: str) -> str:
+    r"""What is in the box, where the whole answer is one ``\boxed{...}``, as in some data sets."""
+    if not (answer.startswith(r"\boxed{") and answer.endswith("}")):
+        return answer
+    inner, depth = answer[len(r"\boxed{") : -1], 0
+    for character in inner:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return answer
+    return inner.strip()
+
+
+def kind_of(answer: str) -> str:
+    """``choice`` for one capital letter, or several with ``,``, ``;``, ``&`` or ``and`` between.
+
+    Letters without a separator ("AC") are a value: geometry names lines like that.
+    """
+    return "choice" if _CHOICE.fullmatch(answer) else "value"
+
+
+def check_image(data: bytes) -> None:
+    """Decode an encoded image to the end, as training will, and drop the pixels.
+
+    Raises:
+        Unusable: it is not an image, is damaged, or is beyond the size limits.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise Unusable("image too large", f"{len(data)} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_IMAGE_PIXELS:
+                    raise Unusable("image too large", f"{width} x {height} pixels")
+                if width * height == 0:
+                    raise Unusable("unreadable image", f"{width} x {height} pixels")
+                image.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Unusable("image too large", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise Unusable("unreadable image", f"{len(data)} bytes that are not an image") from error
+    except _UNDECODABLE as error:
+        raise Unusable("unreadable image", str(error) or type(error).__name__) from error
