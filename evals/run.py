@@ -60,7 +60,8 @@ def evaluate(
         generated = engine.generate(part, names, sampling)
         for question, responses in zip(part, generated, strict=True):
             journal[question.id] = [
-                Entry(question.id, i, r.text, r.truncated, len(r.ids)) for i, r in enumerate(responses)
+                Entry(question.id, i, r.text, r.truncated, len(r.ids))
+                for i, r in enumerate(responses)
             ]
         _append(out / JOURNAL, [e for question in part for e in journal[question.id]])
     watch.progress("questions", len(questions), len(questions))

@@ -84,7 +84,9 @@ class Chain:
 
     def validates(self) -> bool:
         """Whether checkpoints are followed by an evaluation on the validation questions."""
-        return self.config.checkpoint.validation_samples > 0
+        data = self.config.data
+        held_out = data.validation_count or data.validation_source or data.source == "glyphs"
+        return self.config.checkpoint.validation_samples > 0 and bool(held_out)
 
     def training(self, step: int) -> Iterator[Step]:
         """The steps of one training step, in order."""

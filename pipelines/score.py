@@ -50,6 +50,8 @@ def score(
     return _metrics(rollouts, scored)
 
 
+ESTIMATOR_NAMES = (*ESTIMATORS, "random", "oracle")
+
 Estimator = Callable[[TokenStatistics, Sequence[Rollout], Sequence[Sample]], torch.Tensor]
 
 

@@ -248,7 +248,7 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
             if "difference" in entry:
                 change, (down, up) = entry["difference"], entry["difference_interval"]
                 cells.append(f"{change:+.1f} points [{down:+.1f}, {up:+.1f}]")
-            table.add_row(*map(Text, cells))
+            table.add_row(*(Text(cell, no_wrap=True) for cell in cells))
         console.print(table)
     if rows:
         console.print()
