@@ -13,17 +13,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.statistics import Interval, bootstrap, paired_difference
 from pipelines.config import EvalConfig
-from pipelines.engines import Engine
-from pipelines.ragged import batches
 from pipelines.records import Sample
 from pipelines.reward import RewardFunction
-from pipelines.sampling import Sampling
 from pipelines.step import write_atomic
 from pipelines.watch import Watch
+
+if TYPE_CHECKING:
+    from pipelines.engines import Engine
 
 JOURNAL, RESULTS = "journal.jsonl", "results.json"
 
@@ -48,6 +48,9 @@ def evaluate(
     Returns:
         The summary (also in results.json): accuracy, its interval, outcomes, settings.
     """
+    from pipelines.ragged import batches  # brings torch, which reading results does not need
+    from pipelines.sampling import Sampling
+
     journal = read_journal(out / JOURNAL, settings.samples)
     sampling = Sampling(
         settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens,
