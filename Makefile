@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up a virtual environment on first use and then do their work.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check kill-test perception wheel clean
+
+demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 6 minutes)
+	$(BIN)/vppo train --stage all
+
+test: $(READY)          ## all tests
+	$(BIN)/pytest
+
+check: $(READY)         ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
+	$(BIN)/python tests/kill_proof.py --kills 20
+
+perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
+	$(BIN)/python -m evals.perception --out docs/perception.md
+
+wheel: $(READY)         ## build the wheel into dist/
+	$(BIN)/pip wheel -q --no-deps -w dist .
+
+clean:                  ## remove the environment and caches; runs/ is kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints-cpu.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints-cpu.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'
+	touch $(READY)
