@@ -1,0 +1,151 @@
+"""Runs the ``vppo`` command in processes of its own, as a person would."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+SCRIPT = Path(sys.executable).with_name("vppo")
+
+SMALL = (
+    "data.glyphs.train=64", "data.glyphs.validation=8", "data.glyphs.test=16",
+    "rollout.prompts_per_step=4", "update.batch_prompts=4", "update.micro_batch_prompts=2",
+    "checkpoint.every=2", "checkpoint.validation_samples=2", "eval.samples=2", "run.steps=3",
+)  # fmt: skip
+"""Settings of a run that is as small as can be and still has every stage."""
+
+
+def given(*settings: str) -> list[str]:
+    """``--set`` before each."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+@dataclass
+class Command:
+    """A started ``vppo`` command."""
+
+    pid: int
+    out_path: Path
+    err_path: Path
+    _code: int | None = field(default=None, repr=False)
+
+    @property
+    def out(self) -> str:
+        return self.out_path.read_text()
+
+    @property
+    def err(self) -> str:
+        return self.err_path.read_text()
+
+    @property
+    def json(self) -> Any:
+        """Standard output as the one JSON object that it should be."""
+        return json.loads(self.out)
+
+    @property
+    def code(self) -> int:
+        """The exit code, once it has ended; minus the signal's number if a signal ended it."""
+        if self._code is None:
+            self._code = _ask(wait=self.pid, block=True)
+        return self._code
+
+    def running(self) -> bool:
+        if self._code is None:
+            self._code = _ask(wait=self.pid, block=False)
+        return self._code is None
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to it and to every process it started."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+    def succeeded(self) -> Command:
+        """Wait; fail with what it printed unless it exits with 0."""
+        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
+        return self
+
+
+def start(
+    *arguments: str | Path,
+    runs: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    largest_file: int = 0,
+    user: int = 0,
+) -> Command:
+    """Start ``vppo`` and return at once.
+
+    Args:
+        runs: the folder of runs (VPPO_RUNS).
+        cwd: where it is started; by default beside the runs.
+        env: further environment variables.
+        largest_file: no file may grow beyond this many bytes (0: no such limit).
+        user: run as this user id (0: as the caller).
+    """
+    outputs = Path(tempfile.mkdtemp(prefix="command-", dir=_scratch()))
+    outputs.chmod(0o777)
+    out, err = outputs / "out", outputs / "err"
+    pid = _ask(
+        start=[str(a) for a in arguments], out=str(out), err=str(err), cwd=str(cwd or runs.parent),
+        env={**ONE_THREAD, "VPPO_RUNS": str(runs), **(env or {})}, largest_file=largest_file, user=user,
+    )  # fmt: skip
+    return Command(pid, out, err)
+
+
+def vppo(*arguments: str | Path, runs: Path, **options: Any) -> Command:
+    """Run ``vppo`` to its end; see ``start``."""
+    command = start(*arguments, runs=runs, **options)
+    assert command.code is not None
+    return command
+
+
+def fresh(*arguments: str | Path, runs: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``vppo`` in an interpreter of its own, nothing imported beforehand."""
+    return subprocess.run(
+        [str(SCRIPT), *map(str, arguments)],
+        env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)}, cwd=runs.parent,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@cache
+def _scratch() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="vppo-tests-")
+    Path(folder.name).chmod(0o777)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD},
+    )  # fmt: skip
+    atexit.register(server.wait)
+    assert server.stdin is not None
+    atexit.register(server.stdin.close)
+    return server
+
+
+def _ask(**request: Any) -> Any:
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())

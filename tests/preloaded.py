@@ -1,0 +1,88 @@
+"""Runs commands in forks of a process that has already imported the slow packages.
+
+Each fork is a process of its own, with its own exit code, signals and session; it only skips the
+seconds that importing torch and transformers takes. ``tests/command_line.py`` talks to this script:
+one JSON request a line on standard input, one JSON answer a line on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+FOREVER = 300.0
+"""Seconds after which a command is taken for stuck and killed, so that a test fails, not hangs."""
+
+
+def serve() -> list[str] | None:
+    """Answer requests until standard input ends; in a fork, return its arguments instead."""
+    import datasets  # noqa: F401
+    import torch  # noqa: F401
+
+    from pipelines.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            pid = os.fork()
+            if pid == 0:
+                become(request)
+                return list(request["start"])
+            print(pid, file=answers, flush=True)
+        else:
+            print(json.dumps(wait(request["wait"], request["block"])), file=answers, flush=True)
+    return None
+
+
+def become(request: dict[str, Any]) -> None:
+    """Turn a fork into the process that the request describes."""
+    os.setsid()
+    for number, (path, flags) in enumerate((
+        (os.devnull, os.O_RDONLY),
+        (request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        (request["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+    )):  # fmt: skip
+        os.dup2(os.open(path, flags), number)
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    if request["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+    if request["user"]:
+        os.setgid(request["user"])
+        os.setuid(request["user"])
+
+
+def wait(pid: int, block: bool) -> int | None:
+    """The exit code (minus the signal's number if it was killed), or None while it runs."""
+    end = time.monotonic() + FOREVER
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if not block:
+            return None
+        if time.monotonic() > end:
+            os.killpg(pid, 9)
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = serve()
+    if arguments is not None:
+        from vppo_cli.app import main
+
+        sys.argv = ["vppo", *arguments]
+        sys.path[0] = ""  # as for an installed command: not this script's folder
+        main()

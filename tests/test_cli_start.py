@@ -1,0 +1,97 @@
+"""The command line starts light: what it does not need, it does not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import ONE_THREAD, SMALL, Command, fresh, given
+
+HEAVY = {"torch", "torchvision", "transformers", "datasets", "vllm", "deepspeed", "lm_eval", "sympy",
+         "sklearn", "math_verify"}  # fmt: skip
+
+HELP = {
+    "": ("train", "prepare", "eval", "plan", "status", "export", "doctor", "rollout -> score"),
+    "train": ("--stage", "--steps", "--until", "--force", "A..B", "vppo train --config ci.yaml"),
+    "prepare": ("--rebuild-tiny", "Parquet", "rejected.jsonl"),
+    "eval": ("--benchmarks", "--checkpoint", "last, best", "--model", "--samples", "--json"),
+    "plan": ("without running", "--set", "--json"),
+    "status": ("at a glance", "another terminal", "--json"),
+    "export": ("DIR", "Hugging Face format", "--checkpoint"),
+    "config": ("meaning", "section"),
+    "doctor": ("devices", "disk", "what to do", "--json"),
+}
+
+RUN_AND_LIST = """
+import json, sys
+from vppo_cli.app import main
+sys.argv = ["vppo", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+
+
+def imported_by(*arguments: str, runs: Path) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """The top-level packages that a command imports, and what came of the command."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_LIST, *arguments], cwd=runs.parent, capture_output=True,
+        text=True, check=False, env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
+    )  # fmt: skip
+    return set(json.loads(done.stderr.splitlines()[-1])), done
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_teaches_and_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
+    packages, done = imported_by(*command.split(), "--help", runs=tmp_path / "runs")
+    assert done.returncode == 0
+    assert not packages & (HEAVY | {"numpy", "pyarrow"})
+    words = " ".join(done.stdout.replace("│", " ").split())
+    for expected in HELP[command]:
+        assert expected in words
+    assert "\x1b" not in done.stdout  # plain text in a pipe
+
+
+def test_no_command_shows_the_help(tmp_path: Path) -> None:
+    done = fresh(runs=tmp_path / "runs")
+    assert "Usage: vppo" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("plan", "--json"), '"keep"'),
+        (("train", "--run", "small"), "nothing to do"),
+        (("status",), "finished"),
+        (("config", "score"), "score.keep_fraction"),
+    ],
+)
+def test_looking_at_a_finished_run_imports_nothing_heavy(
+    arguments: tuple[str, ...], expected: str, finished: tuple[Path, Command], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "runs" / "small")
+    packages, done = imported_by(*arguments, runs=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert not packages & HEAVY
+    assert expected in done.stdout
+
+
+def test_plan_of_a_run_not_begun_imports_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
+    packages, done = imported_by("plan", *given(*SMALL), runs=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert not packages & HEAVY
+    assert "not made yet" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_told_without_importing_anything_heavy(tmp_path: Path) -> None:
+    packages, done = imported_by("train", "--set", "score.keep_fracton=1", runs=tmp_path / "runs")
+    assert done.returncode == 2
+    assert "Did you mean score.keep_fraction?" in done.stderr
+    assert not packages & HEAVY
