@@ -1,0 +1,149 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch: do not spin while others compute
+
+import pytest
+import torch
+from command_line import SMALL, Command, given, vppo
+
+from pipelines import settings, tiny
+from pipelines.config import Config
+from pipelines.engines import HuggingFaceEngine
+from pipelines.glyphs import GlyphsOptions, make_samples
+from pipelines.policy import Policy
+from pipelines.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.sampling import Sampling
+from pipelines.score import SCORES, score
+from pipelines.watch import Silent
+
+torch.set_num_threads(1)
+
+FEW = (
+    "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
+    "update.batch_prompts=4", "update.micro_batch_prompts=2", "score.batch_prompts=4",
+    "run.threads=1",
+)  # fmt: skip
+"""The embedded default with 4 prompts a step and 4 responses a prompt."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes into the runs of the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VPPO_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
+    """A small finished run: its folder (not to be changed: copy it), and the command that made it."""
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    command = vppo("train", "--run", "small", *given(*SMALL), runs=runs).succeeded()
+    return runs / "small", command
+
+
+@pytest.fixture(scope="session")
+def configure() -> Callable[..., Config]:
+    """``configure("score.estimator=k3", ...)``: the small config with other settings."""
+    return lambda *overrides: settings.load(None, [*FEW, *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_config(configure: Callable[..., Config]) -> Config:
+    return configure()
+
+
+@pytest.fixture(scope="session")
+def policy(tiny_config: Config) -> Policy:
+    """The shipped tiny model. Not to be trained: take ``fresh_policy`` for that."""
+    return Policy.load(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def random_policy(tiny_config: Config) -> Policy:
+    """The same architecture with random weights, which knows nothing of what it should not say."""
+    processor = tiny.build_processor()
+    return Policy(tiny.build_model(processor.tokenizer, 1).eval(), processor, tiny_config)
+
+
+@pytest.fixture
+def fresh_policy(policy: Policy) -> Callable[..., Policy]:
+    """``fresh_policy(config)``: a copy of the tiny model, to be trained or changed."""
+    return lambda config: Policy(copy.deepcopy(policy.model), policy.processor, config)
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """Eight questions, with prompts of different lengths."""
+    return make_samples("test", 8, 0, GlyphsOptions())
+
+
+@pytest.fixture(scope="session")
+def write_prepared(samples: list[Sample]) -> Callable[..., Path]:
+    """``write_prepared(folder, rows)``: what the prepare stage leaves behind."""
+
+    def write(folder: Path, rows: Sequence[Sample] = samples) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation", "test"):
+            write_rows(folder / f"{split}.parquet", Sample, rows)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def table(
+    write_prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> SampleTable:
+    """The eight questions as the stages read them."""
+    return SampleTable(write_prepared(tmp_path_factory.mktemp("prepared")) / "train.parquet")
+
+
+@pytest.fixture(scope="session")
+def rollouts(policy: Policy, samples: list[Sample], tiny_config: Config) -> list[Rollout]:
+    """Groups of 4 responses to the first 4 questions; two responses of each pass for right."""
+    sampling = Sampling(1.0, 1.0, 0, tiny_config.rollout.max_new_tokens, 4, seed=0)
+    generated = HuggingFaceEngine(policy).generate(
+        samples[:4], [(1, i) for i in range(4)], sampling
+    )
+    return [
+        Rollout(
+            sample_id=sample.id, position=position,
+            response_ids=[r.ids for r in group], response=[r.text for r in group],
+            logp=[r.logp for r in group], truncated=[r.truncated for r in group],
+            answer=[""] * 4, outcome=["correct", "wrong", "wrong", "correct"],
+            reward=[1.0, 0.0, 0.0, 1.0],
+        )
+        for position, (sample, group) in enumerate(zip(samples, generated, strict=False))
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def score_rows(
+    table: SampleTable, policy: Policy, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[Scored]]:
+    """``score_rows(config, rollouts)``: what the scoring stage writes."""
+
+    def rows(config: Config, rollouts: list[Rollout], **other: Any) -> list[Scored]:
+        out = tmp_path_factory.mktemp("scores")
+        by = other.get("policy", policy)
+        score(config, 1, rollouts, other.get("samples", table), by, out, Silent())
+        return read_rows(out / SCORES, Scored)
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def scores(
+    score_rows: Callable[..., list[Scored]], tiny_config: Config, rollouts: list[Rollout]
+) -> list[Scored]:
+    """The scores of ``rollouts`` by the default settings."""
+    return score_rows(tiny_config, rollouts)
