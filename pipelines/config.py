@@ -241,6 +241,8 @@ class UpdateConfig(Section):
 class CheckpointConfig(Section):
     """What is kept on disk."""
 
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"every", "keep_last", "keep_best"})
+
     every: int = Field(default=20, ge=1)
     """Updates between checkpoints; the last update always gets one."""
     keep_last: int = Field(default=2, ge=1)
@@ -289,6 +291,8 @@ class RunConfig(Section):
 
 class Config(Section):
     """A whole run."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"run"})
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """What the run's folder is called, followed by a hash of the settings."""

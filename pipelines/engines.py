@@ -66,10 +66,11 @@ class HuggingFaceEngine:
         prompts = [policy.encoder.encode(sample) for sample in samples]
         longest = max(len(prompt["input_ids"]) for prompt in prompts)
         batch: dict[str, torch.Tensor] = {}
-        for name in prompts[0]:
+        for name in dict.fromkeys(name for prompt in prompts for name in prompt):
             if name == "position_ids":
                 continue
-            values = [prompt[name] for prompt in prompts]
+            # A question without an image has no pixels.
+            values = [prompt[name] for prompt in prompts if name in prompt]
             if name in ("input_ids", "mm_token_type_ids"):
                 fill = policy.tokenizer.pad_token_id if name == "input_ids" else 0
                 batch[name] = torch.stack(

@@ -162,9 +162,10 @@ class Policy:
         batch["position_ids"] = (
             position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
         )
-        for name in rows[0].prompt:
-            if name not in PER_TOKEN:
-                batch[name] = torch.cat([row.prompt[name] for row in rows])
+        for name in dict.fromkeys(name for row in rows for name in row.prompt):
+            if name not in PER_TOKEN:  # a question without an image has none of them
+                found = [row.prompt[name] for row in rows if name in row.prompt]
+                batch[name] = torch.cat(found)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:

@@ -133,6 +133,7 @@ class SampleTable(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # IndexError past the end, which also ends an iteration
         group = bisect_right(self._starts, index) - 1
         return self._group(group)[index - self._starts[group]]
 

@@ -47,8 +47,8 @@ def train_stage(
         steps: training steps; ignored by ``prepare``.
         force: make steps again that are already there.
     """
-    made = [step for index in steps for step in stage_steps(chain, wanted, stage, index)]
-    missing = [step for step in dict.fromkeys(made) if force or step.manifest() is None]
+    asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
+    missing = [step for step in asked.values() if force or step.manifest() is None]
     if missing:
         with run_lock(chain.run):
             perform(chain, wanted.config, missing, watch)

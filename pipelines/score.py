@@ -155,6 +155,8 @@ def perturbed_prompt(
     """An encoded prompt with its images perturbed; ``name`` (step, position ...) seeds the mask."""
     rng = generator(config.seed, "perturb", *name)
     settings = config.score
+    if not sample.images:
+        return prompt
     if settings.perturbation == "raw_black":
         images = [blacken_raw(open_image(i), rng, settings.probability) for i in sample.images]
         return policy.encoder.encode_images(sample, images)

@@ -22,7 +22,12 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 
 MODES: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {
+        "score.estimator": "kl",
+        "score.perturbation": "patch_black",
+        "score.mask_per": "prompt",
+        "update.shaping_statistics": "batch",
+    },
     "reference": {
         "score.estimator": "k3",
         "score.perturbation": "raw_black",

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ class Step:
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of all that decides the content (hex, 64 digits)."""
         content = {
@@ -171,6 +171,8 @@ def commit(step: Step, *, keep_partial: bool = False) -> Iterator[tuple[Path, di
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        for unfinished in partial.glob(f"{MANIFEST}*"):  # of an attempt that stopped at its end
+            unfinished.unlink()
         yield partial, metrics
         files = {
             str(file.relative_to(partial)): {
@@ -206,7 +208,10 @@ def plan(step: Step) -> tuple[Status, str]:
     """
     if step.manifest() is not None:
         return "keep", "same key"
-    others = [p for p in step.parent.glob(f"{step.name}-*") if (p / MANIFEST).is_file()]
+    others = [
+        p for p in step.parent.glob(f"{step.name}-*")
+        if p.suffix != ".partial" and (p / MANIFEST).is_file()
+    ]  # fmt: skip
     if not others:
         return "run", "not made yet"
     latest = max(others, key=lambda p: (p / MANIFEST).stat().st_mtime)
