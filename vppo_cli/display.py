@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console, Group
@@ -31,6 +32,17 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def line(label: str, text: str, style: str = "") -> None:
     """One line of output: a short label, then what there is to say."""
     console.print(f"[bold]{label:<{LABEL}}[/bold]{escape(text)}", style=style or None)
+
+
+def columns(
+    rows: Sequence[Sequence[str]], *, indent: int = 0, gap: int = 2, styles: Sequence[str] = ()
+) -> None:
+    """Rows in columns, one line each: never cut, whatever the width of the terminal or pipe."""
+    widths = [max(map(len, cells)) for cells in zip_longest(*rows, fillvalue="")]
+    for row, style in zip_longest(rows, styles, fillvalue=""):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        text = " " * indent + (" " * gap).join(cells).rstrip()
+        console.print(escape(text), style=str(style) or None)
 
 
 def print_json(value: Any) -> None:
@@ -236,20 +248,15 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
         console.print()
         line("eval", f"{row['benchmark']}, {row['questions']} questions x {row['samples']} samples, "
              f"95 % intervals over questions")  # fmt: skip
-        table = Table.grid(padding=(0, 3))
+        table = []
         for entry in row["results"]:
             low, high = entry["interval"]
-            cells = [
-                " " * (LABEL - 3),
-                entry["policy"],
-                f"{entry['accuracy']:.3f}",
-                f"[{low:.3f}, {high:.3f}]",
-            ]
+            cells = [entry["policy"], f"{entry['accuracy']:.3f}", f"[{low:.3f}, {high:.3f}]"]
             if "difference" in entry:
                 change, (down, up) = entry["difference"], entry["difference_interval"]
                 cells.append(f"{change:+.1f} points [{down:+.1f}, {up:+.1f}]")
-            table.add_row(*(Text(cell, no_wrap=True) for cell in cells))
-        console.print(table)
+            table.append(cells)
+        columns(table, indent=LABEL, gap=3)
     if rows:
         console.print()
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from pipelines import checkpoint as checkpoints
 from pipelines import runs, settings
@@ -39,12 +37,10 @@ def plan(run: str | None, config: Path | None, overrides: Sequence[str], *, as_j
         display.print_json({"run": choice.run.name, "plan": rows, "also_on_disk": variants})
         return
     display.line("run", str(choice.run))
-    table = Table.grid(padding=(0, 2))
-    for row in rows:
-        style = {"keep": "dim", "stale": "yellow", "run": ""}[row["status"]]
-        cells = (row["step"], row["steps"], row["status"], row["reason"])
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    display.console.print(table)
+    display.columns(
+        [(row["step"], row["steps"], row["status"], row["reason"]) for row in rows],
+        styles=[{"keep": "dim", "stale": "yellow", "run": ""}[row["status"]] for row in rows],
+    )
     for variant in variants:
         display.console.print()
         display.line("on disk", f"{variant['step']} {variant['steps']} also with {variant['settings']}, "
