@@ -70,9 +70,8 @@ class Chain:
         """An evaluation of the policy after ``step`` updates."""
         settings = self.config.eval.keyed("eval")
         if benchmark == "validation":
-            settings |= {
-                "eval.samples": self.config.checkpoint.validation_samples, "eval.limit": None,
-            }  # fmt: skip
+            samples = self.config.checkpoint.validation_samples or self.config.eval.samples
+            settings |= {"eval.samples": samples, "eval.limit": None}
         settings |= self.config.reward.keyed("reward") | {"seed": self.config.seed}
         inputs = {"policy": self.policy_key(step), "prepare": self.prepare.key}
         parent = self.run / "eval" / f"{step:04d}"

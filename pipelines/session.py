@@ -192,7 +192,7 @@ class Session:
         """Evaluate the policy after ``step`` updates on one benchmark."""
         settings = config.eval
         if benchmark == "validation":
-            samples = config.checkpoint.validation_samples
+            samples = config.checkpoint.validation_samples or settings.samples
             settings = settings.model_copy(update={"limit": None, "samples": samples})
         rows = questions(benchmark, self._made(self.chain.prepare), settings.limit)
         return evaluate(
