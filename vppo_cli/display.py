@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from statistics import median
 from typing import Any
 
 from rich.console import Console, Group
@@ -104,6 +105,8 @@ class PlainWatch:
 
     def stage(self, name: str, index: int) -> None:
         self._started = time.monotonic()
+        if name == "rollout":
+            self.times = {}
 
     def finished(self, name: str, index: int, metrics: dict[str, Any]) -> None:
         self.times[name] = time.monotonic() - self._started
@@ -111,7 +114,6 @@ class PlainWatch:
             self.rows.append(metrics)
             self.durations.append(sum(self.times.values()))
             self.say(self.step_line() + "  " + self.time_line())
-            self.times = {}
         elif name == "prepare":
             self.say(f"{'prepare':<{LABEL}}" + summary(metrics))
         elif name == "validation":
@@ -138,7 +140,7 @@ class PlainWatch:
         """``rollout 1.1 s  score 0.1 s  update 0.4 s  left 1 m 34 s``"""
         spent = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in self.times.items())
         recent = self.durations[-20:]
-        left = (self.last - self.rows[-1]["step"]) * sum(recent) / max(len(recent), 1)
+        left = (self.last - self.rows[-1]["step"]) * median(recent)
         return f"{spent}  left {duration(left)}"
 
 
