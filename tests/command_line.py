@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +122,30 @@ def fresh(*arguments: str | Path, runs: Path) -> subprocess.CompletedProcess[str
         env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)}, cwd=runs.parent,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def contents(run: Path) -> dict[str, str]:
+    """Path -> SHA-256 of everything in a run that a repeated run has to reproduce bit for bit.
+
+    Weights, optimizer, every table, metrics and evaluation results; not manifests (they hold times).
+    Step folders are named by their key, so paths compare settings and inputs as well.
+    """
+    kinds = ("*.safetensors", "*.parquet", "metrics.jsonl", "results.json", "journal.jsonl")
+    files = [file for kind in kinds for file in run.rglob(kind) if ".partial" not in str(file)]
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def stamps(run: Path, pattern: str) -> dict[str, tuple[int, int]]:
+    """Path -> (inode, time of change) of matching files: equal only if nobody wrote them again."""
+    return {
+        str(f.relative_to(run)): (f.stat().st_ino, f.stat().st_mtime_ns)
+        for f in run.glob(pattern) if ".partial" not in str(f)
+    }  # fmt: skip
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    """A copy of a run in a new folder of runs, times included."""
+    return Path(shutil.copytree(run, folder / "runs" / run.name))
 
 
 @cache
