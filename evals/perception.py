@@ -33,12 +33,12 @@ SAMPLES, BATCH = 8, 32
 
 @dataclass(frozen=True)
 class Line:
-    """How one estimator does: AUC, top-fraction overlap with exact KL, and on perception alone."""
+    """How one estimator does: AUC, overlap of its top fraction with exact KL's, truth it keeps."""
 
     name: str
     auc: float
     overlap: float
-    precision: float
+    recall: float
 
 
 def generate(policy: Policy, questions: Sequence[Sample], seed: int) -> list[Rollout]:
@@ -84,9 +84,9 @@ def measure(
     keep_BT = vppo.keep_top_fraction(score_BT, mask_BT, fraction)
     exact_keep_BT = vppo.keep_top_fraction(exact_BT, mask_BT, fraction)
     overlap_B = (keep_BT & exact_keep_BT).sum(1) / keep_BT.sum(1)
-    precision = truth_BT[keep_BT].float().mean().item()
+    recall = keep_BT[truth_BT].float().mean().item()
     auc = roc_auc_score(truth_BT[mask_BT].numpy(), score_BT[mask_BT].numpy())
-    return Line(name, float(auc), overlap_B.mean().item(), precision)
+    return Line(name, float(auc), overlap_B.mean().item(), recall)
 
 
 def table(model: str, count: int, seed: int) -> str:
@@ -127,7 +127,7 @@ def table(model: str, count: int, seed: int) -> str:
 
 def _markdown(lines: Sequence[Line]) -> str:
     return "\n".join(
-        f"| {x.name} | {x.auc:.3f} | {x.overlap:.3f} | {x.precision:.3f} |" for x in lines
+        f"| {x.name} | {x.auc:.3f} | {x.overlap:.3f} | {x.recall:.3f} |" for x in lines
     )
 
 
@@ -141,11 +141,11 @@ Made by `{command}`.
 
 - AUC: the chance that a perception token scores above another one (all responses pooled).
 - Overlap: share of the top {fraction} of a response's tokens that exact KL picks too.
-- Precision: share of the kept tokens that truly read the image.
+- Recall: share of the tokens that truly read the image which the filter keeps.
 
 ## Estimators, on the same perturbed images
 
-| estimator | AUC | overlap with exact KL | precision of the kept |
+| estimator | AUC | overlap with exact KL | recall |
 |---|---|---|---|
 {estimators}
 
@@ -154,7 +154,7 @@ token, `random` and `oracle` are the floor and the ceiling.
 
 ## Perturbations, with exact KL
 
-| perturbation | AUC | overlap with patch_black | precision of the kept |
+| perturbation | AUC | overlap with patch_black | recall |
 |---|---|---|---|
 {perturbations}
 
