@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from pipelines.config import Config, ModelConfig
+from pipelines.config import Config, DataConfig, ModelConfig
 from pipelines.errors import UserError
 from pipelines.records import Sample
 from pipelines.settings import shipped_config
@@ -33,12 +34,33 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
     from transformers import AutoProcessor
 
     where = str(location or model_location(config.model))
-    limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
-    limits = {name: value for name, value in limits.items() if value is not None}
     try:
-        return AutoProcessor.from_pretrained(where, revision=config.model.revision, **limits)
+        processor = AutoProcessor.from_pretrained(where, revision=config.model.revision)
     except (OSError, ValueError) as error:
         raise cannot_load(where, error) from error
+    limit_pixels(processor.image_processor, config.data)
+    return processor
+
+
+def limit_pixels(image_processor: Any, data: DataConfig) -> None:
+    """Set ``data.min_pixels`` and ``data.max_pixels`` on a processor that resizes by area.
+
+    Raises:
+        UserError: limits are set, and the processor has no such notion (it resizes to a fixed size).
+    """
+    limits = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if not given:
+        return
+    size = {name: image_processor.size[name] for name in limits if image_processor.size[name]}
+    if len(size) < len(limits) or "smart_resize" not in dir(
+        sys.modules[type(image_processor).__module__]
+    ):
+        raise UserError(
+            "data.min_pixels, data.max_pixels",
+            f"{type(image_processor).__name__} does not limit images by area.", "Leave them unset.",
+        )  # fmt: skip
+    image_processor.size = size | given
 
 
 def cannot_load(where: str, error: Exception) -> UserError:

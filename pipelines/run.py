@@ -32,6 +32,8 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     if missing:
         with run_lock(chain.run):
             runs.write_metrics(chain)
+            if changed := runs.changed_versions(chain):
+                watch.note(f"this run was begun with {changed}")
             perform(chain, chain.config, missing, watch)
     return missing
 

@@ -15,6 +15,7 @@ from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.lock import is_running
+from pipelines.provenance import provenance
 from pipelines.step import sync_file, write_atomic
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
@@ -83,6 +84,14 @@ def read_state(run: Path) -> State:
     if state.state == "running" and is_running(run) is None:
         state.state = "stopped"
     return state
+
+
+def changed_versions(chain: Chain) -> str:
+    """Packages (and commit) that differ from those the run was begun with; "" if none does."""
+    manifest = chain.prepare.manifest() or {}
+    then, now = manifest.get("provenance", {}), provenance()
+    names = [name for name in then if name in now and then[name] != now[name]]
+    return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names)
 
 
 def step_metrics(chain: Chain, step: int) -> dict[str, Any] | None:

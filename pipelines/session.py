@@ -83,13 +83,18 @@ class Session:
         replayed = list(range(self._version + 1, version + 1))
         for step in replayed:
             self.watch.progress("replaying update", step, version)
-            self._apply(
-                step, self._made(self.chain.rollout(step)), self._made(self.chain.score(step))
-            )
+            rollouts, scores = self.chain.rollout(step), self.chain.score(step)
+            metrics = self._apply(step, self._made(rollouts), self._made(scores))
+            first = self.chain.update(step).manifest()
+            if first and first["metrics"] != metrics:
+                self.watch.note(
+                    f"update {step}, replayed, differs in its last bits from its first run "
+                    "(another machine, thread count or package version)"
+                )
         if replayed and start:
             self.watch.note(
-                f"resuming from checkpoint {start}; updates {replayed[0]} to {version} replayed from "
-                "saved rollouts (no generation)"
+                f"resuming from checkpoint {start}; updates {replayed[0]} to {version} replayed "
+                "from saved rollouts (no generation)"
             )
 
     def _load(self, step: int) -> None:
