@@ -1,0 +1,241 @@
+"""Checkpoints: which are kept, export, plain transformers, and restoring a policy from them."""
+
+import json
+import shutil
+from contextlib import closing
+
+import pytest
+import torch
+
+from pipelines import checkpoint, settings
+from pipelines.chain import Chain
+from pipelines.errors import UserError
+from pipelines.run import train
+from pipelines.session import Session
+from pipelines.step import MANIFEST, commit
+from pipelines.watch import Silent
+
+RUN = (
+    "data.glyphs.train=32", "data.glyphs.validation=4", "data.glyphs.test=4",
+    "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
+    "update.batch_prompts=2", "update.micro_batch_prompts=2", "checkpoint.every=1",
+    "checkpoint.keep_last=1", "checkpoint.keep_best=1", "checkpoint.validation_samples=2",
+    "eval.benchmarks=[]", "run.steps=3", "run.threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three steps, as ``vppo train`` makes it. Not to be changed: copy it."""
+    chain = Chain(settings.load(None, RUN), tmp_path_factory.mktemp("runs") / "tiny")
+    chain.run.mkdir()
+    train(chain, Silent())
+    return chain
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The same run in another place; keys do not depend on it."""
+    shutil.copytree(trained.run, tmp_path / "run")
+    return Chain(trained.config, tmp_path / "run")
+
+
+def weights(chain, step):
+    """The weights after ``step`` updates, restored from what is on disk."""
+    with closing(Session(chain, Silent())) as session:
+        state = session.policy(step).model.state_dict()
+        return {name: value.clone() for name, value in state.items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- which are kept -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """``measured(accuracies, setting, ...)``: a run with these checkpoints, small stand-ins."""
+
+    def make(accuracies, *overrides):
+        chain = Chain(settings.load(None, overrides), tmp_path / "run")
+        for step, accuracy in enumerate(accuracies, start=1):
+            with commit(chain.checkpoint(step)) as (out, _):
+                for part in (checkpoint.MODEL, checkpoint.TRAINER):
+                    (out / part).mkdir()
+                    (out / part / "weights").write_text(f"{part} {step}")
+            if accuracy is not None:
+                with commit(chain.eval(step, "validation")) as (_, metrics):
+                    metrics["accuracy"] = accuracy
+        return chain
+
+    return make
+
+
+def left(chain, count):
+    return [step for step in range(1, count + 1) if checkpoint.kept(chain, step)]
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "expected"),
+    [
+        (1, 0, [5]),
+        (2, 0, [4, 5]),
+        (2, 1, [2, 4, 5]),  # of the two with 0.5 the earlier
+        (1, 2, [2, 4, 5]),
+        (1, 3, [2, 3, 4, 5]),
+        (9, 0, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_last_and_the_best_are_kept(measured, keep_last, keep_best, expected):
+    chain = measured(
+        [0.1, 0.5, 0.3, 0.5, 0.2],
+        f"checkpoint.keep_last={keep_last}", f"checkpoint.keep_best={keep_best}",
+    )  # fmt: skip
+    removed = checkpoint.prune(chain, 5)
+    assert left(chain, 5) == expected
+    assert sorted(removed + expected) == [1, 2, 3, 4, 5]
+    assert checkpoint.prune(chain, 5) == []
+
+
+def test_a_pruned_checkpoint_counts_as_done(measured):
+    chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=0")
+    checkpoint.prune(chain, 3)
+    folder = chain.checkpoint(1).path
+    assert [path.name for path in folder.iterdir()] == [MANIFEST]
+    assert json.loads((folder / MANIFEST).read_text())["pruned"] is True
+    assert chain.checkpoint(1).manifest()["pruned"] is True  # no complaint about missing files
+    assert "pruned" not in chain.checkpoint(3).manifest()
+
+
+def test_without_validation_only_the_last_are_kept(measured):
+    chain = measured([None, None, None], "checkpoint.keep_last=1", "checkpoint.keep_best=2")
+    checkpoint.prune(chain, 3)
+    assert left(chain, 3) == [3]
+
+
+def test_pruning_that_was_killed_is_finished_the_next_time(measured):
+    chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=0")
+    step = chain.checkpoint(1)
+    manifest = step.manifest() | {"pruned": True}
+    (step.path / MANIFEST).write_text(json.dumps(manifest))
+    shutil.rmtree(step.path / checkpoint.TRAINER)  # killed between its two folders
+    assert checkpoint.newest(chain, 1) == 0  # what is half gone is not loaded
+    checkpoint.prune(chain, 3)
+    assert [path.name for path in step.path.iterdir()] == [MANIFEST]
+
+
+def test_the_newest_that_is_early_enough_and_whole(measured):
+    chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=1")
+    checkpoint.prune(chain, 3)  # keeps 2 and 3
+    assert [checkpoint.newest(chain, at_most) for at_most in (0, 1, 2, 3, 9)] == [0, 0, 2, 3, 3]
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+def test_export_by_name(measured, tmp_path):
+    chain = measured([0.1, 0.5, 0.3])
+    for which, step in (("last", 3), ("best", 2), ("1", 1)):
+        target = tmp_path / which
+        assert checkpoint.export(chain, which, target) == step
+        assert (target / "weights").read_text() == f"model {step}"
+        assert [path.name for path in target.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("which", ["4", "first", "-1"])
+def test_export_of_what_is_not_there(measured, tmp_path, which):
+    chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=1")
+    checkpoint.prune(chain, 3)
+    with pytest.raises(UserError, match="no such checkpoint") as caught:
+        checkpoint.export(chain, which, tmp_path / "target")
+    assert caught.value.fix == "It has: 2 3; also: last, best."
+    assert not (tmp_path / "target").exists()
+
+
+def test_export_does_not_write_over_anything(measured, tmp_path):
+    chain = measured([0.1])
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        checkpoint.export(chain, "last", tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("content", ["mod", "model 7"], ids=["truncated", "changed"])
+def test_export_of_a_damaged_checkpoint(measured, tmp_path, content):
+    chain = measured([0.1])
+    (chain.checkpoint(1).path / checkpoint.MODEL / "weights").write_text(content)
+    with pytest.raises(UserError, match="weights: "):
+        checkpoint.export(chain, "last", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+# --- a real run -----------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_its_last_and_best_checkpoint(trained):
+    best = checkpoint.best(trained, [1, 2, 3])[0]
+    assert left(trained, 3) == sorted({best, 3})
+    assert all(trained.checkpoint(step).manifest() for step in (1, 2, 3))
+    assert train(trained, Silent()) == []  # nothing is missing
+
+
+def test_an_export_loads_with_plain_transformers(trained, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    checkpoint.export(trained, "last", tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert same(dict(model.state_dict()), weights(trained, 3))
+    assert not same(dict(model.state_dict()), weights(trained, 0))  # it has learned something
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What is 3 + 4?"}]}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("lost", [[3], [1, 2, 3]], ids=["the last", "all"])
+def test_lost_checkpoints_are_replayed_bit_for_bit(trained, copied, lost):
+    expected = weights(trained, 3)
+    for step in lost:
+        shutil.rmtree(copied.run / "checkpoints" / f"{step:04d}")
+    assert same(weights(copied, 3), expected)
+    # ... and made again by the same command, without sampling anything.
+    rollouts = {step: copied.rollout(step).manifest() for step in (1, 2, 3)}
+    made = train(copied, Silent())
+    assert {step.name for step in made} == {"checkpoint"}
+    assert {step: copied.rollout(step).manifest() for step in (1, 2, 3)} == rollouts
+    assert same(weights(copied, 3), expected)
+
+
+def test_an_extended_run_is_the_longer_run(trained, copied):
+    shorter = Chain(settings.load(None, [*RUN, "run.steps=2"]), copied.run.with_name("grown"))
+    shorter.run.mkdir()
+    train(shorter, Silent())
+    longer = Chain(trained.config, shorter.run)
+    made = train(longer, Silent())
+    assert {step.index for step in made} == {3}
+    assert same(weights(longer, 3), weights(trained, 3))
+
+
+def test_a_damaged_checkpoint_is_not_loaded(copied):
+    file = copied.checkpoint(3).path / checkpoint.MODEL / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="content changed since it was written"):
+        weights(copied, 3)
+    file.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"should hold \d+ bytes"):
+        weights(copied, 3)
+
+
+def test_a_missing_rollout_is_asked_for(copied):
+    shutil.rmtree(copied.run / "checkpoints")
+    shutil.rmtree(copied.rollout(2).path)
+    with pytest.raises(UserError, match="rollout 2: is not on disk") as caught:
+        weights(copied, 3)
+    assert "--stage rollout" in caught.value.fix
