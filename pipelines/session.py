@@ -91,10 +91,11 @@ class Session:
                     f"update {step}, replayed, differs in its last bits from its first run "
                     "(another machine, thread count or package version)"
                 )
-        if replayed and start:
+        if replayed:
+            origin = f"checkpoint {start}" if start else "the starting model"
             self.watch.note(
-                f"resuming from checkpoint {start}; updates {replayed[0]} to {version} replayed "
-                "from saved rollouts (no generation)"
+                f"resuming from {origin}; updates {replayed[0]} to {version} replayed from saved "
+                "rollouts (no generation)"
             )
 
     def _load(self, step: int) -> None:

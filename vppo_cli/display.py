@@ -170,6 +170,11 @@ class LiveWatch(PlainWatch):
         else:
             super().say(text)
 
+    def leave(self) -> None:
+        """Leave the last step on the screen when the view ends."""
+        if self._step_text:
+            console.print(escape(self._step_text))
+
     def _draw(self) -> None:
         done, total = self._bar
         now = Table.grid(padding=(0, 1))
@@ -209,8 +214,11 @@ def watching(chain: Chain, *, as_json: bool) -> Iterator[PlainWatch]:
         yield QuietWatch(chain)
     elif console.is_terminal:
         watch = LiveWatch(chain)
-        with watch.live:
-            yield watch
+        try:
+            with watch.live:
+                yield watch
+        finally:
+            watch.leave()
     else:
         yield PlainWatch(chain)
     _running.pop()
