@@ -73,6 +73,27 @@ def test_recorded_log_probs_are_the_policys(policy, samples, changes):
     torch.testing.assert_close(recorded, logp_N, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 40},
+        {"top_k": 1},
+    ],
+    ids=str,
+)
+def test_the_models_own_generation_settings_have_no_say(
+    fresh_policy, tiny_config, samples, together, setting
+):
+    # Qwen2.5-VL comes with a repetition penalty of 1.05: what is sampled would not be the policy.
+    policy = fresh_policy(tiny_config)
+    policy.model.generation_config.update(**setting)
+    assert HuggingFaceEngine(policy).generate(samples[:4], NAMES, PLAIN) == together
+    for name, value in setting.items():  # they are kept for the checkpoint all the same
+        assert getattr(policy.model.generation_config, name) == value
+
+
 def test_special_and_image_tokens_are_never_sampled(random_policy, samples):
     # Near temperature 5 random weights give all 412 ids about the same probability: 32 x 48 draws
     # would hit the 6 forbidden ones some 20 times. A sampled image token crashes the next forward.
