@@ -305,10 +305,11 @@ def make_samples(split: str, count: int, seed: int, options: GlyphsOptions) -> l
     ``metadata`` is a JSON object: level, task, grid, cells, given, extra, digit, scans (row by row,
     indices into ``load_digits``), solution (text), roles (a list of [piece of the solution, role]).
     """
-    return [_make_sample(split, index, seed, options) for index in range(count)]
+    return [make_sample(split, index, seed, options) for index in range(count)]
 
 
-def _make_sample(split: str, index: int, seed: int, options: GlyphsOptions) -> Sample:
+def make_sample(split: str, index: int, seed: int, options: GlyphsOptions) -> Sample:
+    """Sample ``index`` of a split; see :func:`make_samples`."""
     random = generator(seed, "glyphs", split, index)
     level = int(random.choice(options.levels))
     task = str(random.choice([name for name, task in TASKS.items() if task.level == level]))

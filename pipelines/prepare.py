@@ -97,8 +97,9 @@ def _open_sources(data: DataConfig) -> dict[str, Source]:
 
 
 def _drawn(split: str, size: int, options: glyphs.GlyphsOptions) -> Iterator[Sample]:
-    """The embedded data, drawn when the first sample is asked for."""
-    yield from glyphs.make_samples(split, size, DATA_SEED, options)
+    """The embedded data, each sample drawn when it is asked for."""
+    for index in range(size):
+        yield glyphs.make_sample(split, index, DATA_SEED, options)
 
 
 def hold_out(samples: Iterable[Sample], count: int, held: list[Sample]) -> Iterator[Sample]:
