@@ -38,8 +38,8 @@ def check_grader(name: str) -> str:
     if name in GRADERS:
         return name
     near = difflib.get_close_matches(name.lower(), GRADERS, n=1, cutoff=0.4)
-    fix = f"Did you mean {near[0]}?" if near else f"Use one of: {', '.join(GRADERS)}."
-    raise UserError("grader", f"there is no grader {name!r}.", fix)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UserError(f"reward.grader: {name}", "no such grader.", f"{hint}Known: {' '.join(GRADERS)}.")
 
 
 def quick_verdict(answer: str, gold: str, grader: str) -> bool | None:

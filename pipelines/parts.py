@@ -20,13 +20,15 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         name: a key of ``known``, or an import path.
         known: the built-in parts.
 
+    The current folder is searched as well.
+
     Raises:
         UserError: there is no such part; names the nearest, or what could not be imported.
     """
     if name in known:
         return known[name]
-    module_name, separator, attribute = name.partition(":")
-    if not separator:
+    module_name, _, attribute = name.partition(":")
+    if not (module_name and attribute):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
@@ -36,8 +38,15 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UserError(f"{setting}: {name}", f"cannot be imported ({error}).", "") from error
-    except AttributeError as error:
-        raise UserError(f"{setting}: {name}", f"{module_name} has no {attribute}.", "") from error
+        module = importlib.import_module(module_name)
+    except (ImportError, TypeError) as error:  # TypeError: a relative name
+        raise UserError(
+            f"{setting}: {name}", f"cannot be imported ({error}).",
+            "Name a module that Python finds from the current folder or the environment.",
+        ) from error  # fmt: skip
+    part = getattr(module, attribute, None)
+    if not callable(part):
+        near = difflib.get_close_matches(attribute, [n for n, v in vars(module).items() if callable(v)])
+        fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
+        raise UserError(f"{setting}: {name}", f"{module_name} has no function {attribute!r}.", fix)
+    return part

@@ -11,11 +11,7 @@ has the result. Every response is graded as well, so outcomes are reported whate
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +21,7 @@ from typing import Literal
 from pipelines.answer import extract_answer
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
+from pipelines.parts import find_part
 from pipelines.records import Sample
 
 Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
@@ -59,7 +56,9 @@ class RewardFunction:
 
     def __init__(self, reward: str, grader: str, pool: GraderPool) -> None:
         self._name, self._grader, self._pool = reward, check_grader(grader), pool
-        self._scorer = None if reward in REWARDS else _imported(reward)
+        self._scorer: RewardScorer | None = None
+        if reward not in REWARDS:
+            self._scorer = find_part("reward.function", reward, REWARDS)
 
     def __enter__(self) -> RewardFunction:
         return self
@@ -134,33 +133,6 @@ def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:
     """How often each outcome occurred, zeros included."""
     counts = Counter(one.outcome for one in graded)
     return {outcome: counts[outcome] for outcome in OUTCOMES}
-
-
-def _imported(path: str) -> RewardScorer:
-    """The function at ``module:function``; the current directory is searched as well."""
-    module_name, _, function_name = path.partition(":")
-    if not (module_name and function_name):
-        near = difflib.get_close_matches(path, REWARDS, n=1)
-        known = f"Did you mean {near[0]}?" if near else f"Built in: {', '.join(REWARDS)}."
-        fix = f"{known} Your own is named by import path: my_package.my_module:my_function."
-        raise UserError("reward", f"there is no reward {path!r}.", fix)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except (ModuleNotFoundError, TypeError) as error:  # TypeError: a relative name
-        raise UserError(
-            "reward", f"{path!r} cannot be imported ({error}).",
-            "Name a module that Python finds from the current directory or the environment.",
-        ) from error  # fmt: skip
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        names = [name for name, value in vars(module).items() if callable(value)]
-        near = difflib.get_close_matches(function_name, names, n=1)
-        problem = f"{module_name} has no function {function_name!r} (from {path!r})."
-        fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
-        raise UserError("reward", problem, fix)
-    return function
 
 
 def _checked(scores: Sequence[float], count: int, name: str) -> list[float]:

@@ -112,11 +112,11 @@ def test_what_a_reward_returns_is_checked(here: Path, function: str, problem: st
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("outcomes", "there is no reward 'outcomes'.*Did you mean outcome"),
-        ("zzz", "there is no reward 'zzz'.*Built in: outcome.*my_package.my_module:my_function"),
+        ("outcomes", "reward.function: outcomes: no such part. Did you mean outcome"),
+        ("zzz", "zzz: no such part. Known: outcome; or an import path package.module:name"),
         ("no_such_package.rewards:f", "No module named 'no_such_package'"),
-        (":f", "there is no reward ':f'"),
-        (".relative:f", "'.relative:f' cannot be imported"),
+        (":f", "reward.function: :f: no such part"),
+        (".relative:f", ".relative:f: cannot be imported"),
         ("json:lods", "json has no function 'lods'.*Did you mean json:loads"),
         ("math:pi", "math has no function 'pi'"),
     ],
