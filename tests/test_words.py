@@ -1,0 +1,43 @@
+"""Numbers as a person reads them."""
+
+import pytest
+
+from vppo_cli.words import duration, ranges, size, sparkline
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest_bar() -> None:
+    assert sparkline([0.0, 1.0]) == "▁█"
+    # Eight equal steps over eight bars.
+    assert sparkline([i / 7 for i in range(8)]) == "▁▂▃▄▅▆▇█"
+
+
+def test_a_sparkline_averages_what_does_not_fit() -> None:
+    # Four values in two bars: means 1 and 5.
+    assert sparkline([0, 2, 4, 6], width=2) == "▁█"
+
+
+def test_a_sparkline_of_nothing_much() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([3.0]) == ""
+    assert sparkline([3.0, 3.0, 3.0]) == "▁▁▁"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (94, "1 m 34 s"), (3600, "1 h 00 m"), (34140, "9 h 29 m")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_ranges_join_runs() -> None:
+    assert ranges([3, 1, 2, 5, 7, 8]) == "1..3, 5, 7..8"
+    assert ranges([4, 4]) == "4"
+    assert ranges([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (4e12, "4.0 TB")]
+)
+def test_size(count: float, text: str) -> None:
+    assert size(count) == text
