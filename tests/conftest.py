@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 
 FEW = (
     "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
+    "rollout.temperature=1", "rollout.top_p=1", "update.objective=vppo", "update.loss_average=token",
     "update.batch_prompts=4", "update.micro_batch_prompts=2", "score.batch_prompts=4",
     "run.threads=1",
 )  # fmt: skip

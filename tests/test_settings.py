@@ -80,7 +80,7 @@ def test_reference_mode_sets_the_approximations_of_the_public_code():
     assert config.score.mask_per == "response"
     assert config.update.shaping_statistics == "micro_batch"
     assert config.update.entropy_estimator == "sampled"  # tiny.yaml, below, says none
-    assert config.rollout.prompts_per_step == 64  # which tiny.yaml says and the mode does not
+    assert config.rollout == settings.load(None).rollout  # of which the mode says nothing
 
 
 def test_what_a_layer_says_itself_beats_its_mode(tmp_path):
@@ -158,7 +158,7 @@ def test_settings_that_contradict_each_other():
     assert (
         "rollout.accuracy_low (0.995) must be below rollout.accuracy_high (0.99)" in error.problem
     )
-    error = refused(None, "update.overlong_cache=65")
+    error = refused(None, "update.overlong_cache=65", "rollout.max_new_tokens=64")
     assert "longer than rollout.max_new_tokens (64)" in error.problem
     assert "at least 2 are needed" in refused(None, "rollout.samples_per_prompt=1").problem
     assert "choose from 1, 2, 3" in refused(None, "data.glyphs.levels=[1, 4]").problem
