@@ -82,8 +82,8 @@ def export(chain: Chain, which: str, target: Path) -> int:
             f"checkpoint {which}", f"run {chain.run.name} has no such checkpoint on disk.",
             f"It has: {' '.join(map(str, made)) or 'none yet'}; also: last, best.",
         )  # fmt: skip
-    if target.exists() and any(target.iterdir()):
-        raise UserError(str(target), "is not empty.", "Name a new folder.")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(str(target), "is not an empty folder.", "Name a new folder.")
     chain.checkpoint(chosen[0]).verify()
     with disk_errors(target):
         shutil.copytree(chain.checkpoint(chosen[0]).path / MODEL, target, dirs_exist_ok=True)

@@ -73,8 +73,9 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
 
 def perform(chain: Chain, config: Config, steps: Iterable[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
-    from pipelines.session import Session  # brings torch
+    from pipelines.session import Session, check_parts  # brings torch
 
+    check_parts(config)
     at, last = ("", 0), chain.config.run.steps
     with closing(Session(chain, watch)) as session:
         try:

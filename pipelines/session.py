@@ -22,16 +22,33 @@ from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.engines import ENGINES, Engine
 from pipelines.errors import UserError
+from pipelines.objectives import OBJECTIVES
 from pipelines.parts import find_part
+from pipelines.perturb import PERTURBATIONS
 from pipelines.policy import Policy
 from pipelines.prepare import prepare
 from pipelines.records import Rollout, SampleTable, Scored, read_rows
 from pipelines.reward import RewardFunction, make_reward
 from pipelines.rollout import ROLLOUTS, rollout
-from pipelines.score import SCORES, score
+from pipelines.score import ESTIMATOR_NAMES, SCORES, score
 from pipelines.step import Step
 from pipelines.trainer import TRAINERS, Trainer
 from pipelines.watch import Watch
+
+
+def check_parts(config: Config) -> None:
+    """Find every part that the settings name: a misspelt one is told before any work is done.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    find_part("rollout.engine", config.rollout.engine, ENGINES)
+    find_part("score.estimator", config.score.estimator, dict.fromkeys(ESTIMATOR_NAMES))
+    views = (*PERTURBATIONS, "raw_black")
+    find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
+    find_part("update.engine", config.update.engine, TRAINERS)
+    find_part("update.objective", config.update.objective, OBJECTIVES)
+    make_reward(config.reward.function, config.reward.grader)
 
 
 class Session:

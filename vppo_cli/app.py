@@ -50,7 +50,7 @@ def train(
         typer.Option(metavar="A..B", help="Training steps of a single stage: 3 or 3..5."),
     ] = None,
     until: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop after training step N.")
+        int | None, typer.Option(metavar="N", min=1, help="Stop after training step N.")
     ] = None,
     force: Annotated[
         bool, typer.Option(help="Make a single stage again even if it is there.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,11 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
     if name is not None and not (runs.runs_folder() / name / runs.CONFIG).is_file():
         if not new:
             runs.find_run(name)  # says which runs there are
-        if "/" in name or name.startswith("."):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(
-                f"--run {name}", "is a name, not a path.", "Runs lie in runs/ (VPPO_RUNS)."
-            )
+                f"--run {name}", "is not a name (letters, digits, dot, dash, underscore).",
+                "Runs lie in runs/ (VPPO_RUNS).",
+            )  # fmt: skip
         asked = settings.load(config, overrides)
         path = runs.runs_folder() / name
     elif name is None and (new or config is not None):

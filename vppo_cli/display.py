@@ -80,6 +80,7 @@ class PlainWatch:
         self.times: dict[str, float] = {}
         self.durations: list[float] = []
         self.single = ""
+        self.made = 0
         self._started = time.monotonic()
 
     def begin(self, stage: str = "all") -> None:
@@ -109,6 +110,7 @@ class PlainWatch:
             self.times = {}
 
     def finished(self, name: str, index: int, metrics: dict[str, Any]) -> None:
+        self.made += 1
         self.times[name] = time.monotonic() - self._started
         if name == "update" and "rollout/accuracy" in metrics:
             self.rows.append(metrics)

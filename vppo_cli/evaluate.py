@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import check_names
+from evals.run import RESULTS
 from pipelines import runs, settings
 from pipelines.chain import Chain
 from pipelines.checkpoint import best, kept, newest
@@ -68,10 +70,9 @@ def _rows(choice: Choice, step: int, source: str) -> list[dict[str, Any]]:
     rows = []
     for made in stage_steps(choice.chain, choice.wanted, "eval", step):
         row = entry(made, source)
-        counts = row["outcomes"]
-        samples = choice.wanted.config.eval.samples
+        results = json.loads((made.path / RESULTS).read_text())
         rows.append({
-            "benchmark": made.name, "questions": sum(counts.values()) // samples,
-            "samples": samples, "results": [row],
+            "benchmark": made.name, "questions": len(results["questions"]),
+            "samples": results["sampling"]["samples"], "results": [row],
         })  # fmt: skip
     return rows

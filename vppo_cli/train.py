@@ -11,6 +11,7 @@ from pipelines.chain import Chain
 from pipelines.checkpoint import newest
 from pipelines.errors import UserError
 from pipelines.run import train, train_stage
+from pipelines.step import write_atomic
 from vppo_cli import display
 from vppo_cli.choose import choose
 from vppo_cli.results import evaluation_rows
@@ -29,16 +30,25 @@ def train_all(
     """Make everything that is missing, then show the evaluation."""
     choice = choose(name, config, overrides, new=True)
     chain = choice.wanted
+    file = chain.run / runs.CONFIG
+    previous = file.read_text(encoding="utf-8") if file.is_file() else ""
     runs.write_config(chain.run, chain.config)
     with display.watching(chain, as_json=as_json) as watch:
         watch.begin()
-        made = train(chain, watch, until=until)
+        try:
+            made = train(chain, watch, until=until)
+        except UserError:
+            if (
+                previous and not watch.made
+            ):  # the run is not to suffer from settings that cannot work
+                write_atomic(file, previous)
+            raise
     rows = evaluation_rows(chain)
     if as_json:
         display.print_json({"run": chain.run.name, "made": len(made), "evaluations": rows})
         return
     if not made:
-        last = chain.config.run.steps if until is None else until
+        last = min(until or chain.config.run.steps, chain.config.run.steps)
         display.line("done", f"nothing to do: all {last} steps are on disk with these settings")
     display.evaluation_table(rows)
     display.next_steps(chain)
@@ -58,7 +68,8 @@ def train_one(
     choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
     if not (choice.run / runs.CONFIG).is_file():
         runs.write_config(choice.run, choice.wanted.config)
-    chosen = parse_steps(steps, choice.chain) or default_steps(choice.chain, stage)
+    first = 0 if stage == "eval" else 1  # 0 is the starting model
+    chosen = parse_steps(steps, choice.chain, first) or default_steps(choice.chain, stage)
     with display.watching(choice.wanted, as_json=as_json) as watch:
         watch.begin(stage)
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
@@ -70,7 +81,7 @@ def train_one(
         display.made(choice.chain, choice.wanted, stage, made, overrides)
 
 
-def parse_steps(text: str | None, chain: Chain) -> list[int]:
+def parse_steps(text: str | None, chain: Chain, lowest: int = 1) -> list[int]:
     """``3`` or ``3..5`` -> the steps.
 
     Raises:
@@ -82,9 +93,9 @@ def parse_steps(text: str | None, chain: Chain) -> list[int]:
     if not first.isdigit() or not (last or first).isdigit():
         raise UserError(f"--steps {text}", "is neither a step nor a range.", "Write 3 or 3..5.")
     steps = list(range(int(first), int(last or first) + 1))
-    if not steps or steps[0] < 0 or steps[-1] > chain.config.run.steps:
+    if not steps or steps[0] < lowest or steps[-1] > chain.config.run.steps:
         raise UserError(
-            f"--steps {text}", f"the run has steps 1..{chain.config.run.steps}.",
+            f"--steps {text}", f"the run has steps {lowest}..{chain.config.run.steps}.",
             "Extend it with --set run.steps=N.",
         )  # fmt: skip
     return steps
