@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from transformers import GenerationConfig
 
 from pipelines.policy import Policy
 from pipelines.records import Sample
@@ -48,7 +50,7 @@ class HuggingFaceEngine:
         batch = self._left_padded(samples)
         uniform_BT = torch.cat([uniforms(sampling, name, policy.device) for name in names])
         sampler = SeededSampler(sampling, uniform_BT, policy.suppressed_ids)
-        with policy.compute_type():
+        with policy.compute_type(), _own_generation_settings_off(policy.model):
             output_BL = policy.model.generate(
                 **batch, logits_processor=[sampler], do_sample=True, temperature=1.0, top_k=0,
                 top_p=1.0, num_return_sequences=sampling.samples, use_cache=True,
@@ -89,6 +91,20 @@ class HuggingFaceEngine:
         ids = ids[:length]
         text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
         return Response(ids, logp[:length], text, truncated=not ends)
+
+
+@contextlib.contextmanager
+def _own_generation_settings_off(model: Any) -> Iterator[None]:
+    """Without what the model's folder says about generating.
+
+    Qwen2.5-VL's has a repetition penalty of 1.05, which ``generate`` would apply to the logits before
+    our sampler sees them: responses and log-probs would not be the policy's.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 ENGINES: dict[str, Callable[[Policy], Engine]] = {"hf": HuggingFaceEngine}

@@ -152,10 +152,13 @@ class Policy:
                 [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
             )
 
-        segment_BL = pad(segments, -1)
+        mask_B1LL = _block_mask(pad(segments, -1))[:, None]
+        if self.config.model.attention == "eager":  # which adds the mask to its scores
+            lowest = torch.finfo(torch.float32).min
+            mask_B1LL = torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest)
         batch = {
             "input_ids": pad(ids, self.tokenizer.pad_token_id),
-            "attention_mask": _block_mask(segment_BL)[:, None],
+            "attention_mask": mask_B1LL,
             "where": torch.cat(where, dim=1),
         }
         position_BAL = pad(positions, 0)

@@ -190,9 +190,12 @@ def commit(step: Step, *, keep_partial: bool = False) -> Iterator[tuple[Path, di
             "seconds": round(time.time() - started, 3), "provenance": _provenance(),
         }  # fmt: skip
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        if step.path.exists():
-            shutil.rmtree(step.path)
+        replaced = step.path.with_name(step.path.name + ".replaced.partial")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if step.path.exists():  # moved first: half deleted, it would pass for a damaged step
+            step.path.replace(replaced)
         partial.replace(step.path)
+        shutil.rmtree(replaced, ignore_errors=True)
         sync_file(step.parent)
 
 

@@ -288,7 +288,7 @@ def test_an_exported_checkpoint_loads_with_plain_transformers(run: Path, tmp_pat
     assert "checkpoint 2 of small" in best.out
     refused = vppo("export", out, runs=run.parent)
     assert refused.code == 2
-    assert "is not empty" in refused.err
+    assert "is not an empty folder" in refused.err
 
 
 def test_doctor_finds_this_environment_fit(tmp_path: Path) -> None:
