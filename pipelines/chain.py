@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import Config
 from pipelines.errors import UserError
@@ -36,10 +37,7 @@ class Chain:
 
     def __init__(self, config: Config, run: Path) -> None:
         self.config, self.run = config, run
-        self.prepare = Step(
-            "prepare", None, run, VERSIONS["prepare"],
-            config.data.keyed("data") | config.model.keyed("model") | _fingerprints(config),
-        )  # fmt: skip
+        self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -142,26 +140,32 @@ class Chain:
             self._updates.append(update)
 
 
-def _fingerprints(config: Config) -> dict[str, str]:
-    """Content hashes of the local model and data, so that a changed file makes the run stale."""
-    found = {}
+def _sources(config: Config) -> dict[str, Any]:
+    """The data and model settings; what is local by its content, wherever it lies.
+
+    So a changed file makes the run stale, and a moved one does not.
+    """
+    settings = config.data.keyed("data") | config.model.keyed("model")
     model = shipped_config("tiny_model") if config.model.path == "tiny" else Path(config.model.path)
-    if model.exists():
-        found["model.content"] = fingerprint(model)
-    elif config.model.path.startswith(("/", ".", "~")):
+    if not model.exists() and config.model.path.startswith(("/", ".", "~")):
         raise UserError(f"model.path: {config.model.path}", "no such folder.", "")
-    for name in ("source", "validation_source"):
-        value = getattr(config.data, name)
-        if value and Path(value).exists():
-            found[f"data.{name}.content"] = fingerprint(Path(value))
-    return found
+    local = {"model.path": model}
+    for name in ("data.source", "data.validation_source"):
+        if settings[name] not in (None, "glyphs"):
+            local[name] = Path(settings[name])
+    for name, path in local.items():
+        if path.exists():
+            settings[name] = f"content {fingerprint(path)}"
+    return settings
 
 
 @cache
 def fingerprint(path: Path) -> str:
     """A hash of a file's or folder's content; of large files, of their size and both ends."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():  # a README may change
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".md")
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path) if path.is_dir() else ''}\x00{size}\x00".encode())

@@ -285,7 +285,7 @@ class RunConfig(Section):
     """Policy-update steps. Raise it to extend a finished run."""
     threads: int = Field(default=0, ge=0)
     """CPU threads for torch; 0 is torch's own choice."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``."""
 
 

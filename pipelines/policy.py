@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pipelines.config import Config
+from pipelines.errors import UserError
 from pipelines.prompts import PromptEncoder, cannot_load, load_processor, model_location
 from pipelines.torchvision_ops import ensure_importable
 
@@ -192,6 +193,11 @@ def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
 
 def choose_device(config: Config) -> torch.device:
     """The device named by ``run.device``."""
+    if config.run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"run.device: {config.run.device}", "torch finds no GPU here.",
+            "Set run.device=cpu, or look at vppo doctor.",
+        )  # fmt: skip
     if config.run.device != "auto":
         return torch.device(config.run.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -104,16 +104,17 @@ class PromptEncoder:
 
     def __init__(self, processor: Any, instruction: str, capacity: int = 1024) -> None:
         self.processor, self.instruction, self.capacity = processor, instruction, capacity
-        self._cache: dict[str, dict[str, torch.Tensor]] = {}
+        self._cache: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
 
     def encode(self, sample: Sample) -> dict[str, torch.Tensor]:
         """``input_ids`` [L] and whatever the model's images need (``pixel_values``, grids ...)."""
-        if sample.id in self._cache:
-            return self._cache[sample.id]
+        key = (sample.id, sample.problem)  # two data sets may share ids
+        if key in self._cache:
+            return self._cache[key]
         encoded = self.encode_images(sample, [open_image(data) for data in sample.images])
         if len(self._cache) >= self.capacity:
             self._cache.pop(next(iter(self._cache)))
-        self._cache[sample.id] = encoded
+        self._cache[key] = encoded
         return encoded
 
     def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:

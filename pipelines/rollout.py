@@ -149,10 +149,14 @@ def _metrics(
     counts: Counts, used: list[Rollout], carried: int, surplus: int, position: int, tries: int,
     share: float,
 ) -> dict[str, Any]:  # fmt: skip
-    sampled = max(counts.responses, 1)
+    seen = counts
+    if not counts.groups:  # the surplus of earlier steps was enough: report what is used
+        seen = Counts()
+        for group in used:
+            seen.add(group, informative=True)
     return {
-        "accuracy": counts.correct / sampled,
-        "reward": counts.rewards / sampled,
+        "accuracy": seen.correct / seen.responses,
+        "reward": seen.rewards / seen.responses,
         "reward_used": sum(map(sum, (g.reward for g in used))) / sum(len(g.reward) for g in used),
         "groups_sampled": counts.groups,
         "groups_informative": counts.informative,
@@ -161,10 +165,10 @@ def _metrics(
         "groups_surplus": surplus,
         "tries": tries,
         "next_position": position,
-        "response_tokens_mean": counts.tokens / sampled,
-        "truncated_share": counts.truncated / sampled,
-        "no_answer_share": counts.no_answer / sampled,
-        "timed_out_share": counts.timed_out / sampled,
+        "response_tokens_mean": seen.tokens / seen.responses,
+        "truncated_share": seen.truncated / seen.responses,
+        "no_answer_share": seen.no_answer / seen.responses,
+        "timed_out_share": seen.timed_out / seen.responses,
         "tokens_sampled": counts.tokens,
     }
 

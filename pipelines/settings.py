@@ -204,6 +204,10 @@ def _prefixes(key: str) -> Iterator[str]:
 
 
 def _unknown(key: str, place: str, known: list[str]) -> UserError:
+    if any(name.startswith(f"{key}.") for name in known):
+        return UserError(
+            place, "is a section, not a setting.", f"Set its fields one by one (vppo config {key})."
+        )
     last = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.rpartition(".")[2] == last]

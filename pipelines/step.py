@@ -182,6 +182,8 @@ def commit(step: Step, *, keep_partial: bool = False) -> Iterator[tuple[Path, di
         }  # fmt: skip
         for name in files:
             sync_file(partial / name)
+        for folder in {file.parent for file in map(partial.joinpath, files)}:
+            sync_file(folder)
         manifest = {
             "format": FORMAT, "step": step.name, "index": step.index, "version": step.version,
             "key": step.key, "settings": step.settings, "inputs": step.inputs,

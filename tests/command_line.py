@@ -87,7 +87,7 @@ def start(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     largest_file: int = 0,
-    user: int = 0,
+    plain_user: bool = False,
 ) -> Command:
     """Start ``vppo`` and return at once.
 
@@ -96,14 +96,15 @@ def start(
         cwd: where it is started; by default beside the runs.
         env: further environment variables.
         largest_file: no file may grow beyond this many bytes (0: no such limit).
-        user: run as this user id (0: as the caller).
+        plain_user: give up root's right to ignore file permissions.
     """
     outputs = Path(tempfile.mkdtemp(prefix="command-", dir=_scratch()))
     outputs.chmod(0o777)
     out, err = outputs / "out", outputs / "err"
     pid = _ask(
         start=[str(a) for a in arguments], out=str(out), err=str(err), cwd=str(cwd or runs.parent),
-        env={**ONE_THREAD, "VPPO_RUNS": str(runs), **(env or {})}, largest_file=largest_file, user=user,
+        env={**ONE_THREAD, "VPPO_RUNS": str(runs), **(env or {})}, largest_file=largest_file,
+        plain_user=plain_user,
     )  # fmt: skip
     return Command(pid, out, err)
 

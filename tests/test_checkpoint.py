@@ -158,7 +158,7 @@ def test_export_does_not_write_over_anything(measured, tmp_path):
     chain = measured([0.1])
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine").touch()
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="is not an empty folder"):
         checkpoint.export(chain, "last", tmp_path / "target")
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]
 

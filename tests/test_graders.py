@@ -239,9 +239,9 @@ def test_no_worker_outlives_a_killed_parent() -> None:
 
 
 def test_an_unknown_grader_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match=r"'math_verify'.*Did you mean math-verify\?"):
+    with pytest.raises(UserError, match=r"grader: math_verify.*Did you mean math-verify\?"):
         check_grader("math_verify")
-    with pytest.raises(UserError, match=r"'zzz'.*mathruler, math-verify"):
+    with pytest.raises(UserError, match=r"grader: zzz.*Known: mathruler math-verify"):
         check_grader("zzz")
 
 

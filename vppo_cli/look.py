@@ -77,7 +77,7 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
             if not step.path.is_dir():
                 continue
             for folder in sorted(step.parent.glob(f"{step.name}-*")):
-                if folder == step.path or not (folder / MANIFEST).is_file():
+                if folder == step.path or folder.suffix or not (folder / MANIFEST).is_file():
                     continue
                 manifest = read_manifest(folder)
                 if manifest["inputs"] != step.inputs:
