@@ -125,7 +125,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> int:
     columns, total = schema(Sample), 0
     group: list[dict[str, Any]] = []
     size = 0
-    with pq.ParquetWriter(path, columns, compression="zstd") as writer:
+    with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
         for sample in samples:
             group.append(asdict(sample))
             size += sum(map(len, sample.images))

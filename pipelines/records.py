@@ -95,7 +95,7 @@ def schema(row_type: type) -> pa.Schema:
 def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
     """Write rows as one Parquet file (zstd). The caller makes the write atomic."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema(row_type))
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
@@ -155,7 +155,7 @@ class SampleTable(Sequence[Sample]):
 
 
 def _open(path: Path, row_type: type) -> pq.ParquetFile:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, page_checksum_verification=True)
     for column in schema(row_type):
         found = file.schema_arrow
         kind = found.field(column.name).type if column.name in found.names else "none"

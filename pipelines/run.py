@@ -6,7 +6,7 @@ resuming, extending and redoing are one loop. Torch is imported when the first s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -31,7 +31,6 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     missing = [step for step in story if step.manifest() is None]
     if missing:
         with run_lock(chain.run):
-            runs.write_metrics(chain)
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
             perform(chain, chain.config, missing, watch)
@@ -71,7 +70,7 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
     return [replace(new, inputs=old.inputs) for new, old in pairs]
 
 
-def perform(chain: Chain, config: Config, steps: Iterable[Step], watch: Watch) -> None:
+def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
     from pipelines.session import Session, check_parts  # brings torch
 
@@ -85,6 +84,8 @@ def perform(chain: Chain, config: Config, steps: Iterable[Step], watch: Watch) -
                 watch.stage(*at)
                 with commit(step, keep_partial=step.name in BENCHMARKS) as (out, metrics):
                     metrics |= session.make(step, config, out)
+                if step is steps[0]:  # not before: settings that cannot work leave the file alone
+                    runs.write_metrics(chain)
                 if step.name == "update" and step == chain.update(at[1]):
                     metrics |= runs.append_metrics(chain, at[1])
                 if step.name == "checkpoint" or step.name == "validation":

@@ -16,7 +16,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
-from pipelines.step import sync_file, write_atomic
+from pipelines.step import disk_errors, sync_file, write_atomic
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 
@@ -51,7 +51,8 @@ def read_config(run: Path) -> Config:
 
 def write_config(run: Path, config: Config) -> None:
     """Record the settings the run is asked for now."""
-    run.mkdir(parents=True, exist_ok=True)
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
     write_atomic(run / CONFIG, settings.dump(config))
 
 
@@ -125,6 +126,9 @@ def append_metrics(chain: Chain, step: int) -> dict[str, Any]:
     """Add a step that was just committed."""
     row = step_metrics(chain, step)
     assert row is not None
+    if len((chain.run / METRICS).read_text().splitlines()) != step - 1:  # made again out of turn
+        write_metrics(chain)
+        return row
     with (chain.run / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
