@@ -176,12 +176,13 @@ def test_saved_rollouts_are_scored_another_way_without_generating(run: Path) -> 
     assert "nothing to do" in again.succeeded().out
 
 
-def test_a_forced_stage_makes_just_those_steps_again_and_alike(run: Path) -> None:
-    before, files = contents(run), stamps(run, "steps/*/score-*/scores.parquet")
-    vppo("train", "--stage", "score", "--steps", "2..3", "--force", runs=run.parent).succeeded()
-    assert contents(run) == before  # bit for bit
-    after = stamps(run, "steps/*/score-*/scores.parquet")
-    assert [after[name] == files[name] for name in sorted(files)] == [True, False, False]
+@pytest.mark.parametrize("stage", ["score", "update"])
+def test_a_forced_stage_makes_just_those_steps_again_and_alike(stage: str, run: Path) -> None:
+    before, manifests = contents(run), stamps(run, f"steps/*/{stage}-*/manifest.json")
+    vppo("train", "--stage", stage, "--steps", "2..3", "--force", runs=run.parent).succeeded()
+    assert contents(run) == before  # bit for bit, metrics.jsonl too
+    after = stamps(run, f"steps/*/{stage}-*/manifest.json")
+    assert [after[name] == manifests[name] for name in sorted(manifests)] == [True, False, False]
 
 
 def test_a_longer_run_keeps_what_there_is_and_stops_where_told(run: Path) -> None:
@@ -245,6 +246,13 @@ def test_eval_of_checkpoints(run: Path) -> None:
     vppo("eval", *options, runs=run.parent).succeeded()
     assert stamps(run, "eval/*/*/*") == again
     assert {row[2] for row in planned(vppo("plan", "--json", runs=run.parent))} == {"keep"}
+
+
+def test_eval_on_the_validation_questions_counts_them(run: Path) -> None:
+    told = vppo("eval", "--benchmarks", "validation", "--json", runs=run.parent).succeeded().json
+    (row,) = told["evaluations"]
+    assert (row["questions"], row["samples"]) == (8, 2)
+    assert sum(row["results"][0]["outcomes"].values()) == 16
 
 
 def test_eval_of_the_runs_own_settings_is_the_one_on_disk(run: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -67,7 +68,8 @@ LONELY = b"base: tiny.yaml\nrollout:\n  max_tries: 3\n  samples_per_prompt: 1\n"
 
 SETTINGS = [
     Case("unknown key", "train --set score.keep_fracton=0.2",
-         ("score.keep_fracton", "no such setting", "Did you mean score.keep_fraction?", "vppo config score")),
+         ("score.keep_fracton", "no such setting", "Did you mean score.keep_fraction?",
+          "vppo config score")),
     Case("unknown key in a file", "train --config my.yaml",
          ("my.yaml, line 3, score.keep_fracton", "Did you mean score.keep_fraction?"),
          {"my.yaml": TYPO}),
@@ -86,7 +88,7 @@ SETTINGS = [
     Case("missing config", "train --config nowhere.yaml",
          ("nowhere.yaml", "no such config file", "tiny.yaml")),
     Case("YAML syntax", "train --config my.yaml", ("my.yaml, line 2", "not YAML"),
-         {"my.yaml": b"name: mine\nscore: [1,\nrun: 2\n"}),
+         {"my.yaml": b"name: mine\nscore: ]\n"}),
     Case("config is a list", "train --config my.yaml", ("my.yaml, line 1", "key: value"),
          {"my.yaml": b"- 1\n- 2\n"}),
     Case("config is binary", "train --config my.yaml", ("my.yaml", "not a text file"),
@@ -102,7 +104,7 @@ SETTINGS = [
     Case("no run yet", "status", ("holds no run yet", "vppo train")),
     Case("unknown run", "plan --run tiny-0000", ("run tiny-0000", "no such run", "There: none")),
     Case("run is a path", "train --run ../elsewhere", ("--run ../elsewhere", "not a name")),
-    Case("unknown device", "train --set run.device=tpu", ("run.device", "'tpu'", "cpu or cuda")),
+    Case("unknown device", "train --set run.device=tpu", ("run.device", "'tpu'", "cuda")),
     Case("missing model folder", "train --set model.path=./nowhere",
          ("model.path: ./nowhere", "no such folder")),
     Case("unknown section", "config scor", ("config scor", "no such section", "score")),
@@ -113,7 +115,7 @@ SETTINGS = [
 def test_wrong_settings_are_refused_before_anything_is_written(case: Case, tmp_path: Path) -> None:
     for name, data in case.files.items():
         (tmp_path / name).write_bytes(data)
-    refused(vppo(*case.arguments.split(), runs=tmp_path / "runs"), *case.expected)
+    refused(vppo(*shlex.split(case.arguments), runs=tmp_path / "runs"), *case.expected)
     assert {p.name for p in tmp_path.iterdir()} == set(case.files)
 
 
@@ -144,7 +146,7 @@ DATA = [
           "--set data.columns='{answer: gold}'"),
          {"q.jsonl": lines(problem="?", images="a.png", gold="1"), "a.png": png()}),
     Case("mapping of a column we do not have",
-         "--set data.source=q.jsonl --set data.columns={question:problem}",
+         "--set data.source=q.jsonl --set 'data.columns={question: problem}'",
          ("data.columns",), {"q.jsonl": lines(**GOOD), "a.png": png()}),
     Case("broken Parquet", "--set data.source=q.parquet", ("q.parquet", "not a readable Parquet file"),
          {"q.parquet": parquet(problem=["?"], images=["a.png"], answer=["1"])[:-20]}),
@@ -175,7 +177,7 @@ def test_wrong_data_and_models_are_refused(case: Case, tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     runs = tmp_path / "runs"
-    command = vppo("train", "--run", "r", *given(*SMALL), *case.arguments.split(), runs=runs)
+    command = vppo("train", "--run", "r", *given(*SMALL), *shlex.split(case.arguments), runs=runs)
     refused(command, *case.expected)
     told = vppo("status", "--json", runs=runs).succeeded().json
     assert told["steps_done"] == 0
@@ -189,7 +191,7 @@ PARTS = [
     ("rollout.engine=vlm", ("rollout.engine: vlm", "Known: hf", "import path")),
     ("reward.function=outcom", ("outcom", "Did you mean outcome?", "import path")),
     ("reward.function=no_such_module:f", ("no_such_module:f", "cannot be imported")),
-    ("reward.function=json:dumsp", ("json", "dumsp", "Did you mean json:dumps?")),
+    ("reward.function=json:dumsp", ("json", "dumsp", "Did you mean json:dump")),
     ("reward.grader=mathrular", ("mathrular", "Did you mean mathruler?", "math-verify")),
 ]
 
@@ -251,6 +253,8 @@ def scribble(path: Path) -> None:
     path.write_bytes(data)
 
 
+STEPS = ("prepare-", "rollout-", "score-", "update-", "checkpoint-")
+
 DAMAGE: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("steps/0002/rollout-*/manifest.json", lambda p: p.write_text("{"), "train", "corrupt manifest"),
     ("steps/0001/update-*/manifest.json", lambda p: p.write_text("[]"), "train", "lacks its fields"),
@@ -278,13 +282,14 @@ def test_a_damaged_step_is_named_and_made_again_once_deleted(
     run = copy_of(finished[0], tmp_path)
     (file,) = run.glob(pattern)
     damage(file)
-    command = [*arguments.split()[:1], *arguments.split()[1:], "--run", "small"]
-    refused(vppo(*command, runs=run.parent), str(file), expected)
-    folder = re.search(r"Delete the folder (\S+);|(Delete its step folder);", vppo(
-        *command, runs=run.parent).err)  # fmt: skip
-    assert folder
-    step = Path(folder[1]) if folder[1] else file.parent
-    assert step.parent == file.parent or step in file.parents
+    command = vppo(*arguments.split(), "--run", "small", runs=run.parent)
+    refused(command, str(file), expected)
+    advice = re.search(
+        r"Delete (?:the folder (\S+)|its step folder); the same command", command.err
+    )
+    assert advice
+    step = next(folder for folder in file.parents if folder.name.startswith(STEPS))
+    assert advice[1] in (None, str(step))
     shutil.rmtree(step)
     vppo("train", "--run", "small", "--set", "run.steps=3", runs=run.parent).succeeded()
     assert contents(run) == contents(finished[0])
