@@ -410,4 +410,4 @@ def test_a_changed_data_file_makes_the_run_stale(own: tuple[Path, Command], tmp_
     (run,) = (folder / "runs").iterdir()
     rows = planned(vppo("plan", "--run", run.name, "--json", runs=run.parent, cwd=folder))
     assert rows[0][:3] == ("prepare", "", "stale")
-    assert "data.source.content" in rows[0][3]
+    assert "data.source content" in rows[0][3]
