@@ -109,53 +109,57 @@ def doing(run: Path) -> str:
 def prove(kills: int, seed: int, settings: Sequence[str], folder: Path) -> Proof:
     """Make both runs and compare them; ``proof.faults`` is empty if all is well.
 
-    The instants are spread over the work: with k kills still to come, the next one falls at random
-    within the first 2/(k+1) of the time that the missing steps should take. The time of an attempt
-    until its first step begins (imports) is measured on the undisturbed run and added, so that kills
-    fall on work; now and then one falls on the imports all the same.
+    The instants are spread over the whole run: each lies a random time (up to that of three average
+    steps) after a random number of committed steps, one in each equal share of them. One in ten falls on the imports instead.
     """
     proof, rng = Proof(), random.Random(seed)
     calm, disturbed = folder / "calm", folder / "disturbed"
     say("run", "undisturbed ...")
     began = time.monotonic()
     process = start(settings, folder, calm)
-    while process.poll() is None and not (calm / NAME / "run.json").is_file():
+    while not at_work(process, calm / NAME):
         time.sleep(0.01)
     loading = time.monotonic() - began
     finish(process)
-    whole = time.monotonic() - began - loading
-    say("", f"{loading:.1f} s until the first step, then {whole:.1f} s")
-    run, steps = disturbed / NAME, count_steps(calm / NAME)
-    while len(proof.kills) < kills:
-        remaining = kills - len(proof.kills)
-        left = whole * (1 - count_steps(run) / steps)
-        early = rng.random() < 0.1
-        instant = rng.uniform(0.0, loading)
-        if not early:
-            instant = loading + rng.uniform(0.0, 2 * left / (remaining + 1))
+    steps = count_steps(calm / NAME)
+    average = (time.monotonic() - began - loading) / steps
+    say("", f"{loading:.1f} s until the first step, then {steps} steps of {average:.1f} s")
+    run = disturbed / NAME
+    for number in range(kills):
+        target = (number + rng.random()) * (steps - 1) / kills
+        began = time.monotonic()
         process = start(settings, folder, disturbed)
-        try:
-            process.wait(instant)
-        except subprocess.TimeoutExpired:
-            what = doing(run)
-            kill(process)
+        if rng.random() < 0.1:
+            time.sleep(rng.uniform(0.0, loading))
         else:
+            while not at_work(process, run) or count_steps(run) < int(target):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 3 * average))
+        if process.poll() is not None:
             finish(process)
-            say(
-                "",
-                f"finished after {len(proof.kills)} kills: too few; its last evaluation is undone",
-            )
+            say("", "it was done before it could be killed; its last evaluation is undone")
             undo_evaluations(run)
             continue
+        what = doing(run)
+        kill(process)
         proof.look(run)
-        proof.kills.append((instant, what))
-        say(f"kill {len(proof.kills)}", f"after {instant:5.1f} s  {what:<14} "
-            f"{len(proof.rollouts)} rollouts committed")  # fmt: skip
+        proof.kills.append((time.monotonic() - began, what))
+        say(f"kill {len(proof.kills)}", f"after {proof.kills[-1][0]:5.1f} s  {what:<14} "
+            f"{count_steps(run)} steps committed, {len(proof.rollouts)} of them rollouts")  # fmt: skip
     process = start(settings, folder, disturbed)
     finish(process)
     proof.look(run)
     compare(proof, calm / NAME, run)
     return proof
+
+
+def at_work(process: subprocess.Popen[str], run: Path) -> bool:
+    """Whether this attempt is past the imports (or over)."""
+    try:
+        state = json.loads((run / "run.json").read_text())
+    except FileNotFoundError:
+        return process.poll() is not None
+    return state["pid"] == process.pid or process.poll() is not None
 
 
 def count_steps(run: Path) -> int:
