@@ -110,7 +110,8 @@ def prove(kills: int, seed: int, settings: Sequence[str], folder: Path) -> Proof
     """Make both runs and compare them; ``proof.faults`` is empty if all is well.
 
     The instants are spread over the whole run: each lies a random time (up to that of three average
-    steps) after a random number of committed steps, one in each equal share of them. One in ten falls on the imports instead.
+    steps) after a random number of committed steps, one in each equal share of them. One in ten falls
+    on the imports instead.
     """
     proof, rng = Proof(), random.Random(seed)
     calm, disturbed = folder / "calm", folder / "disturbed"
