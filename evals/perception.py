@@ -158,7 +158,8 @@ token, `random` and `oracle` are the floor and the ceiling.
 |---|---|---|---|
 {perturbations}
 
-`raw_black` blackens 14-pixel squares of the raw image, as the reference code does.
+`raw_black` blackens 14-pixel squares of the raw image, as the reference code does. The embedded images are
+not resized and the tiny model's patches are 14 pixels, so here it is the same mask; elsewhere it is not.
 """
 
 
