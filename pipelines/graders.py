@@ -39,7 +39,9 @@ def check_grader(name: str) -> str:
         return name
     near = difflib.get_close_matches(name.lower(), GRADERS, n=1, cutoff=0.4)
     hint = f"Did you mean {near[0]}? " if near else ""
-    raise UserError(f"reward.grader: {name}", "no such grader.", f"{hint}Known: {' '.join(GRADERS)}.")
+    raise UserError(
+        f"reward.grader: {name}", "no such grader.", f"{hint}Known: {' '.join(GRADERS)}."
+    )
 
 
 def quick_verdict(answer: str, gold: str, grader: str) -> bool | None:

@@ -46,7 +46,9 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         ) from error  # fmt: skip
     part = getattr(module, attribute, None)
     if not callable(part):
-        near = difflib.get_close_matches(attribute, [n for n, v in vars(module).items() if callable(v)])
+        near = difflib.get_close_matches(
+            attribute, [n for n, v in vars(module).items() if callable(v)]
+        )
         fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
         raise UserError(f"{setting}: {name}", f"{module_name} has no function {attribute!r}.", fix)
     return part

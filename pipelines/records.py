@@ -49,7 +49,8 @@ class Sample:
 class Rollout:
     """The G responses to one prompt (``rollout-*/rollouts.parquet``).
 
-    ``position`` is the prompt's place in the run's endless shuffled order and seeds its sampling.
+    ``position`` is the prompt's place in the run's endless shuffled order and seeds its sampling;
+    ``step`` is the training step that sampled it (earlier than its use for surplus groups).
     Lists have G entries; token lists end with the end-of-sequence token unless ``truncated``.
     ``logp`` is log pi of each sampled token at the rollout temperature, before top-k and top-p.
     ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated.
@@ -64,13 +65,16 @@ class Rollout:
     answer: list[str] = _column(pa.list_(TEXT))
     outcome: list[str] = _column(pa.list_(TEXT))
     reward: list[float] = _column(pa.list_(REAL))
+    step: int = _column(pa.int64(), default=0)
 
 
 @dataclass
 class Scored:
     """Token perception of the G responses to one prompt (``score-*/scores.parquet``).
 
-    ``old_logp`` and ``entropy`` are the trainer's own, at the rollout temperature, in nats.
+    ``old_logp`` is log pi of each token, in nats at the rollout temperature, under the policy that
+    sampled it: the trainer's own for this step's groups, as recorded then for surplus of earlier
+    steps, whose ratio to the new policy is so a true importance ratio. ``entropy`` is the trainer's.
     ``perception`` is S of paper eq. 3 by the configured estimator; ``keep`` is the TGF mask;
     ``dependency`` is the mean of S over the response (eq. 5's input).
     """

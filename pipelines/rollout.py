@@ -116,7 +116,7 @@ def sample_groups(
                 response_ids=[r.ids for r in responses], response=[r.text for r in responses],
                 logp=[r.logp for r in responses], truncated=[r.truncated for r in responses],
                 answer=[m.answer for m in marks], outcome=[m.outcome for m in marks],
-                reward=[m.reward for m in marks],
+                reward=[m.reward for m in marks], step=step,
             )
         )  # fmt: skip
     return groups

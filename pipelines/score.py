@@ -45,9 +45,9 @@ def score(
         owners = [samples.by_id(group.sample_id) for group in part]
         statistics = group_statistics(config, step, part, owners, policy)
         perception_N = estimator(statistics, part, owners)
-        scored += _scored(config, part, statistics, perception_N)
+        scored += _scored(config, step, part, statistics, perception_N)
     write_rows(out / SCORES, Scored, scored)
-    return _metrics(rollouts, scored)
+    return _metrics(step, rollouts, scored)
 
 
 ESTIMATOR_NAMES = (*ESTIMATORS, "random", "oracle")
@@ -176,6 +176,7 @@ def perturbed_prompt(
 
 def _scored(
     config: Config,
+    step: int,
     groups: Sequence[Rollout],
     statistics: TokenStatistics,
     perception_N: torch.Tensor,
@@ -192,7 +193,8 @@ def _scored(
         keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, config.score.keep_fraction)
         rows.append(
             Scored(
-                sample_id=group.sample_id, position=group.position, old_logp=logp[index],
+                sample_id=group.sample_id, position=group.position,
+                old_logp=logp[index] if group.step == step else group.logp,
                 entropy=entropy[index], perception=perception[index],
                 keep=[k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)],
                 dependency=vppo.trajectory_dependency(perception_GT, mask_GT).tolist(),
@@ -201,14 +203,16 @@ def _scored(
     return rows
 
 
-def _metrics(rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> dict[str, Any]:
+def _metrics(step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> dict[str, Any]:
     perception_BT, mask_BT = pad_lists([p for row in scored for p in row.perception])
     entropy_BT, _ = pad_lists([e for row in scored for e in row.entropy])
     old_BT, _ = pad_lists([x for row in scored for x in row.old_logp])
     rollout_BT, _ = pad_lists([x for group in rollouts for x in group.logp])
     dependency_B = torch.tensor([d for row in scored for d in row.dependency])
     keep_BT, _ = pad_lists([k for row in scored for k in row.keep])
-    gap_N = (old_BT - rollout_BT)[mask_BT].abs()
+    # How far the rollout engine's log-probs are from the trainer's, for what this policy sampled.
+    fresh_B = torch.tensor([g.step == step for g in rollouts for _ in g.response_ids])
+    gap_N = (old_BT - rollout_BT)[mask_BT & fresh_B[:, None]].abs()
     kept_mass = (perception_BT * keep_BT).sum() / perception_BT.sum().clamp(min=1e-12)
     return {
         "perception_mean": perception_BT[mask_BT].mean().item(),
@@ -217,6 +221,7 @@ def _metrics(rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> dict[str,
         "dependency_std": dependency_B.std().item(),
         "entropy": entropy_BT[mask_BT].mean().item(),
         "kept_share": keep_BT[mask_BT].mean().item(),
-        "mismatch_mean": gap_N.mean().item(),
-        "mismatch_max": gap_N.max().item(),
+        "surplus_share": 1 - fresh_B.float().mean().item(),
+        "mismatch_mean": gap_N.mean().item() if len(gap_N) else 0.0,
+        "mismatch_max": gap_N.max().item() if len(gap_N) else 0.0,
     }

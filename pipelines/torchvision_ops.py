@@ -20,6 +20,4 @@ def ensure_importable() -> None:
         return
     _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
     _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.define(
-        "qnms(Tensor dets, Tensor scores, Tensor order, float iou_threshold) -> Tensor"
-    )
+    _LIBRARY.define("qnms(Tensor dets, Tensor scores, Tensor order, float iou_threshold) -> Tensor")

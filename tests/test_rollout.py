@@ -187,7 +187,7 @@ def test_a_row_holds_a_prompt_and_its_graded_responses(sample_step, table, tmp_p
         sample_id=sample.id, position=0, response_ids=[[9, 2]] * 4,
         response=[f"\\boxed{{{sample.answer}}}"] + ["\\boxed{999}"] * 3,
         logp=[[-0.5, -0.25]] * 4, truncated=[False] * 4, answer=[sample.answer] + ["999"] * 3,
-        outcome=["correct"] + ["wrong"] * 3, reward=[1.0, 0.0, 0.0, 0.0],
+        outcome=["correct"] + ["wrong"] * 3, reward=[1.0, 0.0, 0.0, 0.0], step=1,
     )  # fmt: skip
 
 

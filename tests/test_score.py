@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
-from pipelines.records import Sample, SampleTable, write_rows
+from pipelines.records import Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.score import perturbed_prompt, perturbed_rows, score, token_roles
 from pipelines.watch import Silent
 
@@ -267,3 +267,22 @@ def test_a_question_without_an_image_has_no_perception(
     group = dataclasses.replace(rollouts[0], sample_id="text")
     [row] = score_rows(tiny_config, [group], samples=SampleTable(tmp_path / "train.parquet"))
     assert max(max(values) for values in row.perception) < 1e-6
+
+
+def test_surplus_of_an_earlier_step_keeps_the_log_probs_it_was_sampled_with(
+    policy, rollouts, table, tiny_config, tmp_path
+):
+    # As if the second group had been sampled by an earlier policy: its ratio is to that one, and
+    # the engine mismatch is measured on the first group alone.
+    old = dataclasses.replace(
+        rollouts[1], step=0, logp=[[x - 1.0 for x in row] for row in rollouts[1].logp]
+    )
+    groups = [dataclasses.replace(rollouts[0], step=1), old]
+    metrics = score(tiny_config, 1, groups, table, policy, tmp_path, Silent())
+    scored = read_rows(tmp_path / "scores.parquet", Scored)
+    assert flat([scored[1].old_logp]).tolist() == flat([old.logp]).tolist()
+    torch.testing.assert_close(
+        flat([scored[0].old_logp]), flat([rollouts[0].logp]), atol=1e-4, rtol=0
+    )
+    assert metrics["mismatch_max"] < 1e-4
+    assert metrics["surplus_share"] == pytest.approx(0.5)  # G of 2 G responses
