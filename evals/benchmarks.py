@@ -54,6 +54,19 @@ def check_names(names: Iterable[str]) -> None:
             raise UserError(name, "no such benchmark.", f"{hint}Known: {' '.join(BENCHMARKS)}.")
 
 
+def check_data(names: Iterable[str], data_source: str) -> None:
+    """Refuse, before anything is trained, a benchmark that the run's data cannot serve.
+
+    Raises:
+        UserError: glyphs is asked for and the data is not the embedded one.
+    """
+    if "glyphs" in names and data_source != "glyphs":
+        raise UserError(
+            "eval.benchmarks: glyphs", f"needs the embedded data, and data.source is {data_source}.",
+            "Use eval.benchmarks=[validation].",
+        )  # fmt: skip
+
+
 def questions(name: str, prepared: Path, limit: int | None) -> Sequence[Sample]:
     """The questions of a benchmark, at most ``limit`` of them."""
     check_names([name])

@@ -71,7 +71,10 @@ def cannot_load(where: str, error: Exception) -> UserError:
             f"model.path {where}", f"cannot be loaded: {detail}",
             "Give a folder in Hugging Face format, or a hub id this machine can reach.",
         )  # fmt: skip
-    return UserError(f"model.path {where}", f"is not a usable model folder: {detail}", "")
+    return UserError(
+        f"model.path {where}", f"is not a usable model folder: {detail}",
+        "It needs config.json, weights as safetensors, a processor and a chat template.",
+    )  # fmt: skip
 
 
 def open_image(data: bytes) -> Image.Image:

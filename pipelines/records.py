@@ -187,5 +187,5 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         detail = str(error).splitlines()[0]
         raise UserError(
             str(path), f"not a readable Parquet file ({detail}).",
-            "Delete its step folder; the same command makes it again.",
+            "Delete its step folder; vppo train makes it again.",
         ) from error  # fmt: skip

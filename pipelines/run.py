@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from evals.benchmarks import BENCHMARKS
+from evals.benchmarks import BENCHMARKS, check_data
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
@@ -33,7 +33,10 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
         with run_lock(chain.run):
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
-            perform(chain, chain.config, missing, watch)
+            if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
+                perform(chain, chain.config, missing[:1], watch)
+            check_data(chain.config.eval.benchmarks, chain.config.data.source)
+            perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
     return missing
 
 
@@ -84,7 +87,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                 watch.stage(*at)
                 with commit(step, keep_partial=step.name in BENCHMARKS) as (out, metrics):
                     metrics |= session.make(step, config, out)
-                if step is steps[0]:  # not before: settings that cannot work leave the file alone
+                if step == steps[0]:  # not before: settings that cannot work leave the file alone
                     runs.write_metrics(chain)
                 if step.name == "update" and step == chain.update(at[1]):
                     metrics |= runs.append_metrics(chain, at[1])
@@ -95,4 +98,5 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
             stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
             runs.record_state(chain.run, "stopped" if stopped else "failed", *at, last)
             raise
-        runs.record_state(chain.run, "finished", *at, last)
+        done = all(step.path.is_dir() for step in chain.all())
+        runs.record_state(chain.run, "finished" if done else "idle", *at, last)

@@ -70,7 +70,7 @@ class State:
 
 
 def record_state(run: Path, state: str, stage: str, step: int, steps: int) -> None:
-    """Write run.json: ``state`` is running, finished, stopped or failed."""
+    """Write run.json: ``state`` is running, finished, idle (more to do), stopped or failed."""
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     value = State(state, stage, step, steps, os.getpid(), socket.gethostname(), now)
     write_atomic(run / STATE, json.dumps(asdict(value)))

@@ -104,7 +104,9 @@ def load(
         try:
             asked.put(key.strip(), yaml.safe_load(value), key.strip())
         except yaml.YAMLError as error:
-            raise UserError(f"--set {text}", f"{value!r} is not YAML.", "") from error
+            raise UserError(
+                f"--set {text}", f"{value!r} is not YAML.", "Quote it, or mind the brackets."
+            ) from error
     return _validate(_with_mode(asked).over(layer))
 
 
@@ -131,7 +133,11 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not a text file"
-        raise UserError(f"{path}{line}", f"not YAML: {problem}.", "") from error
+        raise UserError(
+            f"{path}{line}",
+            f"not YAML: {problem}.",
+            "Settings are written as in configs/tiny.yaml.",
+        ) from error
     layer = _Layer()
     if root is None:
         return layer
@@ -193,7 +199,7 @@ def _validate(layer: _Layer) -> Config:
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error":
             problem = f"{first['input']!r}: {problem[0].lower()}{problem[1:]}"
-        about = f"It means: {known[key]}" if key in known else ""
+        about = f"It means: {known[key].replace('``', '')}" if key in known else ""
         raise UserError(place, problem + ".", about) from error
 
 

@@ -96,7 +96,7 @@ class Step:
 
 
 def _redo(path: Path) -> str:
-    return f"Delete the folder {path}; the same command makes it again."
+    return f"Delete the folder {path}; vppo train makes it again."
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -151,8 +151,11 @@ def disk_errors(path: Path) -> Iterator[None]:
                 str(path), f"the disk is full ({free:.1f} GB free).",
                 "Free some space and give the same command again; what was committed is kept.",
             ) from error  # fmt: skip
-        if isinstance(error, PermissionError):
-            raise UserError(str(path), "no permission to write there.", "") from error
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+            raise UserError(
+                str(path), "no permission to write there.",
+                "Allow it, or set VPPO_RUNS to a folder of yours.",
+            ) from error  # fmt: skip
         raise
 
 

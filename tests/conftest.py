@@ -121,7 +121,7 @@ def rollouts(policy: Policy, samples: list[Sample], tiny_config: Config) -> list
             response_ids=[r.ids for r in group], response=[r.text for r in group],
             logp=[r.logp for r in group], truncated=[r.truncated for r in group],
             answer=[""] * 4, outcome=["correct", "wrong", "wrong", "correct"],
-            reward=[1.0, 0.0, 0.0, 1.0],
+            reward=[1.0, 0.0, 0.0, 1.0], step=1,
         )
         for position, (sample, group) in enumerate(zip(samples, generated, strict=False))
     ]  # fmt: skip

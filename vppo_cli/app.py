@@ -99,6 +99,9 @@ def prepare(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where --rebuild-tiny writes the model.")
     ] = Path("tiny_model"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Warm-start steps of --rebuild-tiny (default: 1200).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Turn a data set into checked samples: embedded digits, a hub id, Parquet, JSONL, image folder.
@@ -108,7 +111,7 @@ def prepare(
     from vppo_cli import train as commands
 
     if rebuild_tiny:
-        commands.rebuild_tiny(out, as_json=json)
+        commands.rebuild_tiny(out, steps, as_json=json)
     else:
         commands.train_one(run, config, settings or [], "prepare", None, force=False, as_json=json)
 

@@ -87,7 +87,8 @@ class PlainWatch:
         """Say which run this is and what it will do."""
         self.rows = recent_rows(self.chain)
         config = self.chain.config
-        line("run", str(self.chain.run))
+        new = not any(self.chain.run.glob("prepare-*"))
+        line("run", f"{self.chain.run}  (new)" if new else str(self.chain.run))
         self.single = "" if stage == "all" else stage
         if self.single:
             line("stage", stage)
@@ -276,6 +277,9 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
 def next_steps(chain: Chain) -> None:
     """What one would do now."""
     name = chain.run.name
+    if not all(step.path.is_dir() for step in chain.all()):
+        line("next", f"vppo train --run {name}      go on")
+        return
     line("next", f"vppo status --run {name}      what the run did")
     console.print(
         f"{'':<{LABEL}}vppo export {name}-model --run {name}      the model, for transformers"

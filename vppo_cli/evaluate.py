@@ -58,10 +58,14 @@ def _which(chain: Chain, checkpoint: str) -> int:
 
 
 def _model_alone(model: str, overrides: Sequence[str]) -> Choice:
-    config = settings.load(None, [*overrides, f"model.path={model}"])
+    unused = [
+        "data.glyphs.train=1",
+        "data.glyphs.validation=1",
+    ]  # only the test questions are asked
+    config = settings.load(None, [*unused, *overrides, f"model.path={model}"])
     check_names(config.eval.benchmarks)
-    name = f"eval-{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:4]}"
-    chain = Chain(config, runs.runs_folder() / name)
+    name = f"{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:4]}"
+    chain = Chain(config, runs.runs_folder() / "models" / name)
     runs.write_config(chain.run, config)
     return Choice(chain, chain)
 

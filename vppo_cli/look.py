@@ -146,7 +146,7 @@ def status(run: str | None, *, as_json: bool) -> None:
     used = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     display.line("disk", f"{size(used)}, {size(shutil.disk_usage(path).free)} free")
     display.evaluation_table(evaluations)
-    if state.state in ("stopped", "failed"):
+    if state.state in ("stopped", "failed", "idle"):
         display.line("next", f"vppo train --run {path.name}")
 
 
@@ -176,7 +176,9 @@ def show_config(
         raise settings.UserError(f"config {section}", "no such section.", f"Known: {known}.")
     for name, about in names:
         display.console.print(f"[bold]{name}[/bold]  {escape(_value(values, name))}")
-        display.console.print(f"    {escape(about)}", style="dim", soft_wrap=False)
+        display.console.print(
+            f"    {escape(about.replace('``', ''))}", style="dim", soft_wrap=False
+        )
 
 
 def _value(config: Config, name: str) -> str:

@@ -38,9 +38,7 @@ def train_all(
         try:
             made = train(chain, watch, until=until)
         except UserError:
-            if (
-                previous and not watch.made
-            ):  # the run is not to suffer from settings that cannot work
+            if previous and not watch.made:  # the run keeps settings that work
                 write_atomic(file, previous)
             raise
     rows = evaluation_rows(chain)
@@ -129,16 +127,16 @@ def default_steps(chain: Chain, stage: str) -> list[int]:
     return steps
 
 
-def rebuild_tiny(out: Path, *, as_json: bool) -> None:
+def rebuild_tiny(out: Path, steps: int | None, *, as_json: bool) -> None:
     """Build and warm-start the tiny model again, as the shipped one was."""
     if out.exists() and any(out.iterdir()):
         raise UserError(str(out), "is not empty.", "Name a new folder with --out.")
-    from pipelines.tiny import rebuild
+    from pipelines.tiny import STEPS, rebuild
 
     with display.bar("warm start", as_json=as_json) as progress:
-        metrics = rebuild(out, progress=progress)
+        metrics = rebuild(out, steps=steps or STEPS, progress=progress)
     if as_json:
         display.print_json({"out": str(out), **metrics})
     else:
-        display.line("wrote", f"{out}  loss {metrics['loss']:.4f} after {metrics['steps']} steps")
+        display.line("wrote", f"{out}  {display.summary(metrics)}")
         display.line("next", f"vppo train --set model.path={out}")
