@@ -64,10 +64,8 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
     if stage == "prepare":
         return [wanted.prepare]
     if stage == "eval":
-        pairs = [
-            (wanted.eval(index, name), chain.eval(index, name))
-            for name in wanted.config.eval.benchmarks
-        ]
+        names = wanted.config.eval.benchmarks
+        pairs = [(wanted.eval(index, name), chain.eval(index, name)) for name in names]
     else:
         pairs = [(getattr(wanted, stage)(index), getattr(chain, stage)(index))]
     return [replace(new, inputs=old.inputs) for new, old in pairs]
