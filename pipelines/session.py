@@ -95,7 +95,8 @@ class Session:
 
     def _restore(self, version: int) -> None:
         start = checkpoint.newest(self.chain, version)
-        if not start <= self._version < version:
+        resuming = not start <= self._version < version
+        if resuming:
             self._load(start)
         replayed = list(range(self._version + 1, version + 1))
         for step in replayed:
@@ -108,7 +109,7 @@ class Session:
                     f"update {step}, replayed, differs in its last bits from its first run "
                     "(another machine, thread count or package version)"
                 )
-        if replayed:
+        if replayed and resuming:
             origin = f"checkpoint {start}" if start else "the starting model"
             self.watch.note(
                 f"resuming from {origin}; updates {replayed[0]} to {version} replayed from saved "

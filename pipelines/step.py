@@ -222,11 +222,14 @@ def plan(step: Step) -> tuple[Status, str]:
     ]  # fmt: skip
     if not others:
         return "run", "not made yet"
-    latest = max(others, key=lambda p: (p / MANIFEST).stat().st_mtime)
-    return "stale", difference(read_manifest(latest), step)
+    others.sort(key=lambda p: (p / MANIFEST).stat().st_mtime, reverse=True)
+    nearest = min(
+        (differences(read_manifest(p), step) for p in others), key=len
+    )  # of equals, newest
+    return "stale", "; ".join(nearest) or "its format changed"
 
 
-def difference(manifest: dict[str, Any], step: Step) -> str:
+def differences(manifest: dict[str, Any], step: Step) -> list[str]:
     """Why a step on disk does not serve as ``step``, in words."""
     reasons = []
     if manifest.get("version") != step.version:
@@ -239,7 +242,7 @@ def difference(manifest: dict[str, Any], step: Step) -> str:
     changed = [name for name, key in step.inputs.items() if inputs.get(name) != key]
     if changed:
         reasons.append(f"its input changed ({', '.join(changed)})")
-    return "; ".join(reasons) or "its format changed"
+    return reasons
 
 
 def _short(value: Any) -> str:

@@ -163,7 +163,7 @@ def test_saved_rollouts_are_scored_another_way_without_generating(run: Path) -> 
     (variant,) = vppo("plan", "--json", runs=run.parent).json["also_on_disk"]
     assert (variant["step"], variant["steps"]) == ("score", "1..3")
     assert variant["settings"] == "score.estimator k3"
-    for stale in ("update 1", "rollout 2", "update 2..3", "rollout 3", "glyphs 3"):
+    for stale in ("update 1..3", "rollout 2..3", "score 2..3", "glyphs 3"):
         assert stale in variant["stale"]
     text = vppo("plan", runs=run.parent).out
     assert "score 1..3 also with score.estimator k3" in text

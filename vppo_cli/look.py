@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,9 @@ def plan(run: str | None, config: Path | None, overrides: Sequence[str], *, as_j
         [(row["step"], row["steps"], row["status"], row["reason"]) for row in rows],
         styles=[{"keep": "dim", "stale": "yellow", "run": ""}[row["status"]] for row in rows],
     )
+    if any(row["step"] == "rollout" and row["status"] == "stale" for row in rows):
+        display.line("note", "a changed update makes later rollouts stale too: the policy that "
+                     "sampled them would no longer exist")  # fmt: skip
     for variant in variants:
         display.console.print()
         display.line("on disk", f"{variant['step']} {variant['steps']} also with {variant['settings']}, "
@@ -88,7 +90,10 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
                 key = (step.name, json.dumps(changed, sort_keys=True))
                 groups.setdefault(key, (changed, []))[1].append(index)
     for (name, _), (changed, indices) in groups.items():
-        overrides = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+        overrides = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in changed.items()
+        ]
         yield {
             "step": name, "steps": ranges(indices),
             "settings": ", ".join(f"{key} {value}" for key, value in changed.items()),
@@ -99,12 +104,11 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
 
 def _stale_with(chain: Chain, overrides: list[str]) -> str:
     changed = settings.load(overrides=overrides, base=chain.config.model_dump(mode="json"))
-    rows = [row for row in plan_rows(Chain(changed, chain.run)) if row["status"] == "stale"]
-    names = [(row["step"], row["steps"]) for row in rows]
-    return "; ".join(
-        f"{name} {', '.join(steps for _, steps in group)}"
-        for name, group in groupby(names, lambda n: n[0])
-    )
+    stale: dict[str, list[int]] = {}
+    for step in Chain(changed, chain.run).all():
+        if plan_step(step)[0] == "stale":
+            stale.setdefault(step.name, []).append(step.index or 0)
+    return "; ".join(f"{name} {ranges(indices)}" for name, indices in stale.items())
 
 
 # -- status --------------------------------------------------------------------------------------
