@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check kill-test perception wheel clean
 
-demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 6 minutes)
+demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 4 minutes)
 	$(BIN)/vppo train --stage all
 
 test: $(READY)          ## all tests
