@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import psutil
+from rich.markup import escape
 
 from pipelines import runs
 from pipelines.errors import UserError
@@ -51,10 +52,10 @@ def doctor(*, as_json: bool) -> None:
             if as_json:
                 continue
             display.console.print(
-                f"{marks[finding.state]}  [bold]{finding.name:<14}[/bold]{finding.found}"
+                f"{marks[finding.state]}  [bold]{finding.name:<14}[/bold]{escape(finding.found)}"
             )
             if finding.advice:
-                display.console.print(f"{'':20}{finding.advice}", style="dim")
+                display.console.print(escape(f"{'':20}{finding.advice}"), style="dim")
     bad = [finding for finding in findings if finding.state == "bad"]
     if as_json:
         display.print_json({"ok": not bad, "findings": [asdict(finding) for finding in findings]})
