@@ -1,8 +1,8 @@
 """The config: every setting of a run, typed, documented and validated. Torch-free.
 
-Each field's docstring is its help text, with its unit and its source (``alg N`` is section N of the
-paper's method as described in docs/method.md; "paper" is arXiv 2510.09285). Objects are frozen: what
-a stage reads is what the file says. Reading files and overrides is in ``pipelines/settings.py``.
+Each field's docstring is its help text, with its unit and its source; "paper" is arXiv 2510.09285 and
+docs/method.md has the formulas. Objects are frozen: what a stage reads is what the file says. Reading
+files and overrides is in ``pipelines/settings.py``.
 
 ``unkeyed`` names the fields that cannot change a result (how work is batched, where it runs, how long
 a run goes on). They are left out of a step's key, so that changing them redoes nothing.
@@ -129,11 +129,11 @@ class RolloutConfig(Section):
     batch_prompts: int = Field(default=64, ge=1)
     """Prompts generated together; memory only, the samples do not depend on it."""
     dynamic_sampling: bool = True
-    """Drop groups that are all right or all wrong and sample more (DAPO, alg 4)."""
+    """Drop groups that are all right or all wrong and sample more (DAPO)."""
     accuracy_low: float = Field(default=0.01, ge=0, le=1)
-    """Groups whose mean accuracy is not above this are dropped (alg 4)."""
+    """Groups whose mean accuracy is not above this are dropped (DAPO)."""
     accuracy_high: float = Field(default=0.99, ge=0, le=1)
-    """Groups whose mean accuracy is not below this are dropped (alg 4)."""
+    """Groups whose mean accuracy is not below this are dropped (DAPO)."""
     max_tries: int = Field(default=10, ge=1)
     """Give up, with advice, after this many rounds of sampling for one step."""
 
@@ -164,7 +164,7 @@ class RewardConfig(Section):
 
 
 class ScoreConfig(Section):
-    """Token perception: how much each token depends on the image (alg 1)."""
+    """Token perception: how much each token depends on the image (paper eq. 3)."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
 
@@ -179,7 +179,7 @@ class ScoreConfig(Section):
     mask_per: Literal["prompt", "response"] = "prompt"
     """One perturbed image shared by a prompt's responses, or one for each (the reference code)."""
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
-    """Share k of each response's tokens that get a gradient (TGF, alg 3). Paper: 0.4."""
+    """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
     batch_prompts: int = Field(default=16, ge=1)
     """Prompts scored together; memory only."""
 
@@ -212,15 +212,15 @@ class UpdateConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, same result."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
-    """The ratio is clipped below at 1 - this (alg 4)."""
+    """The ratio is clipped below at 1 - this (PPO)."""
     clip_high: float = Field(default=0.28, ge=0)
-    """The ratio is clipped above at 1 + this (alg 4)."""
+    """The ratio is clipped above at 1 + this (DAPO: clip higher)."""
     dual_clip: float = Field(default=3.0, gt=1)
-    """For negative advantages the loss is bounded at this multiple (alg 4)."""
+    """For negative advantages the loss is bounded at this multiple (dual-clip PPO)."""
     loss_average: Literal["token", "sequence"] = "token"
     """Mean over all response tokens of the batch (reference code), or per response first (eq. 6)."""
     beta_min: float = Field(default=0.9, gt=0, le=1)
-    """Smallest shaping weight of a trajectory (TAS, alg 2). Paper: 0.9."""
+    """Smallest shaping weight of a trajectory (TAS, eq. 5). Paper: 0.9."""
     shaping_statistics: Literal["batch", "micro_batch"] = "batch"
     """Minimum, maximum and mean for shaping: over the whole update batch, or as the reference code
     takes them: minimum and maximum per update batch of a device, mean per micro-batch."""
@@ -259,7 +259,7 @@ class EvalConfig(Section):
     unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "baseline"})
 
     benchmarks: tuple[str, ...] = ("glyphs",)
-    """Benchmarks run at the end (``vppo eval --help`` lists them)."""
+    """Benchmarks run at the end; the table is evals/benchmarks.py."""
     baseline: bool = True
     """Evaluate the starting model too, and report the difference with a paired interval."""
     samples: int = Field(default=8, ge=1)

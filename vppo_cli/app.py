@@ -53,15 +53,17 @@ def train(
         int | None, typer.Option(metavar="N", min=1, help="Stop after training step N.")
     ] = None,
     force: Annotated[
-        bool, typer.Option(help="Make a single stage again even if it is there.")
+        bool, typer.Option("--force", help="Make a single stage again even if it is there.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Train: every stage in turn, or one alone.
 
-    Without --run, a run is named after its settings, so the same command goes on with the same run and
-    does nothing once it is finished. With --stage, one stage is made again from what is on disk, with
-    the settings given; the run itself keeps its own.
+    Without --run, a run is named after its settings, so the same command
+    goes on with the same run, and does nothing once it is finished.
+
+    With --stage, one stage is made again from what is on disk, with the
+    settings given; the run itself keeps its own.
 
     [bold]Examples[/bold]
 
@@ -104,9 +106,10 @@ def prepare(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Turn a data set into checked samples: embedded digits, a hub id, Parquet, JSONL, image folder.
+    """Turn a data set into checked samples.
 
-    Over-long prompts and unreadable images are left out, counted and listed in rejected.jsonl.
+    Embedded digits, a hub id, Parquet, JSONL, an image folder. Over-long
+    prompts and unreadable images are left out, counted and listed.
     """
     from vppo_cli import train as commands
 

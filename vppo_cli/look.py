@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from textwrap import fill, indent
 from typing import Any
 
 from rich.markup import escape
@@ -14,6 +16,7 @@ from pipelines import checkpoint as checkpoints
 from pipelines import runs, settings
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.errors import UserError
 from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
 from vppo_cli import display
@@ -174,15 +177,19 @@ def show_config(
     """Every setting with its value and its meaning."""
     file = config or (runs.find_run(run) / runs.CONFIG if run else None)
     values = settings.load(file, overrides)
-    names = [n for n in settings.setting_names() if not section or n[0].startswith(f"{section}.")]
+    names = [
+        (name, about) for name, about in settings.setting_names()
+        if section in (None, name) or name.startswith(f"{section}.")
+    ]  # fmt: skip
     if not names:
-        known = " ".join(name for name in type(values).model_fields if "." not in name)
-        raise settings.UserError(f"config {section}", "no such section.", f"Known: {known}.")
+        known = list(type(values).model_fields)
+        near = get_close_matches(section or "", known, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"config {section}", "no such section.", f"{hint}Known: {' '.join(known)}.")
     for name, about in names:
         display.console.print(f"[bold]{name}[/bold]  {escape(_value(values, name))}")
-        display.console.print(
-            f"    {escape(about.replace('``', ''))}", style="dim", soft_wrap=False
-        )
+        text = indent(fill(about.replace("``", ""), 90), "    ")
+        display.console.print(escape(text), style="dim")
 
 
 def _value(config: Config, name: str) -> str:
