@@ -111,9 +111,8 @@ class TorchTrainer:
         tokens = whole.loss_mask_BT.sum().clamp(min=1)
 
         self.optimizer.zero_grad(set_to_none=True)
-        self.policy.model.train(
-            self.settings.gradient_checkpointing
-        )  # dropout is 0 in these models
+        # Training mode turns gradient checkpointing on; dropout is 0 in these models.
+        self.policy.model.train(self.settings.gradient_checkpointing)
         totals: dict[str, float] = defaultdict(float)
         for number in range(int(micro_B[-1]) + 1):
             rows_B = micro_B == number
