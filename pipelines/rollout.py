@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.config import Config
 from pipelines.engines import Engine
@@ -128,15 +132,9 @@ def prompt_at(seed: int, position: int, count: int) -> int:
     return int(_epoch_order(seed, epoch, count)[place])
 
 
-def _epoch_order(seed: int, epoch: int, count: int) -> Any:
-    key = (seed, epoch, count)
-    if key not in _ORDERS:
-        _ORDERS.clear()
-        _ORDERS[key] = generator(seed, "order", epoch).permutation(count)
-    return _ORDERS[key]
-
-
-_ORDERS: dict[tuple[int, int, int], Any] = {}  # the current epoch's order; costly for large data
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    return generator(seed, "order", epoch).permutation(count)
 
 
 def is_informative(config: Config, group: Rollout) -> bool:
