@@ -109,7 +109,8 @@ def prepare(
     """Turn a data set into checked samples.
 
     Embedded digits, a hub id, Parquet, JSONL, an image folder. Over-long
-    prompts and unreadable images are left out, counted and listed.
+    prompts and unreadable images are left out, counted, and listed in
+    rejected.jsonl.
     """
     from vppo_cli import train as commands
 
