@@ -28,6 +28,20 @@ def newest(chain: Chain, at_most: int) -> int:
     return 0
 
 
+def saved(chain: Chain) -> list[int]:
+    """The steps whose checkpoint's weights are on disk."""
+    steps = range(1, chain.config.run.steps + 1)
+    return [step for step in steps if chain.checkpoint(step).path.is_dir() and kept(chain, step)]
+
+
+def pick(chain: Chain, which: str) -> int | None:
+    """The step that ``last``, ``best`` or a number names, among those on disk; else None."""
+    steps = saved(chain)
+    named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
+    found = named.get(which, [step for step in steps if str(step) == which])
+    return found[0] if found else None
+
+
 def accuracy(chain: Chain, step: int) -> float | None:
     """The validation accuracy of a checkpoint, if it was measured."""
     manifest = chain.eval(step, "validation").manifest()
@@ -72,19 +86,15 @@ def export(chain: Chain, which: str, target: Path) -> int:
     Raises:
         UserError: there is no such checkpoint, or ``target`` is a folder that is not empty.
     """
-    made = [s for s in range(1, chain.config.run.steps + 1)
-            if chain.checkpoint(s).path.is_dir() and kept(chain, s)]  # fmt: skip
-    chosen = {"last": made[-1:], "best": best(chain, made)[:1]}.get(which)
-    if chosen is None:
-        chosen = [int(which)] if which.isdigit() and int(which) in made else []
-    if not chosen:
+    step = pick(chain, which)
+    if step is None:
         raise UserError(
             f"checkpoint {which}", f"run {chain.run.name} has no such checkpoint on disk.",
-            f"It has: {' '.join(map(str, made)) or 'none yet'}; also: last, best.",
+            f"It has: {' '.join(map(str, saved(chain))) or 'none yet'}; also: last, best.",
         )  # fmt: skip
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(str(target), "is not an empty folder.", "Name a new folder.")
-    chain.checkpoint(chosen[0]).verify()
+    chain.checkpoint(step).verify()
     with disk_errors(target):
-        shutil.copytree(chain.checkpoint(chosen[0]).path / MODEL, target, dirs_exist_ok=True)
-    return chosen[0]
+        shutil.copytree(chain.checkpoint(step).path / MODEL, target, dirs_exist_ok=True)
+    return step

@@ -97,8 +97,8 @@ class HuggingFaceEngine:
 def _own_generation_settings_off(model: Any) -> Iterator[None]:
     """Without what the model's folder says about generating.
 
-    Qwen2.5-VL's has a repetition penalty of 1.05, which ``generate`` would apply to the logits before
-    our sampler sees them: responses and log-probs would not be the policy's.
+    ``generate`` would apply a repetition penalty found there before our sampler sees the logits:
+    responses and log-probs would not be the policy's.
     """
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from types import TracebackType
+from typing import Self
 
 from pipelines.answer import choice_verdict
 from pipelines.errors import UserError
@@ -57,7 +58,21 @@ def quick_verdict(answer: str, gold: str, grader: str) -> bool | None:
     return True if answer == gold and grader == "mathruler" else None
 
 
-class GraderPool:
+class Closing(ABC):
+    """Something with processes to end: usable in ``with``, which closes it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the processes."""
+
+
+class GraderPool(Closing):
     """Grading processes that start when first needed and stay warm; a context manager.
 
     Args:
@@ -73,17 +88,6 @@ class GraderPool:
         self._processes = [GraderProcess(deadline_s, memory_mb) for _ in range(workers)]
         self._memory: OrderedDict[tuple[str, str, str], bool | None] = OrderedDict()
         self._lock = threading.Lock()
-
-    def __enter__(self) -> GraderPool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes. Grading again starts new ones."""

@@ -15,12 +15,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal
 
 from pipelines.answer import extract_answer
 from pipelines.errors import UserError
-from pipelines.graders import GraderPool, check_grader
+from pipelines.graders import Closing, GraderPool, check_grader
 from pipelines.parts import find_part
 from pipelines.records import Sample
 
@@ -51,7 +50,7 @@ class Graded:
     reward: float
 
 
-class RewardFunction:
+class RewardFunction(Closing):
     """Grades and rewards responses; a context manager, as it owns grading processes."""
 
     def __init__(self, reward: str, grader: str, pool: GraderPool) -> None:
@@ -59,17 +58,6 @@ class RewardFunction:
         self._scorer: RewardScorer | None = None
         if reward not in REWARDS:
             self._scorer = find_part("reward.function", reward, REWARDS)
-
-    def __enter__(self) -> RewardFunction:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the grading processes."""

@@ -12,7 +12,7 @@ from evals.benchmarks import check_names
 from evals.run import RESULTS
 from pipelines import runs, settings
 from pipelines.chain import Chain
-from pipelines.checkpoint import best, kept, newest
+from pipelines.checkpoint import pick, saved
 from pipelines.errors import UserError
 from pipelines.run import stage_steps, train_stage
 from vppo_cli import display
@@ -43,17 +43,14 @@ def evaluate(
 
 
 def _which(chain: Chain, checkpoint: str) -> int:
-    last = chain.config.run.steps
-    made = [t for t in range(1, last + 1) if chain.checkpoint(t).path.is_dir() and kept(chain, t)]
-    if checkpoint == "last":
-        return newest(chain, last)
-    if checkpoint == "best" and best(chain, made):
-        return best(chain, made)[0]
-    if checkpoint == "0" or (checkpoint.isdigit() and int(checkpoint) in made):
-        return int(checkpoint)
+    step = pick(chain, checkpoint)
+    if step is not None:
+        return step
+    if checkpoint in ("0", "last"):  # with no checkpoint yet, the last policy is the first
+        return 0
     raise UserError(
         f"--checkpoint {checkpoint}", f"run {chain.run.name} has no such checkpoint on disk.",
-        f"It has: 0 {' '.join(map(str, made))}; also: last, best.",
+        f"It has: {' '.join(map(str, [0, *saved(chain)]))}; also: last, best.",
     )  # fmt: skip
 
 

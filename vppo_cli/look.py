@@ -122,8 +122,7 @@ def status(run: str | None, *, as_json: bool) -> None:
     path = runs.find_run(run)
     chain = Chain(runs.read_config(path), path)
     state, rows = runs.read_state(path), recent_rows(chain)
-    saved = [t for t in range(1, chain.config.run.steps + 1)
-             if chain.checkpoint(t).path.is_dir() and checkpoints.kept(chain, t)]  # fmt: skip
+    saved = checkpoints.saved(chain)
     evaluations = evaluation_rows(chain)
     last = rows[-1] if rows else {}
     if as_json:
