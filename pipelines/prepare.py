@@ -14,17 +14,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines import glyphs
 from pipelines.config import Config, DataConfig
 from pipelines.errors import UserError
 from pipelines.prompts import PromptEncoder, load_processor, messages, open_image
-from pipelines.records import Sample, schema
+from pipelines.records import Sample, write_samples
 from pipelines.seeds import generator
 from pipelines.source_rows import Rejected
 from pipelines.sources import Source, read_source
@@ -33,12 +31,6 @@ from pipelines.watch import Watch
 DATA_SEED = 0
 """Seeds the embedded data and the choice of held-out rows. It is not the run's seed, so that runs
 which differ in their seed are trained and judged on the same questions."""
-
-ROWS_PER_GROUP = 16
-"""Rows of a Parquet row group: later stages read samples in shuffled order, a group at a time."""
-
-BYTES_PER_GROUP = 8 * 2**20
-"""A row group is closed at this many bytes of images, however few its rows."""
 
 PROGRESS_EVERY = 32
 """Rows between two reports of progress."""
@@ -118,23 +110,6 @@ def hold_out(samples: Iterable[Sample], count: int, held: list[Sample]) -> Itera
         else:
             yield heapq.heappushpop(best, entry)[2]
     held.extend(sample for _, _, sample in sorted(best, key=lambda entry: entry[1]))
-
-
-def write_samples(path: Path, samples: Iterable[Sample]) -> int:
-    """Write samples as one Parquet file (zstd), in small row groups; returns their number."""
-    columns, total = schema(Sample), 0
-    group: list[dict[str, Any]] = []
-    size = 0
-    with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
-        for sample in samples:
-            group.append(asdict(sample))
-            size += sum(map(len, sample.images))
-            if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema=columns))
-                total, group, size = total + len(group), [], 0
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, schema=columns))
-    return total + len(group)
 
 
 class Screen:

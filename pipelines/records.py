@@ -21,6 +21,12 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 
+ROWS_PER_GROUP = 16
+"""Rows of a Parquet row group: later stages read samples in shuffled order, a group at a time."""
+
+BYTES_PER_GROUP = 8 * 2**20
+"""A row group is closed at this many bytes of images, however few its rows."""
+
 TEXT, INT, REAL, FLAG = pa.string(), pa.int32(), pa.float32(), pa.bool_()
 
 
@@ -102,6 +108,23 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
+def write_samples(path: Path, samples: Iterable[Sample]) -> int:
+    """Write samples as one Parquet file (zstd), in small row groups; returns their number."""
+    columns, total = schema(Sample), 0
+    group: list[dict[str, Any]] = []
+    size = 0
+    with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
+        for sample in samples:
+            group.append(asdict(sample))
+            size += sum(map(len, sample.images))
+            if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema=columns))
+                total, group, size = total + len(group), [], 0
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema=columns))
+    return total + len(group)
+
+
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """Read rows back, in file order.
 
@@ -152,6 +175,12 @@ class SampleTable(Sequence[Sample]):
                 str(self.path), f"has no sample {sample_id}.", "Prepare the data again."
             )
         return self[self._place[sample_id]]
+
+    def without_images(self) -> list[Sample]:
+        """Every sample, its images left out: what grading needs."""
+        names = [name for name in schema(Sample).names if name != "images"]
+        with _parquet_errors(self.path):
+            return [Sample(images=[], **row) for row in self._file.read(names).to_pylist()]
 
     def _read_group(self, group: int) -> list[Sample]:
         with _parquet_errors(self.path):

@@ -130,48 +130,22 @@ def _missing_column(
     )
 
 
-class RowParser:
-    """Turns raw rows (column -> plain value) into samples.
+class ImageReader:
+    """Reads the images of a row, in any of the forms data sets use, as encoded bytes.
 
     Args:
-        columns: our column -> theirs, as ``match_columns`` gives.
         roots: folders that image files may lie in; relative paths start from the first.
-        prefix: what ids made from row numbers begin with.
-        strict_kind: a ``kind`` that is neither value nor choice rejects the row (the user named
-            that column); otherwise such a column means something else, and the answer decides.
     """
 
-    def __init__(
-        self, columns: Mapping[str, str], roots: Sequence[Path], prefix: str, strict_kind: bool
-    ) -> None:
-        self.columns, self.prefix, self.strict_kind = columns, prefix, strict_kind
+    def __init__(self, roots: Sequence[Path]) -> None:
         self.roots = [root.resolve() for root in roots]
 
-    def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
-        """The row's sample, or why there is none."""
-        values = {ours: raw.get(theirs) for ours, theirs in self.columns.items()}
-        name = f"{self.prefix}{row}"
-        try:
-            name = _text(values.get("id"), "id") or name
-            answer = unboxed(_text(values["answer"], "answer"))
-            if not answer:
-                raise Unusable("no answer")
-            problem = _text(values["problem"], "problem")
-            images = self._images(values["images"])
-            _check_question(problem, len(images))
-            kind = self._kind(values.get("kind"), answer)
-        except Unusable as why:
-            return Rejected(row, name, why.reason, why.detail)
-        return Sample(id=name, problem=problem, images=images, answer=answer, kind=kind)
+    def read(self, value: Any) -> list[bytes]:
+        """The images of a cell that holds one, several or none, each checked by decoding it.
 
-    def _kind(self, value: Any, answer: str) -> str:
-        if value in ("value", "choice"):
-            return str(value)
-        if self.strict_kind and value is not None:
-            raise Unusable("unknown kind", f"{value!r}: it must be value or choice")
-        return kind_of(answer)
-
-    def _images(self, value: Any) -> list[bytes]:
+        Raises:
+            Unusable: one cannot be found or read, or is not an image.
+        """
         if value is None or value == "":
             return []
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -230,6 +204,48 @@ class RowParser:
             return None
 
 
+class RowParser:
+    """Turns raw rows (column -> plain value) into samples.
+
+    Args:
+        columns: our column -> theirs, as ``match_columns`` gives.
+        roots: folders that image files may lie in; relative paths start from the first.
+        prefix: what ids made from row numbers begin with.
+        strict_kind: a ``kind`` that is neither value nor choice rejects the row (the user named
+            that column); otherwise such a column means something else, and the answer decides.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, str], roots: Sequence[Path], prefix: str, strict_kind: bool
+    ) -> None:
+        self.columns, self.prefix, self.strict_kind = columns, prefix, strict_kind
+        self.images = ImageReader(roots)
+
+    def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
+        """The row's sample, or why there is none."""
+        values = {ours: raw.get(theirs) for ours, theirs in self.columns.items()}
+        name = f"{self.prefix}{row}"
+        try:
+            name = _text(values.get("id"), "id") or name
+            answer = unboxed(_text(values["answer"], "answer"))
+            if not answer:
+                raise Unusable("no answer")
+            problem = _text(values["problem"], "problem")
+            images = self.images.read(values["images"])
+            check_question(problem, len(images))
+            kind = self._kind(values.get("kind"), answer)
+        except Unusable as why:
+            return Rejected(row, name, why.reason, why.detail)
+        return Sample(id=name, problem=problem, images=images, answer=answer, kind=kind)
+
+    def _kind(self, value: Any, answer: str) -> str:
+        if value in ("value", "choice"):
+            return str(value)
+        if self.strict_kind and value is not None:
+            raise Unusable("unknown kind", f"{value!r}: it must be value or choice")
+        return kind_of(answer)
+
+
 def _read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
@@ -261,7 +277,12 @@ def _text(value: Any, column: str) -> str:
     return text.strip() if column != "problem" else text
 
 
-def _check_question(problem: str, images: int) -> None:
+def check_question(problem: str, images: int) -> None:
+    """Whether there is a question, with one place for each image, or none.
+
+    Raises:
+        Unusable: there is not.
+    """
     places = problem.count(IMAGE)
     if places and places != images:
         raise Unusable("image count", f"{places} {IMAGE} in the problem, {images} images")

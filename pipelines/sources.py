@@ -120,7 +120,7 @@ def _local(path: Path, split: str) -> list[Part]:
             return [FILES[(path / name).suffix](path / name, path)]
     shards = _shards(path, split)
     if shards:
-        return [_parquet(shard, path) for shard in shards]
+        return [parquet(shard, path) for shard in shards]
     if (path / split).is_dir():
         return _local(path / split, split)
     raise UserError(
@@ -156,12 +156,12 @@ def _no_split(place: Path, split: str, found: Sequence[str]) -> UserError:
     )  # fmt: skip
 
 
-def _parquet(path: Path, root: Path) -> Part:
-    with _broken(path, "Parquet"), pq.ParquetFile(path) as file:
+def parquet(path: Path, root: Path) -> Part:
+    with broken(path, "Parquet"), pq.ParquetFile(path) as file:
         columns, total = file.schema_arrow.names, file.metadata.num_rows
 
     def read(wanted: Sequence[str]) -> RawRows:
-        with _broken(path, "Parquet"), pq.ParquetFile(path) as file:
+        with broken(path, "Parquet"), pq.ParquetFile(path) as file:
             # Group by group: read in one go, pyarrow keeps every group it has passed in memory.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
@@ -170,7 +170,7 @@ def _parquet(path: Path, root: Path) -> Part:
     return Part(str(path), columns, total, (root,), read)
 
 
-class _broken:
+class broken:
     """Turns what pyarrow raises on a damaged file into a UserError that names the file."""
 
     def __init__(self, path: Path, format_name: str) -> None:
@@ -188,7 +188,7 @@ class _broken:
             ) from error  # fmt: skip
 
 
-def _json_lines(path: Path, root: Path) -> Part:
+def json_lines(path: Path, root: Path) -> Part:
     columns: dict[str, None] = {}
     for row in itertools.islice(_read_json_lines(path), PEEK):
         columns |= dict.fromkeys(row)
@@ -196,7 +196,7 @@ def _json_lines(path: Path, root: Path) -> Part:
 
 
 def _read_json_lines(path: Path) -> RawRows:
-    with _broken(path, "JSON Lines"), open(path, "rb") as file:
+    with broken(path, "JSON Lines"), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -226,7 +226,7 @@ def _csv(path: Path, root: Path) -> Part:
 
 def _read_csv(path: Path) -> RawRows:
     """The header as a row of its own (name -> name), then the rows."""
-    with _broken(path, "CSV"), open(path, encoding="utf-8-sig", newline="") as file:
+    with broken(path, "CSV"), open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, strict=True)
         try:
             header = next(lines, [])
@@ -258,15 +258,15 @@ def _saved(path: Path, split: str) -> Part:
         if split not in loaded:
             raise _no_split(path, split, [str(name) for name in loaded])
         loaded = loaded[split]
-    return _arrow(loaded, str(path), (path,))
+    return arrow(loaded, str(path), (path,))
 
 
-def _arrow(table: datasets.Dataset, place: str, roots: tuple[Path, ...]) -> Part:
+def arrow(table: datasets.Dataset, place: str, roots: tuple[Path, ...]) -> Part:
     """A ``datasets`` table, read as Arrow so that its images are not decoded."""
 
     def read(wanted: Sequence[str]) -> RawRows:
         plain = table.select_columns(list(wanted)).with_format("arrow")
-        with _broken(Path(place), "Arrow"):
+        with broken(Path(place), "Arrow"):
             for batch in plain.iter(BATCH):
                 yield from batch.to_pylist()
 
@@ -297,14 +297,14 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
         ) from error
     # Where images are separate files, the library has put them into one of its two caches.
     caches = (Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
-    return _arrow(table, f"{key} {name}", caches)
+    return arrow(table, f"{key} {name}", caches)
 
 
 FILES: dict[str, Callable[[Path, Path], Part]] = {
-    ".parquet": _parquet,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json_lines,
+    ".parquet": parquet,
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".json": json_lines,
     ".csv": _csv,
 }
 """File type -> how a file of it, with images relative to a folder, is opened."""

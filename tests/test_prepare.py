@@ -11,8 +11,8 @@ from PIL import Image
 from pipelines import tiny
 from pipelines.config import Config, DataConfig, GlyphsConfig, ModelConfig
 from pipelines.errors import UserError
-from pipelines.prepare import ROWS_PER_GROUP, PromptLengths, hold_out, prepare, write_samples
-from pipelines.records import Sample, read_rows
+from pipelines.prepare import PromptLengths, hold_out, prepare
+from pipelines.records import ROWS_PER_GROUP, Sample, read_rows, write_samples
 from pipelines.watch import Silent
 
 
