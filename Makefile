@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check kill-test perception wheel clean
+.PHONY: demo test check regression baseline ci-run kill-test perception grading wheel clean
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 4 minutes)
 	$(BIN)/vppo train --stage all
@@ -17,11 +17,24 @@ check: $(READY)         ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+regression: ci-run      ## train configs/ci.yaml and compare with the stored baseline (about 2 minutes)
+	VPPO_RUNS=build/regression $(BIN)/vppo compare configs/ci_baseline.json ci
+
+baseline: ci-run        ## make the stored baseline again, after a change that is meant to change results
+	cp build/regression/ci/eval/0008/report.json configs/ci_baseline.json
+
+ci-run: $(READY)
+	rm -rf build/regression
+	VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci
+
 kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
 	$(BIN)/python tests/kill_proof.py --kills 20
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m evals.perception --out docs/perception.md
+
+grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
+	$(BIN)/python -m evals.grading_benchmark
 
 wheel: $(READY)         ## build the wheel into dist/
 	$(BIN)/pip wheel -q --no-deps -w dist .

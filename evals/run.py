@@ -1,135 +1,136 @@
-"""Evaluate: sample, journal, grade, summarise.
+"""Evaluate: sample what the journal lacks, then grade the journal.
 
-Every finished batch of responses is appended to ``journal.jsonl`` and forced to the disk before the
-next is sampled. An interrupted evaluation goes on after its last whole question; since each sample is
-seeded by its question and number, the result is the one an undisturbed evaluation gives.
+Each sample is seeded by its question and number, so an interrupted evaluation, or one that grew by
+samples or questions, ends with what an undisturbed one gives. Sampling needs the model; grading does
+not, so a journal can be graded again by other graders (``vppo eval --regrade``).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.statistics import Interval, bootstrap, paired_difference
-from pipelines.config import EvalConfig
-from pipelines.records import Sample
-from pipelines.reward import RewardFunction
+from evals.benchmarks import OWN
+from evals.grade import ANSWERS, grade, write_answers
+from evals.journal import Entry, append, count, mend_journal, prompt_digest, read_journal
+from evals.profiles import Asking
+from evals.questions import read_questions
+from pipelines.chain import Cell
+from pipelines.errors import UserError
+from pipelines.graders import GraderPool
+from pipelines.records import Sample, SampleTable
 from pipelines.step import write_atomic
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from pipelines.engines import Engine
 
-JOURNAL, RESULTS = "journal.jsonl", "results.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One sampled response of the journal."""
-
-    question: str
-    sample: int
-    response: str
-    truncated: bool
-    tokens: int
+RESULTS = "results.json"
 
 
 def evaluate(
-    benchmark: str, questions: Sequence[Sample], engine: Engine, reward: RewardFunction,
-    settings: EvalConfig, seed: int, out: Path, watch: Watch,
+    cell: Cell, engine: Callable[[], Engine], batch_prompts: int, pool: GraderPool,
+    training: Asking | None, out: Path, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
-    """Sample every question ``settings.samples`` times, grade, and write journal and results.
+    """Complete the cell's journal, grade it, and write results.json and answers.parquet to ``out``.
+
+    Args:
+        engine: makes the engine; called only if a response is missing.
+        training: how the run that trained the policy asks, to be reported beside; None: no run did.
 
     Returns:
-        The summary (also in results.json): accuracy, its interval, outcomes, settings.
+        The results without their ``right``, for the manifest.
     """
+    sample_missing(cell, questions(cell), engine, batch_prompts, watch)
+    return grade_cell(cell, pool, training, out, watch)
+
+
+def questions(cell: Cell) -> SampleTable:
+    """The cell's questions.
+
+    Raises:
+        UserError: they are not on disk.
+    """
+    name = cell.how.benchmark
+    if name not in OWN:
+        return read_questions(cell.questions)
+    path = cell.questions.path / OWN[name]
+    if not path.is_file():
+        raise UserError(
+            f"{name} questions", f"{cell.questions.path} has none.",
+            "Prepare the data first (vppo prepare); glyphs needs data.source=glyphs.",
+        )  # fmt: skip
+    return SampleTable(path)
+
+
+def sample_missing(
+    cell: Cell, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch
+) -> None:
+    """Sample the responses that the journal does not have."""
     from pipelines.ragged import batches  # brings torch, which reading results does not need
+
+    names = table.ids[: cell.how.limit]
+    samples, asking = cell.how.samples, cell.how.asking
+    journal = read_journal(cell.journal)
+    if count(journal, names, samples) == len(names) * samples:
+        return
+    asked = (table[index] for index, name in enumerate(table.ids) if name in journal)
+    journal = mend_journal(cell.journal, asked, asking)
+    done, total = count(journal, names, samples), len(names) * samples
+    missing = [
+        (index, len(journal.get(name, ())))
+        for index, name in enumerate(names) if len(journal.get(name, ())) < samples
+    ]  # fmt: skip
+    for first, group in groupby(missing, key=lambda place: place[1]):
+        for part in batches(list(group), batch_prompts):
+            watch.progress("responses", done, total)
+            rows = [table[index] for index, _ in part]
+            entries = _sampled(cell, rows, first, engine())
+            append(cell.journal, entries)
+            done += len(entries)
+    watch.progress("responses", total, total)
+
+
+def _sampled(cell: Cell, rows: Sequence[Sample], first: int, engine: Engine) -> list[Entry]:
+    """Samples ``first`` to the last of these questions, in one call."""
     from pipelines.sampling import Sampling
 
-    journal = read_journal(out / JOURNAL, settings.samples)
+    how, asking = cell.how, cell.how.asking
     sampling = Sampling(
-        settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens,
-        settings.samples, seed,
+        asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens,
+        how.samples - first, how.seed, first,
     )  # fmt: skip
-    missing = [question for question in questions if question.id not in journal]
-    for part in batches(missing, settings.batch_prompts):
-        watch.progress("questions", len(journal), len(questions))
-        names: list[tuple[int | str, ...]] = [(benchmark, question.id) for question in part]
-        generated = engine.generate(part, names, sampling)
-        for question, responses in zip(part, generated, strict=True):
-            journal[question.id] = [
-                Entry(question.id, i, r.text, r.truncated, len(r.ids))
-                for i, r in enumerate(responses)
-            ]
-        _append(out / JOURNAL, [e for question in part for e in journal[question.id]])
-    watch.progress("questions", len(questions), len(questions))
-    results = grade(benchmark, questions, journal, reward)
-    results["sampling"] = asdict(sampling)
-    write_atomic(out / RESULTS, json.dumps(results, indent=1, sort_keys=True))
-    return {name: value for name, value in results.items() if name != "questions"}
+    generated = engine.generate(rows, [(how.benchmark, row.id) for row in rows], sampling)
+    return [
+        Entry(row.id, first + i, r.text, r.truncated, len(r.ids), prompt_digest(row, asking))
+        for row, responses in zip(rows, generated, strict=True)
+        for i, r in enumerate(responses)
+    ]
 
 
-def grade(
-    benchmark: str, questions: Sequence[Sample], journal: dict[str, list[Entry]],
-    reward: RewardFunction,
-) -> dict[str, Any]:  # fmt: skip
-    """Grade a complete journal."""
-    entries = [entry for question in questions for entry in journal[question.id]]
-    owners = [question for question in questions for _ in journal[question.id]]
-    marks = reward([e.response for e in entries], owners, [e.truncated for e in entries])
-    right: dict[str, list[bool]] = {question.id: [] for question in questions}
-    for entry, mark in zip(entries, marks, strict=True):
-        right[entry.question].append(mark.outcome == "correct")
-    accuracy = bootstrap([sum(r) / len(r) for r in right.values()])
-    return {
-        "benchmark": benchmark,
-        "accuracy": accuracy.mean,
-        "interval": [accuracy.low, accuracy.high],
-        "pass_at_k": sum(map(any, right.values())) / len(right),
-        "outcomes": dict(sorted(Counter(mark.outcome for mark in marks).items())),
-        "response_tokens_mean": sum(e.tokens for e in entries) / len(entries),
-        "questions": {name: [int(x) for x in r] for name, r in right.items()},
-    }
+def grade_cell(
+    cell: Cell, pool: GraderPool, training: Asking | None, out: Path, watch: Watch
+) -> dict[str, Any]:
+    """Grade the cell's journal; needs no model.
 
-
-def compare(before: Path, after: Path) -> Interval:
-    """The paired difference in accuracy between two evaluations of the same questions."""
-    first, second = (json.loads((p / RESULTS).read_text())["questions"] for p in (before, after))
-    shared = [name for name in first if name in second]
-    means = [[sum(rows[n]) / len(rows[n]) for n in shared] for rows in (first, second)]
-    return paired_difference(*means)
-
-
-def read_journal(path: Path, samples: int) -> dict[str, list[Entry]]:
-    """The questions that have all their samples; a line or question cut short is dropped.
-
-    The file is rewritten to hold just those, so that what is appended next follows a whole line.
+    Raises:
+        UserError: the journal lacks responses.
     """
-    if not path.is_file():
-        return {}
-    found: dict[str, list[Entry]] = {}
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
-            break
-        found.setdefault(entry.question, []).append(entry)
-    whole = {name: entries for name, entries in found.items() if len(entries) == samples}
-    write_atomic(path, "".join(_line(e) for entries in whole.values() for e in entries))
-    return whole
-
-
-def _append(path: Path, entries: Sequence[Entry]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(_line, entries)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _line(entry: Entry) -> str:
-    return json.dumps(asdict(entry)) + "\n"
+    rows = questions(cell).without_images()[: cell.how.limit]
+    if not rows:
+        raise UserError(cell.how.benchmark, "has no questions.", "Prepare the data again.")
+    journal, samples = read_journal(cell.journal), cell.how.samples
+    have, total = count(journal, [row.id for row in rows], samples), len(rows) * samples
+    if have < total:
+        raise UserError(
+            cell.how.benchmark, f"the journal has {have} of {total} responses ({cell.journal}).",
+            "Sample the others first: the same command without --regrade.",
+        )  # fmt: skip
+    entries = {row.id: journal[row.id][:samples] for row in rows}
+    results, answers = grade(cell, rows, entries, pool, training, watch)
+    write_answers(out / ANSWERS, answers)
+    write_atomic(out / RESULTS, json.dumps(results, indent=1, sort_keys=True))
+    return {name: results[name] for name in results if name not in ("right", "clusters_of")}

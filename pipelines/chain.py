@@ -7,24 +7,41 @@ sampled by a policy that would no longer exist. Torch-free.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.benchmarks import OWN, canonical
+from evals.profiles import Evaluation, evaluation
+from evals.questions import questions_step
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.fingerprint import fingerprint
 from pipelines.settings import shipped_config
 from pipelines.step import Step
 
 VERSIONS = {
-    "prepare": 1, "rollout": 1, "score": 1, "update": 1, "checkpoint": 1, "eval": 1,
+    "model": 1, "prepare": 1, "rollout": 1, "score": 1, "update": 1, "checkpoint": 1,
+    "sampling": 1, "grading": 1,
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
 
-WHOLE_FILE = 64 * 2**20
-"""Files up to this size (bytes) are fingerprinted by their whole content."""
+JOURNALS = "journals"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: a policy of a run on one benchmark, asked as ``how`` says.
+
+    The journal of responses outlives its results: other graders, more samples or more questions go
+    on from it, and what was sampled is never sampled again.
+    """
+
+    how: Evaluation
+    questions: Step
+    results: Step
+    journal: Path
 
 
 class Chain:
@@ -38,6 +55,7 @@ class Chain:
     def __init__(self, config: Config, run: Path) -> None:
         self.config, self.run = config, run
         self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
+        self.model = Step("model", None, run, VERSIONS["model"], _model(config))
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -56,7 +74,7 @@ class Chain:
 
     def policy_key(self, step: int) -> str:
         """What decides the weights after ``step`` updates."""
-        return self.prepare.key if step == 0 else self.update(step).key
+        return self.model.key if step == 0 else self.update(step).key
 
     def checkpoint(self, step: int) -> Step:
         """The weights and optimizer state after ``step`` updates."""
@@ -64,16 +82,36 @@ class Chain:
         inputs = {"policy": self.policy_key(step)}
         return Step("checkpoint", step, parent, VERSIONS["checkpoint"], {}, inputs)
 
-    def eval(self, step: int, benchmark: str) -> Step:
-        """An evaluation of the policy after ``step`` updates."""
-        settings = self.config.eval.keyed("eval")
-        if benchmark == "validation":
-            samples = self.config.checkpoint.validation_samples or self.config.eval.samples
-            settings |= {"eval.samples": samples, "eval.limit": None}
-        settings |= self.config.reward.keyed("reward") | {"seed": self.config.seed}
-        inputs = {"policy": self.policy_key(step), "prepare": self.prepare.key}
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """The benchmarks that the config names, aliases resolved."""
+        return canonical(self.config.eval.benchmarks)
+
+    def cell(self, step: int, benchmark: str, config: Config | None = None) -> Cell:
+        """An evaluation of the policy after ``step`` updates.
+
+        Args:
+            config: how to evaluate, where that is not as the run itself does; policy and own
+                questions are the run's in either case.
+        """
+        config = config or self.config
+        how = evaluation(config, benchmark)
+        own = benchmark in OWN
+        questions = self.prepare if own else questions_step(benchmark, config)
+        inputs = {"policy": self.policy_key(step), "questions": questions.key}
         parent = self.run / "eval" / f"{step:04d}"
-        return Step(benchmark, step, parent, VERSIONS["eval"], settings, inputs)
+        sampled = Step(
+            benchmark, step, parent / JOURNALS, VERSIONS["sampling"], how.sampling_settings(), inputs
+        )
+        results = Step(
+            benchmark, step, parent, VERSIONS["grading"], how.settings(),
+            inputs | {"responses": sampled.key},
+        )  # fmt: skip
+        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"))
+
+    def eval(self, step: int, benchmark: str) -> Step:
+        """The results of an evaluation as the run itself does it."""
+        return self.cell(step, benchmark).results
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is due after this update."""
@@ -97,7 +135,7 @@ class Chain:
 
     def evaluations(self) -> Iterator[Step]:
         """The final evaluations: of the starting policy, and of the last one."""
-        for benchmark in self.config.eval.benchmarks:
+        for benchmark in self.benchmarks:
             if self.config.eval.baseline:
                 yield self.eval(0, benchmark)
             yield self.eval(self.config.run.steps, benchmark)
@@ -145,35 +183,21 @@ def _sources(config: Config) -> dict[str, Any]:
 
     So a changed file makes the run stale, and a moved one does not.
     """
-    settings = config.data.keyed("data") | config.model.keyed("model")
-    model = shipped_config("tiny_model") if config.model.path == "tiny" else Path(config.model.path)
-    if not model.exists() and config.model.path.startswith(("/", ".", "~")):
-        raise UserError(f"model.path: {config.model.path}", "no such folder.", "")
-    local = {"model.path": model}
+    settings = config.data.keyed("data") | _model(config)
     for name in ("data.source", "data.validation_source"):
         if settings[name] not in (None, "glyphs"):
-            local[name] = Path(settings[name])
-    for name, path in local.items():
-        if path.exists():
-            settings[name] = f"content {fingerprint(path)}"
+            settings[name] = content_or_name(settings[name])
     return settings
 
 
-@cache
-def fingerprint(path: Path) -> str:
-    """A hash of a file's or folder's content; of large files, of their size and both ends."""
-    digest = hashlib.sha256()
-    files = [path]
-    if path.is_dir():  # a README may change
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".md")
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}\x00{size}\x00".encode())
-        with file.open("rb") as content:
-            if size <= WHOLE_FILE:
-                digest.update(content.read())
-            else:
-                digest.update(content.read(2**20))
-                content.seek(-(2**20), 2)
-                digest.update(content.read())
-    return digest.hexdigest()[:16]
+def _model(config: Config) -> dict[str, Any]:
+    settings, path = config.model.keyed("model"), config.model.path
+    if path != "tiny" and not Path(path).exists() and path.startswith(("/", ".", "~")):
+        raise UserError(f"model.path: {path}", "no such folder.", "")
+    where = str(shipped_config("tiny_model")) if path == "tiny" else path
+    return settings | {"model.path": content_or_name(where)}
+
+
+def content_or_name(where: str) -> str:
+    """A local file or folder by its content; anything else, a hub id, by its name."""
+    return f"content {fingerprint(Path(where))}" if Path(where).exists() else where

@@ -254,26 +254,41 @@ class CheckpointConfig(Section):
 
 
 class EvalConfig(Section):
-    """Evaluation of the warm start and of the last checkpoint."""
+    """Evaluation of the starting model and of the last checkpoint."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "baseline"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"batch_prompts", "benchmarks", "baseline", "data_dir"}
+    )
 
     benchmarks: tuple[str, ...] = ("glyphs",)
-    """Benchmarks run at the end; the table is evals/benchmarks.py."""
+    """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks.py."""
+    data_dir: str | None = None
+    """A folder with local copies of the benchmarks; none: the hub."""
     baseline: bool = True
     """Evaluate the starting model too, and report the difference with a paired interval."""
+    profile: Literal["paper", "matched"] = "paper"
+    """Pixels, sampling and instruction on public benchmarks: the paper's harness, or as in training.
+    The run's own questions (glyphs, validation) are always asked as in training."""
+    graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
+    """Graders of every answer, the one that decides first; an import path works as well."""
     samples: int = Field(default=8, ge=1)
     """Samples per question; accuracy is their mean ("avg@8"). Paper: 8."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first questions."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. Paper: 1."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling mass; 1 is off. Paper: 1."""
-    top_k: int = Field(default=0, ge=0)
-    """Sample among the k likeliest tokens; 0 is off."""
-    max_new_tokens: int = Field(default=2048, ge=1)
-    """Longest response, in tokens."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Sampling temperature; none: the profile's. Paper: 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Nucleus sampling mass; 1 is off; none: the profile's. Paper: 1."""
+    top_k: int | None = Field(default=None, ge=0)
+    """Sample among the k likeliest tokens; 0 is off; none: the profile's. Paper: 50."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest response, in tokens; none: the profile's. Paper: 2048 (7B), 4096 (32B), 8192 (8B)."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    """Images are enlarged to at least this many pixels; none: the profile's. Paper: 1024."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Images are shrunk to at most this many pixels; none: the profile's. Paper: 589824."""
+    instruction: str | None = None
+    """Text put after the question, following a blank line; none: the profile's."""
     batch_prompts: int = Field(default=64, ge=1)
     """Prompts generated together; memory only."""
 

@@ -1,4 +1,4 @@
-"""One process trains a run at a time."""
+"""One process at a time: trains a run, evaluates a policy on a benchmark."""
 
 from __future__ import annotations
 
@@ -18,15 +18,30 @@ from pipelines.step import disk_errors
 
 @contextlib.contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Hold the run's lock. The system frees it when the process dies, however it dies.
-
-    A file lock does not always reach over a network file system, so a lock that another machine
-    wrote, and did not clear, is honoured until a person removes it.
+    """Hold the run's lock.
 
     Raises:
         UserError: another live process, or another machine, holds the run.
     """
-    path = run / "lock"
+    fix = f"Watch it with: vppo status --run {run.name}"
+    with file_lock(run / "lock", f"run {run.name}", fix):
+        yield
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, what: str, fix: str) -> Iterator[None]:
+    """Hold a lock. The system frees it when the process dies, however it dies.
+
+    A file lock does not always reach over a network file system, so a lock that another machine
+    wrote, and did not clear, is honoured until a person removes it.
+
+    Args:
+        path: the lock's file.
+        what: what is locked, and ``fix``: what to do meanwhile, for the message.
+
+    Raises:
+        UserError: another live process, or another machine, holds the lock.
+    """
     with disk_errors(path):
         file = path.open("a+", encoding="utf-8")
     with file:
@@ -34,8 +49,8 @@ def run_lock(run: Path) -> Iterator[None]:
         owner = _owner(file.read())
         if not _try_lock(file):
             raise UserError(
-                f"run {run.name}", f"is in use by process {owner.get('pid', '?')} since "
-                f"{owner.get('since', '?')}.", f"Watch it with: vppo status --run {run.name}",
+                what, f"is in use by process {owner.get('pid', '?')} since "
+                f"{owner.get('since', '?')}.", fix,
             )  # fmt: skip
         if owner and owner["host"] != socket.gethostname():
             raise UserError(

@@ -9,6 +9,7 @@ while the prompt is read once. With one response a row is an ordinary sequence.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,14 @@ import torch
 
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.prompts import PromptEncoder, cannot_load, load_processor, model_location
+from pipelines.prompts import (
+    PixelLimits,
+    PromptEncoder,
+    cannot_load,
+    limit_pixels,
+    load_processor,
+    model_location,
+)
 from pipelines.torchvision_ops import ensure_importable
 
 Encoded = dict[str, torch.Tensor]
@@ -80,6 +88,19 @@ class Policy:
             raise cannot_load(where, error) from error
         model.requires_grad_(True).eval()
         return cls(model.to(choose_device(config)), processor, config)
+
+    def asked(self, pixels: PixelLimits, instruction: str) -> Policy:
+        """The same model asked in another way: images of other sizes, another instruction.
+
+        Raises:
+            UserError: the processor has no such limits.
+        """
+        processor = copy.copy(self.processor)
+        processor.image_processor = copy.deepcopy(self.processor.image_processor)
+        limit_pixels(processor.image_processor, pixels, "eval")
+        other = copy.copy(self)
+        other.processor, other.encoder = processor, PromptEncoder(processor, instruction, 1)
+        return other
 
     @property
     def head_weight(self) -> torch.Tensor:

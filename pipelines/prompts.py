@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
-from pipelines.config import Config, DataConfig, ModelConfig
+from pipelines.config import Config, ModelConfig
 from pipelines.errors import UserError
 from pipelines.records import Sample
 from pipelines.settings import shipped_config
@@ -42,13 +42,26 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
     return processor
 
 
-def limit_pixels(image_processor: Any, data: DataConfig) -> None:
-    """Set ``data.min_pixels`` and ``data.max_pixels`` on a processor that resizes by area.
+class PixelLimits(Protocol):
+    """Images are resized to between these areas; None leaves the processor's own."""
+
+    @property
+    def min_pixels(self) -> int | None: ...
+
+    @property
+    def max_pixels(self) -> int | None: ...
+
+
+def limit_pixels(image_processor: Any, pixels: PixelLimits, section: str = "data") -> None:
+    """Set these limits on a processor that resizes by area.
+
+    Args:
+        section: the config's section that they come from, for the message.
 
     Raises:
         UserError: limits are set, and the processor has no such notion (it resizes to a fixed size).
     """
-    limits = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
+    limits = {"shortest_edge": pixels.min_pixels, "longest_edge": pixels.max_pixels}
     given = {name: value for name, value in limits.items() if value is not None}
     if not given:
         return
@@ -57,8 +70,9 @@ def limit_pixels(image_processor: Any, data: DataConfig) -> None:
         sys.modules[type(image_processor).__module__]
     ):
         raise UserError(
-            "data.min_pixels, data.max_pixels",
-            f"{type(image_processor).__name__} does not limit images by area.", "Leave them unset.",
+            f"{section}.min_pixels, {section}.max_pixels",
+            f"{type(image_processor).__name__} does not limit images by area.",
+            "Leave them unset." if section == "data" else "Use --profile matched.",
         )  # fmt: skip
     image_processor.size = size | given
 

@@ -75,7 +75,7 @@ class RewardFunction(Closing):
                 than one finite number per response.
         """
         answers = [extract_answer(response) for response in responses]
-        outcomes = self._outcomes(answers, samples, truncated)
+        outcomes = outcomes_of(answers, samples, truncated, self._pool, self._grader)
         if self._scorer is None:
             rewards = REWARDS[self._name](outcomes)
         else:
@@ -86,21 +86,28 @@ class RewardFunction(Closing):
             for answer, outcome, reward in zip(answers, outcomes, rewards, strict=True)
         ]
 
-    def _outcomes(
-        self, answers: list[str | None], samples: Sequence[Sample], truncated: Sequence[bool]
-    ) -> list[Outcome]:
-        items = [
-            (answer, sample.answer, sample.kind)
-            for answer, sample in zip(answers, samples, strict=True)
-            if answer is not None
-        ]
-        verdicts = iter(self._pool.grade(items, self._grader))
-        return [
-            _OF_VERDICT[next(verdicts)]
-            if answer is not None
-            else ("truncated" if cut else "no_answer")
-            for answer, cut in zip(answers, truncated, strict=True)
-        ]
+
+def outcomes_of(
+    answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool],
+    pool: GraderPool, grader: str,
+) -> list[Outcome]:  # fmt: skip
+    """What came of each answer; None is a response that holds none.
+
+    Raises:
+        UserError: the grader cannot be loaded.
+    """
+    items = [
+        (answer, sample.answer, sample.kind)
+        for answer, sample in zip(answers, samples, strict=True)
+        if answer is not None
+    ]
+    verdicts = iter(pool.grade(items, grader))
+    return [
+        _OF_VERDICT[next(verdicts)]
+        if answer is not None
+        else ("truncated" if cut else "no_answer")
+        for answer, cut in zip(answers, truncated, strict=True)
+    ]
 
 
 def make_reward(

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from evals.benchmarks import BENCHMARKS, check_data
+from evals.benchmarks import check_data
+from evals.questions import gather
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import Interrupted
+from pipelines.evaluation import cell_lock, evaluate
 from pipelines.lock import run_lock
 from pipelines.step import Step, commit
 from pipelines.watch import Watch
@@ -64,11 +66,9 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
     if stage == "prepare":
         return [wanted.prepare]
     if stage == "eval":
-        names = wanted.config.eval.benchmarks
-        pairs = [(wanted.eval(index, name), chain.eval(index, name)) for name in names]
-    else:
-        pairs = [(getattr(wanted, stage)(index), getattr(chain, stage)(index))]
-    return [replace(new, inputs=old.inputs) for new, old in pairs]
+        return [chain.cell(index, name, wanted.config).results for name in wanted.benchmarks]
+    new, old = getattr(wanted, stage)(index), getattr(chain, stage)(index)
+    return [replace(new, inputs=old.inputs)]
 
 
 def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
@@ -83,7 +83,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                 at = (step.name, step.index or 0)
                 runs.record_state(chain.run, "running", *at, last)
                 watch.stage(*at)
-                with commit(step, keep_partial=step.name in BENCHMARKS) as (out, metrics):
+                with cell_lock(step), commit(step) as (out, metrics):
                     metrics |= session.make(step, config, out)
                 if step == steps[0]:  # not before: settings that cannot work leave the file alone
                     runs.write_metrics(chain)

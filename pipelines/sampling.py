@@ -17,7 +17,10 @@ from pipelines.seeds import generator
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: temperature, nucleus mass, top-k (0 is off), tokens and samples per prompt."""
+    """How to sample: temperature, nucleus mass, top-k (0 is off), tokens and samples per prompt.
+
+    ``first`` is the number of a prompt's first sample: samples 4 to 7 of eight can be drawn alone.
+    """
 
     temperature: float
     top_p: float
@@ -25,6 +28,7 @@ class Sampling:
     max_new_tokens: int
     samples: int
     seed: int
+    first: int = 0
 
 
 def uniforms(sampling: Sampling, name: tuple[int | str, ...], device: torch.device) -> torch.Tensor:
@@ -33,7 +37,7 @@ def uniforms(sampling: Sampling, name: tuple[int | str, ...], device: torch.devi
         torch.from_numpy(
             generator(sampling.seed, "sampling", *name, sample).random(sampling.max_new_tokens)
         )
-        for sample in range(sampling.samples)
+        for sample in range(sampling.first, sampling.first + sampling.samples)
     ]
     return torch.stack(rows).to(device)
 

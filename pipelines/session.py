@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evals.benchmarks import questions
+from evals.profiles import Evaluation, matched
 from evals.run import evaluate
 from pipelines import checkpoint
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.engines import ENGINES, Engine
 from pipelines.errors import UserError
+from pipelines.graders import GraderPool, check_grader
 from pipelines.objectives import OBJECTIVES
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS
@@ -49,6 +51,8 @@ def check_parts(config: Config) -> None:
     find_part("update.engine", config.update.engine, TRAINERS)
     find_part("update.objective", config.update.objective, OBJECTIVES)
     make_reward(config.reward.function, config.reward.grader)
+    for grader in config.eval.graders:
+        check_grader(grader, "eval.graders")
 
 
 class Session:
@@ -77,14 +81,30 @@ class Session:
         return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
 
     @cached_property
+    def graders(self) -> GraderPool:
+        """The processes that grade evaluations."""
+        settings = self.config.reward
+        return GraderPool(settings.workers, settings.deadline)
+
+    @cached_property
     def samples(self) -> SampleTable:
         """The training questions."""
         return SampleTable(self._made(self.chain.prepare) / "train.parquet")
 
     def engine(self, version: int) -> Engine:
         """The rollout engine with the policy after ``version`` updates."""
-        factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
-        return factory(self.policy(version))
+        return self._engine(self.policy(version))
+
+    def engine_for(self, version: int, how: Evaluation) -> Engine:
+        """The same for an evaluation, which may show images and instruct in its own way."""
+        policy, own = self.policy(version), matched(self.config)
+        sampling = {n: getattr(how.asking, n) for n in ("temperature", "top_p", "top_k", "max_new_tokens")}
+        if how.asking != replace(own, **sampling):
+            policy = policy.asked(how.asking, how.asking.instruction)
+        return self._engine(policy)
+
+    def _engine(self, policy: Policy) -> Engine:
+        return find_part("rollout.engine", self.config.rollout.engine, ENGINES)(policy)
 
     def policy(self, version: int) -> Policy:
         """The policy after ``version`` updates: live, or restored from disk."""
@@ -214,19 +234,18 @@ class Session:
 
     def evaluate(self, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
         """Evaluate the policy after ``step`` updates on one benchmark."""
-        settings = config.eval
-        if benchmark == "validation":
-            samples = config.checkpoint.validation_samples or settings.samples
-            settings = settings.model_copy(update={"limit": None, "samples": samples})
-        rows = questions(benchmark, self._made(self.chain.prepare), settings.limit)
+        cell = self.chain.cell(step, benchmark, config)
+        training = matched(self.config) if step else None
         return evaluate(
-            benchmark, rows, self.engine(step), self.reward, settings, config.seed, out, self.watch
-        )
+            cell, lambda: self.engine_for(step, cell.how), config.eval.batch_prompts, self.graders,
+            training, out, self.watch,
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the grading processes."""
-        if "reward" in self.__dict__:
-            self.reward.close()
+        for name in ("reward", "graders"):
+            if name in self.__dict__:
+                getattr(self, name).close()
 
 
 STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {

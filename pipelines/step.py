@@ -160,22 +160,18 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def commit(step: Step, *, keep_partial: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Write a step: yields (folder to write into, metrics to fill); commits when the block ends.
 
     Args:
         step: what is being written; if it is already there it is replaced (only ``--force`` asks so).
-        keep_partial: go on in the partial folder of an interrupted attempt (it has a journal).
     """
     partial = step.path.with_name(step.path.name + ".partial")
     metrics: dict[str, Any] = {}
     started = time.time()
     with disk_errors(partial):
-        if not keep_partial:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-        for unfinished in partial.glob(f"{MANIFEST}*"):  # of an attempt that stopped at its end
-            unfinished.unlink()
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         yield partial, metrics
         files = {
             str(file.relative_to(partial)): {

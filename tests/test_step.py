@@ -109,15 +109,6 @@ def test_a_partial_folder_is_replaced(tmp_path):
     assert not (step.path / "half").exists()
 
 
-def test_a_partial_folder_with_a_journal_is_gone_on_with(tmp_path):
-    step = make_step(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        stop(step, "journal", "line 1\n", keep_partial=True)
-    with commit(step, keep_partial=True) as (out, _):
-        assert (out / "journal").read_text() == "line 1\n"
-    assert list(step.manifest()["files"]) == ["journal"]
-
-
 @pytest.mark.parametrize("name", [MANIFEST, f"{MANIFEST}.partial"])
 def test_a_kill_between_manifest_and_rename_does_no_harm(tmp_path, name):
     # The last instants of a commit: the manifest is written, the folder still has its partial name.
@@ -125,8 +116,7 @@ def test_a_kill_between_manifest_and_rename_does_no_harm(tmp_path, name):
     (step.path / MANIFEST).rename(step.path / name)
     step.path.rename(tmp_path / f"{step.path.name}.partial")
     assert plan(step) == ("run", "not made yet")
-    with commit(step, keep_partial=True):
-        pass
+    write(step)
     assert list(step.manifest()["files"]) == ["scores.txt"]
 
 

@@ -123,7 +123,8 @@ def prepare(
 @app.command("eval")
 def evaluate(
     benchmarks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Benchmarks (default: the config's).")
+        str | None,
+        typer.Option(metavar="A,B", help="Benchmarks, or all (default: the config's)."),
     ] = None,
     run: RunName = None,
     checkpoint: Annotated[
@@ -134,19 +135,89 @@ def evaluate(
         str | None,
         typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples per question.")] = None,
+    config: ConfigFile = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Local copies of the benchmarks, instead of the hub."),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="paper (its pixels and sampling) or matched (training's)."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest response (paper: 2048; 32B 4096; 8B 8192).")
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade what was sampled again; needs no model.")
+    ] = False,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint of a run (the newest by default), or any model."""
+    """Evaluate a checkpoint of a run, or any model.
+
+    Alone, the newest checkpoint of the latest run. Benchmarks: mathverse,
+    dynamath, mmk12, geo3k, mathvision, wemath, logicvista, mmmu_pro (all: these
+    eight, as in the paper), mmmu_val, and the run's own: glyphs, validation.
+
+    Every response is journalled: an interrupted evaluation goes on where it
+    was, and more --samples or a higher --limit add to what is there.
+
+    [bold]Examples[/bold]
+
+    vppo eval --benchmarks mathverse,mmmu
+
+    vppo eval --benchmarks all --model Qwen/Qwen2.5-VL-7B-Instruct
+
+    vppo eval --benchmarks geo3k --data-dir /data/benchmarks --limit 50
+
+    vppo eval --benchmarks all --regrade --set eval.graders=[math-verify,mathruler]
+    """
     from vppo_cli import evaluate as commands
 
-    asked = list(settings or [])
-    for key, value in (("benchmarks", benchmarks), ("samples", samples), ("limit", limit)):
-        if value is not None:
-            asked.append(f"eval.{key}=[{value}]" if key == "benchmarks" else f"eval.{key}={value}")
-    commands.evaluate(run, checkpoint, model, asked, as_json=json)
+    options = {
+        "benchmarks": f"[{benchmarks}]" if benchmarks is not None else None,
+        "data_dir": f"'{data_dir.replace("'", "''")}'" if data_dir is not None else None,
+        "profile": profile, "samples": samples, "limit": limit, "max_new_tokens": max_new_tokens,
+    }  # fmt: skip
+    asked = [f"eval.{name}={value}" for name, value in options.items() if value is not None]
+    commands.evaluate(
+        run, checkpoint, model, config, [*(settings or []), *asked], regraded=regrade, as_json=json
+    )
+
+
+@app.command()
+def compare(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A run, an evaluation's folder, or a report.json.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The same, to be compared with A.")],
+    fail_below: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            help="Exit with 1 if B - A is below this for certain (its whole 95 % interval).",
+        ),
+    ] = 0.0,
+    json: Json = False,
+) -> None:
+    """Compare two evaluations on the questions both have; exit code 1 on a regression.
+
+    A difference is B - A in points of accuracy, with a paired bootstrap
+    interval. By default a change counts as a regression if it lies below 0 for
+    certain; --fail-below -2 lets up to two points go, --fail-below 5 asks for a
+    gain of five.
+
+    [bold]Examples[/bold]
+
+    vppo compare tiny-a tiny-b
+
+    vppo compare baseline.json runs/ci/eval/0008 --fail-below -3
+    """
+    from vppo_cli import compare as commands
+
+    commands.compare(before, after, fail_below, as_json=json)
 
 
 @app.command()
@@ -212,7 +283,10 @@ def _interrupt(number: int, _: object) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a fault, 2 the user's input, 130 interrupted."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 a fault or a regression (compare), 2 the user's input, 130 interrupted.
+    """
     # Idle OpenMP threads must sleep, not spin: on a busy machine spinning costs a factor of 100.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

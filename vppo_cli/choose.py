@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evals.benchmarks import check_names
+from evals.benchmarks import canonical
 from pipelines import runs, settings
 from pipelines.chain import Chain
 from pipelines.errors import UserError
@@ -50,7 +50,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
     else:
         path = runs.find_run(name)
         asked = settings.load(config or path / runs.CONFIG, overrides)
-    check_names(asked.eval.benchmarks)
+    canonical(asked.eval.benchmarks)
     wanted = Chain(asked, path)
     stored = runs.read_config(path) if (path / runs.CONFIG).is_file() else asked
     return Choice(Chain(stored, path) if stored != asked else wanted, wanted)

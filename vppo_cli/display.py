@@ -23,9 +23,12 @@ from pipelines.chain import Chain
 from pipelines.errors import UserError
 from pipelines.step import Step
 from vppo_cli.results import recent_rows
-from vppo_cli.words import duration, ranges, sparkline
+from vppo_cli.words import Pace, duration, ranges, sparkline
 
 LABEL = 11
+EVERY_S = 30.0
+"""Seconds between two lines of progress where the output is not a terminal."""
+
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -79,9 +82,11 @@ class PlainWatch:
         self.rows: list[dict[str, Any]] = []
         self.times: dict[str, float] = {}
         self.durations: list[float] = []
-        self.single = ""
+        self.single = self._stage = ""
         self.made = 0
         self._started = time.monotonic()
+        self._pace = Pace()
+        self._said = time.monotonic()
 
     def begin(self, stage: str = "all") -> None:
         """Say which run this is and what it will do."""
@@ -97,16 +102,20 @@ class PlainWatch:
         line(
             "plan",
             f"prepare, {self.last} steps (rollout, score, update), {saved} checkpoints, "
-            f"eval on {', '.join(config.eval.benchmarks)}",
+            f"eval on {', '.join(self.chain.benchmarks)}",
         )
 
-    def progress(self, label: str, done: int, total: int | None = None) -> None: ...
+    def progress(self, label: str, done: int, total: int | None = None) -> None:
+        left = self._pace.left(label, done, total)
+        if total and left and time.monotonic() - self._said > EVERY_S:
+            self._said = time.monotonic()
+            self.say(f"{self._stage:<{LABEL}}{done}/{total} {label}  {left}")
 
     def note(self, text: str) -> None:
         line("note", text)
 
     def stage(self, name: str, index: int) -> None:
-        self._started = time.monotonic()
+        self._started, self._stage = time.monotonic(), name
         if name == "rollout":
             self.times = {}
 
@@ -158,7 +167,7 @@ class LiveWatch(PlainWatch):
         self._label = ""
 
     def progress(self, label: str, done: int, total: int | None = None) -> None:
-        self._now, self._bar = label, (done, total)
+        self._now, self._bar = f"{label}  {self._pace.left(label, done, total)}", (done, total)
         self._draw()
 
     def stage(self, name: str, index: int) -> None:

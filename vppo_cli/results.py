@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from evals.run import RESULTS, compare
+from evals import report
+from evals.benchmarks import canonical
+from evals.compare import compare, load
+from evals.run import RESULTS
 from pipelines.chain import Chain
+from pipelines.config import Config
 from pipelines.runs import METRICS
 from pipelines.step import Step
 
@@ -23,7 +28,7 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
     """Finished evaluations by benchmark: the starting policy, then the checkpoint beside it."""
     rows = []
     last = chain.config.run.steps
-    for benchmark in chain.config.eval.benchmarks:
+    for benchmark in chain.benchmarks:
         start, end = chain.eval(0, benchmark), chain.eval(last, benchmark)
         entries = []
         if start.path.is_dir():
@@ -31,15 +36,16 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
         if end.path.is_dir():
             row = entry(end, f"after {last} steps ({chain.config.update.objective})")
             if start.path.is_dir():
-                change = compare(start.path, end.path)
+                first, second = (load(str(step.path))[1] for step in (start, end))
+                change = compare(first, second).changes[0].change
                 row["difference"] = 100 * change.mean
                 row["difference_interval"] = [100 * change.low, 100 * change.high]
             entries.append(row)
         if entries:
             results = json.loads(((end if end.path.is_dir() else start).path / RESULTS).read_text())
             rows.append({
-                "benchmark": benchmark, "questions": len(results["questions"]),
-                "samples": results["sampling"]["samples"], "results": entries,
+                "benchmark": benchmark, "questions": results["questions"],
+                "samples": results["samples"], "results": entries,
             })  # fmt: skip
     return rows
 
@@ -54,3 +60,27 @@ def entry(step: Step, policy: str) -> dict[str, Any]:
         "interval": metrics["interval"], "outcomes": metrics["outcomes"],
         "pass_at_k": metrics["pass_at_k"],
     }  # fmt: skip
+
+
+def write_report(
+    chain: Chain, config: Config, step: int, label: str = ""
+) -> tuple[dict[str, Any], list[Path]]:
+    """The report on a policy's finished evaluations, and its files (``eval/NNNN/report.*``).
+
+    Args:
+        config: how it was evaluated.
+        label: what the policy is called; by default its step and run.
+    """
+    cells = [chain.cell(step, name, config) for name in canonical(config.eval.benchmarks)]
+    found = [json.loads((cell.results.path / RESULTS).read_text()) for cell in cells]
+    policy = f"checkpoint {step}" if step else "starting model"
+    made = report.build(label or f"{policy} of {chain.run.name}", found)
+    return made, report.write(made, chain.run / "eval" / f"{step:04d}")
+
+
+def write_reports(chain: Chain) -> None:
+    """Reports on what a run evaluates at its end, where that is done."""
+    ends = (0, chain.config.run.steps) if chain.config.eval.baseline else (chain.config.run.steps,)
+    for step in ends:
+        if chain.benchmarks and all(chain.eval(step, n).path.is_dir() for n in chain.benchmarks):
+            write_report(chain, chain.config, step)

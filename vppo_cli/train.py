@@ -14,7 +14,7 @@ from pipelines.run import train, train_stage
 from pipelines.step import write_atomic
 from vppo_cli import display
 from vppo_cli.choose import choose
-from vppo_cli.results import evaluation_rows
+from vppo_cli.results import evaluation_rows, write_reports
 
 STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
 
@@ -41,6 +41,8 @@ def train_all(
             if previous and not watch.made:  # the run keeps settings that work
                 write_atomic(file, previous)
             raise
+    if made:
+        write_reports(chain)
     rows = evaluation_rows(chain)
     if as_json:
         display.print_json({"run": chain.run.name, "made": len(made), "evaluations": rows})

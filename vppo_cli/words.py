@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -47,3 +48,24 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+class Pace:
+    """How long work still takes, from how fast it has gone since it began."""
+
+    def __init__(self) -> None:
+        self._label, self._done, self._since = "", 0, 0.0
+
+    def left(self, label: str, done: int, total: int | None) -> str:
+        """``left 1 m 34 s``; "" while that cannot be told yet.
+
+        Args:
+            label: what is counted; another label, or a smaller count, begins again.
+        """
+        now = time.monotonic()
+        if label != self._label or done < self._done:
+            self._label, self._done, self._since = label, done, now
+        made, spent = done - self._done, now - self._since
+        if not total or done >= total or not made or spent < 1:
+            return ""
+        return f"left {duration((total - done) * spent / made)}"

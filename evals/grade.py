@@ -1,0 +1,127 @@
+"""Responses -> outcomes by every grader -> results: pure work on text, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evals.benchmarks import BENCHMARKS
+from evals.journal import Entry
+from evals.profiles import Asking
+from evals.questions import groups
+from evals.scores import Answered, summarise
+from pipelines.answer import extract_answer
+from pipelines.graders import GraderPool
+from pipelines.records import Sample
+from pipelines.reward import OUTCOMES, Outcome, outcomes_of
+from pipelines.watch import Watch
+
+if TYPE_CHECKING:
+    from pipelines.chain import Cell
+
+ANSWERS = "answers.parquet"
+PART = 2048
+"""Answers graded between two reports of progress."""
+
+
+def grade(
+    cell: Cell, rows: Sequence[Sample], entries: Mapping[str, Sequence[Entry]], pool: GraderPool,
+    training: Asking | None, watch: Watch,
+) -> tuple[dict[str, Any], pa.Table]:  # fmt: skip
+    """Grade complete entries: (what results.json holds, the table of answers)."""
+    how = cell.how
+    flat = [entry for row in rows for entry in entries[row.id]]
+    owners = [row for row in rows for _ in entries[row.id]]
+    answers = [extract_answer(entry.response) for entry in flat]
+    truncated = [entry.truncated for entry in flat]
+    marks = {
+        grader: _outcomes(answers, owners, truncated, pool, grader, watch) for grader in how.graders
+    }
+    benchmark = BENCHMARKS.get(how.benchmark)
+    summaries = {
+        grader: summarise(benchmark, _answered(rows, how.samples, answers, marks[grader]))
+        for grader in how.graders
+    }
+    first = how.graders[0]
+    right = [outcome == "correct" for outcome in marks[first]]
+    results: dict[str, Any] = {
+        "benchmark": how.benchmark, "title": benchmark.title if benchmark else how.benchmark,
+        "questions": len(rows), "samples": how.samples, "profile": how.profile,
+        **_about_rows(cell),
+        "settings": {**asdict(how.asking), "seed": how.seed, "limit": how.limit},
+        "training": asdict(training) if training else None,
+        "grader": first,
+        "graders": {
+            grader: {
+                "accuracy": summary["accuracy"], "interval": summary["interval"],
+                "outcomes": {name: marks[grader].count(name) for name in OUTCOMES},
+            }
+            for grader, summary in summaries.items()
+        },
+        "outcomes": {name: marks[first].count(name) for name in OUTCOMES},
+        "response_tokens_mean": sum(entry.tokens for entry in flat) / len(flat),
+        **summaries[first],
+        "right": {
+            row.id: [int(x) for x in right[i * how.samples : (i + 1) * how.samples]]
+            for i, row in enumerate(rows)
+        },
+    }  # fmt: skip
+    if benchmark and benchmark.cluster:
+        results["clusters_of"] = {row.id: groups(row)[benchmark.cluster] for row in rows}
+    columns = {
+        "question": [entry.question for entry in flat],
+        "sample": [entry.sample for entry in flat],
+        "answer": [(answer or "").encode(errors="replace").decode() for answer in answers],
+        "tokens": [entry.tokens for entry in flat],
+        **marks,
+    }
+    return results, pa.table(columns)
+
+
+def write_answers(path: Path, answers: pa.Table) -> None:
+    """One row a response: its answer, and each grader's outcome in a column of the grader's name."""
+    pq.write_table(answers, path, compression="zstd", write_page_checksum=True)
+
+
+def _outcomes(
+    answers: Sequence[str | None], owners: Sequence[Sample], truncated: Sequence[bool],
+    pool: GraderPool, grader: str, watch: Watch,
+) -> list[Outcome]:  # fmt: skip
+    found: list[Outcome] = []
+    for start in range(0, len(answers), PART):
+        watch.progress(f"answers, {grader}", start, len(answers))
+        part = slice(start, start + PART)
+        found += outcomes_of(answers[part], owners[part], truncated[part], pool, grader)
+    watch.progress(f"answers, {grader}", len(answers), len(answers))
+    return found
+
+
+def _answered(
+    rows: Sequence[Sample], samples: int, answers: Sequence[str | None], marks: Sequence[Outcome]
+) -> list[Answered]:
+    found = []
+    for i, row in enumerate(rows):
+        part = slice(i * samples, (i + 1) * samples)
+        right = [mark == "correct" for mark in marks[part]]
+        given = [answer or "" for answer in answers[part]]
+        found.append(Answered(row.id, row.kind, groups(row), right, given))
+    return found
+
+
+def _about_rows(cell: Cell) -> dict[str, Any]:
+    """How many rows the data set had, and what the loader warned of."""
+    benchmark = BENCHMARKS.get(cell.how.benchmark)
+    manifest = cell.questions.manifest()
+    if benchmark is None or manifest is None:
+        return {"rows": None, "warnings": []}
+    metrics = manifest["metrics"]
+    rows = {
+        "all": metrics["rows"], "kept": metrics["kept"],
+        "expected_all": benchmark.rows, "expected_kept": benchmark.kept,
+    }  # fmt: skip
+    return {"rows": rows, "warnings": metrics["warnings"]}

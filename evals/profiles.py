@@ -1,0 +1,91 @@
+"""How a benchmark is asked: images, sampling and instruction, by profile.
+
+The paper trained with other pixel limits and another nucleus than it evaluated with. Both ways are
+here, by name, and every report says which was taken and where the two differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from evals.benchmarks import OWN
+from pipelines.config import Config
+
+INSTRUCTION = (
+    "You first think through the reasoning process as an internal monologue, enclosed within "
+    "<think> </think> tags. Then, provide your final answer enclosed within \\boxed{}."
+)
+"""What the paper appends to every question."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked. Pixels None: the processor's own; top_k 0 and top_p 1 are off."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    min_pixels: int | None
+    max_pixels: int | None
+    instruction: str
+
+
+PAPER = Asking(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
+"""The paper's evaluation of its 7B models (top-k 50 is a live default of the authors' harness)."""
+
+
+def matched(config: Config) -> Asking:
+    """As the run's training asks."""
+    rollout, data = config.rollout, config.data
+    return Asking(
+        rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens,
+        data.min_pixels, data.max_pixels, data.instruction,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything but policy and questions that decides an evaluation's results."""
+
+    benchmark: str
+    profile: str
+    asking: Asking
+    seed: int
+    samples: int
+    limit: int | None
+    graders: tuple[str, ...]
+    deadline: float
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """What decides the responses, by setting."""
+        return {f"eval.{name}": value for name, value in asdict(self.asking).items()} | {
+            "seed": self.seed
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results, by setting."""
+        return self.sampling_settings() | {
+            "eval.samples": self.samples, "eval.limit": self.limit,
+            "eval.graders": list(self.graders), "reward.deadline": self.deadline,
+        }  # fmt: skip
+
+
+def evaluation(config: Config, benchmark: str) -> Evaluation:
+    """How ``config`` evaluates a benchmark: its profile, and what is set apart from it.
+
+    Validation questions, asked after each checkpoint, have a sample count of their own and no limit.
+    """
+    own, asked = benchmark in OWN, config.eval
+    profile = "matched" if own else asked.profile
+    base = matched(config) if profile == "matched" else PAPER
+    given = {field.name: getattr(asked, field.name) for field in fields(Asking)}
+    values = asdict(base) | {name: value for name, value in given.items() if value is not None}
+    samples, limit = asked.samples, asked.limit
+    if benchmark == "validation":
+        samples, limit = config.checkpoint.validation_samples or samples, None
+    return Evaluation(
+        benchmark, profile, Asking(**values), config.seed, samples, limit, asked.graders,
+        config.reward.deadline,
+    )  # fmt: skip
