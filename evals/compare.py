@@ -125,7 +125,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
             "vppo compare", "the two evaluations share no question.",
             f"A has {' '.join(old) or 'nothing'}; B has {' '.join(new) or 'nothing'}.",
         )  # fmt: skip
-    mean = average([m for m, _ in draws], [d for _, d in draws]) if len(draws) > 1 else None
+    mean = average([d for _, d in draws], [m for m, _ in draws]) if len(draws) > 1 else None
     return Comparison(changes, mean, notes)
 
 

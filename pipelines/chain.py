@@ -101,7 +101,12 @@ class Chain:
         inputs = {"policy": self.policy_key(step), "questions": questions.key}
         parent = self.run / "eval" / f"{step:04d}"
         sampled = Step(
-            benchmark, step, parent / JOURNALS, VERSIONS["sampling"], how.sampling_settings(), inputs
+            benchmark,
+            step,
+            parent / JOURNALS,
+            VERSIONS["sampling"],
+            how.sampling_settings(),
+            inputs,
         )
         results = Step(
             benchmark, step, parent, VERSIONS["grading"], how.settings(),

@@ -103,9 +103,7 @@ def outcomes_of(
     ]
     verdicts = iter(pool.grade(items, grader))
     return [
-        _OF_VERDICT[next(verdicts)]
-        if answer is not None
-        else ("truncated" if cut else "no_answer")
+        _OF_VERDICT[next(verdicts)] if answer is not None else ("truncated" if cut else "no_answer")
         for answer, cut in zip(answers, truncated, strict=True)
     ]
 

@@ -11,12 +11,11 @@ from contextlib import closing
 from dataclasses import replace
 
 from evals.benchmarks import check_data
-from evals.questions import gather
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import Interrupted
-from pipelines.evaluation import cell_lock, evaluate
+from pipelines.evaluation import cell_lock
 from pipelines.lock import run_lock
 from pipelines.step import Step, commit
 from pipelines.watch import Watch

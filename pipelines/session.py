@@ -98,7 +98,9 @@ class Session:
     def engine_for(self, version: int, how: Evaluation) -> Engine:
         """The same for an evaluation, which may show images and instruct in its own way."""
         policy, own = self.policy(version), matched(self.config)
-        sampling = {n: getattr(how.asking, n) for n in ("temperature", "top_p", "top_k", "max_new_tokens")}
+        sampling = {
+            n: getattr(how.asking, n) for n in ("temperature", "top_p", "top_k", "max_new_tokens")
+        }
         if how.asking != replace(own, **sampling):
             policy = policy.asked(how.asking, how.asking.instruction)
         return self._engine(policy)

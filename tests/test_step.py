@@ -30,9 +30,9 @@ def write(step, text="content", **kwargs):
     return step
 
 
-def stop(step, name, text, **kwargs):
+def stop(step, name, text):
     """An attempt that is stopped (Ctrl-C) after it wrote one file."""
-    with commit(step, **kwargs) as (out, _):
+    with commit(step) as (out, _):
         (out / name).write_text(text)
         raise KeyboardInterrupt
 

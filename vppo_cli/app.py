@@ -142,7 +142,9 @@ def evaluate(
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="paper (its pixels and sampling) or matched (training's)."),
+        typer.Option(
+            metavar="NAME", help="paper (its pixels and sampling) or matched (training's)."
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
@@ -178,13 +180,17 @@ def evaluate(
 
     options = {
         "benchmarks": f"[{benchmarks}]" if benchmarks is not None else None,
-        "data_dir": f"'{data_dir.replace("'", "''")}'" if data_dir is not None else None,
+        "data_dir": _yaml_text(data_dir) if data_dir is not None else None,
         "profile": profile, "samples": samples, "limit": limit, "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     asked = [f"eval.{name}={value}" for name, value in options.items() if value is not None]
     commands.evaluate(
         run, checkpoint, model, config, [*(settings or []), *asked], regraded=regrade, as_json=json
     )
+
+
+def _yaml_text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 @app.command()

@@ -91,7 +91,6 @@ class PlainWatch:
     def begin(self, stage: str = "all") -> None:
         """Say which run this is and what it will do."""
         self.rows = recent_rows(self.chain)
-        config = self.chain.config
         new = not any(self.chain.run.glob("prepare-*"))
         line("run", f"{self.chain.run}  (new)" if new else str(self.chain.run))
         self.single = "" if stage == "all" else stage
