@@ -65,7 +65,8 @@ def mathverse(raw: Mapping[str, Any], where: Where) -> Question | None:
     """Multiple choice only. The choices are in the question; of Vision Only rows, in the image."""
     if raw["question_type"] != "multi-choice":
         return None
-    about = raw.get("metadata") or {}
+    about = raw.get("metadata")
+    about = about if isinstance(about, Mapping) else {}
     return _one_image(
         raw["sample_index"], raw["question"], raw["image"], raw["answer"],
         version=raw["problem_version"], problem=raw["problem_index"],
@@ -96,7 +97,7 @@ def mmk12(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 def geo3k(raw: Mapping[str, Any], where: Where) -> Question | None:
     """The value is asked for: choices, and the letter among them, are not used."""
-    images = list(raw["images"] or [])
+    images = _list(raw["images"])
     problem = _text(raw["problem"])
     return Question(_text(raw["id"]), problem, images, _text(raw["answer"]).strip(), "value")
 
@@ -106,7 +107,7 @@ def mathvision(raw: Mapping[str, Any], where: Where) -> Question | None:
     gold = _text(raw["answer"])
     if not _exact(gold):
         return None
-    problem = with_options(_text(raw["question"]), list(raw["options"] or []))
+    problem = with_options(_text(raw["question"]), parse_options(raw["options"] or []))
     return _one_image(
         raw["id"], problem, raw["decoded_image"], gold, level=raw["level"], subject=raw["subject"]
     )
@@ -183,18 +184,16 @@ def authors(raw: Mapping[str, Any], where: Where) -> Question | None:
     user asks, assistant has the gold), which VPPO's README names as its evaluation.
     """
     said: dict[str, str] = {}
-    for message in raw["messages"] or []:
+    for message in _list(raw["messages"]):
         if not isinstance(message, Mapping):
             raise Unusable("no question", "a message is not an object")
         said[_text(message.get("role"))] = _text(message.get("content"))
     if "user" not in said or not said.get("assistant", "").strip():
         raise Unusable("no question", f"messages of {', '.join(said) or 'nobody'}")
-    images = raw["images"]
-    images = list(images) if isinstance(images, (list, tuple)) else [images] if images else []
     answer = said["assistant"].strip()
     problem = without_instruction(said["user"])
     name = _text(raw.get("id")) or f"row-{where.row}"
-    return Question(name, problem, images, answer, kind_of(answer))
+    return Question(name, problem, _list(raw["images"]), answer, kind_of(answer))
 
 
 def without_instruction(text: str) -> str:
@@ -239,7 +238,7 @@ def _exact(gold: str) -> bool:
 
 
 def _one_image(
-    name: Any, problem: Any, image: Any, answer: Any, *, kind: str | None = None, **groups: Any
+    name: Any, problem: Any, image: Any, answer: Any, /, *, kind: str | None = None, **groups: Any
 ) -> Question:
     """A question with one image: at the only ``<image1>`` there is, else before the text.
 
@@ -257,6 +256,13 @@ def _one_image(
 
 def _groups(**groups: Any) -> dict[str, str]:
     return {name: _text(value) for name, value in groups.items() if value not in (None, "")}
+
+
+def _list(value: Any) -> list[Any]:
+    """A cell as a list; anything but a list is its only member."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def _text(value: Any) -> str:

@@ -7,14 +7,12 @@ The paper is arXiv 2510.09285; its eight benchmarks are ``all``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from evals import benchmark_rows
 from evals.benchmark_rows import Row
 from pipelines.errors import UserError
-from pipelines.records import Sample, read_rows
 
 
 @dataclass(frozen=True)
@@ -161,23 +159,3 @@ def check_data(names: Iterable[str], data_source: str) -> None:
             "eval.benchmarks: glyphs", f"needs the embedded data, and data.source is {data_source}.",
             "Use eval.benchmarks=[validation].",
         )  # fmt: skip
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Refuse unknown benchmarks, naming the nearest."""
-    canonical(names)
-
-
-def questions(name: str, prepared: Path, limit: int | None) -> Sequence[Sample]:
-    """A run's own questions, at most ``limit`` of them."""
-    check_names([name])
-    path = prepared / OWN[name]
-    if not path.is_file():
-        raise UserError(
-            f"{name} questions", f"{path.parent.name} has none.",
-            "The glyphs benchmark needs data.source=glyphs; name others with eval.benchmarks.",
-        )  # fmt: skip
-    rows = read_rows(path, Sample)[:limit]
-    if not rows:
-        raise UserError(name, "has no questions.", "Prepare the data again, or name others.")
-    return rows

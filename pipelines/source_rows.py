@@ -196,7 +196,7 @@ class ImageReader:
 
     def _resolve(self, text: str) -> Path | None:
         """The file a path in the data means, links followed; None where it cannot be a path."""
-        if len(text) > LONGEST_PATH or "\0" in text:
+        if not self.roots or len(text) > LONGEST_PATH or "\0" in text:
             return None
         try:
             return (self.roots[0] / text).resolve()

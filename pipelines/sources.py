@@ -278,7 +278,6 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or Path(name).suffix in FILES or name == "..":
         raise UserError(f"{key} {name}", "no such file or folder.", "Check the path.")
     import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
 
     # Subset and revision belong to data.source; a second data set has neither.
     subset, revision = (None, None) if validation else (data.subset, data.revision)
@@ -295,9 +294,15 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
             f"Without a connection, point to a local copy: --set {key}=PATH (a Parquet or JSONL "
             "file, or a folder).",
         ) from error
-    # Where images are separate files, the library has put them into one of its two caches.
-    caches = (Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
-    return arrow(table, f"{key} {name}", caches)
+    return arrow(table, f"{key} {name}", hub_caches())
+
+
+def hub_caches() -> tuple[Path, Path]:
+    """Where images of hub data sets are that are separate files: in one of two caches."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)
 
 
 FILES: dict[str, Callable[[Path, Path], Part]] = {

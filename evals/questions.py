@@ -1,0 +1,217 @@
+"""The questions of public benchmarks, gathered once and shared by all runs. Torch-free.
+
+``runs/benchmarks/mathverse-1a2b3c4d/questions.parquet`` holds what the paper's filter keeps, as
+``Sample`` rows. The folder is keyed by the hub data set, or by the content of local copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from evals.benchmark_rows import Question, Where, authors
+from evals.benchmark_sources import find_files, open_files, open_hub
+from evals.benchmarks import BENCHMARKS, OWN, canonical
+from pipelines.config import Config
+from pipelines.errors import UserError
+from pipelines.records import Sample, SampleTable, write_samples
+from pipelines.source_rows import ImageReader, Unusable, check_question
+from pipelines.sources import Part
+from pipelines.step import Step, commit, disk_errors
+from pipelines.watch import Watch
+
+VERSION = 1
+"""Raised when the same rows become other questions."""
+
+QUESTIONS = "questions.parquet"
+FOLDER = "benchmarks"
+PROGRESS_EVERY = 32
+
+
+def questions_step(name: str, config: Config) -> Step:
+    """The step with a public benchmark's questions, whether it is on disk or not."""
+    from pipelines.runs import runs_folder  # it imports the chain, and the chain this
+
+    benchmark, data_dir = BENCHMARKS[name], config.eval.data_dir
+    if data_dir is None:
+        source = f"hub {benchmark.hub} {' '.join(filter(None, benchmark.subsets))}".strip()
+    else:
+        try:
+            source = f"content {find_files(name, data_dir).content()}"
+        except UserError:  # told when it is gathered: looking at a run must not need its data
+            source = "missing"
+    settings = {"benchmark": name, "source": source, "splits": list(benchmark.splits)}
+    return Step(name, None, runs_folder() / FOLDER, VERSION, settings)
+
+
+def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
+    """Make the questions of public benchmarks that are not on disk yet.
+
+    The manifest's metrics are rows, kept, unreadable and warnings. Another process that gathers the
+    same is waited for.
+
+    Raises:
+        UserError: a benchmark cannot be reached, lacks a column, or has no usable row.
+    """
+    for name in canonical(names):
+        if name in OWN:
+            continue
+        step = questions_step(name, config)
+        if step.manifest() is not None:
+            continue
+        with _lock(step, watch):
+            if step.manifest() is None:
+                with commit(step) as (out, metrics):
+                    metrics |= _Reader(name, watch).write(out / QUESTIONS, config.eval.data_dir)
+
+
+def read_questions(step: Step) -> SampleTable:
+    """The questions of a step, read when asked for.
+
+    Raises:
+        UserError: they are not on disk.
+    """
+    if step.manifest() is None:
+        raise UserError(f"{step.name} questions", f"are not on disk ({step.path}).", "Gather them.")
+    return SampleTable(step.path / QUESTIONS)
+
+
+def groups(sample: Sample) -> dict[str, str]:
+    """What a question counts under: version, subject, level ..."""
+    found = json.loads(sample.metadata).get("groups", {})
+    return {str(name): str(value) for name, value in found.items()}
+
+
+@contextlib.contextmanager
+def _lock(step: Step, watch: Watch) -> Iterator[None]:
+    """Hold the step's lock, which the system frees when the process dies."""
+    path = step.parent / f".{step.path.name}.lock"
+    with disk_errors(path):
+        step.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            watch.note(f"waiting for another process that reads the questions of {step.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class _Reader:
+    """Turns a benchmark's rows into samples and counts what becomes of them."""
+
+    def __init__(self, name: str, watch: Watch) -> None:
+        self.name, self.watch, self.benchmark = name, watch, BENCHMARKS[name]
+        self.rows = 0
+        self.filtered = False  # the authors' files hold only what the filter keeps
+        self.reasons: Counter[str] = Counter()
+        self.example = ""
+        self._ids: Counter[str] = Counter()
+
+    def write(self, path: Path, data_dir: str | None) -> dict[str, Any]:
+        """Write the questions; returns the metrics."""
+        local = find_files(self.name, data_dir) if data_dir is not None else None
+        opened = open_files(local) if local else open_hub(self.name)
+        kept = write_samples(path, self._samples(opened))
+        self.watch.progress(f"questions {self.name}", self.rows, self.rows)
+        if not kept:
+            raise UserError(
+                f"benchmark {self.name}", f"none of its {self.rows} rows is usable. {self.example}",
+                "Check the data set.",
+            )  # fmt: skip
+        warnings = self._warnings(kept)
+        for warning in warnings:
+            self.watch.note(f"WARNING {warning}")
+        unreadable = self.reasons.total()
+        return {"rows": self.rows, "kept": kept, "unreadable": unreadable, "warnings": warnings}
+
+    def _warnings(self, kept: int) -> list[str]:
+        expected, found = self.benchmark, []
+        if self.filtered and kept != expected.kept:
+            found.append(f"{self.name}: {kept} questions, expected {expected.kept}")
+        elif not self.filtered and (self.rows, kept) != (expected.rows, expected.kept):
+            found.append(
+                f"{self.name}: {self.rows} rows before the filter, expected {expected.rows}; "
+                f"{kept} after it, expected {expected.kept}"
+            )
+        if self.reasons:
+            listed = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
+            found.append(
+                f"{self.name}: {self.reasons.total()} rows left out ({listed}). {self.example}"
+            )
+        return found
+
+    def _samples(self, opened: Iterable[tuple[Where, Part]]) -> Iterator[Sample]:
+        for where, part in opened:
+            columns, row = self._columns(part)
+            images = ImageReader(part.roots)
+            for raw in part.read(columns):
+                number, self.rows = self.rows, self.rows + 1
+                if self.rows % PROGRESS_EVERY == 0:
+                    self.watch.progress(f"questions {self.name}", self.rows, self.benchmark.rows)
+                try:
+                    question = row(raw, Where(where.subset, where.split, number))
+                    if question is not None:
+                        yield self._sample(question, images)
+                except KeyError as error:
+                    self._reject(number, Unusable("column missing", str(error)))
+                except Unusable as why:
+                    self._reject(number, why)
+
+    def _columns(self, part: Part) -> tuple[list[str], Any]:
+        """The columns to read and the function of their rows.
+
+        Raises:
+            UserError: a column is missing.
+        """
+        if {"messages", "images"} <= set(part.columns):
+            self.filtered = True
+            return [c for c in ("id", "messages", "images") if c in part.columns], authors
+        missing = [name for name in self.benchmark.columns if name not in part.columns]
+        if missing:
+            raise UserError(
+                f"benchmark {self.name}, {part.place}",
+                f"no column {', '.join(missing)}; columns found: {', '.join(part.columns) or 'none'}.",
+                f"It should have the columns of {self.benchmark.hub} on the hub.",
+            )  # fmt: skip
+        wanted = (*self.benchmark.columns, *self.benchmark.optional)
+        return [name for name in wanted if name in part.columns], self.benchmark.row
+
+    def _sample(self, question: Question, images: ImageReader) -> Sample:
+        if not question.answer:
+            raise Unusable("no answer")
+        data = images.read(question.images)
+        check_question(question.problem, len(data))
+        name, found = self._unique(question.id), dict(question.groups)
+        numbered = self.benchmark.repeats
+        if numbered and numbered not in found and not self.filtered:
+            # One file for all splits: its rows of one id are told apart by their order.
+            found[numbered] = str(self._ids[question.id])
+            name = f"{question.id}-{found[numbered]}"
+        if self.benchmark.cluster:
+            found = {self.benchmark.cluster: name} | found
+        return Sample(
+            name, question.problem, data, question.answer, question.kind,
+            json.dumps({"groups": found}, ensure_ascii=False),
+        )  # fmt: skip
+
+    def _unique(self, name: str) -> str:
+        """The id, with a number where it was seen before ("7", "7-2")."""
+        unique = name
+        while unique in self._ids:
+            self._ids[name] += 1
+            unique = f"{name}-{self._ids[name]}"
+        self._ids[unique] = 1
+        return unique
+
+    def _reject(self, row: int, why: Unusable) -> None:
+        self.reasons[why.reason] += 1
+        self.example = (
+            self.example or f"Row {row}, for one: {why.reason} {why.detail[:200]}".rstrip()
+        )
