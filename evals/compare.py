@@ -55,7 +55,7 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
     file = _find(name)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        results = found["results"] if "results" in found else [found]
+        results = found.get("results", [found])
         for result in results:
             if not (isinstance(result["benchmark"], str) and all(result["right"].values())):
                 raise TypeError("a question without samples")
@@ -111,7 +111,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         first, second = (_means(rows[name], shared) for rows in (old, new))
         owners = new[name].get("clusters_of", {})
         drawn = resampled(
-            np.subtract(second, first), [owners.get(q, q) for q in shared], stream=name
+            np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name
         )
         change = float(np.mean(second) - np.mean(first))
         low, high = np.quantile(drawn, [0.025, 0.975])

@@ -116,9 +116,10 @@ def _answered(
 def _about_rows(cell: Cell) -> dict[str, Any]:
     """How many rows the data set had, and what the loader warned of."""
     benchmark = BENCHMARKS.get(cell.how.benchmark)
-    manifest = cell.questions.manifest()
-    if benchmark is None or manifest is None:
+    if benchmark is None:
         return {"rows": None, "warnings": []}
+    manifest = cell.questions.manifest()
+    assert manifest is not None  # the questions were read
     metrics = manifest["metrics"]
     rows = {
         "all": metrics["rows"], "kept": metrics["kept"],

@@ -85,7 +85,10 @@ def evaluation(config: Config, benchmark: str) -> Evaluation:
     samples, limit = asked.samples, asked.limit
     if benchmark == "validation":
         samples, limit = config.checkpoint.validation_samples or samples, None
+    graders = asked.graders
+    if own:  # judged as in training, too
+        graders = tuple(dict.fromkeys((config.reward.grader, *graders)))
     return Evaluation(
-        benchmark, profile, Asking(**values), config.seed, samples, limit, asked.graders,
+        benchmark, profile, Asking(**values), config.seed, samples, limit, graders,
         config.reward.deadline,
     )  # fmt: skip

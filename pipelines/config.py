@@ -270,7 +270,8 @@ class EvalConfig(Section):
     """Pixels, sampling and instruction on public benchmarks: the paper's harness, or as in training.
     The run's own questions (glyphs, validation) are always asked as in training."""
     graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
-    """Graders of every answer, the one that decides first; an import path works as well."""
+    """Graders of every answer, the one that decides first; an import path works as well. On the run's
+    own questions ``reward.grader`` decides."""
     samples: int = Field(default=8, ge=1)
     """Samples per question; accuracy is their mean ("avg@8"). Paper: 8."""
     limit: int | None = Field(default=None, ge=1)

@@ -218,8 +218,8 @@ def test_another_setting_never_mixes_with_an_old_journal(undisturbed, configure,
 
 
 def test_other_graders_need_no_model(undisturbed, run, configure, pool):
-    folder = undisturbed.journal.parents[2]
-    cell, _, asked = run(folder, "eval.graders=[math-verify]")
+    folder = undisturbed.journal.parents[3]
+    cell, _, asked = run(folder, "reward.grader=math-verify", "eval.graders=[math-verify]")
     assert asked == []
     assert cell.results.path != undisturbed.results.path
     found = json.loads(results(cell))
@@ -227,7 +227,7 @@ def test_other_graders_need_no_model(undisturbed, run, configure, pool):
 
 
 def test_grading_an_incomplete_journal_is_refused(undisturbed, configure, pool, tmp_path):
-    folder = undisturbed.journal.parents[2]
+    folder = undisturbed.journal.parents[3]
     cell = Chain(configure(*ASKED, "eval.samples=5"), folder).cell(0, "glyphs")
     with pytest.raises(UserError, match="24 of 40 responses"):
         grade_cell(cell, pool, None, tmp_path, Silent())
