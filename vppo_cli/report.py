@@ -1,0 +1,173 @@
+"""The report in the terminal: calm tables that are never cut, in 80 columns or more."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from evals import report_tables
+from evals.report_tables import plain
+from pipelines.reward import OUTCOMES
+from vppo_cli.display import LABEL, columns, console, line
+
+GAP = 2
+Row = Sequence[str]
+
+
+def show(report: dict[str, Any], files: Iterable[Path] = ()) -> None:
+    """Print a report that ``evals.report.build`` made, and where its files are."""
+    results = report["results"]
+    line("model", plain(report["model"]))
+    _accuracy(report)
+    _counts(results)
+    _breakdowns(results)
+    _scores(results)
+    console.print()
+    for who, values, instruction in report_tables.settings(report):
+        _wrapped("settings", (f"{who}: " if who != "all" else "") + values)
+        if instruction:
+            _wrapped("", f"instruction: {instruction}")
+    for i, warning in enumerate(report["warnings"]):
+        _wrapped("" if i else "warnings", warning, "bold yellow")
+    for i, path in enumerate(files):
+        line("" if i else "files", str(path))
+
+
+def _accuracy(report: dict[str, Any]) -> None:
+    """One line a benchmark: ours, the other graders', the published numbers of the nearest family."""
+    results, average, published = report["results"], report["average"], report["published"]
+    others = report_tables.other_graders(results)
+    known = {name for row in published["rows"] for name in row["accuracy"]}
+    rows = [row for row in published["rows"] if row["family"] == published["nearest"]]
+    if not any(r["benchmark"] in known for r in results):
+        rows = []
+    body = [
+        [
+            report_tables.label(r, results), report_tables.accuracy(r),
+            *(report_tables.graded(r, grader) for grader in others),
+            *(f"{row['accuracy'][r['benchmark']]:.1f}" if r["benchmark"] in known else "" for row in rows),
+        ] for r in results
+    ]  # fmt: skip
+    if average:
+        by = [average["graders"].get(grader) for grader in others]
+        body.append([
+            "average", report_tables.accuracy(average),
+            *("" if value is None else report_tables.percent(value) for value in by),
+            *(f"{row['average']:.1f}" for row in rows),
+        ])  # fmt: skip
+    head = [
+        "accuracy, %",
+        "/".join(dict.fromkeys(r["grader"] for r in results)),
+        *others,
+        *(row["method"] for row in rows),
+    ]
+    table = _aligned([head, *body])
+    console.print()
+    profile = report_tables.one_profile(results)
+    above = " " * (len(table[0][0]) + GAP) + f"{profile} profile".rjust(len(table[0][1]))
+    if not profile:
+        above = " " * len(above)
+    if rows:
+        before = sum(len(cell) + GAP for cell in table[0][: 2 + len(others)])
+        above = above.ljust(before) + f"published: {published['nearest']}"
+    if above.strip():
+        columns([[above]], styles=["dim"])
+    columns(table, gap=GAP, styles=["dim", *[""] * len(results), "bold"])
+    if rows:
+        source = (
+            f"{published['source']}, {published['metric']}; the report's files have all its rows"
+        )
+        console.print()
+        _wrapped("published", source)
+    if report["no_average"]:
+        _wrapped("average", report["no_average"])
+
+
+def _counts(results: Sequence[dict[str, Any]]) -> None:
+    """Questions, what the intervals draw, pass@k, majority; then the outcomes."""
+    passes, votes = (report_tables.ks(results, name) for name in ("pass_at_k", "majority_at_k"))
+    head = [
+        "questions",
+        "",
+        "drawn",
+        *(f"pass@{k}" for k in passes),
+        *(f"majority@{k}" for k in votes),
+    ]
+    _table(head, [
+        [
+            r["title"], f"{r['questions']} x {r['samples']}", report_tables.drawn(r),
+            *(report_tables.at_k(r, "pass_at_k", k) for k in passes),
+            *(report_tables.at_k(r, "majority_at_k", k) for k in votes),
+        ] for r in results
+    ])  # fmt: skip
+    _table(["", *(name.replace("_", " ") for name in OUTCOMES), "mean tokens"], [
+        [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES),
+         f"{r['response_tokens_mean']:.0f}"] for r in results
+    ])  # fmt: skip
+
+
+def _scores(results: Sequence[dict[str, Any]]) -> None:
+    for r in results:
+        if r["scores"]:
+            rows = [
+                [name.replace("_", " "), report_tables.score(found), found["about"]]
+                for name, found in r["scores"].items()
+            ]
+            names, values = zip(*(row[:2] for row in rows), strict=True)
+            before = max(map(len, names)) + GAP + max(map(len, values)) + GAP
+            console.print()
+            line(f"{r['title']}: its own scores, %", "")
+            for row in rows:
+                head = row[0].ljust(max(map(len, names)) + GAP) + row[1].rjust(
+                    max(map(len, values))
+                )
+                _hanging(head.ljust(before), row[2])
+
+
+def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
+    """Levels side by side, as many as fit, filled downwards."""
+    for r in results:
+        for group, levels in r["breakdowns"].items():
+            cells = _aligned([
+                [level, report_tables.accuracy(found), str(found["questions"])]
+                for level, found in levels.items()
+            ])  # fmt: skip
+            items = [(" " * GAP).join(row) for row in cells]
+            across = max(1, (console.width + 4) // (max(map(len, items)) + 4))
+            down = -(-len(items) // across)
+            console.print()
+            line(f"{r['title']} by {plain(group)}", "")
+            columns([items[i::down] for i in range(down)], gap=4)
+
+
+def _table(head: Row, body: Sequence[Row]) -> None:
+    console.print()
+    columns(_aligned([head, *body]), gap=GAP, styles=["dim"])
+
+
+def _aligned(rows: Sequence[Row]) -> list[list[str]]:
+    """Safe cells of equal width: the first column to the left, the others to the right."""
+    safe = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip_longest(*safe, fillvalue="")]
+    return [
+        [cell.rjust(width) if i else cell.ljust(width)
+         for i, (cell, width) in enumerate(zip(row, widths, strict=False))] for row in safe
+    ]  # fmt: skip
+
+
+def _wrapped(label: str, text: str, style: str = "") -> None:
+    """A line whose text goes on below itself where the terminal ends."""
+    for i, part in enumerate(_parts(plain(text), console.width - LABEL)):
+        line("" if i else label, part, style)
+
+
+def _hanging(head: str, text: str) -> None:
+    for i, part in enumerate(_parts(plain(text), console.width - len(head))):
+        columns([[(" " * len(head) if i else head) + part]])
+
+
+def _parts(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False)
