@@ -15,7 +15,8 @@ from pipelines.answer import choice_letters
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _NOTHING = re.compile(r"\$|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!()\[\]]")
 _SPACE = re.compile(r"\\ |~|\\q?quad(?![A-Za-z])")
-_NUMBER = re.compile(r"([+-]?)0*([0-9]*)(?:\.([0-9]*))?")
+# Possessive: what a part has taken it keeps, or a megabyte of zeros would take quadratic time.
+_NUMBER = re.compile(r"([+-]?)0*+([0-9]*+)(?:\.([0-9]*+))?")
 
 
 def vote(answer: str, kind: str) -> Hashable | None:

@@ -95,10 +95,7 @@ def in_order(levels: Iterable[str]) -> list[str]:
     def key(level: str) -> tuple[int, float, str]:
         if level in _ORDER:
             return (0, _ORDER[level], level)
-        try:
-            return (1, float(level), level)
-        except ValueError:
-            return (2, 0.0, level)
+        return (1, float(level), level) if level.isdecimal() else (2, 0.0, level)
 
     return sorted(levels, key=key)
 
