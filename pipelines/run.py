@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import replace
 
 from evals.benchmarks import check_data
+from evals.questions import gather
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import Interrupted
-from pipelines.evaluation import cell_lock
+from pipelines.evaluation import cell_lock, evaluate
 from pipelines.lock import run_lock
 from pipelines.step import Step, commit
 from pipelines.watch import Watch
@@ -36,7 +37,8 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
                 watch.note(f"this run was begun with {changed}")
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
-            check_data(chain.config.eval.benchmarks, chain.config.data.source)
+            check_data(chain.benchmarks, chain.config.data.source)
+            gather(chain.config, chain.benchmarks, watch)  # not to learn it after the training
             perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
     return missing
 
@@ -54,7 +56,9 @@ def train_stage(
     """
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
     missing = [step for step in asked.values() if force or step.manifest() is None]
-    if missing:
+    if missing and stage == "eval":
+        evaluate(chain, wanted, missing, watch)
+    elif missing:
         with run_lock(chain.run):
             perform(chain, wanted.config, missing, watch)
     return missing

@@ -114,7 +114,8 @@ class PlainWatch:
         line("note", text)
 
     def stage(self, name: str, index: int) -> None:
-        self._started, self._stage = time.monotonic(), name
+        self._started = self._said = time.monotonic()
+        self._stage = name
         if name == "rollout":
             self.times = {}
 
