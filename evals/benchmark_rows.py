@@ -36,11 +36,16 @@ _LIST = re.compile(rf"\[\s*+(?:{_STRING}(?:,\s*+{_STRING})*+(?:,\s*+)?)?\]", re.
 
 @dataclass(frozen=True)
 class Where:
-    """Where a row stands: its subset and split, where the source tells them, and its number."""
+    """Where a row stands: its subset and split, where the source tells them, and its number.
+
+    ``row`` counts from 0 over all parts, ``repeat`` from 1 over rows with one value of the column
+    ``Benchmark.repeats``.
+    """
 
     subset: str | None = None
     split: str | None = None
     row: int = 0
+    repeat: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,19 @@ def mathverse(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 
 def dynamath(raw: Mapping[str, Any], where: Where) -> Question | None:
-    """Integers and single letters. The ten splits are ten variants of the same seeds."""
+    """Integers and single letters. The ten splits are ten variants of the same seeds.
+
+    In one file of all splits, variants are told apart by their order.
+    """
     gold = _text(raw["ground_truth"])
     if not _exact(gold):
         return None
     number = re.fullmatch(r"sample_variant(\d+)", where.split or "")
-    variant = number[1] if number else None
-    choice = raw["answer_type"] == "multiple choice"
+    variant = number[1] if number else str(where.repeat)
+    choice = raw["answer_type"] == "multiple choice" and bool(_LETTER.fullmatch(gold))
     return _one_image(
-        f"{raw['id']}-{variant}" if variant else raw["id"], raw["question"], raw["decoded_image"],
-        gold.upper() if choice else gold, kind="choice" if choice and _LETTER.fullmatch(gold) else None,
+        f"{raw['id']}-{variant}", raw["question"], raw["decoded_image"],
+        gold.upper() if choice else gold, kind="choice" if choice else None,
         seed=raw["id"], variant=variant, subject=raw["subject"], level=raw["knowledge_level"],
     )  # fmt: skip
 

@@ -22,7 +22,8 @@ class Benchmark:
     ``rows`` and ``kept`` count the whole split, before and after the filter. ``cluster`` is the
     group whose questions the bootstrap draws together ("": each question alone); ``breakdowns`` are
     the groups to report by. ``subsets`` times ``splits`` are read in order. ``columns`` are those
-    that every part must have, ``optional`` those that are read where they are.
+    that every part must have, ``optional`` those that are read where they are, and ``repeats``
+    one whose repeated values are counted for the row function.
     """
 
     title: str
@@ -37,7 +38,7 @@ class Benchmark:
     cluster: str = ""
     breakdowns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    repeats: str = ""  # the group that numbers rows of one id, where splits do not tell them apart
+    repeats: str = ""
 
 
 _MMMU_SUBJECTS = (
@@ -76,7 +77,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ("id", "question", "decoded_image", "ground_truth", "answer_type", "subject",
          "knowledge_level"), 5010, 3666, benchmark_rows.dynamath,
         splits=tuple(f"sample_variant{n}" for n in range(1, 11)), cluster="seed",
-        breakdowns=("subject", "level"), repeats="variant",
+        breakdowns=("subject", "level"), repeats="id",
     ),
     "mmk12": Benchmark(
         "MMK12", "school mathematics, physics, chemistry, biology; the paper also validates on it",

@@ -11,6 +11,7 @@ import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ class _Reader:
         self.reasons: Counter[str] = Counter()
         self.example = ""
         self._ids: Counter[str] = Counter()
+        self._repeats: Counter[str] = Counter()
 
     def write(self, path: Path, data_dir: str | None) -> dict[str, Any]:
         """Write the questions; returns the metrics."""
@@ -155,8 +157,10 @@ class _Reader:
                 number, self.rows = self.rows, self.rows + 1
                 if self.rows % PROGRESS_EVERY == 0:
                     self.watch.progress(f"questions {self.name}", self.rows, self.benchmark.rows)
+                repeated = str(raw.get(self.benchmark.repeats))
+                self._repeats[repeated] += 1
                 try:
-                    question = row(raw, Where(where.subset, where.split, number))
+                    question = row(raw, replace(where, row=number, repeat=self._repeats[repeated]))
                     if question is not None:
                         yield self._sample(question, images)
                 except KeyError as error:
@@ -189,16 +193,11 @@ class _Reader:
         data = images.read(question.images)
         check_question(question.problem, len(data))
         name, found = self._unique(question.id), dict(question.groups)
-        numbered = self.benchmark.repeats
-        if numbered and numbered not in found and not self.filtered:
-            # One file for all splits: its rows of one id are told apart by their order.
-            found[numbered] = str(self._ids[question.id])
-            name = f"{question.id}-{found[numbered]}"
         if self.benchmark.cluster:
             found = {self.benchmark.cluster: name} | found
         return Sample(
             name, question.problem, data, question.answer, question.kind,
-            json.dumps({"groups": found}, ensure_ascii=False),
+            json.dumps({"groups": found}, ensure_ascii=False, sort_keys=True),
         )  # fmt: skip
 
     def _unique(self, name: str) -> str:

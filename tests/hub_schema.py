@@ -116,7 +116,7 @@ def mathverse(full: bool) -> Shards:
 
 
 def dynamath(full: bool) -> Shards:
-    """Seeds 1: integers, 2: letters, 3: words, 4: an integer in variants 1 to 4 only."""
+    """Seeds 1: integers, 2: letters, 3: words, 4: an integer in variants 7 to 10 only."""
     shards: Shards = {}
     for variant in range(1, 11):
         rows: Rows = []
@@ -126,7 +126,7 @@ def dynamath(full: bool) -> Shards:
                 gold, kind = "ABCDE"[variant % 5], "multiple choice"
             elif seed == 3:
                 gold, kind = "May", "text"
-            elif (seed == 4 and variant > 4) or (seed == 5 and variant > 2) or seed > 5 + 364:
+            elif (seed == 4 and variant < 7) or (seed == 5 and variant > 2) or seed > 5 + 364:
                 gold = f"{variant}.5"
             rows.append({
                 "id": str(seed), "question": f"What is {seed} less {variant}?",
