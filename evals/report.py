@@ -136,9 +136,10 @@ def _warnings(rows: Sequence[dict[str, Any]], family: str) -> list[str]:
         for sentence in _sentences(row, family):
             about.setdefault(sentence, []).append(row["title"])
     found = [
-        sentence if len(titles) == len(rows) else f"{', '.join(titles)}: {sentence}"
+        sentence if len(titles) == len(rows) or all(title in sentence for title in titles)
+        else f"{', '.join(titles)}: {sentence}"
         for sentence, titles in about.items()
-    ]
+    ]  # fmt: skip
     asked = {json.dumps([r["settings"], r["samples"], r["grader"]], sort_keys=True)
              for r in rows if r["benchmark"] in published.COLUMNS}  # fmt: skip
     if len(asked) > 1:

@@ -57,9 +57,9 @@ def _tidy_result(result: Result) -> Iterator[list[Any]]:
     for grader, found in result["graders"].items():
         yield ["", "", "accuracy", grader, _percent(found["accuracy"]),
                *_percents(found["interval"]), n, "%"]  # fmt: skip
-        for name in OUTCOMES:
-            count = found["outcomes"].get(name, 0)
-            yield ["", "", name, grader, count, "", "", n * result["samples"], "responses"]
+        for outcome in OUTCOMES:
+            count = found["outcomes"].get(outcome, 0)
+            yield ["", "", outcome, grader, count, "", "", n * result["samples"], "responses"]
     for name in ("pass_at_k", "majority_at_k"):
         for k, value in result[name].items():
             yield ["", "", name.replace("at_k", f"at_{k}"), by, _percent(value), "", "", n, "%"]

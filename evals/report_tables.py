@@ -139,9 +139,9 @@ def detail_tables(report: Report) -> list[Table]:
     ]  # fmt: skip
     return [
         Table(
-            "Questions x samples, what the intervals draw, accuracy by grader, pass@k and majority "
-            "vote, in %.",
-            ["benchmark", "questions", "drawn", "profile", "grader", "accuracy", *others,
+            "Questions x samples, the units that the intervals draw, accuracy by grader, pass@k and "
+            "majority vote, in %.",
+            ["benchmark", "responses", "drawn", "profile", "grader", "accuracy", *others,
              *(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)],
             counted,
         ),

@@ -58,29 +58,24 @@ def _accuracy(report: dict[str, Any]) -> None:
             *("" if value is None else report_tables.percent(value) for value in by),
             *(f"{row['average']:.1f}" for row in rows),
         ])  # fmt: skip
-    head = [
-        "accuracy, %",
-        "/".join(dict.fromkeys(r["grader"] for r in results)),
-        *others,
-        *(row["method"] for row in rows),
-    ]
+    graders = "/".join(dict.fromkeys(r["grader"] for r in results))
+    head = ["accuracy, %", graders, *others, *(row["method"] for row in rows)]
     table = _aligned([head, *body])
-    console.print()
+    widths = [len(cell) + GAP for cell in table[0]]
     profile = report_tables.one_profile(results)
-    above = " " * (len(table[0][0]) + GAP) + f"{profile} profile".rjust(len(table[0][1]))
-    if not profile:
-        above = " " * len(above)
+    above = f"{profile} profile".rjust(sum(widths[:2]) - GAP) if profile else ""
     if rows:
-        before = sum(len(cell) + GAP for cell in table[0][: 2 + len(others)])
-        above = above.ljust(before) + f"published: {published['nearest']}"
-    if above.strip():
+        above = above.ljust(sum(widths[: 2 + len(others)])) + f"published: {published['nearest']}"
+    console.print()
+    if above:
         columns([[above]], styles=["dim"])
-    columns(table, gap=GAP, styles=["dim", *[""] * len(results), "bold"])
+    columns(table, gap=GAP, styles=["dim", *([""] * len(results)), *(["bold"] if average else [])])
+    if rows or report["no_average"]:
+        console.print()
     if rows:
         source = (
             f"{published['source']}, {published['metric']}; the report's files have all its rows"
         )
-        console.print()
         _wrapped("published", source)
     if report["no_average"]:
         _wrapped("average", report["no_average"])
@@ -89,14 +84,8 @@ def _accuracy(report: dict[str, Any]) -> None:
 def _counts(results: Sequence[dict[str, Any]]) -> None:
     """Questions, what the intervals draw, pass@k, majority; then the outcomes."""
     passes, votes = (report_tables.ks(results, name) for name in ("pass_at_k", "majority_at_k"))
-    head = [
-        "questions",
-        "",
-        "drawn",
-        *(f"pass@{k}" for k in passes),
-        *(f"majority@{k}" for k in votes),
-    ]
-    _table(head, [
+    by_k = [*(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)]
+    _table(["", "responses", "drawn", *by_k], [
         [
             r["title"], f"{r['questions']} x {r['samples']}", report_tables.drawn(r),
             *(report_tables.at_k(r, "pass_at_k", k) for k in passes),
@@ -110,21 +99,18 @@ def _counts(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _scores(results: Sequence[dict[str, Any]]) -> None:
+    """The benchmarks' own scores, each with what it means."""
     for r in results:
-        if r["scores"]:
-            rows = [
-                [name.replace("_", " "), report_tables.score(found), found["about"]]
-                for name, found in r["scores"].items()
-            ]
-            names, values = zip(*(row[:2] for row in rows), strict=True)
-            before = max(map(len, names)) + GAP + max(map(len, values)) + GAP
-            console.print()
-            line(f"{r['title']}: its own scores, %", "")
-            for row in rows:
-                head = row[0].ljust(max(map(len, names)) + GAP) + row[1].rjust(
-                    max(map(len, values))
-                )
-                _hanging(head.ljust(before), row[2])
+        if not r["scores"]:
+            continue
+        console.print()
+        line(f"{plain(r['title'])}: its own scores, %", "")
+        cells = _aligned([[name.replace("_", " "), report_tables.score(found)]
+                          for name, found in r["scores"].items()])  # fmt: skip
+        for (name, value), found in zip(cells, r["scores"].values(), strict=True):
+            head = (" " * GAP).join([name, value, ""])
+            for i, part in enumerate(_parts(plain(found["about"]), console.width - len(head))):
+                columns([[(" " * len(head) if i else head) + part]])
 
 
 def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
@@ -139,7 +125,7 @@ def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
             across = max(1, (console.width + 4) // (max(map(len, items)) + 4))
             down = -(-len(items) // across)
             console.print()
-            line(f"{r['title']} by {plain(group)}", "")
+            line(f"{plain(r['title'])} by {plain(group)}", ": accuracy in %, number of questions")
             columns([items[i::down] for i in range(down)], gap=4)
 
 
@@ -162,11 +148,6 @@ def _wrapped(label: str, text: str, style: str = "") -> None:
     """A line whose text goes on below itself where the terminal ends."""
     for i, part in enumerate(_parts(plain(text), console.width - LABEL)):
         line("" if i else label, part, style)
-
-
-def _hanging(head: str, text: str) -> None:
-    for i, part in enumerate(_parts(plain(text), console.width - len(head))):
-        columns([[(" " * len(head) if i else head) + part]])
 
 
 def _parts(text: str, width: int) -> list[str]:
