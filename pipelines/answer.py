@@ -6,6 +6,8 @@ Pure text work in linear time: a model under training sends anything, megabytes 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
 
 _BOX = "\\boxed"
 # A box may follow a doubled backslash (JSON-escaped output). Any other backslash takes the next
@@ -48,47 +50,98 @@ def _last_box(text: str, start: int) -> str | None:
 
 # Markup that changes how a choice looks, never which one it is.
 _MARKUP = re.compile(
-    r"\\(?:text|math|operatorname|boxed|mbox|displaystyle)[a-z]*|\\(?:left|right|q?quad)(?![a-z])"
-    r"|\\[,;:! {}]|[{}$~]|\*\*"
+    r"\\{1,2}(?:text|math|operatorname|boxed|mbox|fbox|displaystyle|underline|emph|bm|bf|rm|boldsymbol)"
+    r"[a-z]*|\\{1,2}(?:left|right|q?quad)(?![a-z])|\\[,;:! {}()\[\]]|[{}$~`\"“”]|</?answer>"
 )
+_BOLD = re.compile(r"(?<![A-Za-z0-9)*])(\*\*?)(?=[^\s*])([^*]{1,200})\1(?![A-Za-z0-9(*])")
+_WIDE = str.maketrans("、。【】", ",.()")  # what Unicode's compatibility forms leave alone
 _LEAD = re.compile(
     r"(?:(?:the|my) )?(?:(?:correct|right|best|final) )*(?:answers?|options?|choices?)"
-    r"(?: (?:is|are))?(?: ?: ?| )(?=\S)",
+    r"(?: (?:is|are))?(?: ?: ?| )(?=\S)"
+    r"|(?:i )?(?:choose|select|pick) (?=\S)|(?:only|both) (?=\S)"
+    r"|(?:故|应)?(?:正确)?(?:答案|选项|选择|选)(?:应?[是为选])? ?:? ?(?=\S)",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])[.):])(?=[ 0-9])")  # "A. 5", "(A) 5", "A: x"
+_TAIL = re.compile(
+    r" (?:only|is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?)", re.IGNORECASE
+)
+# "A. 5", "(A) 5", "A: x", "A.\frac12"; not the formulas "A:B" and "(A)\times 2".
+_OPENS = r"(?=[ 0-9]|-[0-9]|\\[dt]?frac|\\sqrt|[\u0370-\U0010ffff])"
+_LABEL = re.compile(rf"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])[.):]){_OPENS}")
+_NEXT_LABEL = re.compile(rf"(.)(?<![A-Za-z0-9\\^_])(?:\(([A-J])\)|([A-J])[.):]){_OPENS}")
+_OTHERWISE = re.compile(r"(?:answer|option|choice) is|correct (?:answer|option|choice)", re.I)
 _RUN = re.compile(r"[A-J]{2,10}")  # "BD"; no benchmark here offers more than ten options
 _ONE = re.compile(r"\(?([A-Za-z])\)?")
-_BETWEEN = re.compile(r"(?: ?[,;&] ?| )(?:and |& ?)?")
+_BETWEEN = re.compile(r"(?: ?[,;&和与] ?| )(?:and |& ?)?")
+_OR = re.compile(r" ?,? ?(?<![a-z])or (?=\(?[A-Z]\)?(?: |,|$))")
+
+_LONGEST_CHOICE = 2_000  # characters; what is longer names an option nowhere near clearly
 
 
 def choice_letters(text: str) -> frozenset[str] | None:
     r"""The options that ``text`` clearly names, upper case, or None if it does not name any.
 
     Clear are a letter (``A``, ``a``, ``(A)``, ``A)``, ``Option A``, ``the answer is A``,
-    ``\text{A}``), a labelled option (``A. 5``, ``A: because``), and several letters (``B, D``,
-    ``BD``, ``B and D``). Words (``Apple``) and formulas (``A+1``, ``A:B``) are not.
+    ``\text{A}``, ``**A**``, ``选A``, and full-width or circled letters), a labelled option
+    (``A. 5``, ``A: because``), and several of them (``B, D``, ``BD``, ``B and D``,
+    ``A. 5, B. 6``). Words (``Apple``) and formulas (``A+1``, ``A:B``) are not.
+
+    The empty set: it leaves open which (``A or B``), and so is right for no gold.
     """
-    plain = " ".join(_MARKUP.sub(" ", text.replace("\\&", "&")).split())
-    plain = plain.replace("( ", "(").replace(" )", ")")
-    for _ in range(2):  # "the answer is option A"
+    if len(text) > _LONGEST_CHOICE:
+        return None
+    plain = unicodedata.normalize("NFKC", text).translate(_WIDE).replace("\\&", "&")
+    plain = " ".join(_MARKUP.sub(" ", _BOLD.sub(r"\2", plain)).split())
+    plain = plain.replace("( ", "(").replace(" )", ")").replace(".)", ")")
+    for _ in range(3):  # "the answer is option A", "I choose option A"
         lead = _LEAD.match(plain)
         plain = plain[lead.end() :] if lead else plain
-    plain = plain.rstrip(" .:")
+    plain = plain.rstrip(" .:;,")
+    if "*" not in plain:
+        tail = _TAIL.search(plain)
+        plain = plain[: tail.start()] if tail and tail.end() == len(plain) else plain
     if _RUN.fullmatch(plain) and len(set(plain)) == len(plain):
         return frozenset(plain)
-    if plain.startswith("(") and plain.endswith(")") and plain.count("(") == 1:
+    if plain[:1] + plain[-1:] in ("()", "[]") and plain.count("(") + plain.count("[") == 1:
         plain = plain[1:-1].strip()  # "(A, B)" and "(A)"
-    parts = [_ONE.fullmatch(part) for part in _BETWEEN.split(plain)]
-    letters = [part.group(1).upper() for part in parts if part]
-    if len(letters) == len(parts):
-        return frozenset(letters)
+    open_choice, several = _letters(_OR.split(plain)), _letters(_BETWEEN.split(plain))
+    if several is not None:
+        return several
+    if open_choice is not None:
+        return frozenset()
+    return _labels(plain)
+
+
+def _letters(parts: Sequence[str]) -> frozenset[str] | None:
+    """The letters, if every part is one or a list of several."""
+    found: set[str] = set()
+    for part in parts:
+        ones = [_ONE.fullmatch(one) for one in (_BETWEEN.split(part) if len(parts) > 1 else [part])]
+        if not all(ones):
+            return None
+        found.update(one.group(1).upper() for one in ones if one)
+    return frozenset(found)
+
+
+def _labels(plain: str) -> frozenset[str] | None:
+    """The letters of labelled options: ``A. 5``, or ``A. 5, B. 6``."""
     label = _LABEL.match(plain)
-    return frozenset((label.group(1) or label.group(2)).upper()) if label else None
+    if not label or _OTHERWISE.search(plain):
+        return None
+    letters = {(label.group(1) or label.group(2)).upper()}
+    rest = plain[label.end() :]
+    for other in _NEXT_LABEL.finditer(rest):
+        before = rest[: other.start() + 1].rstrip()
+        if before.endswith(" or"):
+            return frozenset()
+        if not before.endswith((",", ";", " and", "&")):
+            return None  # "A. 5 B. 6", or a text such as "A. vitamin C: acid"
+        letters.add(other.group(2) or other.group(3))
+    return frozenset(letters)
 
 
 def choice_verdict(answer: str, gold: str) -> bool | None:
     """Whether ``answer`` names the same set of options as ``gold``; None: the rule cannot tell."""
     gold_letters = choice_letters(gold)
     answer_letters = choice_letters(answer) if gold_letters else None
-    return answer_letters == gold_letters if gold_letters and answer_letters else None
+    return None if answer_letters is None else answer_letters == gold_letters

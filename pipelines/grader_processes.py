@@ -21,8 +21,8 @@ from pathlib import Path
 from pipelines.errors import UserError
 
 # One reply byte each; the same names as in grader_worker.py, which stands alone.
-_READY, _MISSING, _TRUE, _FALSE, _UNDECIDED = b"R", b"X", b"T", b"F", b"U"
-_VERDICTS: dict[bytes, bool | None] = {_TRUE: True, _FALSE: False, _UNDECIDED: None}
+_READY, _MISSING, _TRUE, _FALSE, _UNDECIDED, _OPEN = b"R", b"X", b"T", b"F", b"U", b"O"
+_VERDICTS: dict[bytes, bool | None] = {_TRUE: True, _FALSE: False, _UNDECIDED: None, _OPEN: None}
 
 _SCRIPT = Path(__file__).with_name("grader_worker.py")
 _START_S = 120.0  # importing sympy takes a second; a cold network disk takes far longer
@@ -66,6 +66,12 @@ class GraderProcess:
     def replies(self) -> bytes:
         """The bytes that have arrived; empty once the process is gone."""
         return os.read(self.fileno(), 1 << 16)
+
+    def last_words(self, replies: bytes) -> str:
+        """The reason that a process gives which ends as it cannot load its grader."""
+        while more := self.replies():
+            replies += more
+        return replies[1:].decode("utf-8", "replace")
 
     def extend_due(self) -> None:
         """Start the clock of the next item."""
@@ -159,7 +165,9 @@ class Dispatch:
         for code in (replies[i : i + 1] for i in range(len(replies))):
             if code == _MISSING:
                 raise UserError(
-                    f"grader {self._grader}", "its Python package cannot be imported.",
+                    f"grader {self._grader}", f"cannot be loaded ({process.last_words(replies)}).",
+                    "Name a function that Python finds from the current folder or the environment."
+                    if ":" in self._grader else
                     "Run: pip install mathruler 'math-verify[antlr4_9_3]' sympy pylatexenc",
                 )  # fmt: skip
             if code == _READY:

@@ -3,36 +3,161 @@ r"""The grading process: reads batches, answers one byte per item. Run as a scri
 It stands alone (nothing of this project is imported) and is started as a fresh interpreter, so it
 holds no torch, GPU or thread of its parent. Per batch the parent sends one line of JSON,
 ``{"grader": name, "items": [[answer, gold], ...]}``, and gets one byte once the grader is loaded
-(READY, or MISSING), then one byte per item as soon as it is known.
+(READY; or MISSING, followed by the reason and the end), then one byte per item as soon as it is
+known.
 
 The kernel enforces the deadline: SIGALRM keeps its default action, so it ends the process even
-inside one endless C call such as 9**9**9, and even after the parent has died.
+inside one endless C call such as 3**10**8, and even after the parent has died.
+
+What is changed in the graders never changes a verdict, it only spares work; every such place says
+why, and ``tests/test_graders.py`` holds each against the unchanged package.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import importlib
 import json
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
-READY, MISSING, TRUE, FALSE, UNDECIDED = b"R", b"X", b"T", b"F", b"U"
+READY, MISSING, TRUE, FALSE = b"R", b"X", b"T", b"F"
+UNDECIDED, OPEN = b"U", b"O"  # no verdict: the process ends; no verdict: the process goes on
 _PR_SET_PDEATHSIG = 1
 _WARM_UP = (r"\frac{1}{2}", "0.5")
 _MEMORY_SHARE = 0.75
 """An answer whose grading took more than this share of the limit is undecided: the graders swallow
 the MemoryError that would have followed, and would report it as a plain wrong."""
+_LONGEST_KEPT = 300
+"""Texts up to this length are parsed once for all answers to a question."""
+_LARGEST_BITS = 10**8
+"""Whole numbers above this size are not computed; 3**(6 * 10**7) is one, and takes half a minute."""
+_LARGEST_POWER_OF_TWO = 2**33
+"""In bits: 1 GiB."""
 
-Compare = Callable[[str, str], bool]
+Compare = Callable[[str, str], bool | None]
+
+
+class TooLarge(BaseException):
+    """A number above ``_LARGEST_BITS`` would be computed. No Exception: the graders swallow those."""
+
+    raised = False  # since the item began, even if something swallowed it
+
+    def __init__(self) -> None:
+        super().__init__()
+        TooLarge.raised = True
+
+
+@functools.cache
+def _refuse_huge_numbers() -> None:
+    """Make sympy refuse at once what it could not compute before any deadline.
+
+    A power of whole numbers or a factorial with more than ``_LARGEST_BITS`` bits (9**9**9 has 10**9)
+    runs for half a minute at least and then on in every use of the result. mpmath's power loops over
+    the exponent's bits and shifts all of them each time: 10**7 of them take a quarter of an hour.
+    """
+    from mpmath import libmp
+    from sympy import Integer, Rational, factorial
+    from sympy.core import evalf, numbers
+
+    def guarded_power(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def power(base: Any, exponent: Any) -> Any:
+            if isinstance(exponent, Integer):
+                part = max(abs(base.p), base.q)
+                odd = part // (part & -part)  # powers of 2 are quick until memory ends
+                bits = (odd.bit_length() - 1) * abs(exponent.p)  # 2**bits <= the power
+                twos = (part.bit_length() - 1) * abs(exponent.p)
+                if bits > _LARGEST_BITS or twos > _LARGEST_POWER_OF_TWO:
+                    raise TooLarge
+            return compute(base, exponent)
+
+        return power
+
+    def guarded_float_power(s: Any, t: Any, precision: int, *rounding: Any) -> Any:
+        _, mantissa, shift, bits = t
+        endless = shift > _LARGEST_BITS // 10
+        digits = precision > _LARGEST_BITS and shift + bits > 27  # 2**27 is above the limit
+        if mantissa and s[1] > 1 and (endless or digits):
+            raise TooLarge
+        return float_power(s, t, precision, *rounding)
+
+    def guarded_factorial(cls: Any, n: Any) -> Any:
+        if isinstance(n, Integer) and n.p > _LARGEST_BITS // 10:  # n! has more than 10 n bits
+            raise TooLarge
+        return compute_factorial(n)
+
+    Rational._eval_power = guarded_power(Rational._eval_power)
+    Integer._eval_power = guarded_power(Integer._eval_power)
+    compute_factorial = factorial.eval
+    factorial.eval = classmethod(guarded_factorial)
+    float_power = libmp.mpf_pow
+    libmp.mpf_pow = evalf.mpf_pow = numbers.mpf_pow = guarded_float_power
+
+
+def _surely_not_zero(expression: Any) -> bool:
+    """Whether an expression, at one point if it has symbols, is a number that is not 0.
+
+    Simplifying takes most of the time, and never makes 0 of what is not 0. Rounded numbers are
+    first taken at their decimal digits, as simplify does, so that all is exact; sympy's evalf then
+    raises its precision until the first digit is certain, and says when it cannot (precision 1).
+    """
+    from sympy import Float, Rational, Symbol, nsimplify
+
+    symbols = sorted(expression.free_symbols, key=str)
+    if len(symbols) > len(_POINTS) or any(
+        type(symbol) is not Symbol or symbol.is_integer or symbol.is_negative for symbol in symbols
+    ):
+        return False
+    if expression.has(Float):
+        expression = nsimplify(expression, rational=True)
+    points = {symbol: Rational(point) for symbol, point in zip(symbols, _POINTS, strict=False)}
+    value = expression.evalf(15, subs=points)
+    return isinstance(value, Float) and value._prec != 1 and value != 0
+
+
+_POINTS = ("0.31830988", "0.73908513", "0.56714329")  # positive, and no root of anything by chance
+
+
+def _skip_proofs_of_inequality(prove_zero: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """``prove_zero(difference)``, called only where the difference may be 0."""
+    from sympy import Expr
+
+    def is_zero(difference: Any) -> bool:
+        if isinstance(difference, Expr):
+            try:
+                if _surely_not_zero(difference):
+                    return False
+            except (MemoryError, RecursionError):
+                raise
+            except Exception:  # evalf cannot say; the proof decides
+                pass
+        return prove_zero(difference)
+
+    return is_zero
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, a pure one of a text, remembering what it made of short texts."""
+    remember = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def once(text: str) -> Any:
+        return remember(text) if len(text) <= _LONGEST_KEPT else function(text)
+
+    return once
 
 
 def _load_mathruler() -> Compare:
     from mathruler import grader
     from sympy import simplify
+
+    simplifies_to_zero = _skip_proofs_of_inequality(lambda expr: bool(simplify(expr) == 0))
 
     def equal_under_sympy(gold: str, answer: str) -> bool:
         """mathruler's comparison of the same name, but running out of memory or stack shows."""
@@ -40,38 +165,67 @@ def _load_mathruler() -> Compare:
         try:
             if not grader.should_allow_eval(expression):
                 return False
-            return bool(simplify(grader._sympy_parse(expression)) == 0)
+            return simplifies_to_zero(grader._sympy_parse(expression))
         except (MemoryError, RecursionError):
             raise
         except Exception:  # whatever sympy makes of text that is no formula: mathruler says unequal
             return False
 
     grader.are_equal_under_sympy = equal_under_sympy
+    grader._normalize = _kept(grader._normalize)
+    grader.normalize_answer = _kept(grader.normalize_answer)
+    _refuse_huge_numbers()
     return grader.grade_answer
 
 
 def _load_math_verify() -> Compare:
     import logging
 
-    from math_verify import parse, verify
+    from math_verify import grader, parse, verify
+    from sympy import Expr
 
     logging.disable(logging.WARNING)  # it warns that its timeouts are off; ours is on
+    symbolic_eq = grader.sympy_symbolic_eq
+
+    def equal_symbolically(a: Any, b: Any) -> bool:
+        """math-verify's comparison of the same name, spared where the numbers say unequal."""
+        if isinstance(a, Expr) and isinstance(b, Expr):
+            return _skip_proofs_of_inequality(lambda _: symbolic_eq(a, b))(a - b)
+        return symbolic_eq(a, b)
+
+    def parsed(text: str) -> Any:
+        # The box anchors the whole text as LaTeX; without it parts of the text are tried.
+        return parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # type: ignore[arg-type]
 
     def compare(answer: str, gold: str) -> bool:
-        # The box anchors the whole text as LaTeX; without it parts of the text are tried.
-        gold_parsed, answer_parsed = (
-            parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # type: ignore[arg-type]
-            for text in (gold, answer)
-        )
+        gold_parsed, answer_parsed = read(gold), read(answer)
         return verify(gold_parsed, answer_parsed, timeout_seconds=None)
 
+    grader.sympy_symbolic_eq = equal_symbolically
+    read = _kept(parsed)
+    _refuse_huge_numbers()
     return compare
+
+
+def _load_path(name: str) -> Compare:
+    """The function at an import path ``package.module:function``; the current folder counts."""
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(module), attribute)
 
 
 _LOADERS: dict[str, Callable[[], Compare]] = {
     "mathruler": _load_mathruler,
     "math-verify": _load_math_verify,
 }
+
+
+def _load(name: str) -> Compare:
+    if name not in _LOADERS:
+        return _load_path(name)
+    compare = _LOADERS[name]()
+    compare(*_WARM_UP)
+    return compare
 
 
 def _limit_resources(memory_bytes: int, parent: int) -> None:
@@ -99,15 +253,21 @@ def _peak_bytes() -> int:
 
 
 def _grade(compare: Compare, answer: str, gold: str, deadline_s: float, peak_limit: float) -> bytes:
-    """One verdict. A grader that fails instead of answering leaves the item undecided."""
+    """One verdict. A grader that fails instead of answering leaves the item without one."""
+    TooLarge.raised = False
     signal.setitimer(signal.ITIMER_REAL, deadline_s)
     try:
-        verdict = TRUE if compare(answer, gold) else FALSE
-    except Exception:  # not silent: the item is reported as undecided, never as wrong
+        result = compare(answer, gold)
+        verdict = TRUE if result == True else FALSE if result == False else OPEN  # noqa: E712
+    except (MemoryError, RecursionError):  # never silently wrong
         verdict = UNDECIDED
+    except (Exception, TooLarge):
+        verdict = OPEN
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return UNDECIDED if _peak_bytes() > peak_limit else verdict
+    if _peak_bytes() > peak_limit:
+        return UNDECIDED
+    return OPEN if TooLarge.raised else verdict
 
 
 def main(deadline_s: float, memory_mb: int, parent: int) -> None:
@@ -123,11 +283,13 @@ def main(deadline_s: float, memory_mb: int, parent: int) -> None:
         name = batch["grader"]
         if name not in loaded:
             try:
-                loaded[name] = _LOADERS[name]()
-            except ImportError:
-                os.write(replies, MISSING)
+                loaded[name] = _load(name)
+            except MemoryError:
                 return
-            loaded[name](*_WARM_UP)
+            except (Exception, SystemExit) as error:
+                reason = f"{type(error).__name__}: {error}"
+                os.write(replies, MISSING + reason.encode("utf-8", "replace")[:2_000])
+                return
         os.write(replies, READY)
         for answer, gold in batch["items"]:
             verdict = _grade(loaded[name], answer, gold, deadline_s, peak_limit)

@@ -8,6 +8,7 @@ a memory limit (``grader_processes.py``, ``grader_worker.py``). Nothing here imp
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import threading
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ from typing import Self
 from pipelines.answer import choice_verdict
 from pipelines.errors import UserError
 from pipelines.grader_processes import GraderProcess, grade_pairs
+from pipelines.parts import find_part
 
 GRADERS = ("mathruler", "math-verify")
 """Every grader's name; ``grader_worker.py`` knows how to load each."""
@@ -31,18 +33,33 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,8}")
 
 
 def check_grader(name: str) -> str:
-    """``name``, if a grader has it.
+    """``name``, if a grader has it or it is an import path that leads to one.
+
+    ``package.module:function`` names a function (answer: str, gold: str) -> bool. It is imported
+    here as well, so that a run learns of a mistake before it samples; it runs in the workers only.
 
     Raises:
-        UserError: no grader has it; the fix names the nearest one.
+        UserError: no grader has it (the fix names the nearest one), the import path leads nowhere,
+            or what it leads to cannot be called with an answer and a gold.
     """
     if name in GRADERS:
         return name
-    near = difflib.get_close_matches(name.lower(), GRADERS, n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise UserError(
-        f"reward.grader: {name}", "no such grader.", f"{hint}Known: {' '.join(GRADERS)}."
-    )
+    if ":" not in name:
+        near = difflib.get_close_matches(name.lower(), GRADERS, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"reward.grader: {name}", "no such grader.",
+            f"{hint}Known: {' '.join(GRADERS)}; or an import path package.module:function.",
+        )  # fmt: skip
+    function = find_part("reward.grader", name, dict.fromkeys(GRADERS))
+    try:
+        inspect.signature(function).bind("answer", "gold")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"reward.grader: {name}", f"cannot be called with two texts ({error}).",
+            "A grader is a function (answer: str, gold: str) -> bool.",
+        ) from error  # fmt: skip
+    return name
 
 
 def quick_verdict(answer: str, gold: str, grader: str) -> bool | None:
@@ -50,8 +67,11 @@ def quick_verdict(answer: str, gold: str, grader: str) -> bool | None:
 
     Two plain integers of at most nine digits: both graders compare them as exact numbers.
     The same text: mathruler compares normalised texts first, so equal texts are equal to it.
-    math-verify is asked, as text that it cannot parse is not equal even to itself.
+    math-verify is asked, as text that it cannot parse is not equal even to itself. Graders by
+    import path are always asked.
     """
+    if grader not in GRADERS:
+        return None
     answer, gold = answer.strip(), gold.strip()
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
         return answer == gold
@@ -103,11 +123,12 @@ class GraderPool(Closing):
         """One verdict per item, in order: True, False, or None.
 
         None means that the grader came to no verdict within its limits: it ran out of time, memory
-        or stack, or it crashed twice. Verdicts, None included, are remembered: an answer that a
+        or stack, would have computed a number of more than 10**8 bits, raised an exception, or
+        crashed twice. Verdicts, None included, are remembered: an answer that a
         model repeats every step costs its deadline once. Safe to call from several threads.
 
         Raises:
-            UserError: unknown grader, or its package cannot be loaded.
+            UserError: unknown grader, or it cannot be loaded.
         """
         check_grader(grader)
         with self._lock:

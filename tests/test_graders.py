@@ -2,6 +2,7 @@ r"""The graders behind their processes: verdicts, hostile answers, deaths and re
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -110,32 +111,50 @@ def test_quick_verdicts_are_the_graders_own(grader: str) -> None:
 
 
 # Gold is no integer: against one, mathruler compares strictly and evaluates nothing.
+GOLD = "0.7"
 HOSTILE = [
     "9**9**9",
+    "9^9^9",
     "99999999!",
+    "99999999!!!!",
+    r"9^{9^{9}}",
     r"9^{9^{9^{9}}}",
+    r"10^{10^{10}}",
+    r"\frac{1}{9^{9^{9}}}",
+    "(" * 20 + "9" + "**9)" * 20,
     "2**99999999999",
     "1<<99999999999",
+    "fibonacci(10**9)",
     "{" * 10**6,
+    "}" * 10**6,
+    "{}" * 500_000,
+    "{" * 500_000 + "}" * 500_000,
+    "{{{{",
     "\\" * 10**6,
     r"\boxed{" * 10**5,
+    r"\frac{1}{" * 10_000 + "2" + "}" * 10_000,
+    r"\frac" * 10_000,
     "(" * 3000 + "1" + ")" * 3000,
     r"\sqrt{" * 1000 + "2" + "}" * 1000,
     "-" * 100_000 + "1",
+    "x" + "^x" * 5_000,
     "a\0b" * 1000,
+    "\0",
     "\ud800\udfff",
+    "\udfff",
+    "__import__('os').abort()",
 ]
-# Evaluating these takes days, terabytes, or more stack than there is.
+# Computing these takes hours, terabytes, or more stack than there is.
 UNDECIDABLE = {
     "mathruler": {"9**9**9", "99999999!", "2**99999999999", "1<<99999999999"},
-    "math-verify": {"99999999!", r"9^{9^{9^{9}}}"},
+    "math-verify": {"99999999!", r"9^{9^{9}}", r"9^{9^{9^{9}}}", r"10^{10^{10}}"},
 }
 
 
 @pytest.mark.parametrize("grader", GRADERS)
 def test_hostile_answers_time_out_and_the_rest_is_graded(grader: str) -> None:
     easy = [(f"{n}/7", "3/7", "value") for n in range(1, 6)]
-    hostile = [(text, r"\sqrt{2}", "value") for text in HOSTILE]
+    hostile = [(text, GOLD, "value") for text in HOSTILE]
     with GraderPool(workers=2, deadline_s=1.0) as pool:
         verdicts = pool.grade([*easy, *hostile, *easy], grader)
         again = pool.grade([*easy, *easy], grader)
@@ -146,6 +165,95 @@ def test_hostile_answers_time_out_and_the_rest_is_graded(grader: str) -> None:
     assert verdicts[: len(easy)] == right
     assert verdicts[-len(easy) :] == right
     assert again == right * 2
+
+
+TOWERS = {
+    "mathruler": ["9**9**9+{}", "{}99999999!", "2**{}9999999999", "(3/2)**{}999999999"],
+    "math-verify": [
+        "9^{{9^{{9}}}}+{}.5",
+        "{}99999999!",
+        "2^{{{}9999999999}}",
+        "9^{{9^{{9^{{{}}}}}}}",
+    ],
+}
+
+
+@pytest.mark.parametrize("grader", GRADERS)
+def test_hundreds_of_hostile_answers_cost_no_deadlines(grader: str) -> None:
+    towers = [(t.format(n), GOLD, "value") for t in TOWERS[grader] for n in range(10, 110)]
+    with GraderPool(workers=1, deadline_s=PATIENCE_S) as pool:  # 400 deadlines: seven hours
+        pool.grade([("1/2", "0.6", "value")], grader)
+        before = pool.pids
+        verdicts = pool.grade(towers, grader)
+        assert pool.pids == before  # none cost a process either
+    assert verdicts == [None] * len(towers)
+
+
+def test_distinct_deadlines_in_a_row_each_cost_one_process() -> None:
+    slow = [(f"{n}999999!", GOLD, "value") for n in range(1, 5)]  # below the limit on numbers
+    with GraderPool(workers=2, deadline_s=0.3) as pool:
+        verdicts = pool.grade([*slow, ("1/2", "0.5", "value")], "mathruler")
+    assert verdicts == [None] * 4 + [True]
+
+
+UNCHANGED = """
+import json, logging, sys
+items = json.load(sys.stdin)
+if sys.argv[1] == "mathruler":
+    from mathruler.grader import grade_answer as compare
+else:
+    from math_verify import parse, verify
+    logging.disable(logging.WARNING)
+    def compare(answer, gold):
+        parsed = [parse(f"\\\\boxed{{{t}}}", parsing_timeout=None) for t in (gold, answer)]
+        return verify(*parsed, timeout_seconds=None)
+json.dump([bool(compare(*item)) for item in items], sys.stdout)
+"""
+
+
+def _formula(rng: random.Random, depth: int = 0) -> str:
+    a, b = rng.randint(2, 12), rng.randint(2, 50)
+    if depth > 1 or rng.random() < 0.4:
+        atoms = [
+            str(a), f"{a}.{b}", rf"\frac{{{a}}}{{{b}}}", rf"\sqrt{{{b}}}", r"\pi", "x", "y", f"x^{a}",
+            rf"\sqrt{{{a}x}}", r"\sin^2 x", r"\cos^2 x", rf"\ln({b})", r"\sqrt{x^2}", "|x|", f"{a}/{b}",
+            f"({a}x+{b})^2", rf"{a}\%", rf"{a}^\circ", rf"\sqrt[3]{{{b}}}", "i", r"\infty",
+        ]  # fmt: skip
+        return rng.choice(atoms)
+    forms = [
+        "{}+{}",
+        "{}-{}",
+        "({})({})",
+        r"\frac{{{}}}{{{}}}",
+        "{}*{}",
+        "{}={}",
+        "({},{})",
+        "{}<{}",
+    ]
+    return rng.choice(forms).format(_formula(rng, depth + 1), _formula(rng, depth + 1))
+
+
+def _pair(rng: random.Random) -> tuple[str, str]:
+    """An answer that is unrelated, a little off, or the same value written in a longer way."""
+    gold, other = _formula(rng), _formula(rng, 2)
+    ways = [_formula(rng), f"{gold}+{other}", f"({gold})+{other}-{other}", f"1*({gold})"]
+    return rng.choice([*ways, rf"\frac{{{other}({gold})}}{{{other}}}"]), gold
+
+
+@pytest.mark.parametrize("grader", GRADERS)
+def test_what_is_spared_changes_no_verdict(grader: str) -> None:
+    """The worker against the package as installed, in a process of its own."""
+    rng = random.Random(7)
+    pairs = [_pair(rng) for _ in range(60)]
+    run = subprocess.run(
+        [sys.executable, "-c", UNCHANGED, grader], input=json.dumps(pairs), capture_output=True,
+        text=True, env={**os.environ, "PYTHONHASHSEED": "0"}, check=True,
+    )  # fmt: skip
+    with GraderPool(workers=1, deadline_s=PATIENCE_S) as pool:
+        verdicts = pool.grade([(*pair, "value") for pair in pairs], grader)
+    real = json.loads(run.stdout)
+    assert [(p, v) for p, v, r in zip(pairs, verdicts, real, strict=True) if v != r] == []
+    assert 5 < sum(real) < 55
 
 
 # Process and grader take 60 MiB. 250 MB cannot be had at all: mathruler would swallow the error.
@@ -205,7 +313,7 @@ from pipelines.graders import GraderPool
 pool = GraderPool(workers=2, deadline_s=600.0)
 pool.grade([("1/2", "0.6", "value"), ("1/3", "0.6", "value")], "mathruler")
 print(*pool.pids, flush=True)
-pool.grade([("9**9**9", "x", "value")], "mathruler")
+pool.grade([("9999999!", "x", "value")], "mathruler")
 """
 
 
@@ -243,6 +351,98 @@ def test_an_unknown_grader_is_refused_with_the_nearest_name() -> None:
         check_grader("math_verify")
     with pytest.raises(UserError, match=r"grader: zzz.*Known: mathruler math-verify"):
         check_grader("zzz")
+
+
+OWN = """
+import os, time
+def same_length(answer, gold):
+    print("noise")
+    return len(answer) == len(gold)
+def moody(answer, gold):
+    if answer == "raise":
+        raise ValueError(answer)
+    if answer == "exit":
+        raise SystemExit(3)
+    if answer == "die":
+        os._exit(1)
+    if answer == "sleep":
+        time.sleep(60)
+    if answer == "deep":
+        return moody2(answer)
+    return {"none": None, "text": "yes", "one": 1, "zero": 0.0}.get(answer, answer == gold)
+def moody2(answer):
+    return moody2(answer)
+def three(answer, gold, third):
+    return True
+NOT_CALLABLE = 5
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_grader.py").write_text(OWN)
+    yield "own_grader"
+    sys.modules.pop("own_grader", None)
+
+
+def test_a_grader_by_import_path_decides(own_module: str) -> None:
+    with GraderPool(workers=2) as pool:
+        items = [
+            ("12", "ab", "value"),
+            ("1", "ab", "value"),
+            ("5", "6", "value"),
+            ("A", "A", "choice"),
+        ]
+        assert pool.grade(items, "own_grader:same_length") == [True, False, True, True]
+
+
+def test_a_grader_by_import_path_has_the_same_limits(own_module: str) -> None:
+    items = [
+        (answer, "good", "value")
+        for answer in [
+            "good",
+            "raise",
+            "exit",
+            "die",
+            "sleep",
+            "deep",
+            "none",
+            "text",
+            "one",
+            "zero",
+            "bad",
+        ]
+    ]
+    with GraderPool(workers=1, deadline_s=0.5) as pool:
+        verdicts = pool.grade(items, "own_grader:moody")
+    assert verdicts == [True, None, None, None, None, None, None, None, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("own_grader:three", "cannot be called with two texts.*third"),
+        ("own_grader:same_lenght", "has no function 'same_lenght'.*same_length"),
+        ("own_grader:NOT_CALLABLE", "has no function"),
+        ("no_such_module:f", "cannot be imported"),
+        ("own_grader:", "no such part"),
+    ],
+)
+def test_a_wrong_import_path_is_refused(own_module: str, path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_grader(path)
+
+
+def test_a_grader_that_only_the_worker_cannot_load_is_said(own_module: str) -> None:
+    check_grader("own_grader:moody")  # imported here, and kept
+    os.remove("own_grader.py")
+    with (
+        GraderPool(workers=1) as pool,
+        pytest.raises(UserError, match=r"own_grader:moody: cannot be loaded \(ModuleNotFound"),
+    ):
+        pool.grade([("a", "b", "value")], "own_grader:moody")
 
 
 def test_a_memory_limit_too_small_to_load_is_said() -> None:
