@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from evals.benchmark_rows import Where
-from evals.benchmarks import BENCHMARKS, Benchmark
+from evals.benchmarks import BENCHMARKS, EIGHT, Benchmark
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint
 from pipelines.sources import (
@@ -48,8 +48,10 @@ HUB_TIMEOUT = 10
 LARGEST_JSON = 2 * 2**30
 """Larger files (bytes) holding one JSON list are not read: such a list is in memory as a whole."""
 
-LONGEST_CARD = 2**20
+LONGEST_CARD = 2**18
 """Characters of a data set's README.md that are looked at."""
+
+_CARD_HEAD = re.compile(r"---[ \t]*\r?\n(.*?)\n---", re.DOTALL)
 
 Opened = Iterator[tuple[Where, Part]]
 
@@ -107,7 +109,7 @@ def _places(folder: Path, name: str, benchmark: Benchmark) -> Iterator[Path]:
     head = cache / "refs" / "main"
     revision = head.read_text().strip() if head.is_file() else "main"
     yield cache / "snapshots" / Path(revision).name
-    for base in (folder, folder / "data"):
+    for base in (folder, folder / "data") if name in EIGHT else ():
         yield from _listed(base, name, benchmark)
         for stem in (f"{org}_{repo}", *_AUTHORS_NAMES.get(name, ())):
             yield base / "papo" / f"{stem}.json"
@@ -190,8 +192,9 @@ def _by_card(place: Path, subset: str | None, split: str) -> list[Path]:
     try:
         with (place / "README.md").open(encoding="utf-8") as file:
             text = file.read(LONGEST_CARD)
-        card = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError, RecursionError, ValueError):
+        head = _CARD_HEAD.match(text)
+        card = yaml.safe_load(head[1]) if head else None
+    except (OSError, yaml.YAMLError, RecursionError, ValueError):
         return []
     configs = card.get("configs") if isinstance(card, dict) else None
     patterns: list[Any] = []

@@ -354,6 +354,11 @@ def test_the_authors_files_give_the_same_questions(authors, small):
         assert not cluster or all(groups(s) == {cluster: s.id} for s in found)
 
 
+def test_the_authors_mmmu_pro_does_not_pass_for_another_subset(authors):
+    with pytest.raises(UserError, match="no local copy"):
+        gathered("mmmu_pro_standard10", authors)
+
+
 def test_authors_files_by_their_listing(authors, tmp_path):
     listing = {
         "VPPO_MathVerse_verifiable": {"file_name": "somewhere/mv.json"},
@@ -663,7 +668,7 @@ def test_only_a_closing_instruction_is_taken_off():
 @pytest.mark.parametrize(
     "card",
     [
-        "---\n: [\n---", "---\n" + "[" * 5000 + "\n---", "no card", "---\n- 1\n---", "---",
+        "---\n: [\n---", "---\n" + "[" * 2000 + "\n---", "no card", "---\n- 1\n---", "---",
         '---\n{"configs": [{"config_name": "default", "data_files": '
         '[{"split": "test", "path": ["../../outside*", "/etc/*", 7]}]}, 3]}\n---',
     ],
