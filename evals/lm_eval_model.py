@@ -6,6 +6,7 @@ samples by: with the same settings, both sample the same responses, bit for bit.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -52,19 +53,22 @@ class VppoModel(LM):
         batch_size: questions generated together, above 1 (which lm-eval gives if it was not told).
         device: as torch names it. lm-eval gives cuda:0 if it was not told; without a GPU that is not
             used.
-        overrides: any other setting by its dotted name, such as ``rollout.engine``. What lm-eval adds
-            of its own accord has no dot and is not used.
+        data_dir: for the tasks, which get the model's arguments too.
+        max_batch_size, trust_remote_code: lm-eval gives them; not used.
+        overrides: any other setting by its dotted name, such as ``rollout.engine``.
+
+    Raises:
+        UserError: neither model nor journal, or both; no such setting.
     """
 
     MULTIMODAL = True
-    tokenizer_name = (
-        "vppo"  # to tell request caches of models apart; prompts are not tokenised here
-    )
+    tokenizer_name = "vppo"  # names lm-eval's cache of requests
 
     def __init__(
         self, pretrained: str | None = None, journal: str | None = None, config: str | None = None,
         profile: str | None = None, max_new_tokens: int | None = None, seed: int | None = None,
-        batch_size: int | str | None = None, device: str | None = None, **overrides: Any,
+        batch_size: int | str | None = None, device: str | None = None, data_dir: str | None = None,
+        max_batch_size: Any = None, trust_remote_code: Any = None, **overrides: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         if (pretrained is None) == (journal is None):
@@ -73,13 +77,13 @@ class VppoModel(LM):
                 "Such as --model_args pretrained=tiny.",
             )  # fmt: skip
         given: dict[str, Any] = {
-            "model.path": pretrained, "eval.profile": profile, "eval.max_new_tokens": max_new_tokens,
-            "seed": seed,
+            "model.path": pretrained and json.dumps(pretrained), "eval.profile": profile,
+            "eval.max_new_tokens": max_new_tokens, "seed": seed,
             "run.device": None if "cuda" in str(device) and not torch.cuda.is_available() else device,
         }  # fmt: skip
         if str(batch_size).isdigit() and int(str(batch_size)) > 1:
             given["eval.batch_prompts"] = batch_size
-        given |= {name: value for name, value in overrides.items() if "." in name}
+        given |= overrides
         self.config: Config = settings.load(
             Path(config) if config else None,
             [f"{name}={value}" for name, value in given.items() if value is not None],

@@ -224,6 +224,7 @@ def test_images_are_shown_as_our_encoder_sees_them(data):
         ({"journal": "nowhere.jsonl"}, "no such file"),
         ({"journal": "."}, "holds 0 journals of geo3k"),
         ({"pretrained": "tiny", "eval.sample": 8}, "eval.sample"),
+        ({"pretrained": "tiny", "proflie": "matched"}, "proflie"),
     ],
     ids=str,
 )
