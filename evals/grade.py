@@ -51,6 +51,7 @@ def grade(
     right = [outcome == "correct" for outcome in marks[first]]
     results: dict[str, Any] = {
         "benchmark": how.benchmark, "title": benchmark.title if benchmark else how.benchmark,
+        "accuracy": summaries[first]["accuracy"], "interval": summaries[first]["interval"],
         "questions": len(rows), "samples": how.samples, "profile": how.profile,
         **_about_rows(cell),
         "settings": {**asdict(how.asking), "seed": how.seed, "limit": how.limit},
@@ -72,7 +73,9 @@ def grade(
         },
     }  # fmt: skip
     if benchmark and benchmark.cluster:
-        results["clusters_of"] = {row.id: groups(row)[benchmark.cluster] for row in rows}
+        results["clusters_of"] = {
+            row.id: groups(row).get(benchmark.cluster, row.id) for row in rows
+        }
     columns = {
         "question": [entry.question for entry in flat],
         "sample": [entry.sample for entry in flat],
@@ -125,4 +128,5 @@ def _about_rows(cell: Cell) -> dict[str, Any]:
         "all": metrics["rows"], "kept": metrics["kept"],
         "expected_all": benchmark.rows, "expected_kept": benchmark.kept,
     }  # fmt: skip
-    return {"rows": rows, "warnings": metrics["warnings"]}
+    named = f"{cell.how.benchmark}: "
+    return {"rows": rows, "warnings": [text.removeprefix(named) for text in metrics["warnings"]]}

@@ -12,6 +12,9 @@ from pipelines.reward import OUTCOMES
 NUMBERS = re.compile(r"[\d.,\[\] ]+( x \d+)?")
 """``41.5 [39.2, 43.8]``, ``2180 x 8``: a cell in which no format needs to escape anything."""
 
+UNITS = {"id": "composite"}
+"""What a cluster is called where its group's name does not say it: We-Math numbers composites."""
+
 Report = dict[str, Any]
 Result = dict[str, Any]
 
@@ -76,7 +79,7 @@ def graded(result: Result, grader: str) -> str:
 
 def drawn(result: Result) -> str:
     """What the interval's resamples draw: ``436 problems``."""
-    count, unit = result["clusters"], result["cluster"]
+    count, unit = result["clusters"], UNITS.get(result["cluster"], result["cluster"])
     return f"{count} {unit}{'' if count == 1 else 's'}"
 
 

@@ -132,5 +132,5 @@ def grade_cell(
     entries = {row.id: journal[row.id][:samples] for row in rows}
     results, answers = grade(cell, rows, entries, pool, training, watch)
     write_answers(out / ANSWERS, answers)
-    write_atomic(out / RESULTS, json.dumps(results, indent=1, sort_keys=True))
+    write_atomic(out / RESULTS, json.dumps(results, indent=1))
     return {name: results[name] for name in results if name not in ("right", "clusters_of")}

@@ -108,10 +108,8 @@ class Chain:
             how.sampling_settings(),
             inputs,
         )
-        results = Step(
-            benchmark, step, parent, VERSIONS["grading"], how.settings(),
-            inputs | {"responses": sampled.key},
-        )  # fmt: skip
+        version = 100 * VERSIONS["sampling"] + VERSIONS["grading"]
+        results = Step(benchmark, step, parent, version, how.settings(), inputs)
         return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"))
 
     def eval(self, step: int, benchmark: str) -> Step:

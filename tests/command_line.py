@@ -131,7 +131,7 @@ def contents(run: Path) -> dict[str, str]:
     Weights, optimizer, every table, metrics and evaluation results; not manifests (they hold times).
     Step folders are named by their key, so paths compare settings and inputs as well.
     """
-    kinds = ("*.safetensors", "*.parquet", "metrics.jsonl", "results.json", "journal.jsonl")
+    kinds = ("*.safetensors", "*.parquet", "metrics.jsonl", "results.json", "journals/*.jsonl")
     files = [file for kind in kinds for file in run.rglob(kind) if ".partial" not in str(file)]
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 

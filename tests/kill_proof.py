@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,10 +171,8 @@ def count_steps(run: Path) -> int:
 
 def undo_evaluations(run: Path) -> None:
     """Delete the evaluations, so that there is work left to be killed in."""
-    for folder in run.glob("eval/*/glyphs-*"):
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    for folder in (*run.glob("eval/*/glyphs-*"), *run.glob("eval/*/journals")):
+        shutil.rmtree(folder)
 
 
 def compare(proof: Proof, calm: Path, disturbed: Path) -> None:

@@ -79,7 +79,7 @@ def started(cell, text):
 def test_results(undisturbed, samples):
     found = json.loads(results(undisturbed))
     rows = found["right"]
-    assert list(rows) == sorted(sample.id for sample in samples)
+    assert list(rows) == [sample.id for sample in samples]
     assert all(len(row) == 3 for row in rows.values())
     right = sum(map(sum, rows.values()))
     assert found["accuracy"] == pytest.approx(right / 24)

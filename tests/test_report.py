@@ -429,7 +429,7 @@ def test_the_terminal_shows_whole_lines(width, monkeypatch):
     text = "\n".join(lines)
     assert "published: Qwen2.5-VL-7B" in text
     assert "…" not in text
-    rows = {line.split()[0]: line.split() for line in reversed(lines) if line.strip()}
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["MathVerse"][1:] == ["43.8", "[10.0,", "80.0]", "50.0", "39.0", "66.5", "68.3", "71.6",
                                      "68.6"]  # fmt: skip
     assert rows["MMMU"][1:] == ["43.8", "[10.0,", "80.0]", "50.0"]  # nothing published

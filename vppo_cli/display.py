@@ -111,7 +111,10 @@ class PlainWatch:
             self.say(f"{self._stage:<{LABEL}}{done}/{total} {label}  {left}")
 
     def note(self, text: str) -> None:
-        line("note", text)
+        if text.startswith("WARNING "):
+            line("warning", text.removeprefix("WARNING "), style="bold yellow")
+        else:
+            line("note", text)
 
     def stage(self, name: str, index: int) -> None:
         self._started = self._said = time.monotonic()

@@ -14,18 +14,24 @@ from pipelines.reward import OUTCOMES
 from vppo_cli.display import LABEL, columns, console, line
 
 GAP = 2
+MOST_LEVELS = 16
+"""A breakdown into more levels (MMMU's 30 subjects) is left to the files."""
+
 Row = Sequence[str]
 
 
 def show(report: dict[str, Any], files: Iterable[Path] = ()) -> None:
-    """Print a report that ``evals.report.build`` made, and where its files are."""
+    """Print a report that ``evals.report.build`` made, and where its files are.
+
+    Details first: what one looks for stays on the screen.
+    """
     results = report["results"]
-    line("model", plain(report["model"]))
-    _accuracy(report)
-    _counts(results)
     _breakdowns(results)
     _scores(results)
+    _counts(results)
+    _accuracy(report)
     console.print()
+    line("model", plain(report["model"]))
     for who, values, instruction in report_tables.settings(report):
         _wrapped("settings", (f"{who}: " if who != "all" else "") + values)
         if instruction:
@@ -117,6 +123,11 @@ def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
     """Levels side by side, as many as fit, filled downwards."""
     for r in results:
         for group, levels in r["breakdowns"].items():
+            name = f"{plain(r['title'])} by {plain(group)}"
+            if len(levels) > MOST_LEVELS:
+                console.print()
+                line(name, f": {len(levels)} levels, in the report's files")
+                continue
             cells = _aligned([
                 [level, report_tables.accuracy(found), str(found["questions"])]
                 for level, found in levels.items()
@@ -125,7 +136,7 @@ def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
             across = max(1, (console.width + 4) // (max(map(len, items)) + 4))
             down = -(-len(items) // across)
             console.print()
-            line(f"{plain(r['title'])} by {plain(group)}", ": accuracy in %, number of questions")
+            line(name, ": accuracy in %, number of questions")
             columns([items[i::down] for i in range(down)], gap=4)
 
 
