@@ -103,22 +103,29 @@ def _refuse_huge_numbers() -> None:
 def _surely_not_zero(expression: Any) -> bool:
     """Whether an expression, at one point if it has symbols, is a number that is not 0.
 
-    Simplifying takes most of the time, and never makes 0 of what is not 0. Rounded numbers are
-    first taken at their decimal digits, as simplify does, so that all is exact; sympy's evalf then
-    raises its precision until the first digit is certain, and says when it cannot (precision 1).
+    Simplifying takes most of the time, and never makes 0 of what is not 0. sympy's evalf raises its
+    precision until the first digit is certain, and says when it cannot (precision 1).
+
+    simplify replaces a rounded number by a fraction within 1e-14 of it. So does this one, unless
+    such numbers only scale terms: then a sum above a millionth of its terms is surely not 0.
     """
-    from sympy import Float, Rational, Symbol, nsimplify
+    from sympy import Add, Float, Rational, Symbol, nsimplify
 
     symbols = sorted(expression.free_symbols, key=str)
     if len(symbols) > len(_POINTS) or any(
         type(symbol) is not Symbol or symbol.is_integer or symbol.is_negative for symbol in symbols
     ):
         return False
-    if expression.has(Float):
-        expression = nsimplify(expression, rational=True)
     points = {symbol: Rational(point) for symbol, point in zip(symbols, _POINTS, strict=False)}
+    smallest = 0.0
+    if expression.has(Float):
+        terms = Add.make_args(expression)
+        if any(term.as_coeff_Mul()[1].has(Float) for term in terms):
+            expression = nsimplify(expression, rational=True)
+        else:
+            smallest = 1e-6 * sum(abs(term.evalf(15, subs=points)) for term in terms)
     value = expression.evalf(15, subs=points)
-    return isinstance(value, Float) and value._prec != 1 and value != 0
+    return isinstance(value, Float) and value._prec != 1 and bool(abs(value) > smallest)
 
 
 _POINTS = ("0.31830988", "0.73908513", "0.56714329")  # positive, and no root of anything by chance

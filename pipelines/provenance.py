@@ -7,7 +7,17 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("vppo", "torch", "transformers", "tokenizers", "datasets", "vllm", "deepspeed")
+PACKAGES = (
+    "vppo",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "mathruler",
+    "math-verify",
+    "vllm",
+    "deepspeed",
+)
 
 
 def provenance() -> dict[str, str]:

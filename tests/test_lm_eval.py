@@ -9,9 +9,6 @@ from pathlib import Path
 import hub_schema
 import numpy as np
 import pytest
-
-pytest.importorskip("lm_eval")  # not needed to use the package
-
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager

@@ -25,6 +25,7 @@ REQUIRED = (
     "transformers",
     "datasets",
     "math-verify",
+    "lm-eval",
     "mathruler",
     "pydantic",
 )
