@@ -34,7 +34,7 @@ def compare(before: str, after: str, fail_below: float, *, as_json: bool) -> Non
         display.console.print()
         for note in found.notes:
             display.line("note", note)
-        limit = f"below {fail_below:+g} points for certain"
+        limit = f"surely below {fail_below:g} points"
         if worse:
             display.line("regression", f"{', '.join(worse)}: {limit}", style="bold red")
         else:
