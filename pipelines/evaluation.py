@@ -50,7 +50,7 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
 
     settings = wanted.config
     for grader in settings.eval.graders:
-        check_grader(grader)
+        check_grader(grader, "eval.graders")
     gather(settings, wanted.benchmarks, watch)
     cells: list[Cell] = [chain.cell(index, name, settings) for name in wanted.benchmarks]
     for cell in cells:

@@ -32,11 +32,12 @@ _LONGEST_REMEMBERED = 2_000  # characters of answer and gold together
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,8}")
 
 
-def check_grader(name: str) -> str:
+def check_grader(name: str, setting: str = "reward.grader") -> str:
     """``name``, if a grader has it or it is an import path that leads to one.
 
     ``package.module:function`` names a function (answer: str, gold: str) -> bool. It is imported
     here as well, so that a run learns of a mistake before it samples; it runs in the workers only.
+    ``setting`` is where it was named, for the message.
 
     Raises:
         UserError: no grader has it (the fix names the nearest one), the import path leads nowhere,
@@ -48,15 +49,15 @@ def check_grader(name: str) -> str:
         near = difflib.get_close_matches(name.lower(), GRADERS, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"reward.grader: {name}", "no such grader.",
+            f"{setting}: {name}", "no such grader.",
             f"{hint}Known: {' '.join(GRADERS)}; or an import path package.module:function.",
         )  # fmt: skip
-    function = find_part("reward.grader", name, dict.fromkeys(GRADERS))
+    function = find_part(setting, name, dict.fromkeys(GRADERS))
     try:
         inspect.signature(function).bind("answer", "gold")
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"reward.grader: {name}", f"cannot be called with two texts ({error}).",
+            f"{setting}: {name}", f"cannot be called with two texts ({error}).",
             "A grader is a function (answer: str, gold: str) -> bool.",
         ) from error  # fmt: skip
     return name

@@ -52,7 +52,7 @@ def check_parts(config: Config) -> None:
     find_part("update.objective", config.update.objective, OBJECTIVES)
     make_reward(config.reward.function, config.reward.grader)
     for grader in config.eval.graders:
-        check_grader(grader)
+        check_grader(grader, "eval.graders")
 
 
 class Session:
