@@ -37,7 +37,7 @@ the MemoryError that would have followed, and would report it as a plain wrong."
 _LONGEST_KEPT = 300
 """Texts up to this length are parsed once for all answers to a question."""
 _LARGEST_BITS = 10**8
-"""Whole numbers above this size are not computed; 3**(6 * 10**7) is one, and takes half a minute."""
+"""Whole numbers above this size are not computed; 3**(6.4 * 10**7) is one, and takes half a minute."""
 _LARGEST_POWER_OF_TWO = 2**33
 """In bits: 1 GiB."""
 
