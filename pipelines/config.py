@@ -156,7 +156,7 @@ class RewardConfig(Section):
     function: str = "outcome"
     """``outcome`` (1 if the answer is right, else 0) or an import path ``package.module:function``."""
     grader: str = "mathruler"
-    """``mathruler`` (the paper's) or ``math-verify``."""
+    """``mathruler`` (the paper's), ``math-verify``, or an import path (answer, gold) -> bool."""
     deadline: float = Field(default=5.0, gt=0)
     """Seconds one answer may take to grade before its worker is killed."""
     workers: int = Field(default=1, ge=1)
