@@ -12,7 +12,7 @@ import numpy as np
 
 from evals.report import REPORT
 from evals.run import RESULTS
-from evals.statistics import Interval, average, resampled
+from evals.statistics import Interval, average, interval, resampled
 from pipelines.errors import UserError
 from pipelines.runs import CONFIG, runs_folder
 
@@ -57,15 +57,33 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
         found = json.loads(file.read_text(encoding="utf-8"))
         results = found.get("results", [found])
         for result in results:
-            if not (isinstance(result["benchmark"], str) and all(result["right"].values())):
-                raise TypeError("a question without samples")
-            sum(map(sum, result["right"].values()))
+            _check(result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             str(file), f"is not a report of vppo eval ({type(error).__name__}: {error}).",
             f"Give a {REPORT} or {RESULTS} that vppo eval wrote.",
         ) from error  # fmt: skip
     return str(found.get("model", name)), results
+
+
+def _check(result: Any) -> None:
+    """Refuse what ``compare`` cannot read; raises what ``load`` catches."""
+    name, right = result["benchmark"], result["right"]
+    if not isinstance(name, str):
+        raise TypeError(f"benchmark {name!r} is no name")
+    for question, marks in right.items():
+        if not question:
+            raise ValueError("a question without an id")
+        if not isinstance(marks, list) or not marks:
+            raise TypeError(f"question {question!r} has no samples")
+        for mark in marks:
+            if type(mark) is not int or mark not in (0, 1):
+                raise ValueError(f"question {question!r} has a mark {mark!r}, neither 0 nor 1")
+    if not isinstance(result.get("settings", {}), dict):
+        raise TypeError("settings is no object")
+    owners = result.get("clusters_of", {})
+    if not isinstance(owners, dict) or not all(isinstance(o, str) for o in owners.values()):
+        raise TypeError("clusters_of does not map questions to names")
 
 
 def _find(name: str) -> Path:
@@ -114,11 +132,8 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
             np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name
         )
         change = float(np.mean(second) - np.mean(first))
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        interval = Interval(change, float(low), float(high))
-        changes.append(
-            Change(name, len(shared), float(np.mean(first)), float(np.mean(second)), interval)
-        )
+        means = float(np.mean(first)), float(np.mean(second))
+        changes.append(Change(name, len(shared), *means, interval(change, drawn)))
         draws.append((change, drawn))
     if not changes:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.majority import vote
-from evals.statistics import interval, resampled_ratio
+from evals.statistics import rate
 
 if TYPE_CHECKING:
     from evals.scores import Answered
@@ -51,7 +51,7 @@ def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
         about = f"two samples of a question give the same answer; {of}"
         found["repetition_consistency"] = (same_S, ones_S, about)
     return {
-        name: _score(above, below, f"DynaMath/{name}", about)
+        name: rate(above, below, f"DynaMath/{name}", about)
         for name, (above, below, about) in found.items()
     }
 
@@ -65,9 +65,3 @@ def _agreement(row: Answered) -> float:
     n = len(votes)
     pairs = sum(votes.count(one) - 1 for one in votes if one is not None)
     return pairs / (n * (n - 1))
-
-
-def _score(above: np.ndarray, below: np.ndarray, stream: str, about: str) -> dict[str, Any]:
-    value = float(above.sum() / below.sum()) if below.any() else 0.0
-    found = interval(value, resampled_ratio(above, below, stream))
-    return {"value": value, "interval": [found.low, found.high], "about": about}

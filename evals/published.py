@@ -11,20 +11,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from evals.benchmarks import EIGHT
+
 PAPER = "arXiv 2510.09285"
 SAMPLES = 8
 
-# The columns of the table, in its order.
-COLUMNS = (
-    "mathverse",
-    "dynamath",
-    "mmk12",
-    "geo3k",
-    "mathvision",
-    "wemath",
-    "logicvista",
-    "mmmu_pro",
-)
+COLUMNS = EIGHT
+"""The columns of the table, in its order."""
 
 # How the published numbers were sampled and graded, by family; the rest is the same for all.
 SETTINGS = {
@@ -70,11 +63,25 @@ ROWS: tuple[Row, ...] = (
     _row("Qwen3-VL-8B", "VPPO", 83.8, 80.0, 80.6, 71.9, 55.9, 84.3, 62.3, 52.4, 71.4),
 )  # fmt: skip
 
-PUBLISHED: dict[str, dict[str, float]] = {row.model: row.accuracy for row in ROWS}
+
+_SIZE = re.compile(r"(?<![0-9a-z.])(\d+(?:\.\d+)?)b(?![0-9a-z])")
+_KIND = re.compile(r"(?<![0-9a-z])qwen[-_]?(2[._]5|3)[-_]?vl(?![0-9a-z])")
+_FAMILIES = {
+    ("2.5", "7"): "Qwen2.5-VL-7B",
+    ("2.5", "32"): "Qwen2.5-VL-32B",
+    ("3", "8"): "Qwen3-VL-8B",
+}
 
 
-def nearest_family(model: str) -> str:
-    """The family whose numbers to show first: by the size in the model's name, else the 7B."""
-    sizes = re.findall(r"(?<![\d.])(8b|32b)(?![a-z0-9])", model.lower())
-    families = {"32b": "Qwen2.5-VL-32B", "8b": "Qwen3-VL-8B"}
-    return families[sizes[0]] if sizes else "Qwen2.5-VL-7B"
+def nearest_family(path: str) -> str:
+    """The family whose numbers to show first; the 7B if the model is of none, or unknown.
+
+    Args:
+        path: the model's folder or hub id. Of its parts, the last that names a family decides: its
+            kind and, as the first size in it, one of the sizes that were published.
+    """
+    for name in reversed(path.lower().split("/")):
+        kind, size = _KIND.search(name), _SIZE.search(name)
+        if kind and size and (found := (kind[1].replace("_", "."), size[1])) in _FAMILIES:
+            return _FAMILIES[found]
+    return "Qwen2.5-VL-7B"

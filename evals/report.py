@@ -22,12 +22,13 @@ FORMAT = 1
 REPORT = "report.json"
 
 
-def build(model: str, results: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict[str, Any]:
     """The report on ``model``.
 
     Args:
-        model: its name, as people should read it; a 7B, 8B or 32B in it picks the published rows.
+        model: its name, as people should read it.
         results: the content of each benchmark's results.json, each benchmark once.
+        path: the folder or hub id that the model is, or was trained from; it picks the published rows.
 
     Returns:
         ``results`` (the paper's eight first, in its order), ``average`` (fractions; None with the
@@ -40,7 +41,7 @@ def build(model: str, results: Iterable[dict[str, Any]]) -> dict[str, Any]:
     names = [row["benchmark"] for row in rows]
     if not names or len(names) != len(set(names)):
         raise ValueError(f"a report needs results, each benchmark once: {names}")
-    family = published.nearest_family(model)
+    family = published.nearest_family(path)
     missing = _no_average(rows)
     return {
         "format": FORMAT,
@@ -98,10 +99,18 @@ def _no_average(rows: Sequence[dict[str, Any]]) -> str | None:
     here = {row["benchmark"]: row for row in rows if row["benchmark"] in published.COLUMNS}
     missing = [name for name in published.COLUMNS if name not in here]
     limited = [row["title"] for row in here.values() if row["settings"]["limit"] is not None]
+    counts = []
+    for row in here.values():
+        known = row["rows"]
+        if known is None:
+            counts.append(f"{row['title']} unknown")
+        elif known["kept"] != known["expected_kept"]:
+            counts.append(f"{row['title']} {known['kept']} of {known['expected_kept']}")
     if not here:
         return ""
     reasons = [f"not here: {', '.join(missing)}"] if missing else []
     reasons += [f"limited: {', '.join(limited)}"] if limited else []
+    reasons += [f"questions in the data: {', '.join(counts)}"] if counts else []
     return f"needs all eight in full ({'; '.join(reasons)})" if reasons else None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -110,10 +111,19 @@ def average(resamples: Sequence[Array], means: Sequence[float]) -> Interval:
     return interval(float(np.mean(means)), np.mean(np.stack(resamples), axis=0))
 
 
-def paired_difference(
-    before: Sequence[float], after: Sequence[float], clusters: Sequence[Hashable] | None = None
-) -> Interval:
-    """The mean of after - before over the same questions, with its interval."""
-    if len(before) != len(after):
-        raise ValueError(f"{len(before)} and {len(after)} questions cannot be paired")
-    return bootstrap(np.subtract(after, before).tolist(), clusters)
+def rate(above: ArrayLike, below: ArrayLike, stream: str, about: str) -> dict[str, Any]:
+    """A benchmark's own score: sum(above) / sum(below) over its units (0 / 0 is 0), as reports hold it.
+
+    Args:
+        above: one per unit, such as a seed or a composite.
+        below: likewise.
+        stream: as of ``resampled``.
+        about: what the score means.
+
+    Returns:
+        ``value`` and ``interval`` (fractions) and ``about``.
+    """
+    above_N, below_N = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    value = float(above_N.sum() / below_N.sum()) if below_N.any() else 0.0
+    found = interval(value, resampled_ratio(above_N, below_N, stream))
+    return {"value": value, "interval": [found.low, found.high], "about": about}

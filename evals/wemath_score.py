@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.statistics import interval, resampled_ratio
+from evals.statistics import rate
 
 if TYPE_CHECKING:
     from evals.scores import Answered
@@ -80,6 +80,4 @@ def _score(
     """The rate of ``above`` among ``below`` (None: all), with its interval over the composites."""
     above = above_CN.mean(1)
     below = np.ones(len(above)) if below_CN is None else below_CN.mean(1)
-    value = float(above.sum() / below.sum()) if below.any() else 0.0
-    found = interval(value, resampled_ratio(above, below, f"We-Math/{name}"))
-    return {"value": value, "interval": [found.low, found.high], "about": about}
+    return rate(above, below, f"We-Math/{name}", about)

@@ -90,12 +90,31 @@ def test_nothing_to_compare():
     "content",
     ["", "[]", "{}", "null", '{"results": 1}', '{"right": {}}', '{"benchmark": 1, "right": {}}',
      '{"benchmark": "a", "right": {"q": []}}', '{"benchmark": "a", "right": {"q": ["x"]}}', "[" * 99999,
-     '{"benchmark": "a", "right": {"q": 1}}'],
+     '{"benchmark": "a", "right": {"q": 1}}', '{"benchmark": "a", "right": {"q": {"1": 1}}}',
+     *(f'{{"benchmark": "a", "right": {{"q": [1, {mark}]}}}}'
+       for mark in ("NaN", "Infinity", "2", "-1", "0.5", "1.0", "true", "null", '"x"', "[1]")),
+     '{"benchmark": "a", "right": {"": [1]}}', '{"benchmark": "a", "right": [["q", [1]]]}',
+     '{"benchmark": "a", "right": {"q": [1]}, "settings": []}',
+     '{"benchmark": "a", "right": {"q": [1]}, "settings": null}',
+     '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": ["q"]}',
+     '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": {"q": []}}'],
 )  # fmt: skip
 def test_files_that_are_no_evaluation(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(UserError, match=r"is not a report of vppo eval"):
         load(str(tmp_path))
+
+
+def test_a_mark_that_is_none_is_named(tmp_path):
+    (tmp_path / "results.json").write_text('{"benchmark": "a", "right": {"q7": [1, NaN]}}')
+    with pytest.raises(UserError, match="question 'q7' has a mark nan, neither 0 nor 1"):
+        load(str(tmp_path))
+
+
+def test_what_an_evaluation_needs_is_little(tmp_path):
+    small = {"benchmark": "a", "right": {"q": [1, 0]}}
+    (tmp_path / "results.json").write_text(json.dumps(small))
+    assert load(str(tmp_path)) == (str(tmp_path), [small])
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from evals.report_formats import (
     latex_text,
     markdown_text,
 )
+from pipelines.chain import Chain
+from pipelines.config import Config
+from pipelines.errors import Interrupted, UserError
 from vppo_cli import display
 from vppo_cli.report import show
 
@@ -40,6 +44,8 @@ PAPER = {
 }  # fmt: skip
 TRAINING = {name: value for name, value in PAPER.items() if name not in ("seed", "limit")}
 
+WHOLE = {"all": 5, "kept": 4, "expected_all": 5, "expected_kept": 4}
+
 MARKS = [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]  # 7 of 16 right: 43.75 %
 
 
@@ -52,7 +58,8 @@ def result(benchmark: str, marks: list[list[int]] = MARKS, **changes: Any) -> di
     clustered = benchmark == "mathverse"
     found = {
         "benchmark": benchmark, "title": TITLES.get(benchmark, benchmark), "questions": len(marks),
-        "samples": len(marks[0]), "profile": "paper", "rows": None, "warnings": [],
+        "samples": len(marks[0]), "profile": "paper", "warnings": [],
+        "rows": WHOLE if benchmark in EIGHT else None,
         "settings": PAPER, "training": None, "grader": "mathruler",
         "graders": {
             "math-verify": {"accuracy": 0.5, "interval": [0.25, 0.75], "outcomes": outcomes},
@@ -120,29 +127,53 @@ def latex_tables(text: str) -> list[tuple[str, list[list[str]]]]:
 
 
 def test_every_published_row_has_the_average_that_is_printed_beside_it():
-    assert len(published.ROWS) == len(published.PUBLISHED) == 11
+    rows = {row.model: row.accuracy for row in published.ROWS}
+    assert len(published.ROWS) == len(rows) == 11
     assert published.COLUMNS == EIGHT_BENCHMARKS == tuple(EIGHT)
     for row in published.ROWS:
         assert list(row.accuracy) == EIGHT
         # The eight are rounded to 0.1, and so is the average of what they were before.
         assert sum(row.accuracy.values()) / 8 == pytest.approx(row.average, abs=0.05 + 1e-9)
-    assert published.PUBLISHED["Qwen2.5-VL-7B + VPPO"]["mathverse"] == 71.6
-    assert published.PUBLISHED["Qwen3-VL-8B + VPPO"]["mmmu_pro"] == 52.4
+    assert rows["Qwen2.5-VL-7B + VPPO"]["mathverse"] == 71.6
+    assert rows["Qwen3-VL-8B + VPPO"]["mmmu_pro"] == 52.4
 
 
 @pytest.mark.parametrize(
-    ("model", "family"),
+    ("path", "family"),
     [
         ("Qwen/Qwen2.5-VL-32B-Instruct", "Qwen2.5-VL-32B"),
-        ("qwen3_vl_8b, checkpoint 200", "Qwen3-VL-8B"),
+        ("Qwen/Qwen3-VL-8B-Thinking", "Qwen3-VL-8B"),
+        ("./qwen2_5_vl_32b", "Qwen2.5-VL-32B"),
+        ("/models/qwen3_vl_8b/", "Qwen3-VL-8B"),
+        ("hub/models--Qwen--Qwen3-VL-8B-Instruct/snapshots/32b7b8b", "Qwen3-VL-8B"),
+        ("Qwen2.5-VL-32B-runs/Qwen3-VL-8B", "Qwen3-VL-8B"),  # the last part is the model
         ("Qwen2.5-VL-7B", "Qwen2.5-VL-7B"),
-        ("a-78B-model", "Qwen2.5-VL-7B"),  # nothing nearer than the smallest
-        ("model-1.8B", "Qwen2.5-VL-7B"),
+        # All others get the smallest.
+        ("tiny-3a8b", "Qwen2.5-VL-7B"),
+        ("OpenGVLab/InternVL3-8B", "Qwen2.5-VL-7B"),
+        ("Qwen3-8B", "Qwen2.5-VL-7B"),
+        ("Qwen2-VL-32B", "Qwen2.5-VL-7B"),
+        ("Qwen3-VL-32B", "Qwen2.5-VL-7B"),
+        ("Qwen2.5-VL-8B", "Qwen2.5-VL-7B"),
+        ("Qwen3-VL-1.8B", "Qwen2.5-VL-7B"),
+        ("Qwen2.5-VL-132B", "Qwen2.5-VL-7B"),
+        ("Qwen3-VL-30B-A8B", "Qwen2.5-VL-7B"),
+        ("Qwen3-VL-4B-distilled-from-8B", "Qwen2.5-VL-7B"),
+        ("qwen3-vl/8b", "Qwen2.5-VL-7B"),  # kind and size are of one name
         ("my model", "Qwen2.5-VL-7B"),
+        ("", "Qwen2.5-VL-7B"),
     ],
 )
-def test_the_nearest_family(model, family):
-    assert published.nearest_family(model) == family
+def test_the_nearest_family(path, family):
+    assert published.nearest_family(path) == family
+
+
+def test_the_label_has_no_say_in_the_family():
+    rows = [result("geo3k")]
+    assert build("checkpoint 30 of Qwen3-VL-8B", rows)["published"]["nearest"] == "Qwen2.5-VL-7B"
+    assert build("checkpoint 30 of tiny-3a8b", rows)["warnings"] == []
+    report = build("mine", rows, "Qwen/Qwen3-VL-8B-Instruct")
+    assert (report["model"], report["published"]["nearest"]) == ("mine", "Qwen3-VL-8B")
 
 
 # --- the average ----------------------------------------------------------------------------------
@@ -183,6 +214,26 @@ def test_no_average_unless_all_eight_are_there_in_full():
     assert report["no_average"] == "needs all eight in full (limited: We-Math)"
     report = build("m", [result("glyphs")])
     assert (report["average"], report["no_average"]) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({"kept": 3}, "Geometry3K 3 of 4"),
+        ({"kept": 9}, "Geometry3K 9 of 4"),  # other data, if not less
+        ({"all": 7}, None),  # what the filter took does not count
+        (None, "Geometry3K unknown"),
+    ],
+)
+def test_no_average_over_a_part_of_a_benchmark(counts, reason):
+    rows = [result(name) for name in EIGHT]
+    rows[3] |= {"rows": None if counts is None else WHOLE | counts}
+    report = build("m", rows)
+    if reason is None:
+        assert report["average"] is not None
+        return
+    assert report["average"] is None
+    assert report["no_average"] == f"needs all eight in full (questions in the data: {reason})"
 
 
 def test_wrong_use():
@@ -245,11 +296,11 @@ def test_what_does_not_compare_with_the_published_numbers(changes, warning):
 
 
 def test_the_length_limit_is_that_of_the_family():
-    assert build("Qwen2.5-VL-32B", [result("geo3k")])["warnings"] == [
+    assert build("m", [result("geo3k")], "Qwen2.5-VL-32B")["warnings"] == [
         "The published numbers of Qwen2.5-VL-32B are sampled otherwise: max_new_tokens 4096, here 2048."
     ]
     longer = result("geo3k", settings=PAPER | {"max_new_tokens": 4096})
-    assert build("Qwen2.5-VL-32B", [longer])["warnings"] == []
+    assert build("m", [longer], "Qwen2.5-VL-32B")["warnings"] == []
 
 
 def test_benchmarks_asked_in_different_ways():
@@ -442,7 +493,7 @@ def test_the_terminal_shows_whole_lines(width, monkeypatch):
 
 
 def test_the_terminal_shows_the_family_of_the_model_and_no_other(monkeypatch):
-    text = "\n".join(shown(build("Qwen3-VL-8B", [result("geo3k")]), 80, monkeypatch))
+    text = "\n".join(shown(build("m", [result("geo3k")], "a/Qwen3-VL-8B"), 80, monkeypatch))
     assert "published: Qwen3-VL-8B" in text
     assert "GRPO" not in text
     assert re.search(r"Geometry3K +43\.8 \[10\.0, 80\.0\] +50\.0 +57\.5 +71\.9", text)
@@ -465,3 +516,112 @@ def test_profiles_that_differ_are_named_beside_each_number(monkeypatch):
     main = markdown_tables(as_markdown(report))[0]
     assert main[0] == ["model", "Geometry3K (paper)", "We-Math (matched)"]
     assert main[-1][0] == "**m**"
+
+
+def test_warnings_of_row_counts_are_told_together(monkeypatch):
+    counted = "15 rows before the filter, expected 3940; 10 after it, expected 2180"
+    rows = [
+        result(name, warnings=[counted.replace("15", str(20 + i))]) for i, name in enumerate(EIGHT)
+    ]
+    rows[1]["warnings"] = ["7 questions, expected 3666", "2 rows left out (2 no image). First: x"]
+    report = build("m", rows)
+    assert f"MathVerse: {counted.replace('15', '20')}" in report["warnings"]
+    for text in (as_markdown(report), as_latex(report)):
+        assert text.count("rows before the filter, expected 3940; 10 after it") == 7
+    lines = shown(report, 80, monkeypatch)
+    start = lines.index(
+        "           Numbers of rows other than expected (before the filter; after it):"
+    )
+    assert lines[start + 1 :] == [
+        "           MathVerse: 20, expected 3940; 10, expected 2180",
+        "           DynaMath: 7 questions, expected 3666",
+        *(f"           {TITLES[name]}: {22 + i}, expected 3940; 10, expected 2180"
+          for i, name in enumerate(EIGHT[2:])),
+    ]  # fmt: skip
+    above = " ".join(" ".join(lines[:start]).split())
+    assert "DynaMath: 2 rows left out (2 no image). First: x" in above
+    assert "MathVerse: 2" not in above
+
+
+def test_one_warning_of_row_counts_is_a_whole_sentence(monkeypatch):
+    counted = "15 rows before the filter, expected 601; 10 after it, expected 601"
+    report = build("m", [result("geo3k", warnings=[counted]), result("mmk12")])
+    words = " ".join(" ".join(shown(report, 80, monkeypatch)).split())
+    assert f"Geometry3K: {counted}" in words
+    assert "Numbers of rows" not in words
+
+
+# --- untrusted text -------------------------------------------------------------------------------
+
+RAW = [
+    "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "\x9b31m", "\x90q\x9c", "a\u202eb\u2066c", "\ud800",
+    "\x00\x7f", "a\rb", "a\x0bb\u2028c",
+]  # fmt: skip
+
+
+def printed(console: Any, act: Any) -> str:
+    with console.capture() as capture:
+        act()
+    return capture.get()
+
+
+@pytest.mark.parametrize("text", RAW)
+def test_control_characters_never_reach_the_terminal(text):
+    shown_texts = [
+        printed(display.console, lambda: display.line(text, text)),
+        printed(display.console, lambda: display.columns([[text, "b"], ["c", text]])),
+        printed(display.errors, lambda: display.show_error(UserError(text, text, text))),
+        printed(display.console, lambda: watch().note(text)),
+        printed(display.console, lambda: watch().note(f"WARNING {text}")),
+        printed(display.console, lambda: watch().say(text)),
+    ]
+    for found in shown_texts:
+        assert all(c.isprintable() or c == "\n" for c in found), found
+
+
+def watch() -> display.PlainWatch:
+    return display.PlainWatch(Chain(Config(), Path("run")))
+
+
+def test_columns_stay_columns():
+    rows = [["a\nb\x1bc", ":skull:", "x"], ["[bold]d[/bold]", ":skull:", "y"]]
+    assert printed(display.console, lambda: display.columns(rows)) == (
+        "a b\ufffdc" + " " * 11 + ":skull:  x\n[bold]d[/bold]  :skull:  y\n"
+    )
+
+
+def test_a_line_break_cannot_begin_a_line_of_its_own():
+    found = printed(
+        display.console, lambda: display.line("note", "harmless\nerror      all is lost")
+    )
+    assert found == "note       harmless\n           error      all is lost\n"
+    error = UserError("a\nerror  b", ":skull: [red]c[/red]\\", "d\ne")
+    found = printed(display.errors, lambda: display.show_error(error))
+    assert found == ("error  a\n       error  b: :skull: [red]c[/red]\\\n       d\n       e\n")
+
+
+# --- after Ctrl-C ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("again", "hint"),
+    [
+        (None, "vppo train --run small"),
+        ("the same command goes on where it was", "the same command goes on where it was"),
+    ],
+)
+def test_how_to_go_on_after_ctrl_c(again, hint, tmp_path, monkeypatch):
+    monkeypatch.setattr(display, "_running", [])
+    chain = Chain(Config(), tmp_path / "small")
+    with pytest.raises(Interrupted), display.watching(chain, as_json=True, again=again):
+        raise Interrupted
+    assert printed(display.errors, display.show_interrupted) == (
+        f"stopped    everything committed so far is kept\nnext       {hint}\n"
+    )
+
+
+def test_no_hint_once_all_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(display, "_running", [])
+    with display.watching(Chain(Config(), tmp_path / "small"), as_json=True):
+        pass
+    assert "next" not in printed(display.errors, display.show_interrupted)

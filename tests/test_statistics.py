@@ -13,7 +13,7 @@ from evals.statistics import (
     RESAMPLES,
     average,
     bootstrap,
-    paired_difference,
+    rate,
     resampled,
     resampled_ratio,
 )
@@ -145,7 +145,7 @@ def test_nothing_of_nothing_is_nothing():
     assert (drawn == 0).mean() == pytest.approx(0.25, abs=0.02)
 
 
-# --- streams, averages, differences ---------------------------------------------------------------
+# --- streams, averages, rates ---------------------------------------------------------------------
 
 
 def test_streams_are_independent():
@@ -173,17 +173,15 @@ def test_an_average_of_nothing():
         average([coins(4)], [0.5, 0.5])
 
 
-def test_a_paired_difference_by_hand():
-    # Each question gains exactly 1/8, so the difference is certain, however the questions differ.
-    before = [0.0, 0.125, 0.5, 0.875]
-    interval = paired_difference(before, [x + 0.125 for x in before])
-    assert (interval.mean, interval.low, interval.high) == (0.125, 0.125, 0.125)
-    assert paired_difference([1.0], [0.0]).mean == -1.0
-    with pytest.raises(ValueError, match="1 and 2 questions"):
-        paired_difference([1.0], [1.0, 0.0])
+def test_a_rate_by_hand():
+    # Units (1 of 1) and (0 of 3): 1/4 in all; a resample has 1/1, 1/4 or 0/3.
+    found = rate([1, 0], [1, 3], "a", "of all")
+    assert found == {"value": 0.25, "interval": [0.0, 1.0], "about": "of all"}
+    assert rate([0, 0], [0, 0], "a", "")["value"] == 0.0
 
 
-def test_a_paired_difference_of_clusters():
-    # Two clusters that gain 1 and lose 1: drawn whole, the difference is -1, 0 or 1.
-    interval = paired_difference([0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
-    assert (interval.mean, interval.low, interval.high) == (0.0, -1.0, 1.0)
+def test_a_rate_is_drawn_from_its_stream():
+    above, below = [float(i % 3 == 0) for i in range(50)], [float(1 + i % 7) for i in range(50)]
+    low, high = np.quantile(resampled_ratio(above, below, "a"), [0.025, 0.975])
+    assert rate(above, below, "a", "")["interval"] == [low, high]
+    assert rate(above, below, "b", "")["interval"] != [low, high]

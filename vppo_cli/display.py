@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -29,24 +28,41 @@ LABEL = 11
 EVERY_S = 30.0
 """Seconds between two lines of progress where the output is not a terminal."""
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def plain(text: str, indent: int | None = None) -> str:
+    """Text that a terminal only shows: data sets, models and file names are not to be trusted.
+
+    Control characters, such as those that start an escape sequence or turn the direction of
+    writing, become U+FFFD, and every white space a blank.
+
+    Args:
+        indent: keep the line breaks, each with this many blanks after it; None: they are blanks too.
+    """
+    safe = "".join(
+        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\ufffd" for c in text
+    )
+    return safe.replace("\n", " " if indent is None else "\n" + " " * indent)
 
 
 def line(label: str, text: str, style: str = "") -> None:
     """One line of output: a short label, then what there is to say."""
-    console.print(f"[bold]{label:<{LABEL}}[/bold]{escape(text)}", style=style or None)
+    label, text = plain(label, 0), plain(text, LABEL)
+    console.print(Text.assemble((f"{label:<{LABEL}}", "bold"), text), style=style or None)
 
 
 def columns(
     rows: Sequence[Sequence[str]], *, indent: int = 0, gap: int = 2, styles: Sequence[str] = ()
 ) -> None:
     """Rows in columns, one line each: never cut, whatever the width of the terminal or pipe."""
-    widths = [max(map(len, cells)) for cells in zip_longest(*rows, fillvalue="")]
-    for row, style in zip_longest(rows, styles, fillvalue=""):
+    safe = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip_longest(*safe, fillvalue="")]
+    for row, style in zip_longest(safe, styles, fillvalue=""):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         text = " " * indent + (" " * gap).join(cells).rstrip()
-        console.print(escape(text), style=str(style) or None)
+        console.print(Text(text), style=str(style) or None)
 
 
 def print_json(value: Any) -> None:
@@ -56,19 +72,20 @@ def print_json(value: Any) -> None:
 
 def show_error(error: UserError) -> None:
     """An expected error: what is wrong and what to do, without a traceback."""
-    errors.print(f"[bold red]error[/bold red]  {escape(f'{error.place}: {error.problem}')}")
+    problem = plain(f"{error.place}: {error.problem}", 7)
+    errors.print(Text.assemble(("error", "bold red"), "  ", problem))
     if error.fix:
-        errors.print(f"       {escape(error.fix)}")
+        errors.print(Text("       " + plain(error.fix, 7)))
 
 
-_running: list[Chain] = []  # the run that Ctrl-C would stop
+_running: list[str] = []  # how to go on with what Ctrl-C would stop
 
 
 def show_interrupted() -> None:
     """After Ctrl-C: what is kept, and how to go on."""
     errors.print("[bold]stopped[/bold]    everything committed so far is kept")
     if _running:
-        errors.print(f"[bold]next[/bold]       vppo train --run {_running[-1].run.name}")
+        errors.print(Text.assemble(("next", "bold"), "       ", plain(_running[-1])))
 
 
 # -- while it runs -------------------------------------------------------------------------------
@@ -138,7 +155,7 @@ class PlainWatch:
             self.say(f"{name:<{LABEL}}{place}{summary(metrics)}")
 
     def say(self, text: str) -> None:
-        console.print(escape(text))
+        console.print(Text(plain(text, LABEL)))
 
     def step_line(self) -> str:
         """``step  42/100  accuracy 0.47 ▁▂▃  ...``"""
@@ -188,14 +205,15 @@ class LiveWatch(PlainWatch):
     def leave(self) -> None:
         """Leave the last step on the screen when the view ends."""
         if self._step_text:
-            console.print(escape(self._step_text))
+            console.print(Text(self._step_text))
 
     def _draw(self) -> None:
         done, total = self._bar
         now = Table.grid(padding=(0, 1))
+        doing = f"{done}/{total} {self._now}" if total else self._now
         now.add_row(
             Text(f"{self._label:<{LABEL - 1}}", style="bold"),
-            Text(_bar_text(done, total)), Text(f"{done}/{total} {self._now}" if total else self._now),
+            Text(_bar_text(done, total)), Text(plain(doing)),
         )  # fmt: skip
         parts: list[Any] = []
         if self._step_text:
@@ -222,9 +240,13 @@ class QuietWatch(PlainWatch):
 
 
 @contextlib.contextmanager
-def watching(chain: Chain, *, as_json: bool) -> Iterator[PlainWatch]:
-    """The right watch for where standard output goes."""
-    _running.append(chain)
+def watching(chain: Chain, *, as_json: bool, again: str | None = None) -> Iterator[PlainWatch]:
+    """The right watch for where standard output goes.
+
+    Args:
+        again: what to say after Ctrl-C on how to go on; by default the command that trains the run.
+    """
+    _running.append(f"vppo train --run {chain.run.name}" if again is None else again)
     if as_json:
         yield QuietWatch(chain)
     elif console.is_terminal:
@@ -293,12 +315,11 @@ def next_steps(chain: Chain) -> None:
         line("next", f"vppo train --run {name}      go on")
         return
     line("next", f"vppo status --run {name}      what the run did")
-    console.print(
-        f"{'':<{LABEL}}vppo export {name}-model --run {name}      the model, for transformers"
-    )
-    console.print(
-        f"{'':<{LABEL}}vppo train --run {name} --stage score --set score.estimator=k3      "
-        "score the saved rollouts another way"
+    line("", f"vppo export {name}-model --run {name}      the model, for transformers")
+    line(
+        "",
+        f"vppo train --run {name} --stage score --set score.estimator=k3      "
+        "score the saved rollouts another way",
     )
 
 

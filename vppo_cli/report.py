@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -16,6 +17,12 @@ from vppo_cli.display import LABEL, columns, console, line
 GAP = 2
 MOST_LEVELS = 16
 """A breakdown into more levels (MMMU's 30 subjects) is left to the files."""
+
+COUNTS = re.compile(
+    r"(.+: )(\d+) rows before the filter(, expected \d+; \d+) after it(, expected \d+)"
+    r"|(.+: )\d+ questions, expected \d+"
+)
+"""A warning that a benchmark does not have the number of rows that it should."""
 
 Row = Sequence[str]
 
@@ -36,10 +43,25 @@ def show(report: dict[str, Any], files: Iterable[Path] = ()) -> None:
         _wrapped("settings", (f"{who}: " if who != "all" else "") + values)
         if instruction:
             _wrapped("", f"instruction: {instruction}")
-    for i, warning in enumerate(report["warnings"]):
+    for i, warning in enumerate(_calm(report["warnings"])):
         _wrapped("" if i else "warnings", warning, "bold yellow")
     for i, path in enumerate(files):
         line("" if i else "files", str(path))
+
+
+def _calm(warnings: Sequence[str]) -> list[str]:
+    """The warnings; those of row counts, if there are several, last and under one sentence."""
+    counts = [warning for warning in warnings if COUNTS.fullmatch(warning)]
+    if len(counts) < 2:
+        return list(warnings)
+    return [
+        *(warning for warning in warnings if warning not in counts),
+        "Numbers of rows other than expected (before the filter; after it):",
+        *(
+            COUNTS.sub(lambda m: m[0] if m[5] else f"{m[1]}{m[2]}{m[3]}{m[4]}", text)
+            for text in counts
+        ),
+    ]
 
 
 def _accuracy(report: dict[str, Any]) -> None:
