@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pipelines.chain import Cell
 
 ANSWERS = "answers.parquet"
+MOST_WITHOUT_VERDICT = 0.05
+"""A larger share of answers without a verdict is warned of."""
+
 PART = 2048
 """Answers graded between two reports of progress."""
 
@@ -49,13 +52,16 @@ def grade(
     }
     first = how.graders[0]
     right = [outcome == "correct" for outcome in marks[first]]
+    about = _about_rows(cell)
+    about["warnings"] += _without_verdict(marks)
     results: dict[str, Any] = {
         "benchmark": how.benchmark, "title": benchmark.title if benchmark else how.benchmark,
         "accuracy": summaries[first]["accuracy"], "interval": summaries[first]["interval"],
         "questions": len(rows), "samples": how.samples, "profile": how.profile,
-        **_about_rows(cell),
+        **about,
         "settings": {**asdict(how.asking), "seed": how.seed, "limit": how.limit},
         "training": asdict(training) if training else None,
+        "policy": cell.results.inputs["policy"],
         "grader": first,
         "graders": {
             grader: {
@@ -84,6 +90,20 @@ def grade(
         **marks,
     }
     return results, pa.table(columns)
+
+
+def _without_verdict(marks: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """A grader that often comes to no verdict is more likely broken than the model."""
+    found = []
+    for grader, outcomes in marks.items():
+        graded = [outcome for outcome in outcomes if outcome in ("correct", "wrong", "timed_out")]
+        lost = graded.count("timed_out")
+        if lost > MOST_WITHOUT_VERDICT * len(graded):
+            found.append(
+                f"{grader} came to no verdict on {lost} of {len(graded)} answers: it failed, or was "
+                "too slow"
+            )
+    return found
 
 
 def write_answers(path: Path, answers: pa.Table) -> None:

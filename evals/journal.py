@@ -50,20 +50,22 @@ def read_journal(path: Path) -> dict[str, list[Entry]]:
     return found
 
 
-def mend_journal(path: Path, questions: Iterable[Sample], asking: Asking) -> dict[str, list[Entry]]:
-    """``read_journal`` before more is appended: the file is made to hold just what is used.
+def mend_journal(
+    path: Path, found: dict[str, list[Entry]], questions: Iterable[Sample], asking: Asking
+) -> dict[str, list[Entry]]:
+    """The entries that serve, before more are appended; the file is made to hold just these.
 
     Args:
-        questions: those to compare with what was asked; another prompt's entries are dropped.
+        found: what ``read_journal`` gave.
+        questions: those that were asked, as they are now; another prompt's entries are dropped.
     """
-    found = read_journal(path)
     for sample in questions:
         digest = prompt_digest(sample, asking)
         if any(entry.prompt != digest for entry in found.get(sample.id, ())):
             del found[sample.id]
-    text = "".join(_line(entry) for entries in found.values() for entry in entries)
-    if path.is_file() and path.stat().st_size != len(text.encode()):
-        write_atomic(path, text)
+    lines = [_line(entry) for entries in found.values() for entry in entries]
+    if path.is_file() and path.stat().st_size != sum(map(len, lines)):  # ASCII: bytes
+        write_atomic(path, "".join(lines))
     return found
 
 

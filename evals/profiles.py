@@ -52,6 +52,7 @@ class Evaluation:
     benchmark: str
     profile: str
     asking: Asking
+    engine: str
     seed: int
     samples: int
     limit: int | None
@@ -60,26 +61,28 @@ class Evaluation:
 
     def sampling_settings(self) -> dict[str, Any]:
         """What decides the responses, by setting."""
-        return {f"eval.{name}": value for name, value in asdict(self.asking).items()} | {
-            "seed": self.seed
-        }
+        asked = {f"eval.{name}": value for name, value in asdict(self.asking).items()}
+        return asked | {"rollout.engine": self.engine, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:
         """What decides the results, by setting."""
         return self.sampling_settings() | {
-            "eval.samples": self.samples, "eval.limit": self.limit,
+            "eval.profile": self.profile, "eval.samples": self.samples, "eval.limit": self.limit,
             "eval.graders": list(self.graders), "reward.deadline": self.deadline,
         }  # fmt: skip
 
 
-def evaluation(config: Config, benchmark: str) -> Evaluation:
+def evaluation(config: Config, benchmark: str, trained: Config | None = None) -> Evaluation:
     """How ``config`` evaluates a benchmark: its profile, and what is set apart from it.
 
     Validation questions, asked after each checkpoint, have a sample count of their own and no limit.
+
+    Args:
+        trained: the settings that ``matched`` means, where they are not ``config``'s own.
     """
     own, asked = benchmark in OWN, config.eval
     profile = "matched" if own else asked.profile
-    base = matched(config) if profile == "matched" else PAPER
+    base = matched(trained or config) if profile == "matched" else PAPER
     given = {field.name: getattr(asked, field.name) for field in fields(Asking)}
     values = asdict(base) | {name: value for name, value in given.items() if value is not None}
     samples, limit = asked.samples, asked.limit
@@ -89,6 +92,6 @@ def evaluation(config: Config, benchmark: str) -> Evaluation:
     if own:  # judged as in training, too
         graders = tuple(dict.fromkeys((config.reward.grader, *graders)))
     return Evaluation(
-        benchmark, profile, Asking(**values), config.seed, samples, limit, graders,
-        config.reward.deadline,
+        benchmark, profile, Asking(**values), config.rollout.engine, config.seed, samples, limit,
+        graders, config.reward.deadline,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def evaluate(
     Returns:
         The results without their ``right``, for the manifest.
     """
-    sample_missing(cell, questions(cell), engine, batch_prompts, watch)
+    sample_missing(cell, questions(cell), cache(engine), batch_prompts, watch)
     return grade_cell(cell, pool, training, out, watch)
 
 
@@ -66,6 +67,25 @@ def questions(cell: Cell) -> SampleTable:
     return SampleTable(path)
 
 
+def check_questions(cell: Cell) -> None:
+    """See that there are questions, before a model is loaded.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not len(questions(cell)):
+        raise UserError(
+            cell.how.benchmark, "has no questions.", "Prepare the data again, or name others."
+        )
+
+
+def mended(cell: Cell, table: SampleTable) -> dict[str, list[Entry]]:
+    """The journal's entries, without those whose question is another one now."""
+    journal = read_journal(cell.journal)
+    asked = (table[index] for index, name in enumerate(table.ids) if name in journal)
+    return mend_journal(cell.journal, journal, asked, cell.how.asking)
+
+
 def sample_missing(
     cell: Cell, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch
 ) -> None:
@@ -73,13 +93,11 @@ def sample_missing(
     from pipelines.ragged import batches  # brings torch, which reading results does not need
 
     names = table.ids[: cell.how.limit]
-    samples, asking = cell.how.samples, cell.how.asking
-    journal = read_journal(cell.journal)
-    if count(journal, names, samples) == len(names) * samples:
-        return
-    asked = (table[index] for index, name in enumerate(table.ids) if name in journal)
-    journal = mend_journal(cell.journal, asked, asking)
+    samples = cell.how.samples
+    journal = mended(cell, table)
     done, total = count(journal, names, samples), len(names) * samples
+    if done == total:
+        return
     missing = [
         (index, len(journal.get(name, ())))
         for index, name in enumerate(names) if len(journal.get(name, ())) < samples
@@ -120,8 +138,6 @@ def grade_cell(
         UserError: the journal lacks responses.
     """
     rows = questions(cell).without_images()[: cell.how.limit]
-    if not rows:
-        raise UserError(cell.how.benchmark, "has no questions.", "Prepare the data again.")
     journal, samples = read_journal(cell.journal), cell.how.samples
     have, total = count(journal, [row.id for row in rows], samples), len(rows) * samples
     if have < total:

@@ -95,7 +95,7 @@ class Chain:
                 questions are the run's in either case.
         """
         config = config or self.config
-        how = evaluation(config, benchmark)
+        how = evaluation(config, benchmark, self.config)
         own = benchmark in OWN
         questions = self.prepare if own else questions_step(benchmark, config)
         inputs = {"policy": self.policy_key(step), "questions": questions.key}

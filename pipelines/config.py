@@ -268,7 +268,7 @@ class EvalConfig(Section):
     """Evaluate the starting model too, and report the difference with a paired interval."""
     profile: Literal["paper", "matched"] = "paper"
     """Pixels, sampling and instruction on public benchmarks: the paper's harness, or as in training.
-    The run's own questions (glyphs, validation) are always asked as in training."""
+    The run's own questions (glyphs, validation) have the matched one in either case."""
     graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
     """Graders of every answer, the one that decides first; an import path works as well. On the run's
     own questions ``reward.grader`` decides."""
@@ -292,6 +292,13 @@ class EvalConfig(Section):
     """Text put after the question, following a blank line; none: the profile's."""
     batch_prompts: int = Field(default=64, ge=1)
     """Prompts generated together; memory only."""
+
+    @field_validator("graders")
+    @classmethod
+    def _graders_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"{', '.join(value)}: name each grader once")
+        return value
 
 
 class RunConfig(Section):

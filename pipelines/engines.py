@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig
 
+from pipelines.errors import UserError
 from pipelines.policy import Policy
 from pipelines.records import Sample
 from pipelines.sampling import Sampling, SeededSampler, uniforms
@@ -65,7 +66,7 @@ class HuggingFaceEngine:
 
     def _left_padded(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         policy = self.policy
-        prompts = [policy.encoder.encode(sample) for sample in samples]
+        prompts = [self._encoded(sample) for sample in samples]
         longest = max(len(prompt["input_ids"]) for prompt in prompts)
         batch: dict[str, torch.Tensor] = {}
         for name in dict.fromkeys(name for prompt in prompts for name in prompt):
@@ -84,6 +85,16 @@ class HuggingFaceEngine:
             [(torch.arange(longest) >= longest - len(p["input_ids"])).long() for p in prompts]
         )
         return {name: value.to(policy.device) for name, value in batch.items()}
+
+    def _encoded(self, sample: Sample) -> dict[str, torch.Tensor]:
+        try:
+            return self.policy.encoder.encode(sample)
+        except (ValueError, StopIteration, IndexError) as error:  # the processor's own checks
+            raise UserError(
+                f"question {sample.id}", f"the model's processor refuses it ({error or 'no reason told'}).",
+                "Images far longer than wide, or a model's own special tokens in the text, are the "
+                "usual reasons: leave the row out of the data.",
+            ) from error  # fmt: skip
 
     def _cut(self, ids: list[int], logp: list[float]) -> Response:
         ends = [i for i, token in enumerate(ids) if token in self.policy.eos_ids]

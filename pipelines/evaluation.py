@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import BENCHMARKS, OWN
 from evals.profiles import matched
 from evals.questions import gather
+from evals.run import check_questions, grade_cell, mended, questions
 from pipelines.chain import JOURNALS, Chain
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
@@ -19,25 +20,55 @@ from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from pipelines.chain import Cell
+    from pipelines.config import Config
+    from pipelines.session import Session
 
 
-def evaluate(chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch) -> None:
-    """Make these evaluations; every benchmark's questions are fetched before a model is loaded.
+def evaluate(
+    chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch, *, force: bool = False
+) -> None:
+    """Make these evaluations; every benchmark's questions are there before a model is loaded.
 
     Args:
         chain: the run on disk that the policies are taken from.
         wanted: the same with the settings asked for now.
+        force: make again what another process has made meanwhile.
     """
+    for grader in wanted.config.eval.graders:
+        check_grader(grader, "eval.graders")
     gather(wanted.config, wanted.benchmarks, watch)
+    for step in steps:
+        check_questions(chain.cell(step.index or 0, step.name, wanted.config))
     from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(wanted.config)
-    with closing(Session(chain, watch)) as session:
+    # Model, data and history are the run's; where and by what is sampled and graded is asked for now.
+    asked = wanted.config
+    engine = chain.config.rollout.model_copy(update={"engine": asked.rollout.engine})
+    here = {"run": asked.run, "reward": asked.reward, "rollout": engine}
+    with closing(Session(chain, watch, chain.config.model_copy(update=here))) as session:
         for step in steps:
             watch.stage(step.name, step.index or 0)
-            with cell_lock(step), commit(step) as (out, metrics):
-                metrics |= session.make(step, wanted.config, out)
+            metrics = evaluate_one(session, step, asked, watch, force=force)
             watch.finished(step.name, step.index or 0, metrics)
+
+
+def is_evaluation(step: Step) -> bool:
+    """Whether a step holds the results of a benchmark."""
+    return step.name in BENCHMARKS or step.name in OWN
+
+
+def evaluate_one(
+    session: Session, step: Step, config: Config, watch: Watch, *, force: bool = False
+) -> dict[str, Any]:
+    """Make and commit one evaluation; waits where another process is at the same one."""
+    with cell_lock(step, watch):
+        manifest = None if force else step.manifest()
+        if manifest is not None:
+            return dict(manifest["metrics"])
+        with commit(step) as (out, metrics):
+            metrics |= session.make(step, config, out)
+        return metrics
 
 
 def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]:
@@ -46,8 +77,6 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
     Raises:
         UserError: a journal lacks responses, or a grader does not exist.
     """
-    from evals.run import grade_cell
-
     settings = wanted.config
     for grader in settings.eval.graders:
         check_grader(grader, "eval.graders")
@@ -64,21 +93,19 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
         for cell in cells:
             step = cell.results
             watch.stage(step.name, index)
-            with cell_lock(step), commit(step) as (out, metrics):
+            with cell_lock(step, watch), commit(step) as (out, metrics):
+                mended(cell, questions(cell))
                 metrics |= grade_cell(cell, pool, training, out, watch)
             watch.finished(step.name, index, metrics)
     return [cell.results for cell in cells]
 
 
 @contextlib.contextmanager
-def cell_lock(step: Step) -> Iterator[None]:
-    """One process at a time evaluates a policy on a benchmark; steps of other kinds pass."""
-    if step.name not in BENCHMARKS and step.name not in OWN:
-        yield
-        return
+def cell_lock(step: Step, watch: Watch) -> Iterator[None]:
+    """One process at a time evaluates a policy on a benchmark; another one waits."""
     path = step.parent / JOURNALS / f"{step.name}.lock"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    where = f"{step.name} of {step.parent.parent.parent.name}, step {step.index}"
-    with file_lock(path, where, "Another process evaluates it; wait for it to end."):
+    where = f"{step.name} of {step.parent.parent.parent.name}, step {step.index},"
+    with file_lock(path, where, "", wait=watch.note):
         yield

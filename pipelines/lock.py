@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -29,7 +29,9 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, what: str, fix: str) -> Iterator[None]:
+def file_lock(
+    path: Path, what: str, fix: str, wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a lock. The system frees it when the process dies, however it dies.
 
     A file lock does not always reach over a network file system, so a lock that another machine
@@ -38,6 +40,7 @@ def file_lock(path: Path, what: str, fix: str) -> Iterator[None]:
     Args:
         path: the lock's file.
         what: what is locked, and ``fix``: what to do meanwhile, for the message.
+        wait: wait for a process on this machine that holds it, after telling so; None: refuse.
 
     Raises:
         UserError: another live process, or another machine, holds the lock.
@@ -48,10 +51,12 @@ def file_lock(path: Path, what: str, fix: str) -> Iterator[None]:
         file.seek(0)
         owner = _owner(file.read())
         if not _try_lock(file):
-            raise UserError(
-                what, f"is in use by process {owner.get('pid', '?')} since "
-                f"{owner.get('since', '?')}.", fix,
-            )  # fmt: skip
+            held = f"is in use by process {owner.get('pid', '?')} since {owner.get('since', '?')}."
+            if wait is None:
+                raise UserError(what, held, fix)
+            wait(f"{what} {held} Waiting for it.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            owner = {}
         if owner and owner["host"] != socket.gethostname():
             raise UserError(
                 str(path), f"was taken by process {owner['pid']} on {owner['host']} at "

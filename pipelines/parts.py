@@ -39,9 +39,9 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError) as error:  # TypeError: a relative name
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise UserError(
-            f"{setting}: {name}", f"cannot be imported ({error}).",
+            f"{setting}: {name}", f"cannot be imported ({type(error).__name__}: {error}).",
             "Name a module that Python finds from the current folder or the environment.",
         ) from error  # fmt: skip
     part = getattr(module, attribute, None)

@@ -26,6 +26,7 @@ from pipelines.prompts import (
     limit_pixels,
     load_processor,
     model_location,
+    only_local,
 )
 from pipelines.torchvision_ops import ensure_importable
 
@@ -83,6 +84,7 @@ class Policy:
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 where, revision=config.model.revision, dtype=torch.float32,
                 attn_implementation=config.model.attention, use_safetensors=True,
+                local_files_only=only_local(where),
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise cannot_load(where, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from pipelines.settings import shipped_config
 from pipelines.torchvision_ops import ensure_importable
 
 IMAGE = "<image>"
+HUB_TIMEOUT_S = 10.0
 
 
 def model_location(model: ModelConfig) -> str:
@@ -35,11 +37,33 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
 
     where = str(location or model_location(config.model))
     try:
-        processor = AutoProcessor.from_pretrained(where, revision=config.model.revision)
+        processor = AutoProcessor.from_pretrained(
+            where, revision=config.model.revision, local_files_only=only_local(where)
+        )
     except (OSError, ValueError) as error:
         raise cannot_load(where, error) from error
     limit_pixels(processor.image_processor, config.data)
     return processor
+
+
+@cache
+def only_local(where: str) -> bool:
+    """Whether to look on this machine only: a folder, or a hub that cannot be reached.
+
+    Asked once: transformers itself would try an unreachable hub for minutes, file by file.
+    """
+    if Path(where).is_dir():
+        return True
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(where, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, ValueError):  # reached, or no hub id: transformers says what is wrong
+        return False
+    except Exception:  # the HTTP client's own types, which change between versions
+        return True
+    return False
 
 
 class PixelLimits(Protocol):

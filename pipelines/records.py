@@ -216,5 +216,5 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         detail = str(error).splitlines()[0]
         raise UserError(
             str(path), f"not a readable Parquet file ({detail}).",
-            "Delete its step folder; vppo train makes it again.",
+            "Delete its folder; it is made again when it is needed.",
         ) from error  # fmt: skip

@@ -16,7 +16,7 @@ from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import Interrupted
-from pipelines.evaluation import cell_lock, evaluate
+from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
 from pipelines.step import Step, commit
 from pipelines.watch import Watch
@@ -57,7 +57,7 @@ def train_stage(
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
     missing = [step for step in asked.values() if force or step.manifest() is None]
     if missing and stage == "eval":
-        evaluate(chain, wanted, missing, watch)
+        evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
         with run_lock(chain.run):
             perform(chain, wanted.config, missing, watch)
@@ -86,8 +86,11 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                 at = (step.name, step.index or 0)
                 runs.record_state(chain.run, "running", *at, last)
                 watch.stage(*at)
-                with cell_lock(step), commit(step) as (out, metrics):
-                    metrics |= session.make(step, config, out)
+                if is_evaluation(step):
+                    metrics = evaluate_one(session, step, config, watch)
+                else:
+                    with commit(step) as (out, metrics):
+                        metrics |= session.make(step, config, out)
                 if step == steps[0]:  # not before: settings that cannot work leave the file alone
                     runs.write_metrics(chain)
                 if step.name == "update" and step == chain.update(at[1]):

@@ -61,12 +61,14 @@ class Session:
     Args:
         chain: the run on disk that the policy's history is taken from.
         watch: told what happens.
+        config: the run's settings, but for devices, graders and engine; none: exactly the run's.
     """
 
-    def __init__(self, chain: Chain, watch: Watch) -> None:
-        self.chain, self.watch, self.config = chain, watch, chain.config
+    def __init__(self, chain: Chain, watch: Watch, config: Config | None = None) -> None:
+        self.chain, self.watch, self.config = chain, watch, config or chain.config
         self._policy: Policy | None = None
-        self._trainer: Trainer | None = None
+        self._made_trainer: Trainer | None = None
+        self._trainer_at: Path | None = None
         self._version = -1
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
@@ -144,19 +146,27 @@ class Session:
             self.chain.checkpoint(step).verify()
             folder = self.chain.checkpoint(step).path
         self._policy = Policy.load(self.config, folder / checkpoint.MODEL if folder else None)
-        self._trainer = self._new_trainer(self.config)
-        if folder:
-            self._trainer.load(folder / checkpoint.TRAINER)
+        self._made_trainer = None
+        self._trainer_at = folder / checkpoint.TRAINER if folder else None
         self._version = step
+
+    @property
+    def _trainer(self) -> Trainer:
+        """The policy's trainer; made when first needed, as evaluations do without an optimizer."""
+        if self._made_trainer is None:
+            self._made_trainer = self._new_trainer(self.config)
+            if self._trainer_at:
+                self._made_trainer.load(self._trainer_at)
+        return self._made_trainer
 
     def _new_trainer(self, config: Config) -> Trainer:
         factory = find_part("update.engine", config.update.engine, TRAINERS)
         return factory(self._policy, config, lambda: Policy.load(self.config))
 
     def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
-        assert self._trainer is not None
+        trainer = self._trainer
         self._version = -1  # if interrupted inside, the weights are neither version
-        metrics = self._trainer.update(
+        metrics = trainer.update(
             read_rows(rollouts / ROLLOUTS, Rollout),
             read_rows(scores / SCORES, Scored),
             self.samples,
@@ -218,11 +228,10 @@ class Session:
 
     def _adopt(self, config: Config) -> None:
         """Go on from the trainer's state with other update settings."""
-        old, self._trainer = self._trainer, self._new_trainer(config)
-        assert old is not None
+        old, self._made_trainer = self._trainer, self._new_trainer(config)
         with tempfile.TemporaryDirectory() as folder:
             old.save(Path(folder))
-            self._trainer.load(Path(folder))
+            self._made_trainer.load(Path(folder))
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
@@ -230,14 +239,13 @@ class Session:
         policy.model.save_pretrained(out / checkpoint.MODEL)
         policy.processor.save_pretrained(out / checkpoint.MODEL)
         (out / checkpoint.TRAINER).mkdir()
-        assert self._trainer is not None
         self._trainer.save(out / checkpoint.TRAINER)
         return {}
 
     def evaluate(self, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
         """Evaluate the policy after ``step`` updates on one benchmark."""
         cell = self.chain.cell(step, benchmark, config)
-        training = matched(self.config) if step else None
+        training = matched(self.chain.config) if step else None
         return evaluate(
             cell, lambda: self.engine_for(step, cell.how), config.eval.batch_prompts, self.graders,
             training, out, self.watch,

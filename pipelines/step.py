@@ -96,7 +96,7 @@ class Step:
 
 
 def _redo(path: Path) -> str:
-    return f"Delete the folder {path}; vppo train makes it again."
+    return f"Delete the folder {path}; it is made again when it is needed."
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -129,11 +129,14 @@ def sync_file(path: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a small file in one instant."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # not another process's
     with disk_errors(path):
-        temporary.write_text(text, encoding="utf-8")
-        sync_file(temporary)
-        temporary.replace(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync_file(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -172,7 +175,11 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
     with disk_errors(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        yield partial, metrics
+        try:
+            yield partial, metrics
+        except UserError:  # nothing to go on with
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         files = {
             str(file.relative_to(partial)): {
                 "bytes": file.stat().st_size, "sha256": file_hash(file)

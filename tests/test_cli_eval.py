@@ -158,16 +158,28 @@ def test_a_data_set_out_of_reach_is_told_before_a_model_is_loaded(finished: Fini
         ("--benchmarks geo3k --data-dir no/where", ("no/where", "no such folder")),
         ("--set eval.graders=[mathrulr]", ("mathrulr", "Did you mean mathruler?")),
         ("--set eval.graders=[]", ("eval.graders",)),
+        ("--set eval.graders=[mathruler,mathruler]", ("name each grader once",)),
+        ("--set eval.benchmarks=[]", ("eval.benchmarks", "names none")),
+        ("--benchmarks ,", ("--benchmarks", "names none")),
+        ("--benchmarks [geo3k]", ("[geo3k]", "Did you mean geo3k?")),
+        ("--model tiny --run small", ("--run small", "belongs to a run")),
+        ("--model tiny --checkpoint 2", ("--checkpoint 2", "belongs to a run")),
+        ("--model tiny --benchmarks validation", ("no validation questions", "--config FILE")),
+        (f"--model {__file__}", ("is not a model folder",)),
+        ("--config ci.yaml", ("no such run", "There: small")),
+        ("--set model.dtype=bfloat16", ("model.dtype bfloat16", "small has float32", "--model")),
         ("--regrade --samples 3", ("glyphs", "of 48 responses")),
         ("--regrade --set eval.temperature=0.5", ("glyphs", "no journal of these settings")),
     ],
 )
-def test_wrong_inputs(finished: Finished, arguments, parts):
-    command = vppo("eval", *arguments.split(), runs=finished[0].parent)
+def test_wrong_inputs(finished: Finished, arguments, parts, tmp_path):
+    run = copy_of(finished[0], tmp_path)
+    command = vppo("eval", *arguments.split(), runs=run.parent)
     assert command.code == 2
     for part in parts:
         assert part in command.err
     assert "Traceback" not in command.err
+    assert not list(run.rglob("*.partial"))
 
 
 # --- crashes, growth, regrading -------------------------------------------------------------------
@@ -271,10 +283,60 @@ def test_two_processes_do_not_evaluate_the_same(undisturbed, readable, tmp_path)
     runs = Path(shutil.copytree(undisturbed, tmp_path / "runs"))
     with (folder_of(runs) / "journals" / "geo3k.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = vppo("eval", *ASKED, "--data-dir", readable, "--limit", "3", runs=runs)
+        command = start("eval", *ASKED, "--data-dir", readable, "--limit", "3", runs=runs)
+        deadline = time.monotonic() + 60
+        while "Waiting for it" not in command.out and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert command.running()
+        assert not list(folder_of(runs).glob("geo3k-*.partial"))
+    command.succeeded()
+    assert "geo3k of tiny" in command.out
+
+
+def test_regrading_when_the_weights_are_gone(finished: Finished, tmp_path):
+    run = copy_of(finished[0], tmp_path)
+    before = {path: path.read_bytes() for path in run.glob("eval/0003/glyphs-*/results.json")}
+    shutil.rmtree(run / "checkpoints")
+    command = vppo("eval", "--regrade", runs=run.parent).succeeded()
+    assert f"checkpoint 3 of {run}" in command.out
+    assert {path: path.read_bytes() for path in before} == before
+    command = vppo("eval", "--regrade", "--checkpoint", "1", runs=run.parent)
     assert command.code == 2
-    assert "geo3k of tiny-" in command.err
-    assert "in use by process" in command.err
+    assert "Sampled: 0 2 3" in command.err
+
+
+def test_a_journal_of_other_questions_is_not_graded(undisturbed, readable, tmp_path):
+    runs = Path(shutil.copytree(undisturbed, tmp_path / "runs"))
+    (journal,) = folder_of(runs).glob("journals/geo3k-*.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[:4] = [line.replace('"prompt": "', '"prompt": "0') for line in lines[:4]]
+    journal.write_text("".join(lines))
+    command = vppo("eval", *ASKED, "--data-dir", readable, "--regrade", runs=runs)
+    assert command.code == 2
+    assert "92 of 96 responses" in command.err
+    vppo("eval", *ASKED, "--data-dir", readable, "--samples", "3", runs=runs).succeeded()
+    assert journal.read_text().count("\n") == 92 + 3
+
+
+def test_the_report_grows_benchmark_by_benchmark(finished: Finished, readable, tmp_path):
+    run = copy_of(finished[0], tmp_path)
+    asked = ("--data-dir", readable, *SHORT, "--limit", "2", "--json")
+    command = vppo("eval", "--benchmarks", "geo3k", *asked, runs=run.parent).succeeded()
+    assert [row["benchmark"] for row in command.json["evaluations"]] == ["geo3k"]
+    report = json.loads((run / "eval" / "0003" / "report.json").read_text())
+    assert [row["benchmark"] for row in report["results"]] == ["geo3k", "glyphs"]
+    vppo("compare", finished[0], run, runs=run.parent).succeeded()  # on glyphs
+
+
+def test_a_grader_that_fails_is_no_bad_model(finished: Finished, tmp_path):
+    run = copy_of(finished[0], tmp_path)
+    (tmp_path / "mine.py").write_text("def raises(answer, gold):\n    raise ValueError\n")
+    graders = given("eval.graders=[mine:raises]")
+    command = vppo("eval", "--regrade", *graders, "--json", runs=run.parent, cwd=tmp_path)
+    (found,) = command.succeeded().json["evaluations"]
+    assert found["grader"] == "mathruler"  # own questions are judged as in training
+    assert found["graders"]["mine:raises"]["outcomes"]["correct"] == 0
+    assert any("mine:raises came to no verdict on" in text for text in command.json["warnings"])
 
 
 # --- as the end of a training run -----------------------------------------------------------------

@@ -169,12 +169,15 @@ def test_a_question_that_changed_is_asked_again(samples, tmp_path):
     path, asking = tmp_path / "journal.jsonl", replace(PAPER, instruction="")
     for sample in samples[:2]:
         append(path, [Entry(sample.id, 0, "text", False, 1, prompt_digest(sample, asking))])
-    assert set(mend_journal(path, samples, asking)) == {samples[0].id, samples[1].id}
+    assert set(mend_journal(path, read_journal(path), samples, asking)) == {
+        samples[0].id,
+        samples[1].id,
+    }
     changed = [samples[0], replace(samples[1], images=[b"another image"])]
-    assert set(mend_journal(path, changed, asking)) == {samples[0].id}
+    assert set(mend_journal(path, read_journal(path), changed, asking)) == {samples[0].id}
     assert set(read_journal(path)) == {samples[0].id}  # and the file forgets it
     other = replace(asking, max_pixels=1)
-    assert mend_journal(path, samples, other) == {}
+    assert mend_journal(path, read_journal(path), samples, other) == {}
 
 
 def test_a_journal_that_is_not_there_and_lines_that_are_none(tmp_path):
@@ -210,7 +213,16 @@ def test_more_samples_and_questions_add_to_what_is_there(undisturbed, run, sampl
 
 
 @pytest.mark.parametrize(
-    "setting", ["eval.temperature=0.5", "seed=1", "eval.max_new_tokens=20", "eval.instruction=Go"]
+    "setting",
+    [
+        "eval.temperature=0.5",
+        "seed=1",
+        "eval.max_new_tokens=20",
+        "eval.instruction=Go",
+        "eval.max_pixels=9999",
+        "rollout.engine=my:engine",
+        "model.dtype=bfloat16",
+    ],
 )
 def test_another_setting_never_mixes_with_an_old_journal(undisturbed, configure, setting):
     chain = Chain(configure(*ASKED, setting), undisturbed.journal.parents[3])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+from json import dumps  # JSON is YAML
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,9 +130,11 @@ def evaluate(
     ] = None,
     run: RunName = None,
     checkpoint: Annotated[
-        str,
-        typer.Option(metavar="WHICH", help="last, best, a step number; 0 is the starting model."),
-    ] = "last",
+        str | None,
+        typer.Option(
+            metavar="WHICH", help="last (default), best, a step number; 0 is the starting model."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead."),
@@ -174,23 +178,37 @@ def evaluate(
 
     vppo eval --benchmarks geo3k --data-dir /data/benchmarks --limit 50
 
-    vppo eval --benchmarks all --regrade --set eval.graders=[math-verify,mathruler]
+    vppo eval --benchmarks all --regrade --set eval.graders=\\[math-verify,mathruler]
     """
     from vppo_cli import evaluate as commands
 
+    if benchmarks is not None and not benchmarks.strip(", "):
+        raise UserError(
+            "--benchmarks", "names none.", "Such as --benchmarks mathverse,mmmu, or all."
+        )
+    if data_dir == "":
+        raise UserError("--data-dir", "names no folder.", "Such as --data-dir /data/benchmarks.")
+    if model is not None:
+        _refuse_with_model(run=run, checkpoint=checkpoint)
     options = {
-        "benchmarks": f"[{benchmarks}]" if benchmarks is not None else None,
-        "data_dir": _yaml_text(data_dir) if data_dir is not None else None,
-        "profile": profile, "samples": samples, "limit": limit, "max_new_tokens": max_new_tokens,
+        "benchmarks": [name.strip() for name in (benchmarks or "").split(",") if name.strip()],
+        "data_dir": data_dir, "profile": profile, "samples": samples, "limit": limit,
+        "max_new_tokens": max_new_tokens,
     }  # fmt: skip
-    asked = [f"eval.{name}={value}" for name, value in options.items() if value is not None]
+    asked = [f"eval.{name}={dumps(v)}" for name, v in options.items() if v is not None and v != []]
     commands.evaluate(
-        run, checkpoint, model, config, [*(settings or []), *asked], regraded=regrade, as_json=json
-    )
+        run, checkpoint or "last", model, config, [*(settings or []), *asked], regraded=regrade,
+        as_json=json,
+    )  # fmt: skip
 
 
-def _yaml_text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _refuse_with_model(**given: str | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"--{name} {value}", "belongs to a run; --model evaluates a model on its own.",
+                f"Drop --{name} or --model.",
+            )  # fmt: skip
 
 
 @app.command()
@@ -223,6 +241,8 @@ def compare(
     """
     from vppo_cli import compare as commands
 
+    if not math.isfinite(fail_below):
+        raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
     commands.compare(before, after, fail_below, as_json=json)
 
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from evals.benchmarks import ALIASES, BENCHMARKS, OWN, canonical
 from pipelines import runs, settings
-from pipelines.chain import Chain
-from pipelines.checkpoint import pick, saved
+from pipelines.chain import JOURNALS, Chain
+from pipelines.checkpoint import best, pick, saved
+from pipelines.config import EvalConfig
 from pipelines.errors import UserError
 from pipelines.evaluation import regrade
 from pipelines.run import train_stage
 from vppo_cli import display
 from vppo_cli import report as screen
 from vppo_cli.choose import Choice, choose
-from vppo_cli.results import write_report
+from vppo_cli.results import policy_name, write_report
 
 
 def evaluate(
@@ -26,19 +27,29 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Evaluate a checkpoint of a run, or a model on its own; or grade what was sampled again."""
     if model is None:
-        choice = choose(run, config, overrides, new=False)
-        step = _which(choice.chain, checkpoint)
-        policy = f"checkpoint {step}" if step else "starting model"
+        choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
+        _refuse_another_model(choice)
+        step = (
+            _sampled_step(choice.chain, checkpoint)
+            if regraded
+            else _which(choice.chain, checkpoint)
+        )
+        policy = policy_name(step)
         label, place = f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
     else:
         choice, step = _model_alone(model, config, overrides), 0
         label = place = model
     names = choice.wanted.benchmarks
-    with display.watching(choice.wanted, as_json=as_json) as watch:
+    if not names:
+        raise UserError(
+            "eval.benchmarks", "names none.", "Say which: --benchmarks mathverse,mmmu, or all."
+        )
+    again = "the same command goes on where it was"
+    with display.watching(choice.wanted, as_json=as_json, again=again) as watch:
         watch.single = "eval"
         if not as_json:
             display.line("model", place)
-            _say_aliases(choice.wanted.config.eval.benchmarks)
+            _say_what_may_surprise(choice.wanted.config.eval, overrides)
         if regraded:
             regrade(choice.chain, choice.wanted, step, watch)
         else:
@@ -56,16 +67,41 @@ def evaluate(
         screen.show(made, files)
 
 
+def _run_of(run: str | None, config: Path | None) -> str | None:
+    """The run that was named, or the one that ``vppo train --config`` makes of a config."""
+    if run is None and config is not None:
+        return settings.run_name(settings.load(config))
+    return run
+
+
 def _without_rows(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("right", "clusters_of")}
 
 
-def _say_aliases(names: Sequence[str]) -> None:
-    for name in names:
+def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:
+    for name in asked.benchmarks:
         if name == "mmmu":
             display.line(
                 "note", f"mmmu is {BENCHMARKS[ALIASES[name]].title} here, as in the paper; for plain "
                 "MMMU (validation, 900 questions) ask for mmmu_val",
+            )  # fmt: skip
+        if name == "validation" and any(
+            o.startswith(("eval.samples=", "eval.limit=")) for o in overrides
+        ):
+            display.line(
+                "note",
+                "validation is always asked in full, checkpoint.validation_samples times each",
+            )
+
+
+def _refuse_another_model(choice: Choice) -> None:
+    """A run's checkpoint is evaluated as the run loads it: other settings would go unheeded."""
+    own, asked = (chain.config.model.keyed("model") for chain in (choice.chain, choice.wanted))
+    for name, value in asked.items():
+        if value != own[name]:
+            raise UserError(
+                f"{name} {value}", f"run {choice.run.name} has {own[name]}, and its checkpoints too.",
+                "Evaluate another model, or this one otherwise, with --model PATH.",
             )  # fmt: skip
 
 
@@ -81,11 +117,37 @@ def _which(chain: Chain, checkpoint: str) -> int:
     )  # fmt: skip
 
 
+def _sampled_step(chain: Chain, checkpoint: str) -> int:
+    """The step whose journals are meant; its weights need not be there any more."""
+    steps = sorted(
+        int(folder.parent.name)
+        for folder in chain.run.glob(f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
+    )  # fmt: skip
+    named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
+    found = named.get(checkpoint, [step for step in steps if str(step) == checkpoint])
+    if not found:
+        raise UserError(
+            f"--checkpoint {checkpoint}", f"run {chain.run.name} has sampled nothing of it.",
+            f"Sampled: {' '.join(map(str, steps)) or 'nothing yet'}; also: last, best.",
+        )  # fmt: skip
+    return found[0]
+
+
 def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> Choice:
-    unused = [] if config else ["data.glyphs.train=1", "data.glyphs.validation=1"]
-    asked = settings.load(config, [*unused, *overrides, f"model.path={model}"])
-    canonical(asked.eval.benchmarks)
-    name = f"{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:4]}"
+    path = Path(model)
+    if path.is_file() or not model.strip():
+        raise UserError(f"--model {model}", "is not a model folder.", "Name a folder, or a hub id.")
+    given = config is not None or any(text.startswith("data.") for text in overrides)
+    unused = [] if given else ["data.glyphs.train=1", "data.glyphs.validation=1"]
+    quoted = "'" + model.replace("'", "''") + "'"
+    asked = settings.load(config, [*unused, *overrides, f"model.path={quoted}"])
+    if not given and "validation" in canonical(asked.eval.benchmarks):
+        raise UserError(
+            "validation", "a model on its own has no validation questions.",
+            "Say whose they are, with --config FILE, or ask for another benchmark.",
+        )  # fmt: skip
+    where = path.resolve() if path.exists() else path
+    name = f"{where.name}-{hashlib.sha256(str(where).encode()).hexdigest()[:4]}"
     chain = Chain(asked, runs.runs_folder() / "models" / name)
     runs.write_config(chain.run, asked)
     return Choice(chain, chain)

@@ -12,6 +12,7 @@ from evals.compare import compare, load
 from evals.run import RESULTS
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.errors import UserError
 from pipelines.runs import METRICS
 from pipelines.step import Step
 
@@ -62,20 +63,40 @@ def entry(step: Step, policy: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def policy_name(step: int) -> str:
+    """What the policy after ``step`` updates is called."""
+    return f"checkpoint {step}" if step else "starting model"
+
+
 def write_report(
     chain: Chain, config: Config, step: int, label: str = ""
 ) -> tuple[dict[str, Any], list[Path]]:
-    """The report on a policy's finished evaluations, and its files (``eval/NNNN/report.*``).
+    """The report on a policy's evaluations as ``config`` has them, and its files.
+
+    The files (``eval/NNNN/report.*``) also keep what an earlier report says of the same policy on
+    other benchmarks, so that they grow benchmark by benchmark.
 
     Args:
-        config: how it was evaluated.
         label: what the policy is called; by default its step and run.
     """
     cells = [chain.cell(step, name, config) for name in canonical(config.eval.benchmarks)]
     found = [json.loads((cell.results.path / RESULTS).read_text()) for cell in cells]
-    policy = f"checkpoint {step}" if step else "starting model"
-    made = report.build(label or f"{policy} of {chain.run.name}", found)
-    return made, report.write(made, chain.run / "eval" / f"{step:04d}")
+    label = label or f"{policy_name(step)} of {chain.run.name}"
+    folder = chain.run / "eval" / f"{step:04d}"
+    whole = [*found, *_earlier(folder, found)]
+    files = report.write(report.build(label, whole, chain.config.model.path), folder)
+    return report.build(label, found, chain.config.model.path), files
+
+
+def _earlier(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the report in ``folder`` says of the same policy on benchmarks that are not in ``found``."""
+    try:
+        _, old = load(str(folder))
+    except UserError:
+        return []
+    names = {result["benchmark"] for result in found}
+    policy = found[0]["policy"]
+    return [r for r in old if r["benchmark"] not in names and r.get("policy") == policy]
 
 
 def write_reports(chain: Chain) -> None:

@@ -14,7 +14,7 @@ from pipelines.run import train, train_stage
 from pipelines.step import write_atomic
 from vppo_cli import display
 from vppo_cli.choose import choose
-from vppo_cli.results import evaluation_rows, write_reports
+from vppo_cli.results import evaluation_rows, write_report, write_reports
 
 STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
 
@@ -73,6 +73,9 @@ def train_one(
     with display.watching(choice.wanted, as_json=as_json) as watch:
         watch.begin(stage)
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
+    if stage == "eval":
+        for step in chosen:
+            write_report(choice.chain, choice.wanted.config, step)
     if as_json:
         display.print_json(
             {"run": choice.run.name, "stage": stage, "made": [s.path.name for s in made]}
