@@ -210,6 +210,21 @@ def without_instruction(text: str) -> str:
     return text if start < 0 or len(text) - start > LONGEST_INSTRUCTION else text[:start].rstrip()
 
 
+# --- what a model would misread ---------------------------------------------------------------------
+
+_TOKEN = re.compile(r"<\|([^<>|\s]{1,64})\|>")
+"""A special token as chat models write it: ``<|im_end|>``, ``<|image_pad|>``."""
+
+
+def without_tokens(text: str) -> str:
+    """The text with such tokens pulled apart (``< |im_end| >``), visibly.
+
+    Tokenizers read them wherever they stand: as text of a question, one could end the user's turn or
+    announce an image that is not there.
+    """
+    return _TOKEN.sub(r"< |\1| >", text)
+
+
 # --- parts of the above ---------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ import yaml
 from evals.benchmark_rows import Where
 from evals.benchmarks import BENCHMARKS, EIGHT, Benchmark
 from pipelines.errors import UserError
-from pipelines.fingerprint import fingerprint
+from pipelines.fingerprint import fingerprint, named_files
 from pipelines.sources import (
     BATCH,
     PEEK,
@@ -64,8 +64,12 @@ class Files:
     files: tuple[tuple[Where, Path], ...]
 
     def content(self) -> str:
-        """What they hold, as a hash; images that lie in files of their own are not part of it."""
-        return " ".join(dict.fromkeys(fingerprint(path) for _, path in self.files))
+        """What they hold, as hashes, and what the files hold that JSON names (its images)."""
+        found = [fingerprint(path) for _, path in self.files]
+        for _, path in self.files:
+            if path.suffix != ".parquet" and path.is_file():
+                found.append(named_files(path, self.root))
+        return " ".join(dict.fromkeys(filter(None, found)))
 
 
 # --- local copies ---------------------------------------------------------------------------------
@@ -188,7 +192,13 @@ def _is_shard(stem: str, split: str) -> bool:
 
 
 def _by_card(place: Path, subset: str | None, split: str) -> list[Path]:
-    """The files of a split as the data set's card (README.md) lists them; DynaMath's need it."""
+    """The files of a split as the data set's card (README.md) lists them; DynaMath's need it.
+
+    A file that two patterns match counts once.
+
+    Raises:
+        UserError: a pattern of the card is none.
+    """
     try:
         with (place / "README.md").open(encoding="utf-8") as file:
             text = file.read(LONGEST_CARD)
@@ -208,8 +218,15 @@ def _by_card(place: Path, subset: str | None, split: str) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         if isinstance(pattern, str) and _stays_inside(pattern):
-            files += sorted(f for f in place.glob(pattern) if f.suffix in OPENERS)
-    return files
+            try:
+                files += sorted(f for f in place.glob(pattern) if f.suffix in OPENERS)
+            except (ValueError, IndexError, NotImplementedError, RecursionError) as error:
+                raise UserError(
+                    str(place / "README.md"),
+                    f"{pattern[:200]!r}, the path of split {split}, is not a pattern of files.",
+                    "Correct the card, or remove it: files called SPLIT-*.parquet are found without.",
+                ) from error
+    return list(dict.fromkeys(files))
 
 
 def open_files(found: Files) -> Opened:

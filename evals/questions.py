@@ -1,7 +1,8 @@
 """The questions of public benchmarks, gathered once and shared by all runs. Torch-free.
 
 ``runs/benchmarks/mathverse-1a2b3c4d/questions.parquet`` holds what the paper's filter keeps, as
-``Sample`` rows. The folder is keyed by the hub data set, or by the content of local copies.
+``Sample`` rows. The folder is keyed by the hub data set, or by the content of local copies and of
+their images.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark_rows import Question, Where, authors
+from evals.benchmark_rows import Question, Where, authors, without_tokens
 from evals.benchmark_sources import find_files, open_files, open_hub
 from evals.benchmarks import BENCHMARKS, OWN, canonical
+from evals.scores import OWN_SCORES
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.records import Sample, SampleTable, write_samples
@@ -26,7 +28,7 @@ from pipelines.sources import Part
 from pipelines.step import Step, commit, disk_errors
 from pipelines.watch import Watch
 
-VERSION = 1
+VERSION = 2
 """Raised when the same rows become other questions."""
 
 QUESTIONS = "questions.parquet"
@@ -53,8 +55,9 @@ def questions_step(name: str, config: Config) -> Step:
 def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
     """Make the questions of public benchmarks that are not on disk yet.
 
-    The manifest's metrics are rows, kept, unreadable and warnings. Another process that gathers the
-    same is waited for.
+    The manifest's metrics are rows, kept, unreadable and warnings (other numbers of rows than
+    expected, rows left out, groups that no row has, special tokens pulled apart). Another
+    process that gathers the same is waited for.
 
     Raises:
         UserError: a benchmark cannot be reached, lacks a column, or has no usable row.
@@ -113,6 +116,8 @@ class _Reader:
         self.filtered = False  # the authors' files hold only what the filter keeps
         self.reasons: Counter[str] = Counter()
         self.example = ""
+        self.tokens = 0  # questions with special tokens of chat models
+        self._grouped: set[str] = set()
         self._ids: Counter[str] = Counter()
         self._repeats: Counter[str] = Counter()
 
@@ -147,7 +152,28 @@ class _Reader:
             found.append(
                 f"{self.name}: {self.reasons.total()} rows left out ({listed}). {self.example}"
             )
+        if self.tokens:
+            found.append(
+                f"{self.name}: special tokens of chat models in {self.tokens} questions, "
+                "written apart: <|name|> as < |name| >"
+            )
+        if ungrouped := self._ungrouped():
+            found.append(f"{self.name}: {ungrouped}")
         return found
+
+    def _ungrouped(self) -> str:
+        """What cannot be told of the questions, since no row has a group; "" where all is known."""
+        cluster, breakdowns = self.benchmark.cluster, self.benchmark.breakdowns
+        wanted = dict.fromkeys(filter(None, (cluster, *breakdowns)))
+        missing = [group for group in wanted if group not in self._grouped]
+        lost = []
+        if cluster in missing:
+            lost.append("intervals take the questions as independent")
+            if self.benchmark.hub in OWN_SCORES:
+                lost.append(f"there are none of {self.benchmark.title}'s own scores")
+        if unlisted := [group for group in breakdowns if group in missing]:
+            lost.append(f"there are no breakdowns by {', '.join(unlisted)}")
+        return f"no {', '.join(missing)} in these files: {'; '.join(lost)}" if missing else ""
 
     def _samples(self, opened: Iterable[tuple[Where, Part]]) -> Iterator[Sample]:
         for where, part in opened:
@@ -192,12 +218,12 @@ class _Reader:
             raise Unusable("no answer")
         data = images.read(question.images)
         check_question(question.problem, len(data))
-        name, found = self._unique(question.id), dict(question.groups)
-        if self.benchmark.cluster:
-            found = {self.benchmark.cluster: name} | found
+        problem = without_tokens(question.problem)
+        self.tokens += problem != question.problem
+        self._grouped |= question.groups.keys()
         return Sample(
-            name, question.problem, data, question.answer, question.kind,
-            json.dumps({"groups": found}, ensure_ascii=False, sort_keys=True),
+            self._unique(question.id), problem, data, question.answer, question.kind,
+            json.dumps({"groups": question.groups}, ensure_ascii=False, sort_keys=True),
         )  # fmt: skip
 
     def _unique(self, name: str) -> str:

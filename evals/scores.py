@@ -57,7 +57,8 @@ def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str
         rows: its questions, all with equally many samples.
 
     Returns:
-        accuracy, interval, cluster, clusters, pass_at_k, majority_at_k, breakdowns, scores.
+        accuracy, interval, cluster ("question" where no row has the benchmark's), clusters, pass_at_k,
+        majority_at_k, breakdowns, scores.
 
     Raises:
         ValueError: there are no questions, or not equally many samples.
@@ -72,7 +73,7 @@ def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str
     return {
         "accuracy": accuracy.mean,
         "interval": [accuracy.low, accuracy.high],
-        "cluster": cluster or "question",
+        "cluster": cluster if any(row.groups.get(cluster) for row in rows) else "question",
         "clusters": len(set(clusters(rows, cluster))),
         "pass_at_k": pass_at_k(rows),
         "majority_at_k": {str(*sizes): majority_accuracy(rows)},

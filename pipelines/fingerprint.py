@@ -77,7 +77,7 @@ def _names(path: Path, size: int, time: int) -> tuple[str, ...]:
         if match.end() - match.start() <= LONGEST_NAME + 2:
             try:
                 name = os.path.normpath(json.loads(match[0]))
-                os.fsencode(name)
+                name.encode()
             except ValueError:  # no JSON text, or half a surrogate pair
                 continue
             if "\0" not in name and not os.path.isabs(name) and name.split(os.sep)[0] != os.pardir:

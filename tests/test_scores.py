@@ -13,6 +13,7 @@ from evals import dynamath_score, wemath_score
 from evals.benchmarks import BENCHMARKS
 from evals.majority import majority, normalise, vote
 from evals.scores import Answered, in_order, majority_accuracy, pass_at_k, summarise
+from evals.statistics import bootstrap
 
 NUMBERS = itertools.count()
 
@@ -195,6 +196,17 @@ def test_a_question_without_the_group_is_alone_and_in_no_breakdown():
     assert found["clusters"] == 5
     assert found["breakdowns"]["version"].keys() == {"Text Lite"}
     assert found["breakdowns"]["subject"] == {}
+
+
+@pytest.mark.parametrize("name", ["mathverse", "dynamath", "wemath"])
+def test_questions_without_groups_stand_alone_and_are_so_reported(name):
+    rows = [Answered(f"row-{i}", "value", {}, [i < 2], ["1"]) for i in range(4)]
+    found = summarise(BENCHMARKS[name], rows)
+    assert (found["cluster"], found["clusters"], found["scores"]) == ("question", 4, {})
+    assert not any(found["breakdowns"].values())
+    alone = [row.accuracy for row in rows]
+    expected = bootstrap(alone, None, BENCHMARKS[name].title)
+    assert found["interval"] == [expected.low, expected.high]
 
 
 def test_levels_are_listed_as_people_do():
