@@ -87,7 +87,7 @@ def _check(result: Any) -> None:
 
 
 def _find(name: str) -> Path:
-    for place in (Path(name), runs_folder() / name):
+    for place in (Path(name), runs_folder() / name, runs_folder() / "models" / name):
         if place.is_file():
             return place
         if place.is_dir():

@@ -150,6 +150,12 @@ class PlainWatch:
             self.say(f"{'prepare':<{LABEL}}" + summary(metrics))
         elif name == "validation":
             self.say(f"{'validation':<{LABEL}}step {index}  accuracy {metrics['accuracy']:.3f}")
+        elif self.single and "accuracy" in metrics:
+            low, high = metrics["interval"]
+            self.say(
+                f"{name:<{LABEL}}{metrics['questions']} questions x {metrics['samples']}  "
+                f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+            )
         elif self.single:
             place = f"step {index}  " if index else ""
             self.say(f"{name:<{LABEL}}{place}{summary(metrics)}")
