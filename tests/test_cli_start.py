@@ -19,13 +19,15 @@ HELP = {
     "": ("train", "prepare", "eval", "plan", "status", "export", "doctor", "rollout -> score"),
     "train": ("--stage", "--steps", "--until", "--force", "A..B", "vppo train --config ci.yaml"),
     "prepare": ("--rebuild-tiny", "Parquet", "rejected.jsonl"),
-    "eval": ("--benchmarks", "--checkpoint", "last, best", "--model", "--samples", "--json"),
+    "eval": ("--benchmarks", "--checkpoint", "last (default), best", "--model", "--samples", "--profile",
+             "--data-dir", "--regrade", "--max-new-tokens", "eval.graders=[math-verify,mathruler]"),
+    "compare": ("--fail-below", "paired bootstrap", "exit code 1 on a regression", "--json"),
     "plan": ("without running", "--set", "--json"),
     "status": ("at a glance", "another terminal", "--json"),
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
     "config": ("meaning", "section"),
     "doctor": ("devices", "disk", "what to do", "--json"),
-}
+}  # fmt: skip
 
 RUN_AND_LIST = """
 import json, sys

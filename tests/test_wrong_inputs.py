@@ -284,7 +284,7 @@ def test_a_damaged_step_is_named_and_made_again_once_deleted(
     damage(file)
     command = vppo(*arguments.split(), "--run", "small", runs=run.parent)
     refused(command, str(file), expected)
-    advice = re.search(r"Delete (?:the folder (\S+)|its step folder); vppo train", command.err)
+    advice = re.search(r"Delete (?:the folder (\S+)|its folder); it is made again", command.err)
     assert advice
     step = next(folder for folder in file.parents if folder.name.startswith(STEPS))
     assert advice[1] in (None, str(step))
