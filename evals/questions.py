@@ -23,7 +23,7 @@ from evals.scores import OWN_SCORES
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.records import Sample, SampleTable, write_samples
-from pipelines.source_rows import ImageReader, Unusable, check_question
+from pipelines.source_rows import ImageReader, UniqueNames, Unusable, check_question
 from pipelines.sources import Part
 from pipelines.step import Step, commit, disk_errors
 from pipelines.watch import Watch
@@ -118,7 +118,7 @@ class _Reader:
         self.example = ""
         self.tokens = 0  # questions with special tokens of chat models
         self._grouped: set[str] = set()
-        self._ids: Counter[str] = Counter()
+        self._unique = UniqueNames()
         self._repeats: Counter[str] = Counter()
 
     def write(self, path: Path, data_dir: str | None) -> dict[str, Any]:
@@ -225,15 +225,6 @@ class _Reader:
             self._unique(question.id), problem, data, question.answer, question.kind,
             json.dumps({"groups": question.groups}, ensure_ascii=False, sort_keys=True),
         )  # fmt: skip
-
-    def _unique(self, name: str) -> str:
-        """The id, with a number where it was seen before ("7", "7-2")."""
-        unique = name
-        while unique in self._ids:
-            self._ids[name] += 1
-            unique = f"{name}-{self._ids[name]}"
-        self._ids[unique] = 1
-        return unique
 
     def _reject(self, row: int, why: Unusable) -> None:
         self.reasons[why.reason] += 1

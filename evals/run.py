@@ -149,4 +149,9 @@ def grade_cell(
     results, answers = grade(cell, rows, entries, pool, training, watch)
     write_answers(out / ANSWERS, answers)
     write_atomic(out / RESULTS, json.dumps(results, indent=1))
+    return without_rows(results)
+
+
+def without_rows(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without what they hold question by question."""
     return {name: results[name] for name in results if name not in ("right", "clusters_of")}

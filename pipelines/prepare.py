@@ -24,7 +24,7 @@ from pipelines.errors import UserError
 from pipelines.prompts import PromptEncoder, load_processor, messages, open_image
 from pipelines.records import Sample, write_samples
 from pipelines.seeds import generator
-from pipelines.source_rows import Rejected
+from pipelines.source_rows import Rejected, UniqueNames
 from pipelines.sources import Source, read_source
 from pipelines.watch import Watch
 
@@ -124,7 +124,7 @@ class Screen:
         self.longest = config.data.max_prompt_tokens
         self.listing, self.watch = listing, watch
         self.reasons: Counter[str] = Counter()
-        self._ids: Counter[str] = Counter()
+        self._unique = UniqueNames()
 
     def usable(self, source: Source, split: str) -> Iterator[Sample]:
         """The usable samples of a source, in its order.
@@ -168,14 +168,6 @@ class Screen:
             detail = f"{tokens} tokens; data.max_prompt_tokens is {self.longest}"
             return Rejected(row, sample.id, "prompt too long", detail)
         return sample
-
-    def _unique(self, name: str) -> str:
-        unique = name
-        while unique in self._ids:
-            self._ids[name] += 1
-            unique = f"{name}-{self._ids[name]}"
-        self._ids[unique] = 1
-        return unique
 
 
 def _listed(reasons: Counter[str]) -> str:

@@ -228,11 +228,6 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config a run was last asked for, with overrides."""
-    return load(path, overrides)
-
-
 def run_name(config: Config) -> str:
     """``tiny-7f3a``: the config's name and a hash of every setting that decides a result."""
     text = json.dumps(config.keyed(""), sort_keys=True)

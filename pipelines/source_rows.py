@@ -15,6 +15,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,21 @@ class Unusable(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+class UniqueNames:
+    """Numbers repeated names: "7", "7-2", "7-3"."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def __call__(self, name: str) -> str:
+        unique = name
+        while unique in self._seen:
+            self._seen[name] += 1
+            unique = f"{name}-{self._seen[name]}"
+        self._seen[unique] = 1
+        return unique
 
 
 def match_columns(asked: Mapping[str, str], found: Sequence[str], place: str) -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from evals.benchmarks import ALIASES, BENCHMARKS, OWN, canonical
+from evals.run import without_rows
 from pipelines import runs, settings
 from pipelines.chain import JOURNALS, Chain
 from pipelines.checkpoint import best, pick, saved
@@ -60,7 +60,7 @@ def evaluate(
     if as_json:
         display.print_json({
             "run": choice.run.name, "step": step, "model": label,
-            "evaluations": [_without_rows(found) for found in made["results"]],
+            "evaluations": [without_rows(found) for found in made["results"]],
             "average": made["average"], "warnings": made["warnings"], "files": list(map(str, files)),
         })  # fmt: skip
     else:
@@ -72,10 +72,6 @@ def _run_of(run: str | None, config: Path | None) -> str | None:
     if run is None and config is not None:
         return settings.run_name(settings.load(config))
     return run
-
-
-def _without_rows(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("right", "clusters_of")}
 
 
 def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:
