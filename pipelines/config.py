@@ -110,10 +110,21 @@ class ModelConfig(Section):
 class RolloutConfig(Section):
     """Sampling responses."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"batch_prompts", "server", "tensor_parallel", "memory_fraction", "mismatch_limit"}
+    )
 
     engine: str = "hf"
-    """Which engine generates: ``hf`` (transformers generate), or an import path."""
+    """Which engine generates: ``hf`` (transformers generate), ``vllm``, or an import path."""
+    server: str | None = None
+    """Address of a running ``vllm serve``, such as http://node7:8000; none: vLLM in this process."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Ranks that share one vLLM engine; divides the number of ranks of a node."""
+    memory_fraction: float = Field(default=0.4, gt=0, lt=1)
+    """Share of a GPU's memory that vLLM may take while it generates (weights and KV cache)."""
+    mismatch_limit: float | None = Field(default=None, gt=0)
+    """Stop if the engine's log-probs are further than this from the trainer's (mean |difference|,
+    nats); none: ten times that of the first step, and 0.001 at least."""
     prompts_per_step: int = Field(default=384, ge=1)
     """Groups a step trains on (prompts, after dynamic sampling). Paper: 384."""
     samples_per_prompt: int = 8
@@ -187,10 +198,24 @@ class ScoreConfig(Section):
 class UpdateConfig(Section):
     """The policy update."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"micro_batch_prompts", "gradient_checkpointing"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_prompts", "gradient_checkpointing", "zero_stage", "offload"}
+    )
 
     engine: str = "torch"
-    """Which engine updates: ``torch`` (one process, AdamW), or an import path."""
+    """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
+    ranks), or an import path."""
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    """What DeepSpeed divides among ranks: optimizer state (1), gradients too (2), weights too (3)."""
+    offload: bool = False
+    """Keep DeepSpeed's optimizer state, and with ZeRO-3 the weights, in the machine's memory."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Train low-rank adapters of this rank on every linear layer of the language model; 0 trains all
+    weights."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """An adapter's output is multiplied by this over ``lora_rank``."""
+    freeze_vision: bool = False
+    """Leave the vision tower and its projector as they are."""
     objective: str = "vppo"
     """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/objectives.py)."""
     learning_rate: float = Field(default=1e-6, gt=0)

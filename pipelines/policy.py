@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pipelines.prompts import (
     model_location,
     only_local,
 )
+from pipelines.ranks import ranks
 from pipelines.torchvision_ops import ensure_importable
 
 Encoded = dict[str, torch.Tensor]
@@ -43,6 +44,19 @@ class Row:
     responses: Sequence[Sequence[int]]
 
 
+class Placement:
+    """Where a model's weights are: here, all of them. A trainer that divides them brings its own."""
+
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, every weight is whole on every rank; every rank enters."""
+        return contextlib.nullcontext()
+
+    def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name, as ``save_pretrained`` knows it, and whole value of each weight, one at a time, in the
+        precision that is trained (the master weights); every rank iterates to the end."""
+        yield from model.state_dict().items()
+
+
 class Policy:
     """The model being trained, with its processor; all tensors of one device.
 
@@ -54,6 +68,7 @@ class Policy:
 
     def __init__(self, model: Any, processor: Any, config: Config) -> None:
         self.model, self.processor, self.config = model, processor, config
+        self.placement = Placement()
         self.encoder = PromptEncoder(processor, config.data.instruction)
         self.tokenizer = processor.tokenizer
         self.device = next(model.parameters()).device
@@ -221,6 +236,7 @@ def choose_device(config: Config) -> torch.device:
             f"run.device: {config.run.device}", "torch finds no GPU here.",
             "Set run.device=cpu, or look at vppo doctor.",
         )  # fmt: skip
-    if config.run.device != "auto":
-        return torch.device(config.run.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = config.run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", ranks().local) if name == "cuda" else torch.device(name)

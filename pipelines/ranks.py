@@ -1,0 +1,142 @@
+"""The processes of a run: which one this is, how work is shared out, and what all must agree on.
+
+Started plainly, a run is one process. Under torchrun, ``deepspeed`` or srun it is several ranks, all
+going through the same story: each takes its share of a stage's prompts, all get all results, and rank
+0 alone writes and prints. Torch is imported only where there are several.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+from pipelines.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+"""What torchrun calls it: what srun does."""
+
+TIMEOUT = timedelta(hours=2)
+"""A collective may wait this long for a rank that is alive but slow; a dead one is noticed at once by
+the launcher, or by pipelines/heartbeat.py."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of ``world`` processes; ``local`` is its number on its node."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        _distributed().broadcast_object_list(box, src=0, group=_group())
+        return box[0]
+
+    def share(self, items: Sequence[T], work: Callable[[list[T]], list[R]], engine: int = 1) -> list[R]:
+        """Do ``work`` on this rank's share; every rank gets all results, in the order of ``items``.
+
+        Every rank calls ``work`` on equally many items, since divided weights are put together by all
+        ranks at once: where items run out, a rank works on one of another's, and the result is dropped.
+
+        Args:
+            work: one result per item.
+            engine: ranks that work as one (tensor parallel) and must get the same items.
+        """
+        if self.world == 1:
+            return work(list(items))
+        workers, me = self.world // engine, self.rank // engine
+        each = -(-len(items) // workers)
+        mine = [items[i % len(items)] for i in range(me, each * workers, workers)]
+        found: list[list[R]] = [[] for _ in range(self.world)]
+        _distributed().all_gather_object(found, work(mine), group=_group())
+        return [found[(i % workers) * engine][i // workers] for i in range(len(items))]
+
+    def all_ok(self, error: BaseException | None) -> None:
+        """Meet the other ranks after work that one of them may have failed at.
+
+        Raises:
+            UserError: a rank failed in a way that its user can mend; every rank raises it.
+        """
+        if self.world == 1:
+            if error:
+                raise error
+            return
+        found: list[Any] = [None] * self.world
+        told = (error.place, error.problem, error.fix) if isinstance(error, UserError) else None
+        _distributed().all_gather_object(found, told, group=_group())
+        if error:
+            raise error
+        if first := next((f for f in found if f), None):
+            raise UserError(*first)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.agree(None)
+
+
+@cache
+def ranks() -> Ranks:
+    """The rank this process is, from the launcher's environment; joins the others on first use.
+
+    Raises:
+        UserError: the environment is half a launcher's.
+    """
+    env = {name: os.environ.get(name) or os.environ.get(SLURM[name]) for name in SLURM}
+    if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
+        return Ranks()
+    try:
+        me = Ranks(*(int(env[name] or "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    except ValueError:
+        raise UserError(
+            "ranks", f"the launcher set only {', '.join(n for n, v in env.items() if v)}.",
+            "Start with vppo train --nproc-per-node N, torchrun, deepspeed or srun.",
+        ) from None  # fmt: skip
+    if me.world > 1:
+        for name, value in env.items():
+            os.environ.setdefault(name, str(value))
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError(
+                "MASTER_ADDR", "is not set: the ranks cannot find each other.",
+                "Set MASTER_ADDR and MASTER_PORT to the first node; docs/cluster.md has a script.",
+            )  # fmt: skip
+        os.environ.setdefault("MASTER_PORT", "29500")
+        _join(me)
+    return me
+
+
+def _join(me: Ranks) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(me.local)
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    else:
+        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+
+
+def _distributed() -> Any:
+    import torch.distributed
+
+    return torch.distributed
+
+
+@cache
+def _group() -> Any:
+    """Objects travel by gloo, over the machine's memory: on GPUs too."""
+    return _distributed().new_group(backend="gloo", timeout=TIMEOUT)
