@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,19 +34,23 @@ RESULTS = "results.json"
 
 def evaluate(
     cell: Cell, engine: Callable[[], Engine], batch_prompts: int, pool: GraderPool,
-    training: Asking | None, out: Path, watch: Watch,
+    training: Asking | None, out: Path, watch: Watch, tensor_parallel: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Complete the cell's journal, grade it, and write results.json and answers.parquet to ``out``.
 
     Args:
         engine: makes the engine; called only if a response is missing.
+        tensor_parallel: ranks that share one engine.
         training: how the run that trained the policy asks, to be reported beside; None: no run did.
 
     Returns:
         The results without their ``right``, for the manifest.
     """
-    sample_missing(cell, questions(cell), cache(engine), batch_prompts, watch)
-    return grade_cell(cell, pool, training, out, watch)
+    from pipelines.ranks import ranks
+
+    table = questions(cell)
+    sample_missing(cell, table, cache(engine), batch_prompts, watch, tensor_parallel)
+    return ranks().on_main(lambda: grade_cell(cell, pool, training, out, watch))
 
 
 def questions(cell: Cell) -> SampleTable:
@@ -87,14 +91,17 @@ def mended(cell: Cell, table: SampleTable) -> dict[str, list[Entry]]:
 
 
 def sample_missing(
-    cell: Cell, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch
-) -> None:
+    cell: Cell, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch,
+    tensor_parallel: int = 1,
+) -> None:  # fmt: skip
     """Sample the responses that the journal does not have."""
     from pipelines.ragged import batches  # brings torch, which reading results does not need
+    from pipelines.ranks import ranks
 
+    everyone = ranks()
     names = table.ids[: cell.how.limit]
     samples = cell.how.samples
-    journal = mended(cell, table)
+    journal = everyone.on_main(lambda: mended(cell, table))
     done, total = count(journal, names, samples), len(names) * samples
     if done == total:
         return
@@ -103,16 +110,19 @@ def sample_missing(
         for index, name in enumerate(names) if len(journal.get(name, ())) < samples
     ]  # fmt: skip
     for first, group in groupby(missing, key=lambda place: place[1]):
-        for part in batches(list(group), batch_prompts):
+        sample = partial(_sampled, cell, first, engine())
+        workers = everyone.workers(tensor_parallel)
+        for part in batches([index for index, _ in group], batch_prompts * workers):
             watch.progress("responses", done, total)
-            rows = [table[index] for index, _ in part]
-            entries = _sampled(cell, rows, first, engine())
-            append(cell.journal, entries)
+            sampled = everyone.share([table[index] for index in part], sample, tensor_parallel)
+            entries = [entry for responses in sampled for entry in responses]
+            if everyone.main:
+                append(cell.journal, entries)
             done += len(entries)
     watch.progress("responses", total, total)
 
 
-def _sampled(cell: Cell, rows: Sequence[Sample], first: int, engine: Engine) -> list[Entry]:
+def _sampled(cell: Cell, first: int, engine: Engine, rows: Sequence[Sample]) -> list[list[Entry]]:
     """Samples ``first`` to the last of these questions, in one call."""
     from pipelines.sampling import Sampling
 
@@ -123,10 +133,10 @@ def _sampled(cell: Cell, rows: Sequence[Sample], first: int, engine: Engine) -> 
     )  # fmt: skip
     generated = engine.generate(rows, [(how.benchmark, row.id) for row in rows], sampling)
     return [
-        Entry(row.id, first + i, r.text, r.truncated, len(r.ids), prompt_digest(row, asking))
+        [Entry(row.id, first + i, r.text, r.truncated, len(r.ids), prompt_digest(row, asking))
+         for i, r in enumerate(responses)]
         for row, responses in zip(rows, generated, strict=True)
-        for i, r in enumerate(responses)
-    ]
+    ]  # fmt: skip
 
 
 def grade_cell(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import GenerationConfig
@@ -37,6 +37,26 @@ class Engine(Protocol):
         """One list of responses per sample; ``names`` seed them (see pipelines/sampling.py)."""
 
 
+@runtime_checkable
+class LiveEngine(Engine, Protocol):
+    """An engine with weights of its own, kept for the whole session."""
+
+    def sync(self, policy: Policy) -> None:
+        """Take over the policy's weights, and forget what was computed with others."""
+
+    def view(self, policy: Policy) -> Engine:
+        """The engine asked as this policy asks: its images' sizes, its instruction."""
+
+    def sleep(self) -> None:
+        """Give the GPU's memory back until ``wake``."""
+
+    def wake(self) -> None:
+        """Take it again."""
+
+    def close(self) -> None:
+        """End."""
+
+
 class HuggingFaceEngine:
     """transformers ``generate``: one left-padded batch, images encoded once per prompt."""
 
@@ -51,7 +71,11 @@ class HuggingFaceEngine:
         batch = self._left_padded(samples)
         uniform_BT = torch.cat([uniforms(sampling, name, policy.device) for name in names])
         sampler = SeededSampler(sampling, uniform_BT, policy.suppressed_ids)
-        with policy.compute_type(), _own_generation_settings_off(policy.model):
+        with (
+            policy.placement.gathered(),
+            policy.compute_type(),
+            _own_generation_settings_off(policy.model),
+        ):
             output_BL = policy.model.generate(
                 **batch, logits_processor=[sampler], do_sample=True, temperature=1.0, top_k=0,
                 top_p=1.0, num_return_sequences=sampling.samples, use_cache=True,

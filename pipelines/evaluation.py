@@ -15,6 +15,7 @@ from pipelines.chain import JOURNALS, Chain
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
 from pipelines.lock import file_lock
+from pipelines.ranks import ranks
 from pipelines.step import Step, commit, disk_errors
 from pipelines.watch import Watch
 
@@ -36,7 +37,7 @@ def evaluate(
     """
     for grader in wanted.config.eval.graders:
         check_grader(grader, "eval.graders")
-    gather(wanted.config, wanted.benchmarks, watch)
+    ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     for step in steps:
         check_questions(chain.cell(step.index or 0, step.name, wanted.config))
     from pipelines.session import Session, check_parts  # brings torch
@@ -62,10 +63,14 @@ def evaluate_one(
     session: Session, step: Step, config: Config, watch: Watch, *, force: bool = False
 ) -> dict[str, Any]:
     """Make and commit one evaluation; waits where another process is at the same one."""
-    with cell_lock(step, watch):
-        manifest = None if force else step.manifest()
+    everyone = ranks()
+    with contextlib.ExitStack() as stack:
+        everyone.on_main(lambda: stack.enter_context(cell_lock(step, watch)))
+        manifest = None if force else everyone.on_main(step.manifest)
         if manifest is not None:
             return dict(manifest["metrics"])
+        if not everyone.main:
+            return session.make(step, config, step.path)
         with commit(step) as (out, metrics):
             metrics |= session.make(step, config, out)
         return metrics

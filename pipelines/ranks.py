@@ -48,7 +48,24 @@ class Ranks:
         _distributed().broadcast_object_list(box, src=0, group=_group())
         return box[0]
 
-    def share(self, items: Sequence[T], work: Callable[[list[T]], list[R]], engine: int = 1) -> list[R]:
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on rank 0 alone; every rank gets its result, or the UserError it raised."""
+        if self.world == 1:
+            return work()
+        result: T | UserError | None = None
+        if self.main:
+            try:
+                result = work()
+            except UserError as error:
+                result = error
+        result = self.agree(result)
+        if isinstance(result, UserError):
+            raise result
+        return result  # type: ignore[return-value]
+
+    def share(
+        self, items: Sequence[T], work: Callable[[list[T]], list[R]], engine: int = 1
+    ) -> list[R]:
         """Do ``work`` on this rank's share; every rank gets all results, in the order of ``items``.
 
         Every rank calls ``work`` on equally many items, since divided weights are put together by all
@@ -57,37 +74,53 @@ class Ranks:
         Args:
             work: one result per item.
             engine: ranks that work as one (tensor parallel) and must get the same items.
-        """
-        if self.world == 1:
-            return work(list(items))
-        workers, me = self.world // engine, self.rank // engine
-        each = -(-len(items) // workers)
-        mine = [items[i % len(items)] for i in range(me, each * workers, workers)]
-        found: list[list[R]] = [[] for _ in range(self.world)]
-        _distributed().all_gather_object(found, work(mine), group=_group())
-        return [found[(i % workers) * engine][i // workers] for i in range(len(items))]
-
-    def all_ok(self, error: BaseException | None) -> None:
-        """Meet the other ranks after work that one of them may have failed at.
 
         Raises:
-            UserError: a rank failed in a way that its user can mend; every rank raises it.
+            UserError: a rank's work raised it; every rank does.
         """
-        if self.world == 1:
-            if error:
-                raise error
-            return
+        if self.world == 1 or not items:
+            return work(list(items))
+        workers, me = self.workers(engine), self.rank // engine
+        each = -(-len(items) // workers)
+        mine = [items[i % len(items)] for i in range(me, each * workers, workers)]
+        result: list[R] | UserError
+        try:
+            result = work(mine)
+        except UserError as error:
+            result = error
         found: list[Any] = [None] * self.world
-        told = (error.place, error.problem, error.fix) if isinstance(error, UserError) else None
-        _distributed().all_gather_object(found, told, group=_group())
-        if error:
-            raise error
-        if first := next((f for f in found if f), None):
-            raise UserError(*first)
+        _distributed().all_gather_object(found, result, group=_group())
+        for theirs in found:
+            if isinstance(theirs, UserError):
+                raise theirs
+        return [found[(i % workers) * engine][i // workers] for i in range(len(items))]
+
+    def workers(self, engine: int = 1) -> int:
+        """How many shares there are when ``engine`` ranks work as one.
+
+        Raises:
+            UserError: the ranks cannot be divided so.
+        """
+        if self.world % engine:
+            raise UserError(
+                f"rollout.tensor_parallel: {engine}", f"does not divide the {self.world} ranks.",
+                "Choose a divisor of --nproc-per-node.",
+            )  # fmt: skip
+        return self.world // engine
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.agree(None)
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several; joins nobody."""
+    return "RANK" in os.environ or "SLURM_STEP_ID" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, or alone; joins nobody."""
+    return not launched() or (os.environ.get("RANK") or os.environ.get(SLURM["RANK"])) == "0"
 
 
 @cache
@@ -98,7 +131,7 @@ def ranks() -> Ranks:
         UserError: the environment is half a launcher's.
     """
     env = {name: os.environ.get(name) or os.environ.get(SLURM[name]) for name in SLURM}
-    if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
+    if not launched():
         return Ranks()
     try:
         me = Ranks(*(int(env[name] or "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
@@ -123,11 +156,17 @@ def ranks() -> Ranks:
 def _join(me: Ranks) -> None:
     import torch
 
+    from pipelines.heartbeat import start
+
+    store, _, _ = next(torch.distributed.rendezvous("env://", me.rank, me.world, timeout=TIMEOUT))
+    start(store.clone(), me.rank, me.world)
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(me.local)
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)
-    else:
-        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl"
+    torch.distributed.init_process_group(
+        backend, store=store, rank=me.rank, world_size=me.world, timeout=TIMEOUT
+    )
 
 
 def _distributed() -> Any:

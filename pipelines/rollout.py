@@ -15,6 +15,7 @@ from pipelines.config import Config
 from pipelines.engines import Engine
 from pipelines.errors import UserError
 from pipelines.ragged import batches
+from pipelines.ranks import ranks
 from pipelines.records import Rollout, Sample, SampleTable, read_rows, write_rows
 from pipelines.reward import RewardFunction
 from pipelines.sampling import Sampling
@@ -72,15 +73,21 @@ def rollout(
         float(previous_metrics.get("informative_share", 1.0)) if settings.dynamic_sampling else 1.0
     )
     counts, tries = Counts(), 0
+    everyone, together = ranks(), settings.tensor_parallel
+    chunk = settings.batch_prompts * everyone.workers(together)
+
+    def sample(positions: list[int]) -> list[Rollout]:
+        return sample_groups(config, step, samples, positions, engine, reward)
+
     while len(groups) < settings.prompts_per_step:
         if tries == settings.max_tries:
             raise _never_full(config, step, counts, len(groups))
         missing = settings.prompts_per_step - len(groups)
         wanted = min(math.ceil(missing / max(share, 0.1)), 4 * settings.prompts_per_step)
-        for part in batches(range(position, position + wanted), settings.batch_prompts):
+        for part in batches(range(position, position + wanted), chunk):
             watch.progress("groups", min(len(groups), settings.prompts_per_step),
                            settings.prompts_per_step)  # fmt: skip
-            for group in sample_groups(config, step, samples, list(part), engine, reward):
+            for group in everyone.share(part, sample, together):
                 keep = not settings.dynamic_sampling or is_informative(config, group)
                 counts.add(group, keep)
                 if keep:
@@ -89,8 +96,9 @@ def rollout(
         tries += 1
         share = counts.informative / counts.groups
     used, surplus = groups[: settings.prompts_per_step], groups[settings.prompts_per_step :]
-    write_rows(out / ROLLOUTS, Rollout, used)
-    write_rows(out / SURPLUS, Rollout, surplus)
+    if everyone.main:
+        write_rows(out / ROLLOUTS, Rollout, used)
+        write_rows(out / SURPLUS, Rollout, surplus)
     return _metrics(counts, used, carried, len(surplus), position, tries, share)
 
 

@@ -6,9 +6,12 @@ resuming, extending and redoing are one loop. Torch is imported when the first s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from evals.benchmarks import check_data
 from evals.questions import gather
@@ -18,6 +21,7 @@ from pipelines.config import Config
 from pipelines.errors import Interrupted
 from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
+from pipelines.ranks import ranks
 from pipelines.step import Step, commit
 from pipelines.watch import Watch
 
@@ -30,15 +34,16 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     """
     last = chain.config.run.steps
     story = list(chain.all()) if until is None or until >= last else list(chain.opening(until))
-    missing = [step for step in story if step.manifest() is None]
+    missing = _missing(story)
     if missing:
-        with run_lock(chain.run):
+        with held(chain.run):
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
             check_data(chain.benchmarks, chain.config.data.source)
-            gather(chain.config, chain.benchmarks, watch)  # not to learn it after the training
+            # Now, not to learn it after the training.
+            ranks().on_main(lambda: gather(chain.config, chain.benchmarks, watch))
             perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
     return missing
 
@@ -55,13 +60,38 @@ def train_stage(
         force: make steps again that are already there.
     """
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
-    missing = [step for step in asked.values() if force or step.manifest() is None]
+    missing = list(asked.values()) if force else _missing(list(asked.values()))
     if missing and stage == "eval":
         evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
-        with run_lock(chain.run):
+        with held(chain.run):
             perform(chain, wanted.config, missing, watch)
     return missing
+
+
+def _missing(steps: Sequence[Step]) -> list[Step]:
+    """Those that are not on disk; every rank gets what rank 0 finds."""
+    found = ranks().on_main(lambda: [i for i, s in enumerate(steps) if s.manifest() is None])
+    return [steps[i] for i in found]
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold the run's lock, which rank 0 does for all."""
+    with contextlib.ExitStack() as stack:
+        ranks().on_main(lambda: stack.enter_context(run_lock(run)))
+        yield
+
+
+@contextlib.contextmanager
+def committed(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """``commit`` on rank 0, which alone writes; every rank goes on when the step is on disk."""
+    if ranks().main:
+        with commit(step) as made:
+            yield made
+    else:
+        yield step.path, {}
+    ranks().barrier()
 
 
 def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Step]:
@@ -79,28 +109,34 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(config)
+    main = ranks().main
     at, last = ("", 0), chain.config.run.steps
     with closing(Session(chain, watch)) as session:
         try:
             for step in steps:
                 at = (step.name, step.index or 0)
-                runs.record_state(chain.run, "running", *at, last)
+                if main:
+                    runs.record_state(chain.run, "running", *at, last)
                 watch.stage(*at)
                 if is_evaluation(step):
                     metrics = evaluate_one(session, step, config, watch)
                 else:
-                    with commit(step) as (out, metrics):
+                    with committed(step) as (out, metrics):
                         metrics |= session.make(step, config, out)
-                if step == steps[0]:  # not before: settings that cannot work leave the file alone
+                if (
+                    main and step == steps[0]
+                ):  # not before: settings that cannot work leave the file alone
                     runs.write_metrics(chain)
-                if step.name == "update" and step == chain.update(at[1]):
+                if main and step.name == "update" and step == chain.update(at[1]):
                     metrics |= runs.append_metrics(chain, at[1])
-                if step.name == "checkpoint" or step.name == "validation":
+                if main and step.name in ("checkpoint", "validation"):
                     checkpoint.prune(chain, at[1])
                 watch.finished(*at, metrics)
         except BaseException as error:
             stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
-            runs.record_state(chain.run, "stopped" if stopped else "failed", *at, last)
+            if main:
+                runs.record_state(chain.run, "stopped" if stopped else "failed", *at, last)
             raise
-        done = all(step.path.is_dir() for step in chain.all())
-        runs.record_state(chain.run, "finished" if done else "idle", *at, last)
+        if main:
+            done = all(step.path.is_dir() for step in chain.all())
+            runs.record_state(chain.run, "finished" if done else "idle", *at, last)

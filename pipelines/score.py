@@ -26,6 +26,7 @@ from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
 from pipelines.policy import Encoded, Policy, Row
 from pipelines.prompts import open_image
 from pipelines.ragged import batches, pad_lists, split_like
+from pipelines.ranks import ranks
 from pipelines.records import Rollout, Sample, SampleTable, Scored, write_rows
 from pipelines.seeds import generator
 from pipelines.watch import Watch
@@ -39,14 +40,22 @@ def score(
 ) -> dict[str, Any]:  # fmt: skip
     """Score every response token of a step's rollouts and write one row per group."""
     estimator = make_estimator(config, step, policy)
-    scored: list[Scored] = []
-    for part in batches(rollouts, config.score.batch_prompts):
-        watch.progress("groups", len(scored), len(rollouts))
-        owners = [samples.by_id(group.sample_id) for group in part]
-        statistics = group_statistics(config, step, part, owners, policy)
-        perception_N = estimator(statistics, part, owners)
-        scored += _scored(config, step, part, statistics, perception_N)
-    write_rows(out / SCORES, Scored, scored)
+    everyone = ranks()
+
+    def work(groups: list[Rollout]) -> list[Scored]:
+        scored: list[Scored] = []
+        for part in batches(groups, config.score.batch_prompts):
+            watch.progress("groups", len(scored), len(groups))
+            owners = [samples.by_id(group.sample_id) for group in part]
+            statistics = group_statistics(config, step, part, owners, policy)
+            perception_N = estimator(statistics, part, owners)
+            scored += _scored(config, step, part, statistics, perception_N)
+        return scored
+
+    with policy.placement.gathered():
+        scored = everyone.share(rollouts, work)
+    if everyone.main:
+        write_rows(out / SCORES, Scored, scored)
     return _metrics(step, rollouts, scored)
 
 
@@ -212,7 +221,9 @@ def _metrics(step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -
     keep_BT, _ = pad_lists([k for row in scored for k in row.keep])
     # How far the rollout engine's log-probs are from the trainer's, for what this policy sampled.
     fresh_B = torch.tensor([g.step == step for g in rollouts for _ in g.response_ids])
-    gap_N = (old_BT - rollout_BT)[mask_BT & fresh_B[:, None]].abs()
+    fresh_BT = mask_BT & fresh_B[:, None]
+    gap_N = (old_BT - rollout_BT)[fresh_BT].abs()
+    kl_N = vppo.k3(rollout_BT, old_BT)[fresh_BT]
     kept_mass = (perception_BT * keep_BT).sum() / perception_BT.sum().clamp(min=1e-12)
     return {
         "perception_mean": perception_BT[mask_BT].mean().item(),
@@ -224,4 +235,5 @@ def _metrics(step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -
         "surplus_share": 1 - fresh_B.float().mean().item(),
         "mismatch_mean": gap_N.mean().item() if len(gap_N) else 0.0,
         "mismatch_max": gap_N.max().item() if len(gap_N) else 0.0,
+        "mismatch_kl": kl_N.mean().item() if len(gap_N) else 0.0,
     }

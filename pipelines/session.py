@@ -21,14 +21,16 @@ from evals.run import evaluate
 from pipelines import checkpoint
 from pipelines.chain import Chain
 from pipelines.config import Config
-from pipelines.engines import ENGINES, Engine
+from pipelines.engines import ENGINES, Engine, LiveEngine
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
+from pipelines.mismatch import check_mismatch
 from pipelines.objectives import OBJECTIVES
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS
 from pipelines.policy import Policy
 from pipelines.prepare import prepare
+from pipelines.ranks import ranks
 from pipelines.records import Rollout, SampleTable, Scored, read_rows
 from pipelines.reward import RewardFunction, make_reward
 from pipelines.rollout import ROLLOUTS, rollout
@@ -49,6 +51,11 @@ def check_parts(config: Config) -> None:
     views = (*PERTURBATIONS, "raw_black")
     find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
     find_part("update.engine", config.update.engine, TRAINERS)
+    if config.update.engine == "torch" and ranks().world > 1:
+        raise UserError(
+            "update.engine: torch", f"updates in one process, and there are {ranks().world}.",
+            "Add --set update.engine=deepspeed.",
+        )  # fmt: skip
     find_part("update.objective", config.update.objective, OBJECTIVES)
     make_reward(config.reward.function, config.reward.grader)
     for grader in config.eval.graders:
@@ -70,6 +77,8 @@ class Session:
         self._made_trainer: Trainer | None = None
         self._trainer_at: Path | None = None
         self._version = -1
+        self._live: LiveEngine | None = None
+        self._live_version: int | None = None
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
         # Bit-identical replay needs kernels that add in a fixed order.
@@ -108,7 +117,16 @@ class Session:
         return self._engine(policy)
 
     def _engine(self, policy: Policy) -> Engine:
-        return find_part("rollout.engine", self.config.rollout.engine, ENGINES)(policy)
+        factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
+        if self._live is None:
+            engine = factory(policy)
+            if not isinstance(engine, LiveEngine):
+                return engine
+            self._live, self._live_version = engine, None
+        if self._live_version != self._version:
+            self._live.sync(policy)
+            self._live_version = self._version
+        return self._live.view(policy)
 
     def policy(self, version: int) -> Policy:
         """The policy after ``version`` updates: live, or restored from disk."""
@@ -118,7 +136,7 @@ class Session:
         return self._policy
 
     def _restore(self, version: int) -> None:
-        start = checkpoint.newest(self.chain, version)
+        start = ranks().on_main(lambda: checkpoint.newest(self.chain, version))
         resuming = not start <= self._version < version
         if resuming:
             self._load(start)
@@ -143,7 +161,7 @@ class Session:
     def _load(self, step: int) -> None:
         folder = None
         if step:
-            self.chain.checkpoint(step).verify()
+            ranks().on_main(self.chain.checkpoint(step).verify)
             folder = self.chain.checkpoint(step).path
         self._policy = Policy.load(self.config, folder / checkpoint.MODEL if folder else None)
         self._made_trainer = None
@@ -197,7 +215,7 @@ class Session:
 
     def prepare(self, config: Config, _: int, out: Path) -> dict[str, Any]:
         """Write the questions."""
-        return prepare(config, out, self.watch)
+        return ranks().on_main(lambda: prepare(config, out, self.watch))
 
     def rollout(self, config: Config, step: int, out: Path) -> dict[str, Any]:
         """Sample and grade responses with the policy after ``step - 1`` updates."""
@@ -212,7 +230,10 @@ class Session:
         """Measure the token perception of a step's rollouts."""
         rollouts = read_rows(self._made(self.chain.rollout(step)) / ROLLOUTS, Rollout)
         policy = self.policy(step - 1)
-        return score(config, step, rollouts, self.samples, policy, out, self.watch)
+        metrics = score(config, step, rollouts, self.samples, policy, out, self.watch)
+        first = self.chain.score(1).manifest() if step > 1 else None
+        check_mismatch(config, step, metrics, first["metrics"]["mismatch_mean"] if first else None)
+        return metrics
 
     def update(self, config: Config, step: int, _: Path) -> dict[str, Any]:
         """Update the policy on a step's rollouts and scores; the weights stay live."""
@@ -235,11 +256,17 @@ class Session:
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
-        policy = self.policy(step)
-        policy.model.save_pretrained(out / checkpoint.MODEL)
-        policy.processor.save_pretrained(out / checkpoint.MODEL)
-        (out / checkpoint.TRAINER).mkdir()
-        self._trainer.save(out / checkpoint.TRAINER)
+        policy, trainer = self.policy(step), self._trainer
+        main = ranks().main
+        weights = {
+            name: value.detach().cpu()
+            for name, value in policy.placement.weights(policy.model) if main
+        }  # fmt: skip
+        if main:
+            policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
+            policy.processor.save_pretrained(out / checkpoint.MODEL)
+            (out / checkpoint.TRAINER).mkdir()
+        trainer.save(out / checkpoint.TRAINER)
         return {}
 
     def evaluate(self, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
@@ -248,11 +275,13 @@ class Session:
         training = matched(self.chain.config) if step else None
         return evaluate(
             cell, lambda: self.engine_for(step, cell.how), config.eval.batch_prompts, self.graders,
-            training, out, self.watch,
+            training, out, self.watch, config.rollout.tensor_parallel,
         )  # fmt: skip
 
     def close(self) -> None:
-        """End the grading processes."""
+        """End the grading processes and the engine."""
+        if self._live:
+            self._live.close()
         for name in ("reward", "graders"):
             if name in self.__dict__:
                 getattr(self, name).close()

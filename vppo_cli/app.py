@@ -8,11 +8,13 @@ import signal
 import sys
 from json import dumps  # JSON is YAML
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipelines import heartbeat
 from pipelines.errors import Interrupted, UserError
+from pipelines.ranks import is_main, launched
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -35,6 +37,34 @@ Settings = Annotated[
 RunName = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="The run's folder name.")
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc-per-node", metavar="N", min=1, help="Start N ranks here, one for each GPU.",
+        rich_help_panel="Several GPUs or nodes",
+    ),
+]  # fmt: skip
+Nodes = Annotated[
+    int,
+    typer.Option(
+        "--nnodes", metavar="N", min=1, help="Nodes of the run.",
+        rich_help_panel="Several GPUs or nodes",
+    ),
+]  # fmt: skip
+NodeRank = Annotated[
+    int,
+    typer.Option(
+        "--node-rank", metavar="R", min=0, help="Which of them this is, from 0.",
+        rich_help_panel="Several GPUs or nodes",
+    ),
+]  # fmt: skip
+Master = Annotated[
+    str | None,
+    typer.Option(
+        "--master", metavar="HOST[:PORT]", help="The first node, where all meet.",
+        rich_help_panel="Several GPUs or nodes",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 
 
@@ -58,6 +88,10 @@ def train(
         bool, typer.Option("--force", help="Make a single stage again even if it is there.")
     ] = False,
     json: Json = False,
+    nproc_per_node: Processes = None,
+    nnodes: Nodes = 1,
+    node_rank: NodeRank = 0,
+    master: Master = None,
 ) -> None:
     """Train: every stage in turn, or one alone.
 
@@ -74,7 +108,11 @@ def train(
     vppo train --config ci.yaml --set run.steps=20 --set seed=1
 
     vppo train --stage score --set score.estimator=k3
+
+    vppo train --config qwen2_5_vl_7b.yaml --nproc-per-node 8
     """
+    if nproc_per_node or nnodes > 1:
+        _launch(nproc_per_node, nnodes, node_rank, master)
     from vppo_cli import train as commands
 
     if stage == "all":
@@ -82,6 +120,26 @@ def train(
         commands.train_all(run, config, settings or [], until, as_json=json)
     else:
         commands.train_one(run, config, settings or [], stage, steps, force=force, as_json=json)
+
+
+def _launch(
+    nproc_per_node: int | None, nnodes: int = 1, node_rank: int = 0, master: str | None = None
+) -> NoReturn:
+    """Give this command to every rank instead, and end as they do."""
+    from pipelines.launch import Launch, RankFailed, launch, without
+
+    options = ("--nproc-per-node", "--nnodes", "--node-rank", "--master")
+    try:
+        code = launch(
+            Launch(nproc_per_node or 1, nnodes, node_rank, master), without(sys.argv[1:], *options)
+        )
+    except RankFailed as error:
+        from vppo_cli.display import show_error
+
+        kept = "What was committed is kept; the same command goes on from there."
+        show_error(UserError(str(error), "all ranks were stopped.", kept))
+        code = 1
+    sys.exit(code)
 
 
 def _refuse_with_all(**given: Any) -> None:
@@ -160,6 +218,7 @@ def evaluate(
     ] = False,
     settings: Settings = None,
     json: Json = False,
+    nproc_per_node: Processes = None,
 ) -> None:
     """Evaluate a checkpoint of a run, or any model.
 
@@ -180,6 +239,8 @@ def evaluate(
 
     vppo eval --benchmarks all --regrade --set eval.graders=\\[math-verify,mathruler]
     """
+    if nproc_per_node:
+        _launch(nproc_per_node)
     from vppo_cli import evaluate as commands
 
     if benchmarks is not None and not benchmarks.strip(", "):
@@ -319,19 +380,29 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    if not launched():  # else whoever launched the ranks stops them so, and has said why
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except UserError as error:
         from vppo_cli.display import show_error
 
-        show_error(error)
+        heartbeat.end(str(error))
+        if heartbeat.speaks():
+            show_error(error)
         sys.exit(2)
     except Interrupted:
         from vppo_cli.display import show_interrupted
 
-        show_interrupted()
+        heartbeat.end("interrupted")
+        if is_main():
+            show_interrupted()
         sys.exit(130)
+    except Exception as error:
+        heartbeat.end(f"{type(error).__name__}: {error}")
+        raise
+    else:
+        heartbeat.end()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

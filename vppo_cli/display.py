@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pipelines.chain import Chain
 from pipelines.errors import UserError
+from pipelines.ranks import is_main
 from pipelines.step import Step
 from vppo_cli.results import recent_rows
 from vppo_cli.words import Pace, duration, ranges, sparkline
@@ -28,7 +29,7 @@ LABEL = 11
 EVERY_S = 30.0
 """Seconds between two lines of progress where the output is not a terminal."""
 
-console = Console(highlight=False, soft_wrap=True, emoji=False)
+console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not is_main())
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -67,7 +68,8 @@ def columns(
 
 def print_json(value: Any) -> None:
     """For a program: one JSON object, nothing else on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    if is_main():
+        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def show_error(error: UserError) -> None:

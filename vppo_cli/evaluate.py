@@ -14,6 +14,7 @@ from pipelines.checkpoint import best, pick, saved
 from pipelines.config import EvalConfig
 from pipelines.errors import UserError
 from pipelines.evaluation import regrade
+from pipelines.ranks import ranks
 from pipelines.run import train_stage
 from vppo_cli import display
 from vppo_cli import report as screen
@@ -26,19 +27,10 @@ def evaluate(
     overrides: Sequence[str], *, regraded: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Evaluate a checkpoint of a run, or a model on its own; or grade what was sampled again."""
-    if model is None:
-        choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
-        _refuse_another_model(choice)
-        step = (
-            _sampled_step(choice.chain, checkpoint)
-            if regraded
-            else _which(choice.chain, checkpoint)
-        )
-        policy = policy_name(step)
-        label, place = f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
-    else:
-        choice, step = _model_alone(model, config, overrides), 0
-        label = place = model
+    everyone = ranks()
+    choice, step, label, place = everyone.on_main(
+        lambda: _asked_for(run, checkpoint, model, config, overrides, regraded=regraded)
+    )
     names = choice.wanted.benchmarks
     if not names:
         raise UserError(
@@ -51,11 +43,13 @@ def evaluate(
             display.line("model", place)
             _say_what_may_surprise(choice.wanted.config.eval, overrides)
         if regraded:
-            regrade(choice.chain, choice.wanted, step, watch)
+            everyone.on_main(lambda: regrade(choice.chain, choice.wanted, step, watch))
         else:
             if any(name in OWN for name in names):
                 train_stage(choice.chain, choice.chain, "prepare", [0], watch, force=False)
             train_stage(choice.chain, choice.wanted, "eval", [step], watch, force=False)
+    if not everyone.main:
+        return
     made, files = write_report(choice.chain, choice.wanted.config, step, label)
     if as_json:
         display.print_json({
@@ -65,6 +59,21 @@ def evaluate(
         })  # fmt: skip
     else:
         screen.show(made, files)
+
+
+def _asked_for(
+    run: str | None, checkpoint: str, model: str | None, config: Path | None,
+    overrides: Sequence[str], *, regraded: bool,
+) -> tuple[Choice, int, str, str]:  # fmt: skip
+    """The run, the step of its policy, and what to call that, briefly and in full."""
+    if model is not None:
+        return _model_alone(model, config, overrides), 0, model, model
+    choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
+    _refuse_another_model(choice)
+    chain = choice.chain
+    step = _sampled_step(chain, checkpoint) if regraded else _which(chain, checkpoint)
+    policy = policy_name(step)
+    return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
 
 
 def _run_of(run: str | None, config: Path | None) -> str | None:

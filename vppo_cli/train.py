@@ -10,10 +10,11 @@ from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.checkpoint import newest
 from pipelines.errors import UserError
+from pipelines.ranks import ranks
 from pipelines.run import train, train_stage
 from pipelines.step import write_atomic
 from vppo_cli import display
-from vppo_cli.choose import choose
+from vppo_cli.choose import Choice, choose
 from vppo_cli.results import evaluation_rows, write_report, write_reports
 
 STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
@@ -28,11 +29,13 @@ def train_all(
     as_json: bool,
 ) -> None:
     """Make everything that is missing, then show the evaluation."""
-    choice = choose(name, config, overrides, new=True)
-    chain = choice.wanted
+    everyone = ranks()
+    chain = everyone.on_main(lambda: choose(name, config, overrides, new=True).wanted)
     file = chain.run / runs.CONFIG
-    previous = file.read_text(encoding="utf-8") if file.is_file() else ""
-    runs.write_config(chain.run, chain.config)
+    previous = ""
+    if everyone.main:
+        previous = file.read_text(encoding="utf-8") if file.is_file() else ""
+        runs.write_config(chain.run, chain.config)
     with display.watching(chain, as_json=as_json) as watch:
         watch.begin()
         try:
@@ -41,6 +44,8 @@ def train_all(
             if previous and not watch.made:  # the run keeps settings that work
                 write_atomic(file, previous)
             raise
+    if not everyone.main:
+        return
     if made:
         write_reports(chain)
     rows = evaluation_rows(chain)
@@ -65,14 +70,22 @@ def train_one(
         raise UserError(
             f"--stage {stage}", "no such stage.", f"{hint}Known: all {' '.join(STAGES)}."
         )
-    choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
-    if not (choice.run / runs.CONFIG).is_file():
-        runs.write_config(choice.run, choice.wanted.config)
+    everyone = ranks()
     first = 0 if stage == "eval" else 1  # 0 is the starting model
-    chosen = parse_steps(steps, choice.chain, first) or default_steps(choice.chain, stage)
+
+    def decide() -> tuple[Choice, list[int]]:
+        choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
+        if not (choice.run / runs.CONFIG).is_file():
+            runs.write_config(choice.run, choice.wanted.config)
+        chosen = parse_steps(steps, choice.chain, first) or default_steps(choice.chain, stage)
+        return choice, chosen
+
+    choice, chosen = everyone.on_main(decide)
     with display.watching(choice.wanted, as_json=as_json) as watch:
         watch.begin(stage)
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
+    if not everyone.main:
+        return
     if stage == "eval":
         for step in chosen:
             write_report(choice.chain, choice.wanted.config, step)
