@@ -70,7 +70,9 @@ class Heart(threading.Thread):
         os._exit(1)
 
     def end(self, reason: str) -> None:
-        """Stop; a ``reason`` other than "" tells the others that this rank failed."""
+        """Stop, the first time; a ``reason`` other than "" tells the others that this rank failed."""
+        if self._ended.is_set():
+            return
         self._ended.set()
         try:
             self.store.set(f"failed/{self.rank}", reason)

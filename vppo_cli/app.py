@@ -398,13 +398,13 @@ def main() -> None:
         if is_main():
             show_interrupted()
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         heartbeat.end(f"{type(error).__name__}: {error}")
         raise
-    else:
+    finally:
         heartbeat.end()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
