@@ -106,9 +106,11 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
 
 def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
-    from pipelines.session import Session, check_parts  # brings torch
+    from pipelines.session import Session, check_parts, check_ranks  # brings torch
 
     check_parts(config)
+    if any(step.name == "update" for step in steps):
+        check_ranks(config)
     main = ranks().main
     at, last = ("", 0), chain.config.run.steps
     with closing(Session(chain, watch)) as session:

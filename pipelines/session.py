@@ -51,15 +51,23 @@ def check_parts(config: Config) -> None:
     views = (*PERTURBATIONS, "raw_black")
     find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
     find_part("update.engine", config.update.engine, TRAINERS)
+    find_part("update.objective", config.update.objective, OBJECTIVES)
+    make_reward(config.reward.function, config.reward.grader)
+    for grader in config.eval.graders:
+        check_grader(grader, "eval.graders")
+
+
+def check_ranks(config: Config) -> None:
+    """See that the update engine can work on all ranks there are.
+
+    Raises:
+        UserError: it is one of a single process.
+    """
     if config.update.engine == "torch" and ranks().world > 1:
         raise UserError(
             "update.engine: torch", f"updates in one process, and there are {ranks().world}.",
             "Add --set update.engine=deepspeed.",
         )  # fmt: skip
-    find_part("update.objective", config.update.objective, OBJECTIVES)
-    make_reward(config.reward.function, config.reward.grader)
-    for grader in config.eval.graders:
-        check_grader(grader, "eval.graders")
 
 
 class Session:
@@ -178,6 +186,7 @@ class Session:
         return self._made_trainer
 
     def _new_trainer(self, config: Config) -> Trainer:
+        check_ranks(config)
         factory = find_part("update.engine", config.update.engine, TRAINERS)
         return factory(self._policy, config, lambda: Policy.load(self.config))
 

@@ -152,7 +152,7 @@ class PlainWatch:
             self.say(f"{'prepare':<{LABEL}}" + summary(metrics))
         elif name == "validation":
             self.say(f"{'validation':<{LABEL}}step {index}  accuracy {metrics['accuracy']:.3f}")
-        elif self.single and "accuracy" in metrics:
+        elif self.single and "interval" in metrics:
             low, high = metrics["interval"]
             self.say(
                 f"{name:<{LABEL}}{metrics['questions']} questions x {metrics['samples']}  "
