@@ -205,7 +205,7 @@ class UpdateConfig(Section):
     engine: str = "torch"
     """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
     ranks), or an import path."""
-    zero_stage: int = Field(default=2, ge=0, le=3)
+    zero_stage: int = Field(default=2, ge=1, le=3)
     """What DeepSpeed divides among ranks: optimizer state (1), gradients too (2), weights too (3)."""
     offload: bool = False
     """Keep DeepSpeed's optimizer state, and with ZeRO-3 the weights, in the machine's memory."""

@@ -6,6 +6,7 @@ does not depend (but for rounding) on how the batch is cut.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,7 +22,7 @@ from pipelines.divergence import token_logp
 from pipelines.objectives import OBJECTIVES, Batch, Terms
 from pipelines.parts import find_part
 from pipelines.policy import Policy
-from pipelines.ragged import pad_lists
+from pipelines.ragged import batches, pad_lists
 from pipelines.records import Rollout, SampleTable, Scored
 
 OPTIMIZER = "optimizer.safetensors"
@@ -69,17 +70,23 @@ class TorchTrainer:
         self.objective = find_part("update.objective", self.settings.objective, OBJECTIVES)
         self._make_reference = reference
         self._reference: Policy | None = None
+        self.updates = 0
+        if self.settings.freeze_vision:
+            freeze_vision(policy.model)
         self.named = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
+        self.optimizer = self._make_optimizer()
+        if self.settings.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _make_optimizer(self) -> Any:
         decayed = [p for _, p in self.named if p.dim() > 1]
         plain = [p for _, p in self.named if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
+        return torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.settings.weight_decay},
              {"params": plain, "weight_decay": 0.0}],
             lr=self.settings.learning_rate, betas=self.settings.adam_betas,
+            fused=self.policy.device.type == "cuda",
         )  # fmt: skip
-        self.updates = 0
-        if self.settings.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -100,9 +107,10 @@ class TorchTrainer:
         self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
     ) -> dict[str, float]:
         whole = self._tensors(groups)
-        size = self.settings.micro_batch_prompts
-        per_group = [len(rollout.response_ids) for rollout, _ in groups]
-        micro_B = torch.tensor([i // size for i, n in enumerate(per_group) for _ in range(n)])
+        per_group = torch.tensor([len(rollout.response_ids) for rollout, _ in groups])
+        group_B = torch.arange(len(groups)).repeat_interleave(per_group)
+        micro_B = group_B // self.settings.micro_batch_prompts
+        group_B = group_B.to(self.policy.device)
         dependency_B = torch.tensor([d for _, scored in groups for d in scored.dependency])
         micro_B, dependency_B = micro_B.to(self.policy.device), dependency_B.to(self.policy.device)
         batch = Batch(whole.adv_B, dependency_B, whole.keep_BT, whole.mask_BT, micro_B)
@@ -114,30 +122,27 @@ class TorchTrainer:
         # Training mode turns gradient checkpointing on; dropout is 0 in these models.
         self.policy.model.train(self.settings.gradient_checkpointing)
         totals: dict[str, float] = defaultdict(float)
-        for number in range(int(micro_B[-1]) + 1):
-            rows_B = micro_B == number
-            part = groups[number * size : (number + 1) * size]
+        mine = self._micro_batches([sum(map(len, r.response_ids)) for r, _ in groups])
+        for number, (chosen, counts) in enumerate(mine, start=1):
+            rows_B = torch.isin(group_B, torch.tensor(chosen, device=group_B.device))
             cut = _slice(whole, rows_B)
             cut_terms = _slice_terms(terms, rows_B, cut.mask_BT.shape[1])
+            part = [groups[i] for i in chosen]
             loss, sums = self._loss(part, samples, cut, cut_terms, denominator, tokens)
-            loss.backward()
+            self._backward(loss * counts, last=number == len(mine))
             for name, value in sums.items():
-                totals[name] += value
+                totals[name] += value * counts
         self.policy.model.eval()
         rate = self.settings.learning_rate * self._warmup()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for _, p in self.named], self.settings.max_grad_norm
-        )
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()} in update {self.updates + 1}")
-        self.optimizer.step()
+        norm = self._step()
         self.updates += 1
+        totals = self._summed(totals)
         alpha_B = terms.adv_B / torch.where(batch.adv_B == 0, 1.0, batch.adv_B)
         alpha_B = alpha_B[batch.adv_B != 0]
         return totals | {
-            "grad_norm": norm.item(),
+            "grad_norm": norm,
             "learning_rate": rate,
             "advantage_std": batch.adv_B.std().item(),
             "alpha_min": alpha_B.min().item() if len(alpha_B) else 1.0,
@@ -150,14 +155,18 @@ class TorchTrainer:
     ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
         """Loss of one micro-batch, and its share of the batch's metrics."""
         settings = self.settings
-        logp_N, entropy_N = self._forward(self.policy, groups, samples)
+        logp_N, entropy_N = self._trained(groups, samples)
         logp_BT = torch.zeros_like(t.old_logp_BT).masked_scatter(t.mask_BT, logp_N)
         entropy_BT = torch.zeros_like(t.old_logp_BT).masked_scatter(t.mask_BT, entropy_N)
         loss_BT, clipping = vppo.clipped_loss_BT(
             logp_BT, t.old_logp_BT, terms.adv_B, terms.clip_low, terms.clip_high, settings.dual_clip
         )
+        tis = {}
         if settings.tis_cap is not None:
-            loss_BT = loss_BT * vppo.tis_weights(t.old_logp_BT, t.rollout_logp_BT, settings.tis_cap)
+            weight_BT = vppo.tis_weights(t.old_logp_BT, t.rollout_logp_BT, settings.tis_cap)
+            loss_BT = loss_BT * weight_BT
+            capped_BT = weight_BT >= settings.tis_cap * (1 - 1e-6)
+            tis = {"tis_weight_mean": weight_BT, "tis_capped": capped_BT}
         loss = vppo.average_loss(loss_BT, terms.keep_BT, t.loss_mask_BT, terms.average, denominator)
         penalty_BT = vppo.ENTROPY_PENALTIES[settings.entropy_estimator](logp_BT, entropy_BT)
         penalty = vppo.average_loss(penalty_BT, t.mask_BT, t.loss_mask_BT, "token", tokens)
@@ -175,10 +184,53 @@ class TorchTrainer:
         for name, value_BT in {
             "ratio_mean": clipping.ratio_BT, "clipped_low": clipping.low_BT,
             "clipped_high": clipping.high_BT, "clipped_dual": clipping.dual_BT, "policy_kl": moved_BT,
+            **tis,
         }.items():  # fmt: skip
             metrics[name] = ((value_BT * t.loss_mask_BT).sum() / tokens).item()
         metrics["trained_share"] = ((terms.keep_BT & t.loss_mask_BT).sum() / tokens).item()
         return total, metrics
+
+    def _micro_batches(self, tokens: Sequence[int]) -> list[tuple[list[int], float]]:
+        """What this process works on: groups of each micro-batch, and how often they count (1).
+
+        Args:
+            tokens: response tokens of each group.
+        """
+        everything = range(len(tokens))
+        return [
+            (list(part), 1.0) for part in batches(everything, self.settings.micro_batch_prompts)
+        ]
+
+    def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradient of one micro-batch; ``last``: the optimizer's step follows."""
+        loss.backward()
+
+    def _step(self) -> float:
+        """Clip and step; returns the norm of the gradients.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for _, p in self.named], self.settings.max_grad_norm
+        )
+        self._check(norm.item())
+        self.optimizer.step()
+        return norm.item()
+
+    def _check(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm} in update {self.updates + 1}")
+
+    def _summed(self, totals: dict[str, float]) -> dict[str, float]:
+        """The micro-batches' metrics of all ranks."""
+        return totals
+
+    def _trained(
+        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``_forward`` of the policy that is trained."""
+        return self._forward(self.policy, groups, samples)
 
     def _forward(
         self, policy: Policy, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
@@ -255,6 +307,14 @@ class TorchTrainer:
             kind, _, name = key.partition("/")
             place = "cpu" if kind == "step" else self.policy.device
             self.optimizer.state[parameters[name]][kind] = value.to(place)
+
+
+def freeze_vision(model: Any) -> None:
+    """Take the vision tower, and the projector into the language model, out of the training."""
+    language = {id(p) for p in model.get_decoder().parameters()}
+    language |= {id(p) for p in model.get_output_embeddings().parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in language)
 
 
 def _map(tokens: Tokens, function: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:

@@ -1,0 +1,251 @@
+"""Update engine ``deepspeed``: the torch engine's update, divided among ranks by ZeRO.
+
+Every rank has every group's numbers, so advantages, shaping weights and denominators are those of the
+whole update batch whatever the number of ranks. Only forward and backward are shared out: each rank
+takes its micro-batches, and DeepSpeed adds up the gradients. Optimizer state is saved whole, by
+parameter, in the torch engine's format: a checkpoint fits any number of ranks, any stage, and both
+engines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from pipelines.config import Config
+from pipelines.errors import UserError
+from pipelines.policy import Placement, Policy
+from pipelines.ranks import ranks
+from pipelines.records import Rollout, SampleTable, Scored
+from pipelines.trainer import OPTIMIZER, TorchTrainer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedTrainer(TorchTrainer):
+    """AdamW under ZeRO 1, 2 or 3; float32 master weights, also where ``model.dtype`` is bfloat16.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
+
+    def _make_optimizer(self) -> Any:
+        deepspeed, policy = _deepspeed(self.policy.device), self.policy
+        plain = super()._make_optimizer()
+        forward = _Forward(policy)
+        if self.settings.zero_stage == 3:
+            deepspeed.zero.register_external_parameter(forward, policy.head_weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine, optimizer, _, _ = deepspeed.initialize(
+                model=forward, optimizer=plain, config=_settings(self.config),
+                dist_init_required=False,
+            )  # fmt: skip
+        policy.placement = (
+            DividedWeights(optimizer) if self.settings.zero_stage == 3 else MasterWeights()
+        )
+        return optimizer
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _micro_batches(self, tokens: Sequence[int]) -> list[tuple[list[int], float]]:
+        """This rank's micro-batches, equally many on each: gradients are reduced by all at once.
+
+        The longest go first, back and forth over the ranks. Where they do not divide, a rank works on
+        one of the others' that counts nothing.
+        """
+        me, size = ranks(), self.settings.micro_batch_prompts
+        size = min(size, -(-len(tokens) // me.world))
+        cut = [list(range(i, min(i + size, len(tokens)))) for i in range(0, len(tokens), size)]
+        cut.sort(key=lambda part: -sum(tokens[i] for i in part))
+        dealt = [
+            cut[i : i + me.world] if turn % 2 == 0 else cut[i : i + me.world][::-1]
+            for turn, i in enumerate(range(0, len(cut), me.world))
+        ]
+        return [(hand[me.rank], 1.0) if me.rank < len(hand) else (hand[0], 0.0) for hand in dealt]
+
+    def _trained(
+        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.engine(super()._trained, groups, samples)
+
+    def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed takes the mean over ranks; each has its part of one sum.
+        self.engine.backward(loss * ranks().world, scale_wrt_gas=False)
+
+    def _step(self) -> float:
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        self._check(norm)
+        return norm
+
+    def _summed(self, totals: dict[str, float]) -> dict[str, float]:
+        values = torch.tensor(list(totals.values()), dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(totals, values.tolist(), strict=True))
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Gather AdamW's moments, parameter by parameter; rank 0 writes them."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        tensors = {"updates": torch.tensor(self.updates)}
+        self._link()
+        for name, parameter in self.named if self.updates else ():
+            for kind in MOMENTS:
+                value = safe_get_full_optimizer_state(parameter, kind)
+                if ranks().main:
+                    tensors[f"{kind}/{name}"] = value.detach().float().cpu().contiguous().clone()
+            tensors[f"step/{name}"] = torch.tensor(float(self.updates))
+        if ranks().main:
+            save_file(tensors, folder / OPTIMIZER)
+
+    def load(self, folder: Path) -> None:
+        """Read the state back, by whatever engine and number of ranks it was written."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        tensors = load_file(folder / OPTIMIZER)
+        self.updates = int(tensors.pop("updates"))
+        if not self.updates:
+            return
+        self._plant()
+        for name, parameter in self.named:
+            for kind in MOMENTS:
+                value = tensors[f"{kind}/{name}"]
+                safe_set_full_optimizer_state(parameter, value.to(self.policy.device), kind)
+
+    def _plant(self) -> None:
+        """Give the optimizer the state that its first step would make: zeros, to be filled."""
+        base = self.optimizer.optimizer
+        stage3 = getattr(self.optimizer, "fp32_partitioned_groups_flat", None)
+        flat = stage3 or [p for group in base.param_groups for p in group["params"]]
+        for parameter in flat:
+            on = parameter.device if base.defaults.get("fused") else "cpu"
+            base.state[parameter] = {
+                "step": torch.tensor(float(self.updates), device=on),
+                **{kind: torch.zeros_like(parameter) for kind in MOMENTS},
+            }
+        self._link()
+
+    def _link(self) -> None:
+        """Let every parameter find its part of the state.
+
+        DeepSpeed does so once, after the first parameter group's first step, when the others have none.
+        """
+        if self.settings.zero_stage < 3 and self.updates:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+class _Forward(torch.nn.Module):
+    """What DeepSpeed wraps: the model, called through whatever function uses it."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.model = policy.model
+
+    def forward(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class MasterWeights(Placement):
+    """ZeRO 1 and 2: weights are whole on every rank, their float32 masters divided."""
+
+    def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, value in model.state_dict().items():
+            parameter = parameters.get(name)
+            trained = parameter is not None and parameter.requires_grad
+            yield name, safe_get_full_fp32_param(parameter) if trained else value
+
+
+class DividedWeights(Placement):
+    """ZeRO-3: a rank holds a part of each weight, and its masters."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.hooks = optimizer.parameter_offload
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        import deepspeed
+
+        model = self.hooks.module
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            # Else each layer would drop its weights after use, and gather them with all ranks again.
+            for parameter in model.parameters():
+                parameter.ds_active_sub_modules.clear()
+            for hook in (*self.hooks.forward_hooks, *self.hooks.backward_hooks):
+                hook.remove()
+            self.hooks.forward_hooks, self.hooks.backward_hooks = [], []
+            try:
+                yield
+            finally:
+                self.hooks._register_deepspeed_module(model)
+
+    def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        buffers = dict(model.named_buffers())
+        for name in model.state_dict():
+            if name in buffers:
+                yield name, buffers[name]
+                continue
+            parameter = model.get_parameter(name)
+            if parameter.requires_grad:
+                yield name, safe_get_full_fp32_param(parameter)
+            else:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach().clone()
+
+
+def _deepspeed(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            "update.engine: deepspeed", f"DeepSpeed cannot be imported ({error}).",
+            "pip install 'vppo[gpu]'",
+        ) from error  # fmt: skip
+    # It would compile for a minute to gain nothing: gloo serves on a CPU.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("ERROR")
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return deepspeed
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """DeepSpeed's own configuration."""
+    update = config.update
+    zero: dict[str, Any] = {"stage": update.zero_stage}
+    if update.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        if update.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if update.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the boundary is set by hand
+        "gradient_clipping": update.max_grad_norm,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
