@@ -43,12 +43,9 @@ class DeepSpeedTrainer(TorchTrainer):
         forward = _Forward(policy)
         if self.settings.zero_stage == 3:
             deepspeed.zero.register_external_parameter(forward, policy.head_weight)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.engine, optimizer, _, _ = deepspeed.initialize(
-                model=forward, optimizer=plain, config=_settings(self.config),
-                dist_init_required=False,
-            )  # fmt: skip
+        self.engine, optimizer, _, _ = deepspeed.initialize(
+            model=forward, optimizer=plain, config=_settings(self.config), dist_init_required=False
+        )
         policy.placement = (
             DividedWeights(optimizer) if self.settings.zero_stage == 3 else MasterWeights()
         )
@@ -224,6 +221,7 @@ def _deepspeed(device: torch.device) -> Any:
     # It would compile for a minute to gain nothing: gloo serves on a CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

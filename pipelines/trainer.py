@@ -333,5 +333,11 @@ def _slice_terms(terms: Terms, rows_B: torch.Tensor, longest: int) -> Terms:
     return replace(terms, adv_B=terms.adv_B[rows_B], keep_BT=terms.keep_BT[rows_B, :longest])
 
 
-TRAINERS: dict[str, Callable[..., Trainer]] = {"torch": TorchTrainer}
+def _deepspeed(*arguments: Any) -> Trainer:
+    from pipelines.deepspeed_trainer import DeepSpeedTrainer  # brings a package that is optional
+
+    return DeepSpeedTrainer(*arguments)
+
+
+TRAINERS: dict[str, Callable[..., Trainer]] = {"torch": TorchTrainer, "deepspeed": _deepspeed}
 """Update engines by name; an import path works as well."""
