@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from pipelines.errors import UserError
 from pipelines.policy import Policy
+from pipelines.ragged import join
 from pipelines.records import Sample
 from pipelines.sampling import Sampling, SeededSampler, uniforms
 
@@ -84,13 +85,13 @@ class HuggingFaceEngine:
             )  # fmt: skip
         ids_BT = output_BL[:, batch["input_ids"].shape[1] :].tolist()
         logp_BT = torch.stack(sampler.logp, dim=1).tolist()
-        responses = [self._cut(ids, logp) for ids, logp in zip(ids_BT, logp_BT, strict=True)]
+        responses = [cut(policy, ids, logp) for ids, logp in zip(ids_BT, logp_BT, strict=True)]
         count = sampling.samples
         return [responses[i : i + count] for i in range(0, len(responses), count)]
 
     def _left_padded(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         policy = self.policy
-        prompts = [self._encoded(sample) for sample in samples]
+        prompts = [encoded(policy, sample) for sample in samples]
         longest = max(len(prompt["input_ids"]) for prompt in prompts)
         batch: dict[str, torch.Tensor] = {}
         for name in dict.fromkeys(name for prompt in prompts for name in prompt):
@@ -104,28 +105,36 @@ class HuggingFaceEngine:
                     [torch.nn.functional.pad(v, (longest - len(v), 0), value=fill) for v in values]
                 )
             else:
-                batch[name] = torch.cat(values)
+                batch[name] = join(values)
         batch["attention_mask"] = torch.stack(
             [(torch.arange(longest) >= longest - len(p["input_ids"])).long() for p in prompts]
         )
         return {name: value.to(policy.device) for name, value in batch.items()}
 
-    def _encoded(self, sample: Sample) -> dict[str, torch.Tensor]:
-        try:
-            return self.policy.encoder.encode(sample)
-        except (ValueError, StopIteration, IndexError) as error:  # the processor's own checks
-            raise UserError(
-                f"question {sample.id}", f"the model's processor refuses it ({error or 'no reason told'}).",
-                "Images far longer than wide, or a model's own special tokens in the text, are the "
-                "usual reasons: leave the row out of the data.",
-            ) from error  # fmt: skip
 
-    def _cut(self, ids: list[int], logp: list[float]) -> Response:
-        ends = [i for i, token in enumerate(ids) if token in self.policy.eos_ids]
-        length = ends[0] + 1 if ends else len(ids)
-        ids = ids[:length]
-        text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
-        return Response(ids, logp[:length], text, truncated=not ends)
+def encoded(policy: Policy, sample: Sample) -> dict[str, torch.Tensor]:
+    """The policy's prompt.
+
+    Raises:
+        UserError: the processor refuses the sample.
+    """
+    try:
+        return policy.encoder.encode(sample)
+    except (ValueError, StopIteration, IndexError) as error:  # the processor's own checks
+        raise UserError(
+            f"question {sample.id}", f"the model's processor refuses it ({error or 'no reason told'}).",
+            "Images far longer than wide, or a model's own special tokens in the text, are the "
+            "usual reasons: leave the row out of the data.",
+        ) from error  # fmt: skip
+
+
+def cut(policy: Policy, ids: list[int], logp: list[float]) -> Response:
+    """The response up to its first end token."""
+    ends = [i for i, token in enumerate(ids) if token in policy.eos_ids]
+    length = ends[0] + 1 if ends else len(ids)
+    ids = ids[:length]
+    text = policy.tokenizer.decode(ids, skip_special_tokens=True)
+    return Response(ids, logp[:length], text, truncated=not ends)
 
 
 @contextlib.contextmanager
@@ -142,5 +151,17 @@ def _own_generation_settings_off(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-ENGINES: dict[str, Callable[[Policy], Engine]] = {"hf": HuggingFaceEngine}
+def _vllm(policy: Policy) -> Engine:
+    from pipelines.vllm_engine import VLLMEngine  # brings a package that is optional
+
+    return VLLMEngine(policy)
+
+
+def _vllm(policy: Policy) -> Engine:
+    from pipelines.vllm_engine import make_engine  # vLLM is imported where it is used
+
+    return make_engine(policy)
+
+
+ENGINES: dict[str, Callable[[Policy], Engine]] = {"hf": HuggingFaceEngine, "vllm": _vllm}
 """Rollout engines by name; an import path ``package.module:factory`` works as well."""

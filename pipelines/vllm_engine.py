@@ -1,0 +1,270 @@
+"""The rollout engine ``vllm``: vLLM's continuous batching, kept alive for the whole session.
+
+The engine has a copy of the weights, in ``model.dtype``; ``sync`` brings it the trainer's. It lives in
+this process, beside the trainer on the same GPU, or behind HTTP (pipelines/vllm_server.py).
+
+Sampling differs from the engine ``hf`` in the stream of random numbers only: here a response is drawn
+by vLLM's generator, seeded by (run seed, prompt's name) plus the number of the sample. The same seed
+gives the same responses however prompts are batched, but for a rounding difference that tips a token.
+
+Recorded log-probs are of the policy: temperature applied, suppressed ids at 0, before top-k and top-p.
+vLLM gives them so where nothing is truncated (its ``processed_logprobs``). With top-k or top-p it
+records, at temperature 1, the model's own (``raw_logprobs``), which still count the suppressed ids:
+lower by their mass, ``-log(1 - mass)``; at another temperature those after truncation, which are higher
+by the mass that top-p or top-k cut off. Scoring computes the trainer's own in any case.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipelines.config import Config
+from pipelines.engines import Engine, LiveEngine, Name, Response, cut, encoded
+from pipelines.errors import UserError
+from pipelines.policy import Policy
+from pipelines.prompts import messages, model_location, open_image
+from pipelines.ranks import ranks
+from pipelines.records import Sample
+from pipelines.sampling import Sampling
+from pipelines.seeds import generator
+
+BAN = -100.0
+"""The bias of a suppressed id: the lowest that vLLM takes. Below 1e-43 at temperature 1."""
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over inside this process
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every rank would take the same core
+}
+
+
+def make_engine(policy: Policy) -> LiveEngine:
+    """The engine of ``rollout.server``, or one in this process."""
+    if policy.config.rollout.server:
+        from pipelines.vllm_server import VLLMServer
+
+        return VLLMServer(policy)
+    return VLLMEngine(policy)
+
+
+@dataclass(frozen=True)
+class View:
+    """A live engine asked as a policy asks: with its image sizes and its instruction."""
+
+    engine: Any
+    policy: Policy
+
+    def generate(
+        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
+    ) -> list[list[Response]]:
+        """One list of responses per sample."""
+        return self.engine.generate_as(self.policy, samples, names, sampling)
+
+
+class VLLMEngine:
+    """vLLM in this process, on this rank's device.
+
+    With several ranks each has its own, or ``rollout.tensor_parallel`` neighbours share one; those are
+    given the same prompts. Weights are handed over by reference, one at a time, and cast while they
+    are copied: a transfer between processes (CUDA IPC) has nothing to add here, and cannot open a
+    handle in the process that made it.
+
+    Raises:
+        UserError: vLLM is not installed, or does not start with this model and memory.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._cuda = policy.device.type == "cuda"
+        self._llm = _start(policy.config, self._cuda)
+        self._asleep = False
+
+    def sync(self, policy: Policy) -> None:
+        """Copy the policy's weights into the engine; every rank calls it."""
+        self.wake()
+        weights = _detached(policy)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        for _ in weights:  # the ranks gather weights together: all of them iterate to the end
+            pass
+        # What was computed with other weights: keys and values, and images behind the vision tower.
+        self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    def view(self, policy: Policy) -> Engine:
+        """The engine asked as ``policy`` asks."""
+        return View(self, policy)
+
+    def sleep(self) -> None:
+        """Move the weights to the machine's memory and drop the KV cache; on a CPU, nothing."""
+        if self._cuda and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Undo ``sleep``."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def generate(
+        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
+    ) -> list[list[Response]]:
+        """As the policy that the engine was made from asks."""
+        return self.generate_as(self.policy, samples, names, sampling)
+
+    def generate_as(
+        self, policy: Policy, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
+    ) -> list[list[Response]]:
+        """One list of responses per sample, prompted as ``policy`` does.
+
+        Raises:
+            UserError: vLLM refuses a prompt, or reads it in other tokens than the trainer.
+        """
+        from vllm import SamplingParams
+
+        self.wake()
+        prompts = [prompt(policy, sample) for sample in samples]
+        settings = [
+            SamplingParams(**sampling_settings(policy, name, sampling), logprobs=0, detokenize=False)
+            for name in names
+        ]
+        try:
+            outputs = self._llm.generate(prompts, settings, use_tqdm=False)
+        except ValueError as error:
+            raise UserError(
+                "rollout.engine: vllm", f"vLLM refuses a prompt: {error}",
+                "Limit data.max_prompt_tokens or data.max_pixels, or leave the row out.",
+            ) from error  # fmt: skip
+        found = []
+        for sample, output in zip(samples, outputs, strict=True):
+            check_prompt(policy, sample, output.prompt_token_ids)
+            found.append([_response(policy, completion) for completion in output.outputs])
+        return found
+
+
+def prompt(policy: Policy, sample: Sample) -> dict[str, Any]:
+    """A sample as vLLM takes it: the chat's text, and its images before any resizing."""
+    chat = messages(sample, policy.encoder.instruction)
+    text = policy.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    request: dict[str, Any] = {"prompt": text}
+    if sample.images:
+        request["multi_modal_data"] = {"image": images(sample)}
+        request["mm_processor_kwargs"] = image_settings(policy)
+    return request
+
+
+def images(sample: Sample) -> list[Image.Image]:
+    """The sample's images, RGB."""
+    return [open_image(data) for data in sample.images]
+
+
+def image_settings(policy: Policy) -> dict[str, Any]:
+    """What the engine's own image processor has to know: the policy's limits, if it has some."""
+    size = policy.processor.image_processor.size
+    edges = {name: size.get(name) for name in ("shortest_edge", "longest_edge")}
+    return {"size": edges} if all(edges.values()) else {}
+
+
+def sampling_settings(policy: Policy, name: Name, sampling: Sampling) -> dict[str, Any]:
+    """vLLM's sampling parameters of one prompt; the names are those of its HTTP interface too.
+
+    vLLM draws sample i of a request with the generator of ``seed + i``.
+    """
+    base = int(generator(sampling.seed, "vllm", *name).integers(2**62))
+    return {
+        "n": sampling.samples, "seed": base + sampling.first, "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+        "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "logit_bias": {int(token): BAN for token in policy.suppressed_ids.tolist()},
+        # Ours decide alone: vLLM's own end token is the tokenizer's.
+        "ignore_eos": True, "stop_token_ids": list(policy.eos_ids),
+    }  # fmt: skip
+
+
+def logprobs_mode(config: Config) -> str:
+    """Which of vLLM's log-probs are nearest the policy's (see the module)."""
+    rollout = config.rollout
+    truncates = rollout.top_p < 1 or rollout.top_k
+    return "raw_logprobs" if truncates and rollout.temperature == 1 else "processed_logprobs"
+
+
+def check_prompt(policy: Policy, sample: Sample, found: Sequence[int] | None) -> None:
+    """Compare the engine's prompt with the trainer's.
+
+    Raises:
+        UserError: they differ: log-probs of one would not be those of the other.
+    """
+    ours = encoded(policy, sample)["input_ids"].tolist()
+    theirs = list(found or [])
+    if theirs == ours:
+        return
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    raise UserError(
+        f"question {sample.id}",
+        f"vLLM reads it as {len(theirs)} tokens, the trainer as {len(ours)}; they differ from token "
+        f"{shared}.",
+        "Both must use the same model folder (tokenizer, chat template, image processor) and the "
+        "versions of transformers and vllm that the package asks for.",
+    )
+
+
+def _response(policy: Policy, completion: Any) -> Response:
+    ids = list(completion.token_ids)
+    logp = [at[token].logprob for token, at in zip(ids, completion.logprobs, strict=True)]
+    return cut(policy, ids, logp)
+
+
+def _detached(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in policy.placement.weights(policy.model):
+        yield name, value.detach()
+
+
+def _start(config: Config, cuda: bool) -> Any:
+    for name, value in (ENVIRONMENT if cuda else ENVIRONMENT | CPU_ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise not_installed(error) from error
+    several = ranks().world > 1
+    ranks().workers(config.rollout.tensor_parallel)
+    try:
+        return LLM(
+            model=model_location(config.model), revision=config.model.revision,
+            dtype=config.model.dtype, max_model_len=-1, generation_config="vllm",
+            logprobs_mode=logprobs_mode(config), enable_prefix_caching=True, enforce_eager=not cuda,
+            gpu_memory_utilization=config.rollout.memory_fraction, enable_sleep_mode=cuda,
+            tensor_parallel_size=config.rollout.tensor_parallel, seed=0,
+            # Each rank drives the worker on its own device, in the process group there is.
+            distributed_executor_backend="external_launcher" if several else None,
+        )  # fmt: skip
+    except (ValueError, torch.OutOfMemoryError) as error:
+        raise UserError(
+            "rollout.engine: vllm", f"vLLM does not start: {error}",
+            "See rollout.memory_fraction and rollout.tensor_parallel; rollout.engine=hf needs no vLLM.",
+        ) from error  # fmt: skip
+
+
+def not_installed(error: ImportError) -> UserError:
+    """The error for a machine without vLLM."""
+    return UserError(
+        "rollout.engine: vllm", f"cannot be imported here ({error}).",
+        "Install it: pip install 'vppo[gpu]' (docs/rollout_vllm.md); or set rollout.engine=hf.",
+    )  # fmt: skip
