@@ -28,6 +28,7 @@ from pipelines.prompts import (
     model_location,
     only_local,
 )
+from pipelines.ragged import join
 from pipelines.ranks import ranks
 from pipelines.torchvision_ops import ensure_importable
 
@@ -73,6 +74,7 @@ class Policy:
         self.tokenizer = processor.tokenizer
         self.device = next(model.parameters()).device
         eos = model.generation_config.eos_token_id
+        eos = self.tokenizer.eos_token_id if eos is None else eos
         self.eos_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
         special = set(self.tokenizer.all_special_ids) | {
             index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
@@ -207,7 +209,7 @@ class Policy:
         for name in dict.fromkeys(name for row in rows for name in row.prompt):
             if name not in PER_TOKEN:  # a question without an image has none of them
                 found = [row.prompt[name] for row in rows if name in row.prompt]
-                batch[name] = torch.cat(found)
+                batch[name] = join(found)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:

@@ -40,7 +40,7 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
         processor = AutoProcessor.from_pretrained(
             where, revision=config.model.revision, local_files_only=only_local(where)
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # some processors want another package
         raise cannot_load(where, error) from error
     limit_pixels(processor.image_processor, config.data)
     return processor

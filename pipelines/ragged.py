@@ -26,6 +26,21 @@ def split_like(flat_N: torch.Tensor, groups: Sequence[Sequence[Sequence[int]]]) 
     return result
 
 
+def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Several prompts' images in one tensor: along the first axis, the others zero-padded.
+
+    Processors fill up with zeros too where one prompt has more tiles than another
+    ([prompts, tiles, C, H, W]), and the models skip tiles of zeros.
+    """
+    shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [most - size for most, size in zip(shape, tensor.shape[1:], strict=True)]
+        ends = [x for n in reversed(missing) for x in (0, n)]
+        padded.append(torch.nn.functional.pad(tensor, ends) if any(missing) else tensor)
+    return torch.cat(padded)
+
+
 def pad_lists(rows: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ragged lists -> (values_BT float32, zero-padded; mask_BT bool)."""
     longest = max(map(len, rows))

@@ -172,10 +172,11 @@ def perturbed_prompt(
     find_part("score.perturbation", settings.perturbation, PERTURBATIONS)
     processor = policy.processor.image_processor
     vision = policy.model.config.vision_config
+    sides = vision.patch_size  # InternVL names both
     pixels = perturb(
         prompt["pixel_values"], settings.perturbation, rng,
         image_mean=processor.image_mean, image_std=processor.image_std,
-        patch_size=vision.patch_size,
+        patch_size=sides if isinstance(sides, int) else sides[0],
         temporal_patch_size=getattr(vision, "temporal_patch_size", 2),
         grid_thw=prompt.get("image_grid_thw"),
         merge_size=getattr(vision, "spatial_merge_size", 2), probability=settings.probability,
