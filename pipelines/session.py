@@ -136,6 +136,11 @@ class Session:
             self._live_version = self._version
         return self._live.view(policy)
 
+    def _rest(self) -> None:
+        """Leave the GPU's memory to what comes."""
+        if self._live:
+            self._live.sleep()
+
     def policy(self, version: int) -> Policy:
         """The policy after ``version`` updates: live, or restored from disk."""
         if self._version != version:
@@ -239,6 +244,7 @@ class Session:
         """Measure the token perception of a step's rollouts."""
         rollouts = read_rows(self._made(self.chain.rollout(step)) / ROLLOUTS, Rollout)
         policy = self.policy(step - 1)
+        self._rest()
         metrics = score(config, step, rollouts, self.samples, policy, out, self.watch)
         first = self.chain.score(1).manifest() if step > 1 else None
         check_mismatch(config, step, metrics, first["metrics"]["mismatch_mean"] if first else None)
@@ -247,6 +253,7 @@ class Session:
     def update(self, config: Config, step: int, _: Path) -> dict[str, Any]:
         """Update the policy on a step's rollouts and scores; the weights stay live."""
         self.policy(step - 1)
+        self._rest()
         if config.update != self.config.update:
             self._adopt(config)
         metrics = self._apply(
