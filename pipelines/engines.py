@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class LiveEngine(Engine, Protocol):
+class LiveEngine(Protocol):
     """An engine with weights of its own, kept for the whole session."""
 
     def sync(self, policy: Policy) -> None:
@@ -149,12 +149,6 @@ def _own_generation_settings_off(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def _vllm(policy: Policy) -> Engine:
-    from pipelines.vllm_engine import VLLMEngine  # brings a package that is optional
-
-    return VLLMEngine(policy)
 
 
 def _vllm(policy: Policy) -> Engine:
