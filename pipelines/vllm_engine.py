@@ -45,6 +45,7 @@ ENVIRONMENT = {
 CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every rank would take the same core
+    "TORCHDYNAMO_DISABLE": "1",  # half a minute of compiling, for nothing measurable
 }
 
 
@@ -139,7 +140,9 @@ class VLLMEngine:
         self.wake()
         prompts = [prompt(policy, sample) for sample in samples]
         settings = [
-            SamplingParams(**sampling_settings(policy, name, sampling), logprobs=0, detokenize=False)
+            SamplingParams(
+                **sampling_settings(policy, name, sampling), logprobs=0, detokenize=False
+            )
             for name in names
         ]
         try:
