@@ -152,6 +152,7 @@ def perturb(
     temporal_patch_size: int = 2,
     grid_thw: Tensor | None = None,
     merge_size: int = 2,
+    pixel_mask: Tensor | None = None,
     probability: float = 0.5,
 ) -> Tensor:
     """The processed images of one prompt, perturbed -> same shape, dtype and device.
@@ -164,6 +165,8 @@ def perturb(
         patch_size: side of the encoder's patches, in processed pixels.
         temporal_patch_size, merge_size: of the processor; used with ``grid_thw`` only.
         grid_thw: [images, 3] for Qwen's layout; None for the other.
+        pixel_mask: [..., H, W] for the other, 0 where an image or a tile is filled up to the size of
+            the largest; that stays.
         probability: of a black patch.
     """
     function = PERTURBATIONS[how]
@@ -188,7 +191,10 @@ def perturb(
     # Processors fill a batch up with tiles of zeros, which the models recognise as such and skip:
     # they stay, and use no random number, so that the result does not depend on the filling.
     done = [function(tile, rng, scale) if tile.any() else tile for tile in tiles]
-    return torch.stack(done).reshape(pixel_values.shape).to(pixel_values.dtype)
+    result = torch.stack(done).reshape(pixel_values.shape).to(pixel_values.dtype)
+    if pixel_mask is None:
+        return result
+    return torch.where(pixel_mask.bool().unsqueeze(-3), result, pixel_values)
 
 
 def blacken_raw(

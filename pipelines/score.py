@@ -179,7 +179,8 @@ def perturbed_prompt(
         patch_size=sides if isinstance(sides, int) else sides[0],
         temporal_patch_size=getattr(vision, "temporal_patch_size", 2),
         grid_thw=prompt.get("image_grid_thw"),
-        merge_size=getattr(vision, "spatial_merge_size", 2), probability=settings.probability,
+        merge_size=getattr(vision, "spatial_merge_size", 2),
+        pixel_mask=prompt.get("pixel_attention_mask"), probability=settings.probability,
     )  # fmt: skip
     return prompt | {"pixel_values": pixels}
 

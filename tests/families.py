@@ -27,7 +27,12 @@ TEXT = {
     "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 1024, "tie_word_embeddings": False,
 }  # fmt: skip
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.5]}
 """One value a channel, so that a mistaken order of channels shows."""
@@ -185,7 +190,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 """How to make (config, processor) of each."""
 
-TEXTLESS = ("visual", "vision_model", "vision_tower")
+VISION_TOWERS = ("visual", "vision_model", "vision_tower")
 """What the families call their vision towers."""
 
 

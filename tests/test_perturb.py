@@ -221,6 +221,18 @@ def test_tiles_of_zeros_stay_and_change_nothing_for_the_others(how):
     torch.testing.assert_close(result[:, [0, 3, 4]], run(tiles, how))
 
 
+@pytest.mark.parametrize("how", PERTURBATIONS)
+def test_what_fills_a_tile_up_stays(how):
+    # A tile of 20 x 28 in one of 28 x 28 pixels.
+    tiles = torch.randn(1, 2, 3, 28, 28)
+    mask = torch.ones(1, 2, 28, 28, dtype=torch.long)
+    tiles[0, 1, :, 20:], mask[0, 1, 20:] = 0.0, 0
+    free, kept = run(tiles, how, probability=1.0), run(tiles, how, probability=1.0, pixel_mask=mask)
+    assert not kept[0, 1, :, 20:].any()
+    assert torch.equal(kept[0, 0], free[0, 0])
+    assert torch.equal(kept[0, 1, :, :20], free[0, 1, :, :20])
+
+
 def test_the_images_of_a_prompt_are_perturbed_differently(qwen):
     twice = torch.cat([qwen[1][:24]] * 2)
     grids = torch.tensor([[1, 4, 6]] * 2)
