@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from pipelines.config import Config
-from pipelines.engines import Engine, LiveEngine, Name, Response, cut, encoded
+from pipelines.engines import Engine, Name, Response, cut, encoded
 from pipelines.errors import UserError
 from pipelines.policy import Policy
 from pipelines.prompts import messages, model_location, open_image
@@ -49,7 +49,7 @@ CPU_ENVIRONMENT = {
 }
 
 
-def make_engine(policy: Policy) -> LiveEngine:
+def make_engine(policy: Policy) -> Engine:
     """The engine of ``rollout.server``, or one in this process."""
     if policy.config.rollout.server:
         from pipelines.vllm_server import VLLMServer
