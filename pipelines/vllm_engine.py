@@ -37,6 +37,9 @@ from pipelines.seeds import generator
 BAN = -100.0
 """The bias of a suppressed id: the lowest that vLLM takes. Below 1e-43 at temperature 1."""
 
+LEAST_TEMPERATURE = 0.01
+"""Where vLLM's temperatures begin, but for 0."""
+
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over inside this process
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -185,12 +188,14 @@ def image_settings(policy: Policy) -> dict[str, Any]:
 def sampling_settings(policy: Policy, name: Name, sampling: Sampling) -> dict[str, Any]:
     """vLLM's sampling parameters of one prompt; the names are those of its HTTP interface too.
 
-    vLLM draws sample i of a request with the generator of ``seed + i``.
+    vLLM draws sample i of a request with the generator of ``seed + i``. A temperature below 0.01 it
+    would raise to 0.01: one sample is taken greedily instead.
     """
+    greedy = sampling.temperature < LEAST_TEMPERATURE and sampling.samples == 1
     base = int(generator(sampling.seed, "vllm", *name).integers(2**62))
     return {
         "n": sampling.samples, "seed": base + sampling.first, "max_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+        "temperature": 0.0 if greedy else sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
         "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
         "logit_bias": {int(token): BAN for token in policy.suppressed_ids.tolist()},
         # Ours decide alone: vLLM's own end token is the tokenizer's.

@@ -1,0 +1,302 @@
+"""vLLM as the rollout engine, in this process and as a server: its weights, log-probs and seeds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from pipelines import settings
+from pipelines.divergence import token_statistics
+from pipelines.engines import ENGINES, HuggingFaceEngine
+from pipelines.errors import UserError
+from pipelines.policy import Policy, Row
+from pipelines.records import Sample
+from pipelines.sampling import Sampling
+from pipelines.vllm_engine import logprobs_mode
+
+MODEL = Path(settings.__file__).parents[1] / "configs" / "tiny_model"
+PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=40, samples=4, seed=0)
+GREEDY = dataclasses.replace(PLAIN, temperature=1e-6, samples=1)
+NAMES = [(1, position) for position in range(8)]
+
+
+def ids(groups):
+    return [[response.ids for response in group] for group in groups]
+
+
+def noisy(policy, seed):
+    """Other weights, with which the same questions get other answers."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3 * weight.std())
+    return policy
+
+
+def trainers_logp(policy, samples, groups, temperature=1.0):
+    """The trainer's log-probs of these responses, flat, and the engine's."""
+    rows = [
+        Row(policy.encoder.encode(sample), [r.ids for r in group])
+        for sample, group in zip(samples, groups, strict=True)
+    ]
+    flat = [response for group in groups for response in group]
+    with torch.no_grad():
+        ours = token_statistics(
+            policy.hidden_states(rows), policy.head_weight,
+            torch.tensor([token for r in flat for token in r.ids]),
+            temperature=temperature, suppressed_ids=policy.suppressed_ids,
+        ).logp  # fmt: skip
+    return ours, torch.tensor([value for r in flat for value in r.logp])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server of the tiny model, started as docs/rollout_vllm.md says."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL),
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--generation-config", "vllm",
+        "--logprobs-mode", "processed_logprobs", "--trust-request-mm-kwargs", "--enforce-eager",
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    }  # fmt: skip
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(300):
+            assert process.poll() is None, "the server ended"
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module", params=["process", "server"])
+def live(request, policy, tiny_config) -> Iterator[SimpleNamespace]:
+    """An engine, and the policy whose weights it has."""
+    address = request.getfixturevalue("server") if request.param == "server" else None
+    rollout = tiny_config.rollout.model_copy(update={"engine": "vllm", "server": address})
+    config = tiny_config.model_copy(update={"rollout": rollout})
+    own = Policy(copy.deepcopy(policy.model), policy.processor, config)
+    engine = ENGINES["vllm"](own)
+    yield SimpleNamespace(engine=engine, policy=own, config=config)
+    engine.close()
+
+
+@pytest.fixture(autouse=True)
+def _synced(live, policy):
+    """Every test begins with the shipped weights in policy and engine."""
+    live.policy.model.load_state_dict(policy.model.state_dict())
+    live.engine.sync(live.policy)
+
+
+def test_log_probs_are_the_trainers(live, samples):
+    groups = live.engine.generate(samples, NAMES, PLAIN)
+    ours, theirs = trainers_logp(live.policy, samples, groups)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    assert theirs.min() < -1  # not only tokens that are certain
+
+
+def test_temperature_is_in_the_log_probs(live, samples):
+    hot = dataclasses.replace(PLAIN, temperature=1.7)
+    groups = live.engine.generate(samples[:4], NAMES[:4], hot)
+    ours, theirs = trainers_logp(live.policy, samples[:4], groups, 1.7)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+
+
+def test_the_engine_follows_the_weights_after_sync_only(live, samples):
+    before = live.engine.generate(samples, NAMES, PLAIN)
+    for seed in (1, 2):  # the second sync finds caches of the first
+        changed = noisy(live.policy, seed)
+        wanted = ids(HuggingFaceEngine(changed).generate(samples, NAMES, GREEDY))
+        assert ids(live.engine.generate(samples, NAMES, GREEDY)) != wanted
+        ours, theirs = trainers_logp(changed, samples, before)
+        assert (ours - theirs).abs().mean() > 0.1  # what the guard of the session sees
+        live.engine.sync(changed)
+        assert ids(live.engine.generate(samples, NAMES, GREEDY)) == wanted  # the same images
+        before = live.engine.generate(samples, NAMES, PLAIN)
+        ours, theirs = trainers_logp(changed, samples, before)
+        torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+
+
+def test_responses_depend_on_seed_name_and_number_only(live, samples):
+    groups = live.engine.generate(samples[:4], NAMES[:4], PLAIN)
+    assert [len(group) for group in groups] == [4] * 4
+    assert ids(live.engine.generate(samples[3::-1], NAMES[3::-1], PLAIN)) == ids(groups)[::-1]
+    later = dataclasses.replace(PLAIN, first=2, samples=2)
+    assert ids(live.engine.generate(samples[:4], NAMES[:4], later)) == [g[2:] for g in ids(groups)]
+    other = dataclasses.replace(PLAIN, seed=1)
+    assert ids(live.engine.generate(samples[:4], NAMES[:4], other)) != ids(groups)
+    assert ids(live.engine.generate(samples[:4], NAMES[4:], PLAIN)) != ids(groups)
+
+
+def test_suppressed_ids_are_never_sampled(live, samples):
+    torch.manual_seed(0)
+    with torch.no_grad():  # weights that say anything
+        for weight in live.policy.model.parameters():
+            weight.add_(torch.randn_like(weight) * weight.std())
+    live.engine.sync(live.policy)
+    hot = dataclasses.replace(PLAIN, temperature=3.0, samples=16)
+    groups = live.engine.generate(samples, NAMES, hot)
+    sampled = [token for group in ids(groups) for response in group for token in response]
+    assert len(set(sampled)) > 100
+    assert not set(sampled) & set(live.policy.suppressed_ids.tolist())
+    ours, theirs = trainers_logp(live.policy, samples, groups, 3.0)
+    torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
+
+
+def test_text_and_end(live, samples):
+    end = live.policy.eos_ids[0]
+    for [response] in live.engine.generate(samples, NAMES, GREEDY):
+        assert response.ids.index(end) == len(response.ids) - 1
+        assert len(response.logp) == len(response.ids)
+        assert not response.truncated
+        assert response.text == live.policy.tokenizer.decode(response.ids[:-1])
+    short = dataclasses.replace(GREEDY, max_new_tokens=5)
+    whole = live.engine.generate(samples, NAMES, GREEDY)
+    for [response], [all_of_it] in zip(
+        live.engine.generate(samples, NAMES, short), whole, strict=True
+    ):
+        assert response.truncated
+        assert response.ids == all_of_it.ids[:5]
+
+
+def test_prompts_without_images_and_with_two(live, samples):
+    mixed = [
+        Sample("text", "What is 3 + 4?", [], "7"),
+        dataclasses.replace(
+            samples[0], id="two", problem="<image>Or <image>?",
+            images=[samples[0].images[0], samples[1].images[0]],
+        ),
+    ]  # fmt: skip
+    found = live.engine.generate(mixed, NAMES[:2], GREEDY)
+    assert ids(found) == ids(HuggingFaceEngine(live.policy).generate(mixed, NAMES[:2], GREEDY))
+
+
+def test_an_evaluation_with_other_pixels_and_instruction_uses_the_same_engine(live, samples):
+    limits = SimpleNamespace(min_pixels=None, max_pixels=3136)
+    asked = live.policy.asked(limits, "Answer with one digit.")
+    small, usual = (p.encoder.encode(samples[0])["input_ids"] for p in (asked, live.policy))
+    assert (small == 5).sum() < (usual == 5).sum()  # image tokens
+    view = live.engine.view(asked)
+    groups = view.generate(samples, NAMES, PLAIN)
+    ours, theirs = trainers_logp(asked, samples, groups)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    assert ids(live.engine.generate(samples, NAMES, PLAIN)) != ids(groups)
+
+
+def test_a_prompt_read_in_other_tokens_is_an_error(live, samples):
+    other = copy.copy(live.policy)
+    other.encoder = copy.copy(live.policy.encoder)
+    other.encoder._cache = {}
+    other.encoder.processor = copy.copy(live.policy.processor)
+    other.encoder.processor.chat_template = live.policy.processor.chat_template + "!"
+    with pytest.raises(UserError, match=r"question .*differ from token"):
+        live.engine.view(other).generate(samples[:1], NAMES[:1], GREEDY)
+
+
+def test_a_prompt_that_is_too_long_is_an_error(live):
+    long = Sample("long", "one two " * 1000, [], "7")
+    with pytest.raises(UserError, match=r"refuses a prompt|answers /v1/chat"):
+        live.engine.generate([long], NAMES[:1], GREEDY)
+    live.engine.generate([Sample("text", "What is 3 + 4?", [], "7")], NAMES[:1], GREEDY)
+
+
+def test_top_p_leaves_the_log_probs_of_the_whole_policy(configure):
+    assert logprobs_mode(configure("rollout.top_p=1")) == "processed_logprobs"
+    assert logprobs_mode(configure("rollout.top_p=0.99")) == "raw_logprobs"
+    assert logprobs_mode(configure("rollout.top_p=0.99", "rollout.temperature=0.7")) == (
+        "processed_logprobs"
+    )
+
+
+def served_by(address, policy, config, path="tiny"):
+    rollout = config.rollout.model_copy(update={"engine": "vllm", "server": address})
+    model = config.model.model_copy(update={"path": path})
+    config = config.model_copy(update={"rollout": rollout, "model": model})
+    return ENGINES["vllm"](Policy(policy.model, policy.processor, config))
+
+
+def test_a_server_that_is_not_there(policy, tiny_config):
+    for address in ("http://127.0.0.1:9", "node7"):
+        with pytest.raises(UserError, match="cannot be reached"):
+            served_by(address, policy, tiny_config)
+
+
+def test_a_server_of_another_model(server, policy, tiny_config):
+    with pytest.raises(UserError, match=r"serves .*tiny_model, not /models/other"):
+        served_by(server, policy, tiny_config, "/models/other")
+
+
+RANK = """
+import sys, torch
+from pipelines import settings
+from pipelines.engines import ENGINES, HuggingFaceEngine
+from pipelines.glyphs import GlyphsOptions, make_samples
+from pipelines.policy import Policy
+from pipelines.ranks import ranks
+from pipelines.sampling import Sampling
+
+config = settings.load(None, ["rollout.engine=vllm", "run.threads=1", *sys.argv[1:]])
+policy = Policy.load(config)
+engine = ENGINES["vllm"](policy)
+samples, names = make_samples("test", 7, 0, GlyphsOptions()), [(1, i) for i in range(7)]
+greedy = Sampling(1e-6, 1.0, 0, 40, 1, 0)
+torch.manual_seed(1)
+with torch.no_grad():
+    for weight in policy.model.parameters():
+        weight.add_(torch.randn_like(weight) * 0.3 * weight.std())
+engine.sync(policy)
+found = ranks().share(
+    list(range(7)),
+    lambda mine: engine.generate([samples[i] for i in mine], [names[i] for i in mine], greedy),
+    config.rollout.tensor_parallel,
+)
+wanted = HuggingFaceEngine(policy).generate(samples, names, greedy)
+assert [g[0].ids for g in found] == [g[0].ids for g in wanted]
+engine.close()
+print("rank", ranks().rank, "agrees", flush=True)
+"""
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_two_ranks_with_an_engine_each_or_one_together(tmp_path, together):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(script), f"rollout.tensor_parallel={together}",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, cwd=MODEL.parents[1]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(line for line in done.stdout.splitlines() if "agrees" in line) == [
+        "rank 0 agrees", "rank 1 agrees"
+    ]  # fmt: skip
