@@ -43,9 +43,14 @@ class DeepSpeedTrainer(TorchTrainer):
         forward = _Forward(policy)
         if self.settings.zero_stage == 3:
             deepspeed.zero.register_external_parameter(forward, policy.head_weight)
+        half = self.config.model.dtype != "float32"
+        exact = {n: p.detach().cpu().clone() for n, p in self.named} if half else {}
         self.engine, optimizer, _, _ = deepspeed.initialize(
             model=forward, optimizer=plain, config=_settings(self.config), dist_init_required=False
         )
+        for name, parameter in self.named if half else ():  # DeepSpeed made them of rounded weights
+            value = exact.pop(name).to(policy.device)
+            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
         policy.placement = (
             DividedWeights(optimizer) if self.settings.zero_stage == 3 else MasterWeights()
         )
