@@ -136,24 +136,26 @@ class VLLMEngine:
         """One list of responses per sample, prompted as ``policy`` does.
 
         Raises:
-            UserError: vLLM refuses a prompt, or reads it in other tokens than the trainer.
+            UserError: vLLM refuses a request, or reads it in other tokens than the trainer.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
 
         self.wake()
         prompts = [prompt(policy, sample) for sample in samples]
-        settings = [
-            SamplingParams(
-                **sampling_settings(policy, name, sampling), logprobs=0, detokenize=False
-            )
-            for name in names
-        ]
         try:
+            settings = [
+                SamplingParams(
+                    **sampling_settings(policy, name, sampling), logprobs=0, detokenize=False
+                )
+                for name in names
+            ]
             outputs = self._llm.generate(prompts, settings, use_tqdm=False)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise UserError(
-                "rollout.engine: vllm", f"vLLM refuses a prompt: {error}",
-                "Limit data.max_prompt_tokens or data.max_pixels, or leave the row out.",
+                "rollout.engine: vllm", f"vLLM refuses a request: {error}",
+                "Longer prompts than the model takes are the usual reason: see data.max_prompt_tokens "
+                "and data.max_pixels.",
             ) from error  # fmt: skip
         found = []
         for sample, output in zip(samples, outputs, strict=True):
@@ -195,7 +197,8 @@ def sampling_settings(policy: Policy, name: Name, sampling: Sampling) -> dict[st
     base = int(generator(sampling.seed, "vllm", *name).integers(2**62))
     return {
         "n": sampling.samples, "seed": base + sampling.first, "max_tokens": sampling.max_new_tokens,
-        "temperature": 0.0 if greedy else sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+        "temperature": 0.0 if greedy else sampling.temperature,
+        "top_p": sampling.top_p, "top_k": sampling.top_k,
         "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
         "logit_bias": {int(token): BAN for token in policy.suppressed_ids.tolist()},
         # Ours decide alone: vLLM's own end token is the tokenizer's.

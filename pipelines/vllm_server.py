@@ -183,18 +183,17 @@ class VLLMServer:
         )
 
     def _get(self, path: str) -> dict[str, Any]:
-        return self._reply(urllib.request.Request(f"{self.url}/{path}"), path, ANSWER_S)
+        return self._reply(path, None, "GET", ANSWER_S)
 
     def _post(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"{self.url}/{path}", data=json.dumps(body).encode() if body is not None else b"",
-            headers={"Content-Type": "application/json"}, method="POST",
-        )  # fmt: skip
-        return self._reply(request, path, TIMEOUT_S)
+        return self._reply(path, json.dumps(body).encode() if body else b"", "POST", TIMEOUT_S)
 
-    def _reply(self, request: urllib.request.Request, path: str, timeout: float) -> dict[str, Any]:
+    def _reply(self, path: str, data: bytes | None, method: str, timeout: float) -> dict[str, Any]:
         place = f"rollout.server: {self.url}"
         try:
+            request = urllib.request.Request(
+                f"{self.url}/{path}", data, {"Content-Type": "application/json"}, method=method
+            )
             with urllib.request.urlopen(request, timeout=timeout) as reply:
                 text = reply.read()
         except urllib.error.HTTPError as error:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +96,8 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=["process", "server"])
-def live(request, policy, tiny_config) -> Iterator[SimpleNamespace]:
-    """An engine, and the policy whose weights it has."""
+def started(request, policy, tiny_config) -> Iterator[SimpleNamespace]:
+    """An engine of each kind, and its policy."""
     address = request.getfixturevalue("server") if request.param == "server" else None
     rollout = tiny_config.rollout.model_copy(update={"engine": "vllm", "server": address})
     config = tiny_config.model_copy(update={"rollout": rollout})
@@ -108,11 +107,12 @@ def live(request, policy, tiny_config) -> Iterator[SimpleNamespace]:
     engine.close()
 
 
-@pytest.fixture(autouse=True)
-def _synced(live, policy):
-    """Every test begins with the shipped weights in policy and engine."""
-    live.policy.model.load_state_dict(policy.model.state_dict())
-    live.engine.sync(live.policy)
+@pytest.fixture
+def live(started, policy) -> SimpleNamespace:
+    """The same, with the shipped weights in both."""
+    started.policy.model.load_state_dict(policy.model.state_dict())
+    started.engine.sync(started.policy)
+    return started
 
 
 def test_log_probs_are_the_trainers(live, samples):
@@ -161,12 +161,12 @@ def test_suppressed_ids_are_never_sampled(live, samples):
         for weight in live.policy.model.parameters():
             weight.add_(torch.randn_like(weight) * weight.std())
     live.engine.sync(live.policy)
-    hot = dataclasses.replace(PLAIN, temperature=3.0, samples=16)
+    hot = dataclasses.replace(PLAIN, temperature=2.0, samples=16)
     groups = live.engine.generate(samples, NAMES, hot)
     sampled = [token for group in ids(groups) for response in group for token in response]
     assert len(set(sampled)) > 100
     assert not set(sampled) & set(live.policy.suppressed_ids.tolist())
-    ours, theirs = trainers_logp(live.policy, samples, groups, 3.0)
+    ours, theirs = trainers_logp(live.policy, samples, groups, 2.0)
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
 
 
@@ -222,7 +222,7 @@ def test_a_prompt_read_in_other_tokens_is_an_error(live, samples):
 
 def test_a_prompt_that_is_too_long_is_an_error(live):
     long = Sample("long", "one two " * 1000, [], "7")
-    with pytest.raises(UserError, match=r"refuses a prompt|answers /v1/chat"):
+    with pytest.raises(UserError, match=r"refuses a request|answers /v1/chat"):
         live.engine.generate([long], NAMES[:1], GREEDY)
     live.engine.generate([Sample("text", "What is 3 + 4?", [], "7")], NAMES[:1], GREEDY)
 
