@@ -263,6 +263,8 @@ def _start(config: Config, cuda: bool) -> Any:
             logprobs_mode=logprobs_mode(config), enable_prefix_caching=True, enforce_eager=not cuda,
             gpu_memory_utilization=config.rollout.memory_fraction, enable_sleep_mode=cuda,
             tensor_parallel_size=config.rollout.tensor_parallel, seed=0,
+            # vLLM 0.32 rewinds a seeded generator after a part of a prompt, which CPU ones cannot.
+            enable_chunked_prefill=cuda,
             # Each rank drives the worker on its own device, in the process group there is.
             distributed_executor_backend="external_launcher" if several else None,
         )  # fmt: skip
