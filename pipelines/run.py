@@ -125,9 +125,8 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                 else:
                     with committed(step) as (out, metrics):
                         metrics |= session.make(step, config, out)
-                if (
-                    main and step == steps[0]
-                ):  # not before: settings that cannot work leave the file alone
+                # Not before: settings that cannot work leave the file alone.
+                if main and step == steps[0]:
                     runs.write_metrics(chain)
                 if main and step.name == "update" and step == chain.update(at[1]):
                     metrics |= runs.append_metrics(chain, at[1])
