@@ -312,12 +312,35 @@ def plan(
     config: ConfigFile = None,
     settings: Settings = None,
     run: RunName = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Say too what it takes on this GPU: H100, A100-80 ..."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="On so many of them (default: 8).")
+    ] = None,
+    response_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Mean response length to expect (default: half)."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Say what would run, what would be kept, and why, without running anything."""
+    """Say what would run, what would be kept, and why, without running anything.
+
+    With --gpu, or for any model but tiny: memory by part, operations, time
+    and disk, and what to change if it does not fit.
+
+    [bold]Examples[/bold]
+
+    vppo plan --set score.keep_fraction=0.2
+
+    vppo plan --config qwen2_5_vl_7b.yaml --gpu A100-80 --gpus 8
+    """
     from vppo_cli import look as commands
 
-    commands.plan(run, config, settings or [], as_json=json)
+    commands.plan(
+        run, config, settings or [], gpu=gpu, gpus=gpus, response=response_tokens, as_json=json
+    )
 
 
 @app.command()

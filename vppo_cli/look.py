@@ -19,7 +19,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
-from vppo_cli import display
+from vppo_cli import capacity, display
 from vppo_cli.choose import choose
 from vppo_cli.results import evaluation_rows, recent_rows
 from vppo_cli.words import ranges, size, sparkline
@@ -27,18 +27,30 @@ from vppo_cli.words import ranges, size, sparkline
 # -- plan ----------------------------------------------------------------------------------------
 
 
-def plan(run: str | None, config: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
-    """Print run, keep or stale for every step, with the reason; touch nothing."""
+def plan(
+    run: str | None, config: Path | None, overrides: Sequence[str], *, gpu: str | None = None,
+    gpus: int | None = None, response: int | None = None, as_json: bool,
+) -> None:  # fmt: skip
+    """Print run, keep or stale for every step, with the reason, and what it takes; touch nothing."""
     new = run is None and (
         config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}"))
     )
     choice = choose(run, config, overrides, new=new)
     rows = plan_rows(choice.wanted)
     variants = list(other_variants(choice.wanted))
+    asked = choice.wanted.config
+    needs = None
+    if capacity.wanted(asked, gpu, gpus, response):
+        needs = capacity.count(asked, gpu, gpus, response)
     if as_json:
-        display.print_json({"run": choice.run.name, "plan": rows, "also_on_disk": variants})
+        found = {"run": choice.run.name, "plan": rows, "also_on_disk": variants}
+        display.print_json(found | ({"capacity": needs} if needs else {}))
         return
     display.line("run", str(choice.run))
+    if needs and all(row["reason"] == "not made yet" for row in rows):
+        display.line("plan", f"{in_words(choice.wanted)}; nothing is on disk yet")
+        capacity.show(asked, needs)
+        return
     display.columns(
         [(row["step"], row["steps"], row["status"], row["reason"]) for row in rows],
         styles=[{"keep": "dim", "stale": "yellow", "run": ""}[row["status"]] for row in rows],
@@ -57,6 +69,17 @@ def plan(run: str | None, config: Path | None, overrides: Sequence[str], *, as_j
             display.line("", f"stale then: {variant['stale']}")
     todo = sum(row["count"] for row in rows if row["status"] != "keep")
     display.line("would run", f"{todo} steps" if todo else "nothing: every step is on disk")
+    if needs:
+        display.console.print()
+        capacity.show(asked, needs)
+
+
+def in_words(chain: Chain) -> str:
+    """What a whole run does, in a line."""
+    last, names = chain.config.run.steps, chain.benchmarks
+    saved = sum(chain.has_checkpoint(step) for step in range(1, last + 1))
+    told = ", ".join(names) if len(names) < 4 else f"{len(names)} benchmarks"
+    return f"prepare, {last} steps (rollout, score, update), {saved} checkpoints, eval on {told}"
 
 
 def plan_rows(chain: Chain) -> list[dict[str, Any]]:

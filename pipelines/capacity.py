@@ -1,0 +1,404 @@
+"""What a run takes on given GPUs: memory, operations, time and disk, from arithmetic alone. Torch-free.
+
+Operations are those of pipelines/policy.py: two for each weight of a matrix and token, and four for
+each pair of positions, attention channel and layer; masked pairs count, since they are computed.
+Memory is the worst case (every response as long as allowed), time and disk the expected case.
+Bytes are bytes; shapes are those of pipelines/model_shapes.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from math import ceil
+
+from pipelines.config import Config
+from pipelines.gpus import Gpu
+from pipelines.model_shapes import Shape, Vision
+
+GIB = 2**30
+
+
+# Assumptions, all told on the screen but for the small ones.
+UTILISATION = 0.4
+"""Of the peak, in forward and backward passes and in prefill."""
+BANDWIDTH_UTILISATION = 0.6
+"""Of the memory's bandwidth, in decoding."""
+INFORMATIVE = 0.5
+"""Share of sampled groups that dynamic sampling keeps."""
+TEXT_TOKENS = 160
+"""Of a prompt: question, instruction and chat template."""
+MAX_SEQUENCES = 256
+"""Decoded together by one vLLM engine (its default on most GPUs)."""
+LAUNCH_S = 0.03
+"""Least time of a decoding step of transformers: a thousand small kernels, started one by one."""
+OVERHEAD = 2 * GIB
+"""CUDA context, NCCL's buffers, fragmentation."""
+VLLM_WORKSPACE = 2 * GIB
+"""vLLM's activations and CUDA graphs, inside its share."""
+BUCKETS = 2 * 10**9
+"""Bytes that DeepSpeed reduces gradients in, and gathers ZeRO-3's live weights in (its defaults)."""
+LOGITS_ELEMENTS, LOGITS_ALIVE = 2**24, 7
+"""Numbers of one chunk of logits, and such tensors alive at once (pipelines/divergence.py)."""
+ONE_VIEW = ("entropy", "random", "oracle")
+"""Estimators that need no forward pass with the perturbed image."""
+TEXT_BYTES = 4
+"""Of a response's text, for each token."""
+
+
+def image_tokens(vision: Vision, pixels: float) -> int:
+    """Tokens that an image of this area becomes."""
+    return ceil(pixels / (vision.patch * vision.merge) ** 2)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations, by where they happen."""
+
+    vision: float = 0
+    layers: float = 0
+    attention: float = 0
+    head: float = 0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    def times(self, factor: float) -> Flops:
+        return Flops(*(factor * getattr(self, f.name) for f in fields(self)))
+
+    def plus(self, other: Flops) -> Flops:
+        return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def vision_flops(vision: Vision, tokens: float) -> float:
+    """A forward pass of the tower and projector over one image of so many (merged) tokens."""
+    patches = tokens * vision.merge**2
+    matrices = vision.embed_matrix + vision.layers * vision.layer_matrices
+    window = min((vision.window // vision.patch) ** 2, patches)
+    seen = vision.full_layers * patches + (vision.layers - vision.full_layers) * window
+    merging = 2 * vision.merger_matrices * tokens * (1 + vision.deepstack)
+    return 2 * matrices * patches + merging + 4 * vision.hidden * patches * seen
+
+
+def row_flops(shape: Shape, length: float, images: float, predicted: float) -> Flops:
+    """A forward pass over one row.
+
+    Args:
+        length: tokens of the row.
+        images: those of them that are an image's.
+        predicted: positions that the head is applied to.
+    """
+    return Flops(
+        vision=vision_flops(shape.vision, images) if images else 0,
+        layers=2 * shape.layers * shape.layer_matrices * length,
+        attention=4 * shape.layers * shape.heads * shape.head_dim * length**2,
+        head=2 * shape.head_matrix * predicted,
+    )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt, of its image, and of a response."""
+
+    prompt: float
+    image: float
+    response: float
+
+
+def lengths(config: Config, shape: Shape, response: float | None) -> tuple[Lengths, Lengths]:
+    """Expected and longest. Without pixel limits a prompt has ``data.max_prompt_tokens``."""
+    data, most = config.data, config.rollout.max_new_tokens
+    low, high = data.min_pixels, data.max_pixels
+    if low is None or high is None:
+        images = [float(max(data.max_prompt_tokens - TEXT_TOKENS, data.max_prompt_tokens // 2))] * 2
+        prompts = [float(data.max_prompt_tokens)] * 2
+    else:
+        images = [float(image_tokens(shape.vision, p)) for p in ((low + high) / 2, high)]
+        prompts = [min(n + TEXT_TOKENS, float(data.max_prompt_tokens)) for n in images]
+    mean = min(response or most / 2, most)
+    return Lengths(prompts[0], images[0], mean), Lengths(prompts[1], images[1], float(most))
+
+
+def group_flops(shape: Shape, at: Lengths, samples: int, packed: bool) -> Flops:
+    """A forward pass over a prompt and its responses: one row, or one each (pipelines/policy.py)."""
+    fed = at.response - 1  # a response's last token is not fed
+    if packed:
+        return row_flops(shape, at.prompt + samples * fed, at.image, samples * at.response)
+    return row_flops(shape, at.prompt + fed, at.image, at.response).times(samples)
+
+
+def rollout_flops(shape: Shape, at: Lengths, samples: int) -> tuple[Flops, Flops]:
+    """One group: reading the prompt once, and decoding its responses."""
+    tokens = samples * at.response
+    pairs = tokens * (at.prompt + at.response / 2)
+    decode = Flops(
+        layers=2 * shape.layers * shape.layer_matrices * tokens, head=2 * shape.head_matrix * tokens,
+        attention=4 * shape.layers * shape.heads * shape.head_dim * pairs,
+    )  # fmt: skip
+    return row_flops(shape, at.prompt, at.image, 1), decode
+
+
+def update_flops(config: Config, forward: Flops) -> Flops:
+    """Forward, recomputation and backward (twice the forward) of one group, given its forward.
+
+    The head is computed again in any case (pipelines/divergence.py); a frozen tower is not
+    differentiated.
+    """
+    again = 4 if config.update.gradient_checkpointing else 3
+    seen = 1 if config.update.freeze_vision else again
+    reference = 1 if config.update.kl_coefficient else 0
+    return Flops(
+        forward.vision * (seen + reference), forward.layers * (again + reference),
+        forward.attention * (again + reference), forward.head * (4 + reference),
+    )  # fmt: skip
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def layer_activations(hidden: int, ffn: int, queries: int, keys: int, kind: str) -> float:
+    """Bytes that a layer saves of each token for its backward pass.
+
+    Two norms, the gated layer, and queries, keys and values repeated to all heads; counted in
+    transformers' layers with saved-tensor hooks. Mixed precision saves some tensors in float32.
+    """
+    if kind == "bfloat16":
+        return 16 * hidden + 8 * ffn + 10 * queries + 4 * keys
+    whole = 24 * hidden + 16 * ffn + 20 * queries + 8 * keys
+    return whole if kind == "float32" else 0.8 * whole
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU in one stage."""
+
+    weights: float = 0
+    optimizer: float = 0
+    gradients: float = 0
+    activations: float = 0
+    logits: float = 0
+    vllm_weights: float = 0
+    kv_cache: float = 0
+    overhead: float = OVERHEAD
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+class Run:
+    """The arithmetic of one config on ``count`` GPUs.
+
+    Args:
+        response: expected tokens of a response; none: half of the longest.
+    """
+
+    def __init__(
+        self, config: Config, shape: Shape, gpu: Gpu, count: int, response: float | None = None
+    ) -> None:
+        self.config, self.shape, self.gpu, self.count = config, shape, gpu, count
+        self.deepspeed = config.update.engine != "torch"
+        self.world = count if self.deepspeed else 1
+        """Ranks; the engine ``torch`` updates on one GPU."""
+        self.expected, self.longest = lengths(config, shape, response)
+        self.own_vllm = config.rollout.engine == "vllm" and not config.rollout.server
+        """Whether vLLM shares these GPUs."""
+        self.half = config.model.dtype == "bfloat16"
+        frozen = shape.vision.parameters if config.update.freeze_vision else 0
+        self.trained = shape.parameters - frozen
+        self.samples, self.packed = config.rollout.samples_per_prompt, config.model.shared_prefix
+        self.parallel = min(config.rollout.tensor_parallel, self.world)
+
+    # Trainer's state ----------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """How activations are kept: float32, bfloat16, or mixed (autocast over float32 weights)."""
+        return ("bfloat16" if self.deepspeed else "mixed") if self.half else "float32"
+
+    @property
+    def value(self) -> int:
+        """Bytes of a number that the trainer computes with."""
+        return 2 if self.half and self.deepspeed else 4
+
+    def state(self) -> dict[str, float]:
+        """Bytes per GPU of weights, optimizer (with master weights) and gradients, by ZeRO stage.
+
+        bfloat16: 2 + 12 + 2 for each parameter, float32: 4 + 8 + 4.
+        """
+        update, shared = self.config.update, self.world
+        stage = update.zero_stage if self.deepspeed else 0
+        optimizer = (12 if self.value == 2 else 8) * self.trained / (shared if stage else 1)
+        weights = self.value * self.shape.parameters / (shared if stage == 3 else 1)
+        if self.half and not self.deepspeed:
+            weights *= 1.5  # autocast keeps its bfloat16 copies
+        gradients = self.value * self.trained / (shared if stage >= 2 else 1)
+        if self.deepspeed:
+            gradients += min(BUCKETS, self.value * self.trained)
+        if update.offload and self.deepspeed:
+            optimizer, weights = 0.0, 0.0 if stage == 3 else weights
+        return {"weights": weights, "optimizer": optimizer, "gradients": gradients}
+
+    # What passes through ------------------------------------------------------------------------
+
+    def _rows(self, groups: int) -> tuple[float, float]:
+        """(rows, tokens of each) of a forward pass over so many longest groups."""
+        at = self.longest
+        if self.packed:
+            return groups, at.prompt + self.samples * at.response
+        return groups * self.samples, at.prompt + at.response
+
+    def _common(self, groups: int) -> float:
+        """Attention mask (one byte, and its copy in the type of the scores), states of both views."""
+        rows, length = self._rows(groups)
+        states = 3 * groups * self.samples * self.longest.response * self.shape.hidden
+        return rows * length**2 * (1 + (2 if self.half else 4)) + states * (2 if self.half else 4)
+
+    def score_activations(self, groups: int) -> float:
+        """Alive at once in a forward pass without gradient: a layer's, not all layers'."""
+        rows, length = self._rows(groups)
+        wide = 6 * self.shape.hidden + 3 * self.shape.intermediate
+        return rows * length * wide * (2 if self.half else 4) + self._common(groups)
+
+    def update_activations(self, groups: int) -> float:
+        """Saved for the backward pass; with checkpointing each layer's input, and one layer's all."""
+        shape, seen = self.shape, self.shape.vision
+        groups = min(groups, ceil(self.config.update.batch_prompts / self.world))
+        rows, length = self._rows(groups)
+        patches = rows * self.longest.image * seen.merge**2
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        layer = layer_activations(shape.hidden, shape.intermediate, queries, keys, self.kind)
+        eye = layer_activations(seen.hidden, seen.intermediate, seen.hidden, seen.hidden, self.kind)
+        if not self.config.update.gradient_checkpointing:
+            saved = rows * length * shape.layers * layer + patches * seen.layers * eye
+        else:
+            inputs = self.value * (rows * length * shape.layers * shape.hidden
+                                   + patches * seen.layers * seen.hidden)  # fmt: skip
+            # One layer's all, and half as much again for its gradients.
+            saved = inputs + 1.5 * max(rows * length * layer, patches * eye)
+        return saved + self._common(groups)
+
+    def vllm(self) -> tuple[float, float]:
+        """Weights and KV cache that vLLM has of a GPU; the cache is below 0 where nothing is left."""
+        weights = (2 if self.half else 4) * self.shape.parameters / self.parallel
+        share = self.config.rollout.memory_fraction * self.gpu.memory * GIB
+        return weights, share - weights - VLLM_WORKSPACE
+
+    @property
+    def kv_bytes(self) -> float:
+        """Of one token in the KV cache, on each GPU of an engine."""
+        heads = max(1, self.shape.kv_heads / self.parallel)
+        return 2 * self.shape.layers * heads * self.shape.head_dim * (2 if self.half else 4)
+
+    def memory(self) -> dict[str, Memory]:
+        """By stage. ``start``: until the trainer is made, weights are whole and float32."""
+        config, shape, state = self.config, self.shape, self.state()
+        kept = Memory(weights=state["weights"], optimizer=state["optimizer"])
+        if self.own_vllm:
+            weights, cache = self.vllm()
+            filled = {"vllm_weights": weights, "kv_cache": max(cache, 0.0) + VLLM_WORKSPACE}
+        else:
+            count = config.rollout.batch_prompts if config.rollout.engine == "hf" else 0
+            at = self.longest
+            filled = {"kv_cache": count * self.samples * (at.prompt + at.response) * self.kv_bytes}
+        logits = 4.0 * LOGITS_ALIVE * max(LOGITS_ELEMENTS, shape.vocab)
+        whole = self.value * shape.parameters if self.deepspeed else 0
+        stage3 = self.deepspeed and config.update.zero_stage == 3
+        return {
+            "start": Memory(weights=4.0 * shape.parameters, **filled),
+            "rollout": replace(kept, **filled),
+            "score": replace(
+                kept, weights=kept.weights + (whole if stage3 else 0), logits=logits,
+                activations=self.score_activations(config.score.batch_prompts),
+            ),
+            "update": replace(
+                kept, weights=kept.weights + (min(whole, BUCKETS) if stage3 else 0),
+                gradients=state["gradients"], logits=logits + 4.0 * shape.head_matrix,
+                activations=self.update_activations(config.update.micro_batch_prompts),
+            ),
+        }  # fmt: skip
+
+    def host(self, ranks: int) -> float:
+        """Bytes of the machine's memory for so many ranks: float32 weights while starting, or what
+        is offloaded or asleep."""
+        start, away = 4.0 * self.shape.parameters, 0.0
+        if self.own_vllm:
+            away += self.vllm()[0]
+        if self.config.update.offload and self.deepspeed:
+            away += (12 if self.value == 2 else 8) * self.trained / self.world
+        return min(ranks, self.world) * max(start, away)
+
+    # Work and time ------------------------------------------------------------------------------
+
+    def sampled(self) -> float:
+        """Groups sampled for a step."""
+        wanted = self.config.rollout.prompts_per_step
+        return wanted / INFORMATIVE if self.config.rollout.dynamic_sampling else wanted
+
+    def flops(self) -> dict[str, Flops]:
+        """Operations of a step, by stage."""
+        config, at = self.config, self.expected
+        groups = config.rollout.prompts_per_step
+        forward = group_flops(self.shape, at, self.samples, self.packed)
+        views = forward
+        if config.score.estimator not in ONE_VIEW:
+            packed = self.packed and config.score.mask_per == "prompt"
+            views = forward.plus(group_flops(self.shape, at, self.samples, packed))
+        read, decoded = rollout_flops(self.shape, at, self.samples)
+        return {
+            "rollout": read.plus(decoded).times(self.sampled()),
+            "score": views.times(groups),
+            "update": update_flops(config, forward).times(groups * config.update.epochs),
+        }
+
+    def seconds(self) -> dict[str, float]:
+        """Expected seconds of a step, by stage."""
+        speed = self._speed() * self.world
+        flops = self.flops()
+        return {
+            "rollout": self._rollout_seconds(),
+            "score": flops["score"].total / speed,
+            "update": flops["update"].total / speed,
+        }
+
+    def _speed(self) -> float:
+        """Operations per second of one GPU."""
+        return 1e12 * UTILISATION * (self.gpu.bfloat16 if self.half else self.gpu.float32)
+
+    def _rollout_seconds(self) -> float:
+        """Reading prompts at the speed of matrices; each step of decoding reads weights and KV cache."""
+        config, at = self.config, self.expected
+        engines = self.world / self.parallel
+        sequences = self.sampled() * self.samples / engines
+        bandwidth = 1e9 * BANDWIDTH_UTILISATION * self.gpu.bandwidth
+        read, decoded = rollout_flops(self.shape, at, self.samples)
+        prefill = read.total * self.sampled() / (self._speed() * self.world)
+        one = decoded.total / (self.samples * at.response)  # operations of a token
+        inside = at.prompt + at.response / 2
+        if config.rollout.engine == "hf":
+            together: float = min(config.rollout.batch_prompts * self.samples, sequences)
+            steps = ceil(sequences / together) * float(config.rollout.max_new_tokens)
+            weights, least = 4.0 * self.shape.language_parameters, LAUNCH_S
+        else:
+            weights, cache = self.vllm()
+            room = max(cache, 0.0) / self.kv_bytes / (at.prompt / self.samples + at.response)
+            together = max(1.0, min(MAX_SEQUENCES, sequences, room))
+            steps, least = sequences * at.response / together, 0.0
+        moved = (weights + together * inside * self.kv_bytes) / bandwidth
+        step = max(moved, together * one / (self._speed() * self.parallel), least)
+        tail = max(0.0, config.rollout.max_new_tokens - steps) * max(weights / bandwidth, least)
+        return prefill + steps * step + tail
+
+    def disk(self) -> dict[str, float]:
+        """Bytes of a step's rollouts (id, log-prob, text) and scores (three numbers, one bit), before
+        compression; of a checkpoint (float32 weights, two moments); of the whole run."""
+        config = self.config
+        tokens = config.rollout.prompts_per_step * self.samples * self.expected.response
+        step = tokens * (4 + 4 + TEXT_BYTES + 12 + 1 / 8)
+        checkpoint = 4.0 * self.shape.parameters + 8.0 * self.trained
+        kept = config.checkpoint.keep_last + config.checkpoint.keep_best
+        run = config.run.steps * step + min(kept, self._checkpoints()) * checkpoint
+        return {"step": step, "checkpoint": checkpoint, "run": run}
+
+    def _checkpoints(self) -> int:
+        return ceil(self.config.run.steps / self.config.checkpoint.every)
