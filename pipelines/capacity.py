@@ -160,12 +160,12 @@ def layer_activations(hidden: int, ffn: int, queries: int, keys: int, kind: str)
     """Bytes that a layer saves of each token for its backward pass.
 
     Two norms, the gated layer, and queries, keys and values repeated to all heads; counted in
-    transformers' layers with saved-tensor hooks. Mixed precision saves some tensors in float32.
+    transformers' layers with saved-tensor hooks. Mixed precision's norms are in float32.
     """
-    if kind == "bfloat16":
-        return 16 * hidden + 8 * ffn + 10 * queries + 4 * keys
-    whole = 24 * hidden + 16 * ffn + 20 * queries + 8 * keys
-    return whole if kind == "float32" else 0.8 * whole
+    if kind == "float32":
+        return 24 * hidden + 16 * ffn + 20 * queries + 8 * keys
+    norms = 16 if kind == "bfloat16" else 28
+    return norms * hidden + 8 * ffn + 10 * queries + 4 * keys
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ BEAT_S = 2.0
 SILENT_S = 40.0
 """Longer than any work here holds the interpreter; a run comes down within a minute."""
 
+DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""What torch raises where NCCL or the ranks' store lose one; of gloo it is a RuntimeError."""
+
 _heart: Heart | None = None
 
 
@@ -103,6 +106,16 @@ def end(reason: str = "") -> None:
     """Stop beating; with a reason, tell the others that this rank failed."""
     if _heart:
         _heart.end(reason)
+
+
+def await_end(error: Exception) -> None:
+    """Where the error is of a connection to another rank, let that rank's death be told instead.
+
+    The launcher or this rank's heart says who died, and ends this process while it waits here; it
+    returns where the error is another, or where neither knows of a death.
+    """
+    if _heart and ("gloo" in str(error) or type(error).__name__ in DISTRIBUTED):
+        time.sleep(SILENT_S + 4 * BEAT_S)
 
 
 def speaks() -> bool:

@@ -6,6 +6,7 @@ the paper are known without either.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -185,14 +186,21 @@ def find_shape(model: ModelConfig) -> Shape:
 
 
 def _from_hub(model: ModelConfig) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
+    def file(*, local: bool) -> Path:
         return Path(
             hf_hub_download(
-                model.path, "config.json", revision=model.revision, etag_timeout=HUB_TIMEOUT_S
+                model.path, "config.json", revision=model.revision, local_files_only=local
             )
         )
+
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return file(local=True)
+        HfApi().model_info(model.path, timeout=HUB_TIMEOUT_S)  # the download would try for long
+        return file(local=False)
     except Exception as error:  # the HTTP client's own types, which change between versions
         raise UserError(
             f"model.path {model.path}", "no folder here, and the hub does not give its config.json.",

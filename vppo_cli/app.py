@@ -424,6 +424,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        heartbeat.await_end(error)
         heartbeat.end(f"{type(error).__name__}: {error}")
         raise
     finally:
