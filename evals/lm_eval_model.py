@@ -187,7 +187,7 @@ class VppoModel(LM):
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)  # as vppo eval does
-        return Policy.load(self.config)
+        return Policy.load(self.config).spread()
 
     def _replayed(self, benchmark: str, asking: Asking, count: int, row: Sample) -> list[str]:
         path, journal = self._journal(benchmark)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,13 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.policy import Placement, Policy
+from pipelines.placement import Placement, copied, fill_buffers, skeleton
+from pipelines.policy import Policy
 from pipelines.ranks import ranks
-from pipelines.records import Rollout, SampleTable, Scored
+from pipelines.records import Rollout, Sample, SampleTable, Scored
 from pipelines.trainer import OPTIMIZER, TorchTrainer
 
+T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,24 +39,49 @@ class DeepSpeedTrainer(TorchTrainer):
         UserError: DeepSpeed is not installed.
     """
 
-    def _make_optimizer(self) -> Any:
-        deepspeed, policy = _deepspeed(self.policy.device), self.policy
-        plain = super()._make_optimizer()
-        forward = _Forward(policy)
+    def _place(self) -> None:
+        policy, half = self.policy, self.config.model.dtype != "float32"
+        _deepspeed(policy.device)
+        # Masters are set from exact values once there are some; until then these stay.
+        self._exact = (policy.model, policy.placement) if half else None
+        dtype = torch.bfloat16 if half else torch.float32
         if self.settings.zero_stage == 3:
+            policy.model = _divided(policy, dtype, _settings(self.config))
+        else:
+            policy.model = copied(policy.model, policy.placement, policy.device, dtype)
+
+    def _make_optimizer(self) -> Any:
+        import deepspeed
+
+        policy, stage3 = self.policy, self.settings.zero_stage == 3
+        forward = _Forward(policy)
+        if stage3:
             deepspeed.zero.register_external_parameter(forward, policy.head_weight)
-        half = self.config.model.dtype != "float32"
-        exact = {n: p.detach().cpu().clone() for n, p in self.named} if half else {}
         self.engine, optimizer, _, _ = deepspeed.initialize(
-            model=forward, optimizer=plain, config=_settings(self.config), dist_init_required=False
-        )
-        for name, parameter in self.named if half else ():  # DeepSpeed made them of rounded weights
-            value = exact.pop(name).to(policy.device)
-            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
-        policy.placement = (
-            DividedWeights(optimizer) if self.settings.zero_stage == 3 else MasterWeights()
-        )
+            model=forward, optimizer=super()._make_optimizer(), config=_settings(self.config),
+            dist_init_required=False,
+        )  # fmt: skip
+        if self._exact:
+            self._set_masters(*self._exact)
+            self._exact = None
+        policy.placement = DividedWeights(self.engine) if stage3 else MasterWeights()
         return optimizer
+
+    def _set_masters(self, model: Any, placement: Placement) -> None:
+        """DeepSpeed made them of rounded weights."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        trained = dict(self.named)
+        for name, value in placement.weights(model):
+            if name in trained:
+                safe_set_full_fp32_param(trained[name], value.to(self.policy.device))
+
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
+    ) -> dict[str, Any]:
+        """As ``torch`` does."""
+        self.policy.placement.check([samples.by_id(r.sample_id) for r in rollouts])
+        return super().update(rollouts, scores, samples)
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -176,8 +203,20 @@ class MasterWeights(Placement):
 class DividedWeights(Placement):
     """ZeRO-3: a rank holds a part of each weight, and its masters."""
 
-    def __init__(self, optimizer: Any) -> None:
-        self.hooks = optimizer.parameter_offload
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.hooks = engine, engine.optimizer.parameter_offload
+
+    def forward(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Each layer's weights are put together when it is reached."""
+        return self.engine(function, *arguments)
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """The ranks go through the same layers together: all see an image, or none does."""
+        if ranks().world > 1 and len({bool(sample.images) for sample in samples}) > 1:
+            raise UserError(
+                "update.zero_stage: 3", "cannot train on questions with and without images at once.",
+                "Take update.zero_stage=2, or leave one kind out of the data.",
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
@@ -211,6 +250,24 @@ class DividedWeights(Placement):
             else:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     yield name, parameter.detach().clone()
+
+
+def _divided(policy: Policy, dtype: torch.dtype, settings: dict[str, Any]) -> Any:
+    """The policy's model in parts: each weight is divided as soon as it is made, and then set."""
+    import deepspeed
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=settings):
+        made = skeleton(policy.model, dtype)
+    made.tie_weights()
+    here = made.state_dict(keep_vars=True)
+    for name, value in policy.placement.weights(policy.model):
+        if name not in dict(made.named_buffers()):
+            with deepspeed.zero.GatheredParameters([here[name]], modifier_rank=0), torch.no_grad():
+                if ranks().main:
+                    here[name].copy_(value)
+    fill_buffers(made, policy.model, policy.placement, policy.device)
+    return made
 
 
 def _deepspeed(device: torch.device) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
     PromptEncoder,
@@ -45,19 +46,6 @@ class Row:
     responses: Sequence[Sequence[int]]
 
 
-class Placement:
-    """Where a model's weights are: here, all of them. A trainer that divides them brings its own."""
-
-    def gathered(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, every weight is whole on every rank; every rank enters."""
-        return contextlib.nullcontext()
-
-    def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name, as ``save_pretrained`` knows it, and whole value of each weight, one at a time, in the
-        precision that is trained (the master weights); every rank iterates to the end."""
-        yield from model.state_dict().items()
-
-
 class Policy:
     """The model being trained, with its processor; all tensors of one device.
 
@@ -67,12 +55,16 @@ class Policy:
         eos_ids: ids that end a response.
     """
 
-    def __init__(self, model: Any, processor: Any, config: Config) -> None:
+    def __init__(
+        self, model: Any, processor: Any, config: Config, placement: Placement | None = None
+    ) -> None:
         self.model, self.processor, self.config = model, processor, config
-        self.placement = Placement()
+        self.placement = placement or Placement()
         self.encoder = PromptEncoder(processor, config.data.instruction)
         self.tokenizer = processor.tokenizer
-        self.device = next(model.parameters()).device
+        self.device = (
+            next(model.parameters()).device if placement is None else choose_device(config)
+        )
         eos = model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
         self.eos_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
@@ -88,25 +80,27 @@ class Policy:
     def load(cls, config: Config, location: str | Path | None = None) -> Policy:
         """Load a model folder or hub id through the Auto classes, weights in float32.
 
+        For an update engine that divides the weights they stay with rank 0, in host memory.
+
         Raises:
             UserError: it cannot be loaded, or is not an image-text-to-text model.
         """
         ensure_importable()
-        from safetensors import SafetensorError
-        from transformers import AutoModelForImageTextToText
-
         where = str(location or model_location(config.model))
         processor = load_processor(config, where)
-        try:
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                where, revision=config.model.revision, dtype=torch.float32,
-                attn_implementation=config.model.attention, use_safetensors=True,
-                local_files_only=only_local(where),
-            )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise cannot_load(where, error) from error
-        model.requires_grad_(True).eval()
-        return cls(model.to(choose_device(config)), processor, config)
+        device = choose_device(config)
+        if config.update.engine != "deepspeed":
+            return cls(_pretrained(where, config).to(device), processor, config)
+        model = ranks().first(lambda: _pretrained(where, config), lambda: _shapes(where, config))
+        model.generation_config = ranks().agree(model.generation_config)
+        return cls(model, processor, config, OnMain(device))
+
+    def spread(self) -> Policy:
+        """The same, with whole weights on every rank's device; every rank calls it."""
+        if isinstance(self.placement, OnMain):
+            self.model = copied(self.model, self.placement, self.device, torch.float32)
+            self.placement = Placement()
+        return self
 
     def asked(self, pixels: PixelLimits, instruction: str) -> Policy:
         """The same model asked in another way: images of other sizes, another instruction.
@@ -229,6 +223,38 @@ def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
     length = segment_BL.shape[1]
     causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
     return (same_BLL | prompt_BLL) & causal_LL
+
+
+def _pretrained(where: str, config: Config) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            where, revision=config.model.revision, dtype=torch.float32,
+            attn_implementation=config.model.attention, use_safetensors=True,
+            local_files_only=only_local(where),
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise cannot_load(where, error) from error
+    return model.requires_grad_(True).eval()
+
+
+def _shapes(where: str, config: Config) -> Any:
+    """The same model without its weights (meta tensors)."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        described = AutoConfig.from_pretrained(
+            where, revision=config.model.revision, local_files_only=only_local(where)
+        )
+        with torch.device("meta"):
+            model: Any = AutoModelForImageTextToText.from_config(
+                described, dtype=torch.float32, attn_implementation=config.model.attention
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise cannot_load(where, error) from error
+    return model.requires_grad_(True).eval()
 
 
 def choose_device(config: Config) -> torch.device:

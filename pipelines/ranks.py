@@ -63,6 +63,24 @@ class Ranks:
             raise result
         return result  # type: ignore[return-value]
 
+    def first(self, work: Callable[[], T], others: Callable[[], T]) -> T:
+        """``work`` on rank 0, ``others`` elsewhere; each rank keeps its own result.
+
+        Raises:
+            UserError: rank 0's work raised it; every rank does.
+        """
+        result: T | None = None
+        problem: UserError | None = None
+        try:
+            result = work() if self.main else others()
+        except UserError as error:
+            problem = error
+        problem = self.agree(problem) or problem
+        if problem:
+            raise problem
+        assert result is not None
+        return result
+
     def share(
         self, items: Sequence[T], work: Callable[[list[T]], list[R]], engine: int = 1
     ) -> list[R]:

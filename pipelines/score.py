@@ -47,13 +47,15 @@ def score(
         for part in batches(groups, config.score.batch_prompts):
             watch.progress("groups", len(scored), len(groups))
             owners = [samples.by_id(group.sample_id) for group in part]
-            statistics = group_statistics(config, step, part, owners, policy)
+            statistics = policy.placement.forward(
+                group_statistics, config, step, part, owners, policy
+            )
             perception_N = estimator(statistics, part, owners)
             scored += _scored(config, step, part, statistics, perception_N)
         return scored
 
-    with policy.placement.gathered():
-        scored = everyone.share(rollouts, work)
+    policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
+    scored = everyone.share(rollouts, work)
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
     return _metrics(step, rollouts, scored)

@@ -28,6 +28,7 @@ from pipelines.mismatch import check_mismatch
 from pipelines.objectives import OBJECTIVES
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS
+from pipelines.placement import OnMain
 from pipelines.policy import Policy
 from pipelines.prepare import prepare
 from pipelines.ranks import ranks
@@ -112,11 +113,16 @@ class Session:
 
     def engine(self, version: int) -> Engine:
         """The rollout engine with the policy after ``version`` updates."""
-        return self._engine(self.policy(version))
+        return self._engine(self._sampler(version))
+
+    def _sampler(self, version: int) -> Policy:
+        """The policy to sample with: whole on the device, unless vLLM has a copy of its own."""
+        policy = self.policy(version)
+        return policy if self.config.rollout.engine == "vllm" else policy.spread()
 
     def engine_for(self, version: int, how: Evaluation) -> Engine:
         """The same for an evaluation, which may show images and instruct in its own way."""
-        policy, own = self.policy(version), matched(self.config)
+        policy, own = self._sampler(version), matched(self.config)
         sampling = {
             n: getattr(how.asking, n) for n in ("temperature", "top_p", "top_k", "max_new_tokens")
         }
@@ -181,7 +187,6 @@ class Session:
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
         self._version = step
 
-    @property
     def _trainer(self) -> Trainer:
         """The policy's trainer; made when first needed, as evaluations do without an optimizer."""
         if self._made_trainer is None:
@@ -193,10 +198,10 @@ class Session:
     def _new_trainer(self, config: Config) -> Trainer:
         check_ranks(config)
         factory = find_part("update.engine", config.update.engine, TRAINERS)
-        return factory(self._policy, config, lambda: Policy.load(self.config))
+        return factory(self._policy, config, lambda: Policy.load(self.config).spread())
 
     def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
-        trainer = self._trainer
+        trainer = self._trainer()
         self._version = -1  # if interrupted inside, the weights are neither version
         metrics = trainer.update(
             read_rows(rollouts / ROLLOUTS, Rollout),
@@ -245,6 +250,8 @@ class Session:
         rollouts = read_rows(self._made(self.chain.rollout(step)) / ROLLOUTS, Rollout)
         policy = self.policy(step - 1)
         self._rest()
+        if isinstance(policy.placement, OnMain):
+            self._trainer()  # which divides the weights: whole, they may not fit
         metrics = score(config, step, rollouts, self.samples, policy, out, self.watch)
         first = self.chain.score(1).manifest() if step > 1 else None
         check_mismatch(config, step, metrics, first["metrics"]["mismatch_mean"] if first else None)
@@ -265,14 +272,14 @@ class Session:
 
     def _adopt(self, config: Config) -> None:
         """Go on from the trainer's state with other update settings."""
-        old, self._made_trainer = self._trainer, self._new_trainer(config)
+        old, self._made_trainer = self._trainer(), self._new_trainer(config)
         with tempfile.TemporaryDirectory() as folder:
             old.save(Path(folder))
             self._made_trainer.load(Path(folder))
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
-        policy, trainer = self.policy(step), self._trainer
+        policy, trainer = self.policy(step), self._trainer()
         main = ranks().main
         weights = {
             name: value.detach().cpu()

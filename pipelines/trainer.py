@@ -71,12 +71,17 @@ class TorchTrainer:
         self._make_reference = reference
         self._reference: Policy | None = None
         self.updates = 0
+        self._place()
         if self.settings.freeze_vision:
             freeze_vision(policy.model)
         self.named = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
         self.optimizer = self._make_optimizer()
         if self.settings.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _place(self) -> None:
+        """Put the policy's weights where they are trained."""
+        self.policy.spread()
 
     def _make_optimizer(self) -> Any:
         decayed = [p for _, p in self.named if p.dim() > 1]

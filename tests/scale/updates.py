@@ -42,7 +42,8 @@ class Case:
         self, kind: type[TorchTrainer], *overrides: str, updates: int = 3, save: Path | None = None,
         load: Path | None = None,
     ) -> tuple[Weights, dict[str, Any]]:  # fmt: skip
-        config = settings.load(None, [*SETTINGS, *overrides])
+        engine = "deepspeed" if kind is DeepSpeedTrainer else "torch"
+        config = settings.load(None, [*SETTINGS, f"update.engine={engine}", *overrides])
         policy = Policy.load(config, load / "model" if load else None)
         trainer = kind(policy, config)
         if load:
@@ -96,11 +97,18 @@ def main(data: Path, stages: list[str]) -> None:
         "model.dtype=bfloat16",
         "update.gradient_checkpointing=true",
     )
+    once = [
+        case.run(DeepSpeedTrainer, f"update.zero_stage={stage}", "model.dtype=bfloat16", updates=1)[
+            0
+        ]
+        for stage in (2, 3)
+    ]
     vision = [name for name in frozen if "visual" in name]
     if me.main:
         print(json.dumps({
             "vision_weights": len(vision),
             "vision_moved": gap({n: frozen[n] for n in vision}, {n: before[n] for n in vision}),
+            "bfloat16_stages_gap": gap(*once),
             "language_moved": gap(frozen, dict(before)),
             "bfloat16_gap": gap(half, whole), "bfloat16_norm": metrics["grad_norm"] / expected["grad_norm"],
         }))  # fmt: skip
