@@ -291,42 +291,49 @@ class Run:
         return 2 * self.shape.layers * heads * self.shape.head_dim * (2 if self.half else 4)
 
     def memory(self) -> dict[str, Memory]:
-        """By stage. ``start``: until the trainer is made, weights are whole and float32."""
+        """By stage; of a rollout in a step after the first, when there is an optimizer."""
         config, shape, state = self.config, self.shape, self.state()
         kept = Memory(weights=state["weights"], optimizer=state["optimizer"])
+        live = min(self.value * shape.parameters, BUCKETS) if self.divided else 0
         if self.own_vllm:
             weights, cache = self.vllm()
-            filled = {"vllm_weights": weights, "kv_cache": max(cache, 0.0) + VLLM_WORKSPACE}
+            sampling = replace(kept, vllm_weights=weights, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE)
         else:
             count = config.rollout.batch_prompts if config.rollout.engine == "hf" else 0
-            at = self.longest
-            filled = {"kv_cache": count * self.samples * (at.prompt + at.response) * self.kv_bytes}
+            length = self.longest.prompt + self.longest.response
+            whole = self.value * shape.parameters if self.divided and count else 0
+            sampling = replace(
+                kept, weights=kept.weights + whole,
+                kv_cache=count * self.samples * length * self.kv_bytes,
+            )  # fmt: skip
         logits = 4.0 * LOGITS_ALIVE * max(LOGITS_ELEMENTS, shape.vocab)
-        whole = self.value * shape.parameters if self.deepspeed else 0
-        stage3 = self.deepspeed and config.update.zero_stage == 3
         return {
-            "start": Memory(weights=4.0 * shape.parameters, **filled),
-            "rollout": replace(kept, **filled),
+            "rollout": sampling,
             "score": replace(
-                kept, weights=kept.weights + (whole if stage3 else 0), logits=logits,
+                kept, weights=kept.weights + live, logits=logits,
                 activations=self.score_activations(config.score.batch_prompts),
             ),
             "update": replace(
-                kept, weights=kept.weights + (min(whole, BUCKETS) if stage3 else 0),
-                gradients=state["gradients"], logits=logits + 4.0 * shape.head_matrix,
+                kept, weights=kept.weights + live, logits=logits + 4.0 * shape.head_matrix,
+                gradients=state["gradients"],
                 activations=self.update_activations(config.update.micro_batch_prompts),
             ),
         }  # fmt: skip
 
+    @property
+    def divided(self) -> bool:
+        """Whether a rank has a part of each weight (ZeRO-3)."""
+        return self.deepspeed and self.config.update.zero_stage == 3
+
     def host(self, ranks: int) -> float:
-        """Bytes of the machine's memory for so many ranks: float32 weights while starting, or what
-        is offloaded or asleep."""
-        start, away = 4.0 * self.shape.parameters, 0.0
+        """Bytes of the first machine's memory for so many ranks: the float32 weights that are loaded
+        once, and what is offloaded or asleep."""
+        away = 0.0
         if self.own_vllm:
             away += self.vllm()[0]
         if self.config.update.offload and self.deepspeed:
             away += (12 if self.value == 2 else 8) * self.trained / self.world
-        return min(ranks, self.world) * max(start, away)
+        return 4.0 * self.shape.parameters + min(ranks, self.world) * away
 
     # Work and time ------------------------------------------------------------------------------
 
