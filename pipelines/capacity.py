@@ -297,7 +297,9 @@ class Run:
         live = min(self.value * shape.parameters, BUCKETS) if self.divided else 0
         if self.own_vllm:
             weights, cache = self.vllm()
-            sampling = replace(kept, vllm_weights=weights, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE)
+            sampling = replace(
+                kept, vllm_weights=weights, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE
+            )
         else:
             count = config.rollout.batch_prompts if config.rollout.engine == "hf" else 0
             length = self.longest.prompt + self.longest.response

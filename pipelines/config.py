@@ -211,6 +211,11 @@ class UpdateConfig(Section):
     """Keep DeepSpeed's optimizer state, and with ZeRO-3 the weights, in the machine's memory."""
     freeze_vision: bool = False
     """Leave the vision tower and its projector as they are."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Train LoRA adapters of this rank on the language model's linear layers, and nothing else; 0: train
+    all weights. Learning rates are some ten times higher than for all weights."""
+    lora_alpha: int = Field(default=32, gt=0)
+    """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"
     """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/objectives.py)."""
     learning_rate: float = Field(default=1e-6, gt=0)

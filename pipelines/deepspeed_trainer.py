@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from pipelines import lora
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
@@ -71,10 +72,24 @@ class DeepSpeedTrainer(TorchTrainer):
         """DeepSpeed made them of rounded weights."""
         from deepspeed.utils import safe_set_full_fp32_param
 
-        trained = dict(self.named)
+        trained, device = dict(self.named), self.policy.device
         for name, value in placement.weights(model):
             if name in trained:
-                safe_set_full_fp32_param(trained[name], value.to(self.policy.device))
+                safe_set_full_fp32_param(trained[name], value.to(device))
+        for name, parameter in self.named if self.settings.lora_rank else ():
+            value = lora.initial(self.config, name, getattr(parameter, "ds_shape", parameter.shape))
+            safe_set_full_fp32_param(parameter, value.to(device))
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        for name, parameter in self.named:
+            value = values[name].to(self.policy.device)
+            with GatheredParameters([parameter], 0, enabled=self.settings.zero_stage == 3):
+                parameter.copy_(value)
+            safe_set_full_fp32_param(parameter, value)
 
     def update(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
@@ -138,11 +153,15 @@ class DeepSpeedTrainer(TorchTrainer):
             tensors[f"step/{name}"] = torch.tensor(float(self.updates))
         if ranks().main:
             save_file(tensors, folder / OPTIMIZER)
+        if self.settings.lora_rank:
+            lora.save(self.policy, self.config, folder)
 
     def load(self, folder: Path) -> None:
         """Read the state back, by whatever engine and number of ranks it was written."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        if self.settings.lora_rank:
+            self._set(lora.load(folder))
         tensors = load_file(folder / OPTIMIZER)
         self.updates = int(tensors.pop("updates"))
         if not self.updates:

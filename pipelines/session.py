@@ -182,9 +182,13 @@ class Session:
         if step:
             ranks().on_main(self.chain.checkpoint(step).verify)
             folder = self.chain.checkpoint(step).path
-        self._policy = Policy.load(self.config, folder / checkpoint.MODEL if folder else None)
+        adapted = folder and self.config.update.lora_rank
+        weights = folder / checkpoint.MODEL if folder and not adapted else None
+        self._policy = Policy.load(self.config, weights)
         self._made_trainer = None
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
+        if adapted:
+            self._trainer()  # which has the adapters
         self._version = step
 
     def _trainer(self) -> Trainer:
@@ -271,7 +275,18 @@ class Session:
         return metrics
 
     def _adopt(self, config: Config) -> None:
-        """Go on from the trainer's state with other update settings."""
+        """Go on from the trainer's state with other update settings.
+
+        Raises:
+            UserError: other weights would be trained.
+        """
+        for name in ("engine", "lora_rank", "freeze_vision"):
+            ours, theirs = getattr(self.config.update, name), getattr(config.update, name)
+            if ours != theirs:
+                raise UserError(
+                    f"update.{name}: {theirs}", f"this run's updates were made with {ours}.",
+                    "Start another run with it: vppo train --run NAME.",
+                )  # fmt: skip
         old, self._made_trainer = self._trainer(), self._new_trainer(config)
         with tempfile.TemporaryDirectory() as folder:
             old.save(Path(folder))

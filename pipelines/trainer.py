@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import vppo
+from pipelines import lora, vppo
 from pipelines.config import Config
 from pipelines.divergence import token_logp
 from pipelines.objectives import OBJECTIVES, Batch, Terms
@@ -72,10 +72,15 @@ class TorchTrainer:
         self._reference: Policy | None = None
         self.updates = 0
         self._place()
-        if self.settings.freeze_vision:
+        if self.settings.lora_rank:
+            lora.attach(policy, config)
+        elif self.settings.freeze_vision:
             freeze_vision(policy.model)
         self.named = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad]
         self.optimizer = self._make_optimizer()
+        if self.settings.lora_rank:
+            scale = self.settings.lora_alpha / self.settings.lora_rank
+            policy.placement = lora.Adapted(policy.placement, scale)
         if self.settings.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -291,6 +296,12 @@ class TorchTrainer:
 
     # -- state ---------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        """Set trained weights."""
+        for name, parameter in self.named:
+            parameter.copy_(values[name])
+
     def _state(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, parameter in self.named:
             yield name, self.optimizer.state.get(parameter, {})
@@ -302,9 +313,13 @@ class TorchTrainer:
             for kind, value in state.items():
                 tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
         save_file(tensors, folder / OPTIMIZER)
+        if self.settings.lora_rank:
+            lora.save(self.policy, self.config, folder)
 
     def load(self, folder: Path) -> None:
         """Read the state back; the next update is bit for bit what it would have been."""
+        if self.settings.lora_rank:
+            self._set(lora.load(folder))
         tensors = load_file(folder / OPTIMIZER)
         self.updates = int(tensors.pop("updates"))
         parameters = dict(self.named)
