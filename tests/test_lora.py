@@ -54,7 +54,8 @@ def test_others_see_the_merged_model(trained):
     name = "model.language_model.layers.0.self_attn.q_proj"
     layer = trainer.policy.model.get_submodule(name)
     torch.testing.assert_close(
-        merged[f"{name}.weight"] - before[f"{name}.weight"], layer.get_delta_weight("default").detach()
+        merged[f"{name}.weight"] - before[f"{name}.weight"],
+        layer.get_delta_weight("default").detach(),
     )
 
 

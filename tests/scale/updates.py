@@ -44,7 +44,9 @@ class Case:
     ) -> tuple[Weights, dict[str, Any]]:  # fmt: skip
         engine = "deepspeed" if kind is DeepSpeedTrainer else "torch"
         config = settings.load(None, [*SETTINGS, f"update.engine={engine}", *overrides])
-        policy = Policy.load(config, load / "model" if load else None)
+        # Adapters stand beside the weights that the run started from.
+        weights_at = load / "model" if load and not config.update.lora_rank else None
+        policy = Policy.load(config, weights_at)
         trainer = kind(policy, config)
         if load:
             trainer.load(load)
@@ -103,11 +105,23 @@ def main(data: Path, stages: list[str]) -> None:
         ]
         for stage in (2, 3)
     ]
+    small = ("update.lora_rank=4", "update.lora_alpha=8")
+    adapted, _ = case.run(TorchTrainer, *small)
+    adapters = []
+    for stage in (2, 3):
+        zero, folder = f"update.zero_stage={stage}", data / f"adapters-{me.world}-{stage}"
+        if me.main:
+            folder.mkdir()
+        me.barrier()
+        case.run(DeepSpeedTrainer, zero, *small, updates=2, save=folder)
+        resumed, _ = case.run(DeepSpeedTrainer, zero, *small, updates=1, load=folder)
+        adapters.append(gap(resumed, adapted))
     vision = [name for name in frozen if "visual" in name]
     if me.main:
         print(json.dumps({
             "vision_weights": len(vision),
             "vision_moved": gap({n: frozen[n] for n in vision}, {n: before[n] for n in vision}),
+            "adapters_gap": max(adapters), "adapters_moved": gap(adapted, dict(before)),
             "bfloat16_stages_gap": gap(*once),
             "language_moved": gap(frozen, dict(before)),
             "bfloat16_gap": gap(half, whole), "bfloat16_norm": metrics["grad_norm"] / expected["grad_norm"],
