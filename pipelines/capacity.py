@@ -142,14 +142,17 @@ def update_flops(config: Config, forward: Flops) -> Flops:
     """Forward, recomputation and backward (twice the forward) of one group, given its forward.
 
     The head is computed again in any case (pipelines/divergence.py); a frozen tower is not
-    differentiated.
+    differentiated. With LoRA the backward pass has no gradients of the matrices to compute; the
+    adapters' own operations are left out.
     """
-    again = 4 if config.update.gradient_checkpointing else 3
-    seen = 1 if config.update.freeze_vision else again
-    reference = 1 if config.update.kl_coefficient else 0
+    update = config.update
+    again = 4 if update.gradient_checkpointing else 3
+    adapted = 1 if update.lora_rank else 0
+    seen = 1 if update.freeze_vision or adapted else again
+    reference = 1 if update.kl_coefficient else 0
     return Flops(
-        forward.vision * (seen + reference), forward.layers * (again + reference),
-        forward.attention * (again + reference), forward.head * (4 + reference),
+        forward.vision * (seen + reference), forward.layers * (again - adapted + reference),
+        forward.attention * (again + reference), forward.head * (4 - adapted + reference),
     )  # fmt: skip
 
 
@@ -206,6 +209,8 @@ class Run:
         self.half = config.model.dtype == "bfloat16"
         frozen = shape.vision.parameters if config.update.freeze_vision else 0
         self.trained = shape.parameters - frozen
+        if config.update.lora_rank:
+            self.trained = shape.lora_parameters(config.update.lora_rank)
         self.samples, self.packed = config.rollout.samples_per_prompt, config.model.shared_prefix
         self.parallel = min(config.rollout.tensor_parallel, self.world)
 
@@ -400,11 +405,12 @@ class Run:
 
     def disk(self) -> dict[str, float]:
         """Bytes of a step's rollouts (id, log-prob, text) and scores (three numbers, one bit), before
-        compression; of a checkpoint (float32 weights, two moments); of the whole run."""
+        compression; of a checkpoint (float32 weights, two moments, adapters); of the whole run."""
         config = self.config
         tokens = config.rollout.prompts_per_step * self.samples * self.expected.response
         step = tokens * (4 + 4 + TEXT_BYTES + 12 + 1 / 8)
-        checkpoint = 4.0 * self.shape.parameters + 8.0 * self.trained
+        moments = 12.0 if config.update.lora_rank else 8.0
+        checkpoint = 4.0 * self.shape.parameters + moments * self.trained
         kept = config.checkpoint.keep_last + config.checkpoint.keep_best
         run = config.run.steps * step + min(kept, self._checkpoints()) * checkpoint
         return {"step": step, "checkpoint": checkpoint, "run": run}

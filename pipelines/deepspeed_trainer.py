@@ -82,8 +82,8 @@ class DeepSpeedTrainer(TorchTrainer):
 
     @torch.no_grad()
     def _set(self, values: dict[str, torch.Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
 
         for name, parameter in self.named:
             value = values[name].to(self.policy.device)

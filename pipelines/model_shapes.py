@@ -103,6 +103,12 @@ class Shape:
     def parameters(self) -> int:
         return self.language_parameters + self.vision.parameters
 
+    def lora_parameters(self, rank: int) -> int:
+        """Weights of adapters beside every linear layer of the language model (pipelines/lora.py)."""
+        queries, keys = self.head_dim * self.heads, self.head_dim * self.kv_heads
+        sides = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
+        return self.layers * rank * (sides + 3 * (self.hidden + self.intermediate))
+
 
 def from_config(config: Mapping[str, Any], place: str) -> Shape:
     """The shape that a config.json describes, of transformers 4 (flat) or 5 (``text_config``).

@@ -80,6 +80,14 @@ def test_a_qwen3_model_is_counted_exactly():
     assert shape.vision.parameters == sum(p.numel() for p in model.base_model.visual.parameters())
 
 
+def test_adapters_are_counted_exactly(fresh_policy, configure):
+    config = configure("update.lora_rank=4")
+    trainer = TorchTrainer(fresh_policy(config), config)
+    run = Run(config, find_shape(config.model), GPUS["H100"], 1)
+    assert run.trained == sum(p.numel() for _, p in trainer.named)
+    assert run.state()["gradients"] == 4 * run.trained
+
+
 def test_models_that_cannot_be_counted():
     with pytest.raises(UserError, match="type llava"):
         from_config({"model_type": "llava"}, "here")
@@ -133,6 +141,8 @@ def test_an_update_is_three_forwards_and_one_more_with_checkpointing():
     assert (again.layers, again.head) == (2 * score.layers, 2 * score.head)
     frozen = planned("qwen2_5_vl_7b", "update.freeze_vision=true").flops()["update"]
     assert frozen.vision == score.vision / 2
+    adapted = planned("qwen2_5_vl_7b", "update.lora_rank=64").flops()["update"]
+    assert (adapted.layers, adapted.vision) == (1.5 * score.layers, score.vision / 2)
     one_view = planned("qwen2_5_vl_7b", "score.estimator=entropy").flops()["score"]
     assert 2 * one_view.total == score.total
 
