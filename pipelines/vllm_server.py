@@ -119,10 +119,12 @@ class VLLMServer:
 
     def _send_by_nccl(self, policy: Policy) -> None:
         if self._transfer is None:
-            self._transfer = self._open_transfer(policy)
+            self._weights = _Weights(policy)
+            self._transfer = self._open_transfer()
+        self._weights.policy = policy  # a run that went back to another checkpoint has another
         self._transfer.send_weights()
 
-    def _open_transfer(self, policy: Policy) -> Any:
+    def _open_transfer(self) -> Any:
         try:
             package = "vllm.distributed.weight_transfer"
             nccl = importlib.import_module(f"{package}.nccl_engine")
@@ -136,7 +138,7 @@ class VLLMServer:
                 rank=ranks().rank, master_address=here, master_port=port, world_size=workers + 1
             ),
             client=clients.HTTPVLLMWeightSyncClient(self.url, TIMEOUT_S),
-            source=_Weights(policy),
+            source=self._weights,
         )
 
     def _send_by_file(self, policy: Policy) -> None:
