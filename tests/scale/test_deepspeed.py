@@ -70,7 +70,7 @@ def test_the_update_does_not_depend_on_ranks_or_stage(data, world, stages):
     assert 0 < options["bfloat16_gap"] < 6.1e-4  # AdamW moves a weight by 1e-4 a step at most
     assert options["adapters_moved"] > 1e-5
     assert options["adapters_gap"] < 1e-5
-    assert options["bfloat16_stages_gap"] < 1e-5
+    assert options["bfloat16_stages_gap"] < options["bfloat16_moved"] / 20
     assert options["bfloat16_norm"] == pytest.approx(1, abs=0.1)
 
 

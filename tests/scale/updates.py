@@ -72,6 +72,12 @@ def gap(one: Weights, other: Weights) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
+def mean_gap(one: Weights, other: Weights) -> float:
+    """The mean difference of all weights: some gradients are rounding, whose sign AdamW's steps take."""
+    count = sum(value.numel() for value in one.values())
+    return sum((one[name] - other[name]).abs().sum().item() for name in one) / count
+
+
 def main(data: Path, stages: list[str]) -> None:
     case, me = Case(data), ranks()
     before = Policy.load(settings.load(None, SETTINGS)).model.state_dict()
@@ -122,7 +128,7 @@ def main(data: Path, stages: list[str]) -> None:
             "vision_weights": len(vision),
             "vision_moved": gap({n: frozen[n] for n in vision}, {n: before[n] for n in vision}),
             "adapters_gap": max(adapters), "adapters_moved": gap(adapted, dict(before)),
-            "bfloat16_stages_gap": gap(*once),
+            "bfloat16_stages_gap": mean_gap(*once), "bfloat16_moved": mean_gap(once[0], dict(before)),
             "language_moved": gap(frozen, dict(before)),
             "bfloat16_gap": gap(half, whole), "bfloat16_norm": metrics["grad_norm"] / expected["grad_norm"],
         }))  # fmt: skip
