@@ -14,6 +14,7 @@ import typer
 
 from pipelines import heartbeat
 from pipelines.errors import Interrupted, UserError
+from pipelines.launch import without
 from pipelines.ranks import is_main, launched
 
 app = typer.Typer(
@@ -126,7 +127,7 @@ def _launch(
     nproc_per_node: int | None, nnodes: int = 1, node_rank: int = 0, master: str | None = None
 ) -> NoReturn:
     """Give this command to every rank instead, and end as they do."""
-    from pipelines.launch import Launch, RankFailed, launch, without
+    from pipelines.launch import Launch, RankFailed, launch
 
     options = ("--nproc-per-node", "--nnodes", "--node-rank", "--master")
     try:
@@ -403,7 +404,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGINT, _interrupt)
-    if not launched():  # else whoever launched the ranks stops them so, and has said why
+    if launched():  # whoever launched the ranks ends them by SIGTERM, and has said why
+        sys.argv[1:] = without(sys.argv[1:], "--local_rank")  # which deepspeed adds
+    else:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
