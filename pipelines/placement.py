@@ -81,10 +81,7 @@ def skeleton(model: Any, dtype: torch.dtype) -> Any:
 
     Where it is made and whether its weights are set is for the caller's contexts to say.
     """
-    made = type(model)._from_config(
-        copy.deepcopy(model.config), dtype=dtype,
-        attn_implementation=model.config._attn_implementation,
-    )  # fmt: skip
+    made = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
     made.generation_config = model.generation_config
     return made.requires_grad_(True).eval()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pipelines import shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.placement import OnMain, Placement, copied
@@ -60,6 +61,9 @@ class Policy:
     ) -> None:
         self.model, self.processor, self.config = model, processor, config
         self.placement = placement or Placement()
+        self.grouped = config.model.attention == "sdpa"
+        if self.grouped:
+            shared_prefix.use(model)
         self.encoder = PromptEncoder(processor, config.data.instruction)
         self.tokenizer = processor.tokenizer
         self.device = (
@@ -156,7 +160,7 @@ class Policy:
         flat_N = where[0] * hidden_BLD.shape[1] + where[1]
         return hidden_BLD.flatten(0, 1).index_select(0, flat_N)
 
-    def _pack(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def _pack(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Right-padded tensors of one forward pass; ``where`` [2, N] locates the predicting states."""
         ids, positions, segments, where = [], [], [], []
         for index, row in enumerate(rows):
@@ -187,15 +191,18 @@ class Policy:
                 [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
             )
 
-        mask_B1LL = _block_mask(pad(segments, -1))[:, None]
-        if self.config.model.attention == "eager":  # which adds the mask to its scores
+        batch: dict[str, Any] = {
+            "input_ids": pad(ids, self.tokenizer.pad_token_id), "where": torch.cat(where, dim=1)
+        }  # fmt: skip
+        if self.grouped:
+            fed = [[len(response) - 1 for response in row.responses] for row in rows]
+            at = shared_prefix.layout([len(row.prompt["input_ids"]) for row in rows], fed)
+            batch["prefix_layout"] = at
+            batch["attention_mask"] = torch.ones(1, 1, 1, 1)  # the layout says it all
+        else:  # eager attention, which adds the mask to its scores
+            mask_B1LL = _block_mask(pad(segments, -1))[:, None]
             lowest = torch.finfo(torch.float32).min
-            mask_B1LL = torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest)
-        batch = {
-            "input_ids": pad(ids, self.tokenizer.pad_token_id),
-            "attention_mask": mask_B1LL,
-            "where": torch.cat(where, dim=1),
-        }
+            batch["attention_mask"] = torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest)
         position_BAL = pad(positions, 0)
         batch["position_ids"] = (
             position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
