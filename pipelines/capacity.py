@@ -1,7 +1,7 @@
 """What a run takes on given GPUs: memory, operations, time and disk, from arithmetic alone. Torch-free.
 
 Operations are those of pipelines/policy.py: two for each weight of a matrix and token, and four for
-each pair of positions, attention channel and layer; masked pairs count, since they are computed.
+each pair of positions, attention channel and layer (which pairs: pipelines/packing.py).
 Memory is the worst case (every response as long as allowed), time and disk the expected case.
 Bytes are bytes; shapes are those of pipelines/model_shapes.py.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from math import ceil
 
+from pipelines import packing
 from pipelines.config import Config
 from pipelines.gpus import Gpu
 from pipelines.model_shapes import Shape, Vision
@@ -80,19 +81,12 @@ def vision_flops(vision: Vision, tokens: float) -> float:
     return 2 * matrices * patches + merging + 4 * vision.hidden * patches * seen
 
 
-def row_flops(shape: Shape, length: float, images: float, predicted: float) -> Flops:
-    """A forward pass over one row.
-
-    Args:
-        length: tokens of the row.
-        images: those of them that are an image's.
-        predicted: positions that the head is applied to.
-    """
-    return Flops(
-        vision=vision_flops(shape.vision, images) if images else 0,
-        layers=2 * shape.layers * shape.layer_matrices * length,
-        attention=4 * shape.layers * shape.heads * shape.head_dim * length**2,
-        head=2 * shape.head_matrix * predicted,
+def costs(shape: Shape, images: float) -> packing.Costs:
+    """Operations of a token, a pair of positions, and an image of so many tokens."""
+    return packing.Costs(
+        token=2 * shape.layers * shape.layer_matrices,
+        pair=4 * shape.layers * shape.heads * shape.head_dim,
+        image=vision_flops(shape.vision, images) if images else 0,
     )
 
 
@@ -119,23 +113,28 @@ def lengths(config: Config, shape: Shape, response: float | None) -> tuple[Lengt
     return Lengths(prompts[0], images[0], mean), Lengths(prompts[1], images[1], float(most))
 
 
-def group_flops(shape: Shape, at: Lengths, samples: int, packed: bool) -> Flops:
-    """A forward pass over a prompt and its responses: one row, or one each (pipelines/policy.py)."""
-    fed = at.response - 1  # a response's last token is not fed
-    if packed:
-        return row_flops(shape, at.prompt + samples * fed, at.image, samples * at.response)
-    return row_flops(shape, at.prompt + fed, at.image, at.response).times(samples)
+def group_flops(shape: Shape, at: Lengths, samples: int, shared: bool) -> Flops:
+    """A forward pass over a prompt and its responses: one row, or one each (pipelines/packing.py)."""
+    each, fed = costs(shape, at.image), [at.response - 1] * samples  # a last token is not fed
+    return Flops(
+        vision=each.image * (1 if shared else samples),
+        layers=each.token * packing.tokens(at.prompt, fed, shared),
+        attention=each.pair * packing.pairs(at.prompt, fed, shared),
+        head=2 * shape.head_matrix * samples * at.response,
+    )
 
 
 def rollout_flops(shape: Shape, at: Lengths, samples: int) -> tuple[Flops, Flops]:
     """One group: reading the prompt once, and decoding its responses."""
-    tokens = samples * at.response
-    pairs = tokens * (at.prompt + at.response / 2)
+    tokens, each = samples * at.response, costs(shape, at.image)
+    read = Flops(
+        each.image, each.token * at.prompt, each.pair * at.prompt**2 / 2, 2 * shape.head_matrix
+    )
     decode = Flops(
-        layers=2 * shape.layers * shape.layer_matrices * tokens, head=2 * shape.head_matrix * tokens,
-        attention=4 * shape.layers * shape.heads * shape.head_dim * pairs,
+        layers=each.token * tokens, attention=each.pair * tokens * (at.prompt + at.response / 2),
+        head=2 * shape.head_matrix * tokens,
     )  # fmt: skip
-    return row_flops(shape, at.prompt, at.image, 1), decode
+    return read, decode
 
 
 def update_flops(config: Config, forward: Flops) -> Flops:
@@ -211,8 +210,14 @@ class Run:
         self.trained = shape.parameters - frozen
         if config.update.lora_rank:
             self.trained = shape.lora_parameters(config.update.lora_rank)
-        self.samples, self.packed = config.rollout.samples_per_prompt, config.model.shared_prefix
+        self.samples = config.rollout.samples_per_prompt
+        self.packed = self._shared(self.expected)
         self.parallel = min(config.rollout.tensor_parallel, self.world)
+
+    def _shared(self, at: Lengths) -> bool:
+        """Whether responses of these lengths share a row."""
+        each, fed = costs(self.shape, at.image), [at.response - 1] * self.samples
+        return packing.share(self.config.model.shared_prefix, each, at.prompt, fed)
 
     # Trainer's state ----------------------------------------------------------------------------
 
@@ -249,15 +254,20 @@ class Run:
     def _rows(self, groups: int) -> tuple[float, float]:
         """(rows, tokens of each) of a forward pass over so many longest groups."""
         at = self.longest
-        if self.packed:
+        if self._shared(at):
             return groups, at.prompt + self.samples * at.response
         return groups * self.samples, at.prompt + at.response
 
     def _common(self, groups: int) -> float:
-        """Attention mask (one byte, and its copy in the type of the scores), states of both views."""
-        rows, length = self._rows(groups)
-        states = 3 * groups * self.samples * self.longest.response * self.shape.hidden
-        return rows * length**2 * (1 + (2 if self.half else 4)) + states * (2 if self.half else 4)
+        """What responses see in a shared row (a byte a pair, and a copy in the type of the scores),
+        keys and values of each response behind its prompt's, states of both views."""
+        at, number = self.longest, 2 if self.half else 4
+        responses = groups * self.samples
+        seen = responses * at.response * (at.prompt + at.response) * (1 + number)
+        width = self.shape.heads * self.shape.head_dim
+        behind = 2 * responses * (at.prompt + at.response) * width * number
+        states = 3 * responses * at.response * self.shape.hidden * number
+        return states + (seen + behind if self._shared(at) else 0)
 
     def score_activations(self, groups: int) -> float:
         """Alive at once in a forward pass without gradient: a layer's, not all layers'."""

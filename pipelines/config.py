@@ -103,8 +103,9 @@ class ModelConfig(Section):
     """Compute type. Weights and optimizer state stay float32 in the torch engine."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """The attention implementation of transformers."""
-    shared_prefix: bool = True
-    """Pack a prompt's G responses behind one copy of the prompt (same result, less work)."""
+    shared_prefix: Literal["auto"] | bool = "auto"
+    """Pack a prompt's G responses behind one copy of the prompt (same result): ``auto`` where it is less
+    work, which it is unless responses are much longer than their prompt."""
 
 
 class RolloutConfig(Section):

@@ -20,7 +20,7 @@ MENDS: tuple[tuple[str, Any], ...] = (
     ("rollout.tensor_parallel", 8), ("update.zero_stage", 2), ("rollout.memory_fraction", 0.5),
     ("rollout.memory_fraction", 0.4), ("rollout.memory_fraction", 0.3), ("rollout.memory_fraction", 0.2),
     ("update.zero_stage", 3),
-    ("model.shared_prefix", False), ("update.offload", True),
+    ("model.shared_prefix", True), ("model.shared_prefix", False), ("update.offload", True),
 )  # fmt: skip
 """Settings that save memory and change no result, those that cost least first."""
 
@@ -87,15 +87,6 @@ def elsewhere(run: Run) -> list[str]:
     return found
 
 
-def faster(run: Run) -> tuple[str, float]:
-    """Rows with or without a shared prefix, whichever it has not, and the share of a step's time
-    that this saves; 0 if none."""
-    packed = not run.packed
-    other = changed(run, "model.shared_prefix", packed)
-    saved = 1 - sum(other.seconds().values()) / sum(run.seconds().values())
-    return f"model.shared_prefix={str(packed).lower()}", max(saved, 0.0)
-
-
 def report(run: Run) -> dict[str, Any]:
     """Everything as numbers: bytes, operations and seconds, per GPU or step as the key says."""
     flops, seconds, (needed, enough) = run.flops(), run.seconds(), mends(run)
@@ -130,5 +121,4 @@ def report(run: Run) -> dict[str, Any]:
         "fits": not problems(run), "problems": problems(run),
         "mends": needed, "mends_suffice": enough,
         "fits_on": [] if enough else elsewhere(run),
-        "faster": dict(zip(("setting", "saved"), faster(run), strict=True)),
     }  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from pipelines import shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.packing import Costs, share
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
@@ -61,6 +62,7 @@ class Policy:
     ) -> None:
         self.model, self.processor, self.config = model, processor, config
         self.placement = placement or Placement()
+        self.costs = _costs(model)
         self.grouped = config.model.attention == "sdpa"
         if self.grouped:
             shared_prefix.use(model)
@@ -195,9 +197,10 @@ class Policy:
             "input_ids": pad(ids, self.tokenizer.pad_token_id), "where": torch.cat(where, dim=1)
         }  # fmt: skip
         if self.grouped:
-            fed = [[len(response) - 1 for response in row.responses] for row in rows]
-            at = shared_prefix.layout([len(row.prompt["input_ids"]) for row in rows], fed)
-            batch["prefix_layout"] = at
+            batch["prefix_layout"] = shared_prefix.layout(
+                [len(row.prompt["input_ids"]) for row in rows],
+                [[len(response) - 1 for response in row.responses] for row in rows],
+            )
             batch["attention_mask"] = torch.ones(1, 1, 1, 1)  # the layout says it all
         else:  # eager attention, which adds the mask to its scores
             mask_B1LL = _block_mask(pad(segments, -1))[:, None]
@@ -214,8 +217,11 @@ class Policy:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:
-        """The rows of one group: one packed row, or one each without ``model.shared_prefix``."""
-        if self.config.model.shared_prefix:
+        """The rows of one group: one, or one for each response (``model.shared_prefix``)."""
+        images = prompt["pixel_values"].numel() if "pixel_values" in prompt else 0
+        costs = replace(self.costs, image=self.costs.image * images)
+        fed = [len(response) - 1 for response in responses]
+        if share(self.config.model.shared_prefix, costs, len(prompt["input_ids"]), fed):
             return [Row(prompt, responses)]
         return [Row(prompt, [response]) for response in responses]
 
@@ -230,6 +236,20 @@ def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
     length = segment_BL.shape[1]
     causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
     return (same_BLL | prompt_BLL) & causal_LL
+
+
+def _costs(model: Any) -> Costs:
+    """Operations of its forward pass; of an image's, for each of its numbers."""
+    language, text = {id(m) for m in model.get_decoder().modules()}, model.config.get_text_config()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    head = model.get_output_embeddings()
+    mine = sum(m.weight.numel() for m in layers if id(m) in language)
+    seen = sum(m.weight.numel() for m in layers if id(m) not in language and m is not head)
+    patches = (m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d))
+    patch = next((m.weight[0].numel() for m in patches), 1)
+    channels = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    pair = 4 * text.num_hidden_layers * text.num_attention_heads * channels
+    return Costs(token=2 * mine, pair=pair, image=2 * seen / patch)
 
 
 def _pretrained(where: str, config: Config) -> Any:

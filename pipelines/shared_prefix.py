@@ -75,11 +75,17 @@ def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout
     return Layout(longest, index_BGR, seen_BGRK)
 
 
-def attend(query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, at: Layout, scale: float) -> Tensor:
+def attend(
+    query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, at: Layout, scale: float
+) -> Tensor:
     """Attention of every token to what its row lets it see -> [B, H, L, D]."""
     rows, heads, length, channels = query_BHLD.shape
-    prompts = [x[:, :, : at.prompts] for x in (query_BHLD, key_BHLD, value_BHLD)]
-    out_BHPD = scaled_dot_product_attention(*prompts, is_causal=True, scale=scale)
+    query_BHPD, key_BHPD, value_BHPD = (
+        x[:, :, : at.prompts] for x in (query_BHLD, key_BHLD, value_BHLD)
+    )
+    out_BHPD = scaled_dot_product_attention(
+        query_BHPD, key_BHPD, value_BHPD, is_causal=True, scale=scale
+    )
     if at.seen_BGRK is None:
         return out_BHPD
     count, fed = at.index_BGR.shape[1:]

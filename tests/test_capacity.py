@@ -15,11 +15,11 @@ from command_line import vppo
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines import capacity, divergence, settings
-from pipelines.capacity import GIB, Lengths, Run, group_flops, layer_activations, row_flops
+from pipelines import capacity, divergence, settings, shared_prefix
+from pipelines.capacity import GIB, Lengths, Run, group_flops, layer_activations
 from pipelines.config import Config, ModelConfig
 from pipelines.errors import UserError
-from pipelines.fitting import MENDS, changed, elsewhere, faster, mends, problems
+from pipelines.fitting import MENDS, changed, elsewhere, mends, problems
 from pipelines.gpus import GPUS, find_gpu
 from pipelines.model_shapes import KNOWN, Shape, Vision, find_shape, from_config
 from pipelines.policy import Policy, Row
@@ -106,29 +106,53 @@ def test_operations_of_a_forward_pass_by_hand():
     shape = Shape(1, 4, 2, 1, 2, 6, 10, True, vision)
     # q 16, k 8, v 8, o 16, three matrices of 24: 120 weights.
     assert shape.layer_matrices == 120
-    found = row_flops(shape, length=3, images=0, predicted=2)
-    # Two a weight and token; 4 * 3 * 3 pairs * 4 channels; two a weight of the head and position.
-    assert (found.layers, found.attention, found.head) == (720, 144, 160)
+    # A prompt of two tokens, two responses of two, of each of which one is fed.
+    found = group_flops(shape, Lengths(2, 0, 2), 2, shared=True)
+    # Two a weight and token, 4 of them; the prompt's pairs, half of 4, and 3 of each response; four a
+    # pair and 4 channels; two a weight of the head and predicted token.
+    assert (found.layers, found.attention, found.head) == (960, 4 * 4 * (2 + 6), 2 * 40 * 4)
+    found = group_flops(shape, Lengths(2, 0, 2), 2, shared=False)
+    assert (found.layers, found.attention, found.head) == (1440, 4 * 4 * (4.5 + 4.5), 2 * 40 * 4)
     # Two patches: embedding 12 * 4, a layer 16 * 4 / 4 * 4 + 3 * 24, a projector 4 * (4 + 4).
     assert vision.layer_matrices == 64 + 72
     assert capacity.vision_flops(vision, 2) == 2 * (48 + 136) * 2 + 2 * 32 * 2 + 4 * 4 * 2 * 2
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_operations_of_the_tiny_model_are_those_torch_counts(configure, samples, packed):
-    policy = Policy.load(
-        configure("model.attention=eager")
-    )  # of sdpa on a CPU torch counts nothing
+def test_operations_of_the_tiny_model_are_those_torch_counts(
+    configure, samples, packed, monkeypatch
+):
+    policy = Policy.load(configure())
     prompt = policy.encoder.encode(samples[0])
     length, answers = len(prompt["input_ids"]), [[10] * 40 for _ in range(4)]
     images = int((prompt["input_ids"] == policy.model.config.image_token_id).sum())
     rows = [Row(prompt, answers)] if packed else [Row(prompt, [a]) for a in answers]
     policy.with_positions(prompt)
+    attended, plain = [], shared_prefix.scaled_dot_product_attention
+
+    def counted(query, key, value, **settings):
+        skipped = 2 if settings.get("is_causal") else 1
+        attended.append(4 * query.numel() * key.shape[-2] / skipped)
+        return plain(query, key, value, **settings)
+
+    monkeypatch.setattr(shared_prefix, "scaled_dot_product_attention", counted)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hidden_ND = policy.hidden_states(rows)
         hidden_ND @ policy.head_weight.T
-    expected = group_flops(find_shape(ModelConfig()), Lengths(length, images, 40), 4, packed)
-    assert counter.get_total_flops() == pytest.approx(expected.total, rel=0.001)
+    shape = find_shape(ModelConfig())
+    expected = group_flops(shape, Lengths(length, images, 40), 4, packed)
+    assert sum(attended) == expected.attention
+    # On a CPU torch counts nothing for attention, the vision tower's included.
+    unseen = 4 * shape.vision.hidden * (4 * images) ** 2 * (1 if packed else 4)
+    matrices = expected.total - expected.attention - unseen
+    assert counter.get_total_flops() == pytest.approx(matrices, rel=0.001)
+
+
+def test_rows_are_chosen_by_the_same_costs(policy):
+    found, told = policy.costs, capacity.costs(find_shape(ModelConfig()), 64)
+    assert (found.token, found.pair) == (told.token, told.pair)
+    numbers = 4 * 64 * 3 * 2 * 14**2  # of an image of 64 tokens: 4 patches each, two frames
+    assert found.image * numbers == pytest.approx(told.image, rel=0.25)  # but for its attention
 
 
 def test_an_update_is_three_forwards_and_one_more_with_checkpointing():
@@ -148,10 +172,12 @@ def test_an_update_is_three_forwards_and_one_more_with_checkpointing():
 
 
 def test_long_responses_are_cheaper_in_rows_of_their_own():
-    assert faster(planned("qwen2_5_vl_7b"))[1] == 0
-    setting, saved = faster(planned("qwen3_vl_8b", "model.shared_prefix=true"))
-    assert setting == "model.shared_prefix=false"
-    assert saved > 0.1
+    def work(name: str, shared: str) -> float:
+        return planned(name, f"model.shared_prefix={shared}").flops()["score"].total
+
+    for name, cheaper in (("qwen2_5_vl_7b", "true"), ("qwen3_vl_8b", "true")):
+        assert work(name, "auto") == work(name, cheaper) <= work(name, "false")
+    assert planned("qwen2_5_vl_7b").packed
 
 
 # -- memory ----------------------------------------------------------------------------------------

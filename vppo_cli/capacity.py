@@ -95,9 +95,6 @@ def _work(config: Config, found: dict[str, Any]) -> None:
     _table("a step", ["tokens", "work", "time", "share"], rows)
     display.line("in all", f"{_seconds(seconds['total'])} a step, {config.run.steps} steps in "
                  f"{duration(found['seconds'])}")  # fmt: skip
-    setting, saved = found["faster"].values()
-    if saved >= 0.05:
-        display.line("", f"--set {setting} would save {saved:.0%} of it")
 
 
 def _assumed(found: dict[str, Any]) -> None:
