@@ -7,6 +7,8 @@ others watch rank 0. Who finds one silent, or told that it failed, says so once 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import socket
 import sys
@@ -77,10 +79,11 @@ class Heart(threading.Thread):
         if self._ended.is_set():
             return
         self._ended.set()
-        try:
+        with contextlib.suppress(RuntimeError):  # nobody is left to be told
             self.store.set(f"failed/{self.rank}", reason)
-        except RuntimeError:
-            return  # nobody is left to be told
+        # A thread that is inside the store when the interpreter ends would abort the process.
+        if threading.current_thread() is not self:
+            self.join(SILENT_S)
 
     def first_told(self, wait_s: float) -> bool:
         """Whether rank 0 fails as well, within this time: then it is the one that speaks."""
@@ -100,6 +103,7 @@ def start(store: Any, rank: int, world: int) -> None:
     global _heart
     _heart = Heart(store, rank, world)
     _heart.start()
+    atexit.register(end)
 
 
 def end(reason: str = "") -> None:
