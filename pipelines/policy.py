@@ -1,7 +1,7 @@
 """A vision-language model as a policy: hidden states of responses, log-probs and divergences.
 
 A *row* is one prompt followed by one or more responses to it. With several, the responses stand side
-by side behind one copy of the prompt and its image: a block mask lets each response see the prompt
+by side behind one copy of the prompt and its image: attention lets each response see the prompt
 and itself only, and each starts at the same position id, so every number is what it would be alone,
 while the prompt is read once. With one response a row is an ordinary sequence.
 """

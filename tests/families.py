@@ -7,7 +7,6 @@ windows or with deepstack (Qwen), tiles and an overview (Idefics3, SmolVLM, Inte
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -192,11 +191,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 VISION_TOWERS = ("visual", "vision_model", "vision_tower")
 """What the families call their vision towers."""
-
-
-def installed(name: str) -> bool:
-    """Whether the family's processor can be made here: SmolVLM's needs num2words."""
-    return name != "smolvlm" or importlib.util.find_spec("num2words") is not None
 
 
 def write_folder(name: str, folder: Path, seed: int = 0) -> Path:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, VISION_TOWERS, installed, picture, questions, write_folder
+from families import FAMILIES, VISION_TOWERS, picture, questions, write_folder
 from PIL import Image
 
 from pipelines.divergence import token_logp
@@ -28,13 +28,7 @@ RESPONSES = [[20, 21, 22, 23, 24], [30], [40, 41, 42]]
 PLAIN = "model.shared_prefix=false"
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason="needs num2words"))
-        for name in FAMILIES
-    ],
-)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory, configure):
     """A family's folder, its config, and the policy loaded from it (not to be trained)."""
     folder = write_folder(request.param, tmp_path_factory.mktemp(request.param))
