@@ -15,7 +15,7 @@ Axes, the last letters of a tensor's name:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,11 +39,21 @@ class Layout:
     prompts: int
     index_BGR: Tensor
     seen_BGRK: Tensor | None
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
         seen = None if self.seen_BGRK is None else self.seen_BGRK.to(device)
         return Layout(self.prompts, self.index_BGR.to(device), seen)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """[B * G, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
+        assert self.seen_BGRK is not None
+        if dtype not in self._biases:
+            seen = self.seen_BGRK.flatten(0, 1)[:, None]
+            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._biases[dtype] = zeros.masked_fill_(~seen, -torch.inf)
+        return self._biases[dtype]
 
 
 def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout:
@@ -90,13 +100,14 @@ def attend(
         return out_BHPD
     count, fed = at.index_BGR.shape[1:]
     # One more column stands for the tokens that shorter responses lack.
-    index = at.index_BGR.view(rows, 1, count * fed, 1).expand(rows, heads, -1, channels)
-    own = index.clamp(max=length - 1)
+    first_B11 = torch.arange(rows, device=query_BHLD.device)[:, None, None]
+    own = (first_B11 * length + at.index_BGR.clamp(max=length - 1)).flatten()
+    target = (first_B11 * (length + 1) + at.index_BGR).flatten()
 
     def responses(x_BHLD: Tensor) -> Tensor:
-        """[B, H, L, D] -> [B, G, H, R, D], as one batch of B * G."""
-        split = x_BHLD.gather(2, own).view(rows, heads, count, fed, channels).transpose(1, 2)
-        return split.reshape(rows * count, heads, fed, channels)
+        """[B, H, L, D] -> [B * G, H, R, D]; a token's heads lie together, and are moved so."""
+        found = x_BHLD.transpose(1, 2).reshape(rows * length, -1).index_select(0, own)
+        return found.view(rows * count, fed, heads, channels).transpose(1, 2)
 
     def behind(x_BHLD: Tensor) -> Tensor:
         """Keys or values: the prompt's, and the response's own."""
@@ -105,13 +116,13 @@ def attend(
 
     found = scaled_dot_product_attention(
         responses(query_BHLD), behind(key_BHLD), behind(value_BHLD),
-        attn_mask=at.seen_BGRK.flatten(0, 1)[:, None], scale=scale,
-    )  # fmt: skip
-    found = found.view(rows, count, heads, fed, channels).transpose(1, 2)
-    rest = out_BHPD.new_zeros(rows, heads, length + 1 - at.prompts, channels)
+        attn_mask=at.bias(query_BHLD.dtype), scale=scale,
+    ).transpose(1, 2).reshape(target.numel(), -1)  # fmt: skip
+    rest = out_BHPD.new_zeros(rows, length + 1 - at.prompts, heads, channels)
     # A shorter prompt's row has responses where the longest prompt still goes on: they are set now.
-    whole = torch.cat([out_BHPD, rest], dim=2).scatter(2, index, found.flatten(2, 3))
-    return whole[:, :, :length]
+    whole = torch.cat([out_BHPD.transpose(1, 2), rest], dim=1).view(rows * (length + 1), -1)
+    whole = whole.index_copy(0, target, found).view(rows, length + 1, heads, channels)
+    return whole[:, :length].transpose(1, 2)
 
 
 def attention(
