@@ -163,7 +163,10 @@ class Policy:
         return hidden_BLD.flatten(0, 1).index_select(0, flat_N)
 
     def _pack(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Right-padded tensors of one forward pass; ``where`` [2, N] locates the predicting states."""
+        """Tensors of one forward pass; ``where`` [2, N] locates the predicting states.
+
+        One sequence without padding, row after row; with eager attention right-padded rows.
+        """
         ids, positions, segments, where = [], [], [], []
         for index, row in enumerate(rows):
             prompt = self.with_positions(row.prompt)
@@ -186,6 +189,41 @@ class Policy:
             ids.append(torch.cat(row_ids))
             positions.append(torch.cat(row_positions, dim=1))
             segments.append(torch.cat(row_segments))
+        where_2N = torch.cat(where, dim=1)
+        if self.grouped:
+            starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
+            batch = self._sequence(ids, positions) | {
+                "prefix_layout": shared_prefix.layout(
+                    [len(row.prompt["input_ids"]) for row in rows],
+                    [[len(response) - 1 for response in row.responses] for row in rows],
+                ),
+                "where": torch.stack([torch.zeros_like(where_2N[0]), starts[where_2N[0]] + where_2N[1]]),
+            }  # fmt: skip
+        else:
+            batch = self._padded(ids, positions, segments) | {"where": where_2N}
+        batch |= self._images([row.prompt for row in rows])
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def prompts(self, prompts: Sequence[Encoded]) -> dict[str, Any]:
+        """Tensors of one forward pass over prompts alone, one after another without padding."""
+        prompts = [self.with_positions(prompt) for prompt in prompts]
+        ids = [prompt["input_ids"] for prompt in prompts]
+        batch = self._sequence(ids, [prompt["position_ids"] for prompt in prompts])
+        return {n: v.to(self.device) for n, v in (batch | self._images(prompts)).items()}
+
+    def _sequence(
+        self, ids: Sequence[torch.Tensor], positions: Sequence[torch.Tensor]
+    ) -> dict[str, Any]:
+        position_AN = torch.cat(list(positions), dim=1)
+        return {
+            "input_ids": torch.cat(list(ids))[None],
+            "position_ids": position_AN[:, None] if len(position_AN) > 1 else position_AN,
+            "attention_mask": torch.ones(1, 1, 1, 1),  # the layout says it all
+        }
+
+    def _padded(
+        self, ids: list[torch.Tensor], positions: list[torch.Tensor], segments: list[torch.Tensor]
+    ) -> dict[str, Any]:
         longest = max(map(len, ids))
 
         def pad(items: list[torch.Tensor], value: int) -> torch.Tensor:
@@ -193,28 +231,21 @@ class Policy:
                 [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
             )
 
-        batch: dict[str, Any] = {
-            "input_ids": pad(ids, self.tokenizer.pad_token_id), "where": torch.cat(where, dim=1)
-        }  # fmt: skip
-        if self.grouped:
-            batch["prefix_layout"] = shared_prefix.layout(
-                [len(row.prompt["input_ids"]) for row in rows],
-                [[len(response) - 1 for response in row.responses] for row in rows],
-            )
-            batch["attention_mask"] = torch.ones(1, 1, 1, 1)  # the layout says it all
-        else:  # eager attention, which adds the mask to its scores
-            mask_B1LL = _block_mask(pad(segments, -1))[:, None]
-            lowest = torch.finfo(torch.float32).min
-            batch["attention_mask"] = torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest)
+        mask_B1LL = _block_mask(pad(segments, -1))[:, None]
+        lowest = torch.finfo(torch.float32).min  # eager attention adds the mask to its scores
         position_BAL = pad(positions, 0)
-        batch["position_ids"] = (
-            position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
-        )
-        for name in dict.fromkeys(name for row in rows for name in row.prompt):
-            if name not in PER_TOKEN:  # a question without an image has none of them
-                found = [row.prompt[name] for row in rows if name in row.prompt]
-                batch[name] = join(found)
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return {
+            "input_ids": pad(ids, self.tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest),
+            "position_ids": (
+                position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
+            ),
+        }
+
+    def _images(self, prompts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """The prompts' images; a question without one has none of their tensors."""
+        names = dict.fromkeys(name for prompt in prompts for name in prompt if name not in PER_TOKEN)
+        return {name: join([p[name] for p in prompts if name in p]) for name in names}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:
         """The rows of one group: one, or one for each response (``model.shared_prefix``)."""

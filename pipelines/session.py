@@ -92,6 +92,7 @@ class Session:
             torch.set_num_threads(self.config.run.threads)
         # Bit-identical replay needs kernels that add in a fixed order.
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it: time lost
 
     # -- parts, made on first use ----------------------------------------------------------------
 
