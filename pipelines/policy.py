@@ -173,23 +173,22 @@ class Policy:
             prompt_L, position_AL = prompt["input_ids"], prompt["position_ids"]
             length, axes = len(prompt_L), position_AL.shape[0]
             after = int(position_AL.max()) + 1
-            row_ids, row_positions = [prompt_L], [position_AL]
-            row_segments = [torch.zeros(length, dtype=torch.long)]
-            column = length
+            fed_ids: list[int] = []
+            fed_positions: list[int] = []
+            segment = [0] * length
             for number, response in enumerate(row.responses, start=1):
                 # The last token predicts nothing we need, so it is not fed. Position t of a
                 # response is predicted by its token t-1; the first by the prompt's last token.
-                fed = torch.tensor(response[:-1], dtype=torch.long)
-                row_ids.append(fed)
-                row_positions.append((after + torch.arange(len(fed))).expand(axes, -1))
-                row_segments.append(torch.full((len(fed),), number))
-                columns = torch.cat([torch.tensor([length - 1]), column + torch.arange(len(fed))])
-                where.append(torch.stack([torch.full_like(columns, index), columns]))
-                column += len(fed)
-            ids.append(torch.cat(row_ids))
-            positions.append(torch.cat(row_positions, dim=1))
-            segments.append(torch.cat(row_segments))
-        where_2N = torch.cat(where, dim=1)
+                count, column = len(response) - 1, length + len(fed_ids)
+                fed_ids += response[:-1]
+                fed_positions += range(after, after + count)
+                segment += [number] * count
+                where += [(index, column) for column in (length - 1, *range(column, column + count))]
+            ids.append(torch.cat([prompt_L, torch.tensor(fed_ids, dtype=torch.long)]))
+            fed_AL = torch.tensor(fed_positions, dtype=torch.long).expand(axes, -1)
+            positions.append(torch.cat([position_AL, fed_AL], dim=1))
+            segments.append(segment)
+        where_2N = torch.tensor(where).T
         if self.grouped:
             starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
             batch = self._sequence(ids, positions) | {
@@ -222,7 +221,7 @@ class Policy:
         }
 
     def _padded(
-        self, ids: list[torch.Tensor], positions: list[torch.Tensor], segments: list[torch.Tensor]
+        self, ids: list[torch.Tensor], positions: list[torch.Tensor], segments: list[list[int]]
     ) -> dict[str, Any]:
         longest = max(map(len, ids))
 
@@ -231,7 +230,7 @@ class Policy:
                 [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
             )
 
-        mask_B1LL = _block_mask(pad(segments, -1))[:, None]
+        mask_B1LL = _block_mask(pad([torch.tensor(x) for x in segments], -1))[:, None]
         lowest = torch.finfo(torch.float32).min  # eager attention adds the mask to its scores
         position_BAL = pad(positions, 0)
         return {

@@ -112,12 +112,13 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
 
 def group_statistics(
     config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
-    *, perturbed: bool | None = None,
+    *, perturbed: bool | None = None, jsd: bool | None = None,
 ) -> TokenStatistics:  # fmt: skip
     """Log-probs, entropy and divergences of every response token, flat [N].
 
     Args:
         perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
+        jsd: whether to compute it too; by default likewise.
     """
     if perturbed is None:
         perturbed = config.score.estimator not in ONE_VIEW
@@ -139,6 +140,7 @@ def group_statistics(
         return token_statistics(
             hidden_ND, policy.head_weight, token_N, perturbed_ND=perturbed_ND,
             temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+            jsd=config.score.estimator == "jsd" if jsd is None else jsd,
         )  # fmt: skip
 
 

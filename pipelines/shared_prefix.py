@@ -9,8 +9,8 @@ are SDPA's.
 
 Axes, the last letters of a tensor's name:
 
-    B  rows     G  responses of a row     N  tokens of the sequence     H  heads     D  channels of a head
-    P  tokens of the longest prompt       R  fed tokens of the longest response
+    B  rows     N  tokens of the sequence     H  heads     D  channels of a head
+    P  tokens of the longest prompt           R  fed tokens of the longest response
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "shared_prefix"
+SIMILAR = 0.7
+"""Responses attend beside those up to this much longer: what they lack is filled up."""
 
 
 class Attends(Protocol):
@@ -37,34 +39,49 @@ class Attends(Protocol):
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Responses of about one length, which attend side by side.
+
+    Axes: C responses; K keys: those of the longest prompt, then R.
+
+    Attributes:
+        owner_C: the row each belongs to.
+        index_CR: place of each response's fed tokens; N, one past the last, where it has fewer.
+        seen_CRK: whether a token sees a key.
+    """
+
+    owner_C: Tensor
+    index_CR: Tensor
+    seen_CRK: Tensor
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+
+    def to(self, device: torch.device) -> Beside:
+        """The same on a device."""
+        return Beside(self.owner_C.to(device), self.index_CR.to(device), self.seen_CRK.to(device))
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """[C, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
+        if dtype not in self._biases:
+            zeros = torch.zeros(self.seen_CRK.shape, dtype=dtype, device=self.seen_CRK.device)
+            self._biases[dtype] = zeros.masked_fill_(~self.seen_CRK, -torch.inf)[:, None]
+        return self._biases[dtype]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where prompts and responses are in the sequence.
 
     Attributes:
         prompt_BP: place of each prompt's tokens; N, one past the last, where it has fewer.
-        response_BGR: the same for each response's fed tokens.
-        seen_BGRK: whether a response's token sees a key: the P of the prompt, then the R of its own
-            response. None where no row has a response.
+        responses: of similar lengths together, so that little is filled up.
     """
 
     prompt_BP: Tensor
-    response_BGR: Tensor
-    seen_BGRK: Tensor | None
-    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    responses: tuple[Beside, ...]
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
-        seen = None if self.seen_BGRK is None else self.seen_BGRK.to(device)
-        return Layout(self.prompt_BP.to(device), self.response_BGR.to(device), seen)
-
-    def bias(self, dtype: torch.dtype) -> Tensor:
-        """[B * G, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
-        assert self.seen_BGRK is not None
-        if dtype not in self._biases:
-            seen = self.seen_BGRK.flatten(0, 1)[:, None]
-            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._biases[dtype] = zeros.masked_fill_(~seen, -torch.inf)
-        return self._biases[dtype]
+        return Layout(self.prompt_BP.to(device), tuple(r.to(device) for r in self.responses))
 
     def attend(
         self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
@@ -82,20 +99,19 @@ class Layout:
         whole = query_NHD.new_empty(count + 1, heads * channels)
         prompts = _attention(taken(query_NHD, self.prompt_BP), key_BPHD, value_BPHD, scale, None)
         whole = whole.index_copy(0, self.prompt_BP.flatten(), prompts.flatten(0, 1).flatten(1))
-        if self.seen_BGRK is not None:
-            index_CR = self.response_BGR.flatten(0, 1)  # C = B * G
+        for part in self.responses:
+            longest = part.seen_CRK.shape[2] - part.index_CR.shape[1]
 
-            def behind(own_NHD: Tensor, prompt_BPHD: Tensor) -> Tensor:
+            def behind(own_NHD: Tensor, prompt_BPHD: Tensor, part: Beside, longest: int) -> Tensor:
                 """Keys or values: the prompt's, and the response's own."""
-                each = self.response_BGR.shape[1]
-                before = prompt_BPHD[:, None].expand(-1, each, -1, -1, -1).flatten(0, 1)
-                return torch.cat([before, taken(own_NHD, index_CR)], dim=1)
+                before = prompt_BPHD[:, :longest].index_select(0, part.owner_C)
+                return torch.cat([before, taken(own_NHD, part.index_CR)], dim=1)
 
-            responses = _attention(
-                taken(query_NHD, index_CR), behind(key_NHD, key_BPHD), behind(value_NHD, value_BPHD),
-                scale, self.bias(query_NHD.dtype),
+            found = _attention(
+                taken(query_NHD, part.index_CR), behind(key_NHD, key_BPHD, part, longest),
+                behind(value_NHD, value_BPHD, part, longest), scale, part.bias(query_NHD.dtype),
             )  # fmt: skip
-            whole = whole.index_copy(0, index_CR.flatten(), responses.flatten(0, 1).flatten(1))
+            whole = whole.index_copy(0, part.index_CR.flatten(), found.flatten(0, 1).flatten(1))
         return whole[:count].view(count, heads, channels)
 
 
@@ -124,25 +140,37 @@ def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout
     if all(len(row) <= 1 for row in responses):
         prompts = [n + sum(row) for n, row in zip(prompts, responses, strict=True)]
         responses = [[] for _ in prompts]
-    rows, most, longest = len(prompts), max(map(len, responses)), max(prompts)
     total = sum(prompts) + sum(map(sum, responses))
-    fed = max((n for row in responses for n in row), default=0)
-    prompt_BP = torch.full((rows, longest), total)
-    response_BGR = torch.full((rows, most, fed), total)
-    place = 0
+    prompt_BP = torch.full((len(prompts), max(prompts)), total)
+    place, fed = 0, []
     for b, (prompt, row) in enumerate(zip(prompts, responses, strict=True)):
         prompt_BP[b, :prompt] = torch.arange(place, place + prompt)
         place += prompt
-        for g, count in enumerate(row):
-            response_BGR[b, g, :count] = torch.arange(place, place + count)
+        for count in row:
+            if count:
+                fed.append((count, b, place))
             place += count
-    if not response_BGR.numel():
-        return Layout(prompt_BP, response_BGR, None)
-    seen_BGRK = torch.cat([
-        (prompt_BP < total)[:, None, None].expand(rows, most, fed, longest),
-        torch.ones(fed, fed, dtype=torch.bool).tril().expand(rows, most, fed, fed),
+    fed.sort(key=lambda response: -response[0])
+    parts, first = [], 0
+    for i in range(1, len(fed) + 1):
+        if i == len(fed) or fed[i][0] < SIMILAR * fed[first][0]:
+            parts.append(_beside(fed[first:i], prompts, total))
+            first = i
+    return Layout(prompt_BP, tuple(parts))
+
+
+def _beside(fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int) -> Beside:
+    """Responses (fed tokens, row, place of the first), the longest first."""
+    count_C1, owner_C, place_C1 = (torch.tensor(x) for x in zip(*fed, strict=True))
+    prompt_C1 = torch.tensor(prompts)[owner_C, None]
+    longest, most = int(prompt_C1.max()), fed[0][0]
+    step_R = torch.arange(most)
+    index_CR = place_C1[:, None] + step_R
+    seen_CRK = torch.cat([
+        (torch.arange(longest) < prompt_C1)[:, None].expand(-1, most, -1),
+        torch.ones(most, most, dtype=torch.bool).tril().expand(len(fed), -1, -1),
     ], dim=-1)  # fmt: skip
-    return Layout(prompt_BP, response_BGR, seen_BGRK)
+    return Beside(owner_C, index_CR.masked_fill(step_R >= count_C1[:, None], total), seen_CRK)
 
 
 def attention(
