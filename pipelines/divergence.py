@@ -180,8 +180,8 @@ class _Sums:
 
 
 def _dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
-    """Row by row -> [N]."""
-    return torch.linalg.vecdot(a_NV, b_NV)
+    """Row by row -> [N], without a product in between."""
+    return torch.bmm(a_NV.unsqueeze(1), b_NV.unsqueeze(2)).flatten()
 
 
 def _one_view(hidden_ND: Tensor, parts: _Parts, token_N: Tensor) -> _Sums:
@@ -204,9 +204,10 @@ def _two_views(
         mass_N = p.mass_N
         below_NV, weight_NV, fall_N = p.add(first, head.logits_NV(hidden_ND))
         other_N = _at(logits_NV, first, p.best_N, other_N)
-        below_q_NV, _, fall_q_NV = q.add(first, logits_NV)
-        apart_N = (apart_N + mass_N * (fall_N - fall_q_NV)) * fall_N.exp()
+        below_q_NV, _, fall_q_N = q.add(first, logits_NV)
+        apart_N = (apart_N + mass_N * (fall_N - fall_q_N)) * fall_N.exp()
         apart_N = apart_N + _dot(weight_NV, below_NV.sub_(below_q_NV))
+        del logits_NV, below_NV, weight_NV, below_q_NV, _  # before the next tile is made
     # sum p (log p - log q), whose maxima cancel; the clamp removes rounding below 0.
     kl_N = (apart_N / p.mass_N - p.mass_N.log() + q.mass_N.log()).clamp(min=0.0)
     logp_N, logq_N = p.logp_N, q.logp_N
@@ -230,6 +231,7 @@ def _jsd(
         logm_NV = torch.logaddexp(logp_NV, logq_NV).sub_(math.log(2.0))
         for log_NV in (logp_NV, logq_NV):
             jsd_N = jsd_N + _dot(log_NV.exp(), log_NV.sub_(logm_NV)) / 2
+        del logp_NV, logq_NV, logm_NV, log_NV
     return jsd_N.clamp(min=0.0)
 
 

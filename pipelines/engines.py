@@ -19,12 +19,14 @@ Name = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response: its ids (with the end token unless truncated), log-probs and text."""
+    """One sampled response: its ids (with the end token unless truncated), log-probs and text, and how
+    many tokens its prompt has."""
 
     ids: list[int]
     logp: list[float]
     text: str
     truncated: bool
+    prompt_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -70,9 +72,11 @@ class HuggingFaceEngine:
         uniform_RT = torch.cat([uniforms(sampling, name, policy.device) for name in names])
         with policy.placement.gathered():
             ids_RT, logp_RT = decoding.sample(policy, prompts, uniform_RT, sampling)
-        responses = [cut(policy, ids, logp) for ids, logp in zip(ids_RT, logp_RT, strict=True)]
-        count = sampling.samples
-        return [responses[i : i + count] for i in range(0, len(responses), count)]
+        found = zip(ids_RT, logp_RT, strict=True)
+        return [
+            [cut(policy, *next(found), len(prompt["input_ids"])) for _ in range(sampling.samples)]
+            for prompt in prompts
+        ]
 
 
 def encoded(policy: Policy, sample: Sample) -> dict[str, torch.Tensor]:
@@ -91,13 +95,13 @@ def encoded(policy: Policy, sample: Sample) -> dict[str, torch.Tensor]:
         ) from error  # fmt: skip
 
 
-def cut(policy: Policy, ids: list[int], logp: list[float]) -> Response:
+def cut(policy: Policy, ids: list[int], logp: list[float], prompt_tokens: int) -> Response:
     """The response up to its first end token."""
     ends = [i for i, token in enumerate(ids) if token in policy.eos_ids]
     length = ends[0] + 1 if ends else len(ids)
     ids = ids[:length]
     text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-    return Response(ids, logp[:length], text, truncated=not ends)
+    return Response(ids, logp[:length], text, not ends, prompt_tokens)
 
 
 def _vllm(policy: Policy) -> Engine:

@@ -20,7 +20,7 @@ import torch
 from pipelines import shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.packing import Costs, share
+from pipelines.packing import Costs, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
@@ -66,7 +66,9 @@ class Policy:
         self.grouped = config.model.attention == "sdpa"
         if self.grouped:
             shared_prefix.use(model)
-        self.encoder = PromptEncoder(processor, config.data.instruction)
+        self.encoder = PromptEncoder(
+            processor, config.data.instruction, workers=config.data.workers
+        )
         self.tokenizer = processor.tokenizer
         self.device = (
             next(model.parameters()).device if placement is None else choose_device(config)
@@ -254,6 +256,14 @@ class Policy:
         if share(self.config.model.shared_prefix, costs, len(prompt["input_ids"]), fed):
             return [Row(prompt, responses)]
         return [Row(prompt, [response]) for response in responses]
+
+    def fed_tokens(self, prompt: int, responses: Sequence[Sequence[int]]) -> int:
+        """Tokens that a pass feeds for one group, with a prompt of so many."""
+        fed = [len(response) - 1 for response in responses]
+        without_image = replace(self.costs, image=0)
+        return int(
+            tokens(prompt, fed, share(self.config.model.shared_prefix, without_image, prompt, fed))
+        )
 
 
 def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,8 @@ class Rollout:
     ``step`` is the training step that sampled it (earlier than its use for surplus groups).
     Lists have G entries; token lists end with the end-of-sequence token unless ``truncated``.
     ``logp`` is log pi of each sampled token at the rollout temperature, before top-k and top-p.
-    ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated.
+    ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated. ``prompt_tokens`` counts the
+    prompt's tokens, those of its images included.
     """
 
     sample_id: str = _column(TEXT)
@@ -72,6 +73,7 @@ class Rollout:
     outcome: list[str] = _column(pa.list_(TEXT))
     reward: list[float] = _column(pa.list_(REAL))
     step: int = _column(pa.int64(), default=0)
+    prompt_tokens: int = _column(INT, default=0)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from pipelines.divergence import (
     token_statistics,
 )
 from pipelines.errors import UserError
+from pipelines.packing import fill
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
 from pipelines.policy import Encoded, Policy, Row
 from pipelines.prompts import open_image
-from pipelines.ragged import batches, pad_lists, split_like
+from pipelines.ragged import pad_lists, split_like
 from pipelines.ranks import ranks
 from pipelines.records import Rollout, Sample, SampleTable, Scored, write_rows
 from pipelines.seeds import generator
@@ -43,22 +45,37 @@ def score(
     everyone = ranks()
 
     def work(groups: list[Rollout]) -> list[Scored]:
-        scored: list[Scored] = []
-        for part in batches(groups, config.score.batch_prompts):
+        owners = [samples.by_id(group.sample_id) for group in groups]
+        scored: dict[int, Scored] = {}
+        passes = _passes(config, groups, policy)
+        for chosen, following in zip_longest(passes, passes[1:], fillvalue=()):
+            policy.encoder.expect([owners[i] for i in (*chosen, *following)])
             watch.progress("groups", len(scored), len(groups))
-            owners = [samples.by_id(group.sample_id) for group in part]
+            part, asked = [groups[i] for i in chosen], [owners[i] for i in chosen]
             statistics = policy.placement.forward(
-                group_statistics, config, step, part, owners, policy
+                group_statistics, config, step, part, asked, policy
             )
-            perception_N = estimator(statistics, part, owners)
-            scored += _scored(config, step, part, statistics, perception_N)
-        return scored
+            perception_N = estimator(statistics, part, asked)
+            rows = _scored(config, step, part, statistics, perception_N)
+            scored |= dict(zip(chosen, rows, strict=True))
+        return [scored[i] for i in range(len(groups))]
 
     policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
-    scored = everyone.share(rollouts, work)
+    # The longest first, so that every rank has about the same work.
+    order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i].response_ids)))
+    found = everyone.share([rollouts[i] for i in order], work)
+    scored = [row for _, row in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
     return _metrics(step, rollouts, scored)
+
+
+def _passes(config: Config, groups: Sequence[Rollout], policy: Policy) -> list[list[int]]:
+    """The groups of each forward pass; on every rank equally many, since all may be needed for one."""
+    most, budget = config.score.batch_prompts, config.score.batch_tokens
+    lengths = [policy.fed_tokens(group.prompt_tokens, group.response_ids) for group in groups]
+    passes = fill(lengths, most, budget)
+    return fill(lengths, most, budget, ranks().largest(len(passes)))
 
 
 ESTIMATOR_NAMES = (*ESTIMATORS, "random", "oracle")
