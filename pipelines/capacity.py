@@ -38,8 +38,8 @@ VLLM_WORKSPACE = 2 * GIB
 """vLLM's activations and CUDA graphs, inside its share."""
 BUCKETS = 2 * 10**9
 """Bytes that DeepSpeed reduces gradients in, and gathers ZeRO-3's live weights in (its defaults)."""
-LOGITS_ELEMENTS, LOGITS_ALIVE = 2**24, 7
-"""Numbers of one chunk of logits, and such tensors alive at once (pipelines/divergence.py)."""
+LOGITS_ELEMENTS, LOGITS_ALIVE = 2**24, 5
+"""Numbers of one tile of logits, and such tensors alive at once (pipelines/divergence.py)."""
 ONE_VIEW = ("entropy", "random", "oracle")
 """Estimators that need no forward pass with the perturbed image."""
 TEXT_BYTES = 4
@@ -330,7 +330,7 @@ class Run:
                 kept, weights=kept.weights + whole,
                 kv_cache=count * self.samples * length * self.kv_bytes,
             )  # fmt: skip
-        logits = 4.0 * LOGITS_ALIVE * max(LOGITS_ELEMENTS, shape.vocab)
+        logits = 4.0 * LOGITS_ALIVE * LOGITS_ELEMENTS
         return {
             "rollout": sampling,
             "score": replace(

@@ -209,7 +209,10 @@ class UpdateConfig(Section):
 
     unkeyed: ClassVar[frozenset[str]] = frozenset(
         {
-            "micro_batch_prompts", "micro_batch_tokens", "gradient_checkpointing", "zero_stage",
+            "micro_batch_prompts",
+            "micro_batch_tokens",
+            "gradient_checkpointing",
+            "zero_stage",
             "offload",
         }
     )

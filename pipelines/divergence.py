@@ -18,7 +18,7 @@ Logits and all that follows are float32 whatever the dtype of the inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipelines.vppo import k3
 _SUPPRESSED = -1e30
 
 DEFAULT_MAX_ELEMENTS = 2**24
-"""Numbers in a tile of logits: 64 MiB in float32. Some six such tensors are alive at once."""
+"""Numbers in a tile of logits: 64 MiB in float32. Some five such tensors are alive at once."""
 
 WIDTH = 2**14
 """A tile's part of the vocabulary, at most: the more tokens share it, the less often the head is read."""
@@ -121,9 +121,13 @@ class _Parts:
         self.parts = [(cut.start, head.part(cut)) for cut in cuts]
         self.rows = max(1, max_elements // width)
 
-    def tokens(self, count: int) -> Iterator[slice]:
-        """Ranges of tokens whose tiles have ``max_elements`` numbers or fewer."""
-        return (slice(i, min(i + self.rows, count)) for i in range(0, count, self.rows))
+    def tokens(self, count: int) -> list[slice]:
+        """Ranges of tokens whose tiles have ``max_elements`` numbers or fewer.
+
+        One empty range for no tokens, so that the callers need no special case.
+        """
+        starts = range(0, max(count, 1), self.rows)
+        return [slice(i, min(i + self.rows, count)) for i in starts]
 
 
 def _at(x_NV: Tensor, first: int, id_N: Tensor, otherwise_N: Tensor) -> Tensor:
@@ -159,7 +163,9 @@ class _Sums:
         below_NV = logits_NV.sub_(top_N.unsqueeze(1))
         weight_NV = below_NV.exp()
         shrink_N = fall_N.exp()
-        self.spread_N = (self.spread_N + self.mass_N * fall_N) * shrink_N + _dot(weight_NV, below_NV)
+        self.spread_N = (self.spread_N + self.mass_N * fall_N) * shrink_N + _dot(
+            weight_NV, below_NV
+        )
         self.mass_N = self.mass_N * shrink_N + weight_NV.sum(-1)
         return below_NV, weight_NV, fall_N
 
@@ -275,8 +281,7 @@ def token_statistics(
     assert perturbed_ND is None or perturbed_ND.shape == hidden_ND.shape, "views differ in shape"
     parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
     found: list[TokenStatistics] = []
-    # One empty range for no tokens, so that nothing else needs a special case.
-    for part in parts.tokens(len(token_N)) if len(token_N) else [slice(0, 0)]:
+    for part in parts.tokens(len(token_N)):
         if perturbed_ND is None:
             p = _one_view(hidden_ND[part], parts, token_N[part])
             found.append(TokenStatistics(p.logp_N, p.entropy_N))
@@ -306,15 +311,12 @@ class _TokenLogp(torch.autograd.Function):
         suppressed_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
-        found = [
-            (p.logp_N, p.entropy_N, p.total_N)
-            for part in parts.tokens(len(token_N))
-            for p in [_one_view(hidden_ND[part], parts, token_N[part])]
+        sums = [
+            _one_view(hidden_ND[part], parts, token_N[part]) for part in parts.tokens(len(token_N))
         ]
-        empty = hidden_ND.new_zeros(0, dtype=torch.float32)
-        logp_N, entropy_N, total_N = (
-            torch.cat(sums) if sums else empty for sums in (list(zip(*found, strict=True)) or [[]] * 3)
-        )
+        logp_N = torch.cat([p.logp_N for p in sums])
+        entropy_N = torch.cat([p.entropy_N for p in sums])
+        total_N = torch.cat([p.total_N for p in sums])
         ctx.save_for_backward(
             hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N
         )
@@ -324,7 +326,9 @@ class _TokenLogp(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_logp_N: Tensor, d_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N = (
+            ctx.saved_tensors
+        )
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         parts = _Parts(Head(weight_VD, bias_V, ctx.temperature, suppressed_ids), ctx.max_elements)
         d_hidden = torch.zeros_like(hidden_ND, dtype=torch.float32) if need_hidden else None

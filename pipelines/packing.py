@@ -1,8 +1,9 @@
 """Which rows a group's responses go in, and which groups a pass takes. Torch-free.
 
-All responses stand behind one copy of their prompt, or each has a row of its own. A shared row reads the prompt and its image once. But causal attention over a plain row skips half of
-its pairs, and a shared row's responses, which stand beside each other, skip none: where responses are
-much longer than their prompt, plain rows cost less.
+All responses stand behind one copy of their prompt, or each has a row of its own. A shared row reads the
+prompt and its image once. But causal attention over a plain row skips half of its pairs, and a shared
+row's responses, which stand beside each other, skip none: where responses are much longer than their
+prompt, plain rows cost less.
 """
 
 from __future__ import annotations

@@ -185,7 +185,9 @@ class Policy:
                 fed_ids += response[:-1]
                 fed_positions += range(after, after + count)
                 segment += [number] * count
-                where += [(index, column) for column in (length - 1, *range(column, column + count))]
+                where += [
+                    (index, column) for column in (length - 1, *range(column, column + count))
+                ]
             ids.append(torch.cat([prompt_L, torch.tensor(fed_ids, dtype=torch.long)]))
             fed_AL = torch.tensor(fed_positions, dtype=torch.long).expand(axes, -1)
             positions.append(torch.cat([position_AL, fed_AL], dim=1))
@@ -245,7 +247,9 @@ class Policy:
 
     def _images(self, prompts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """The prompts' images; a question without one has none of their tensors."""
-        names = dict.fromkeys(name for prompt in prompts for name in prompt if name not in PER_TOKEN)
+        names = dict.fromkeys(
+            name for prompt in prompts for name in prompt if name not in PER_TOKEN
+        )
         return {name: join([p[name] for p in prompts if name in p]) for name in names}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:

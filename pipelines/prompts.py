@@ -143,8 +143,8 @@ def messages(sample: Sample, instruction: str) -> list[dict[str, Any]]:
 class PromptEncoder:
     """Turns samples into the processor's tensors, each prompt once.
 
-    Holds the latest encoded prompts, ``capacity`` of them or ``CACHED_BYTES``: rollout, scoring and update of
-    one step ask for the same ones.
+    Holds the latest encoded prompts, ``capacity`` of them or ``CACHED_BYTES``: rollout, scoring and
+    update of one step ask for the same ones.
 
     Args:
         workers: processes that encode what is expected; 0: nothing is done before it is asked for.

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from pipelines.errors import UserError
 from pipelines.engines import encoded
+from pipelines.errors import UserError
 from pipelines.policy import Policy
 from pipelines.prompts import PromptEncoder
 from pipelines.records import Sample

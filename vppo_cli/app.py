@@ -367,6 +367,42 @@ def export(
     commands.export(run, checkpoint, out, as_json=json)
 
 
+@app.command()
+def bench(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PART]...", help="passes, curve, scoring, streamed, trl (default: all)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where bench.json and bench.png are written.")
+    ] = Path("build/bench"),
+    shape: Annotated[
+        str, typer.Option(help="tiny, or 3b, 7b (random weights; passes and streamed, on a GPU).")
+    ] = "tiny",
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count, after a warm-up.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    json: Json = False,
+) -> None:
+    """Measure this machine: ours against the alternative, in turn, in one run.
+
+    passes: plain rows against rows that share their prompt. curve: over group
+    sizes and prompt lengths. scoring: what exact scoring adds to a step.
+    streamed: memory at a vocabulary of 152,064. trl: a whole step against TRL's
+    GRPOTrainer.
+
+    [bold]Examples[/bold]
+
+    vppo bench passes trl
+
+    vppo bench passes streamed --shape 3b
+    """
+    from vppo_cli import bench as commands
+
+    commands.bench(parts or [], out, shape, repeats, threads, as_json=json)
+
+
 @app.command("config")
 def show_config(
     section: Annotated[str | None, typer.Argument(help="One section, such as score.")] = None,

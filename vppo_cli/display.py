@@ -287,6 +287,16 @@ def bar(label: str, *, as_json: bool) -> Iterator[Callable[[int, int, float], No
         yield report
 
 
+@contextlib.contextmanager
+def spinner(label: str, *, as_json: bool) -> Iterator[Callable[[str], None]]:
+    """What is being done now, for work without an end in sight: call it with a few words."""
+    if as_json or not console.is_terminal:
+        yield lambda text: None if as_json else line(label, text)
+        return
+    with console.status(label) as status:
+        yield lambda text: status.update(plain(text))
+
+
 def summary(metrics: dict[str, Any], most: int = 6) -> str:
     """The first metrics in one line."""
     shown = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}"

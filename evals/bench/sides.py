@@ -33,6 +33,10 @@ class Work:
     threads: int = 2
     steps: int = 16
     seed: int = 0
+    image_tokens: int | None = None
+    """Images of noise with so many tokens, instead of the embedded data; rewards alternate."""
+    scored: bool = True
+    """Whether the perturbed view is looked at: without, ``score`` is the old log-probs alone."""
 
 
 Step = Callable[[], dict[str, Any]]
@@ -47,13 +51,15 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     from pipelines.session import Session
     from pipelines.watch import Silent
 
+    noise = _noise(work, folder) if work.image_tokens else []
     config = settings.load(None, [
         f"seed={work.seed}", f"run.threads={work.threads}", f"run.steps={work.steps}",
         f"data.glyphs.train={work.prompts * work.steps}", "rollout.dynamic_sampling=false",
         f"rollout.prompts_per_step={work.prompts}", f"rollout.samples_per_prompt={work.samples}",
         f"rollout.max_new_tokens={work.max_new_tokens}", f"update.batch_prompts={work.prompts}",
         f"update.micro_batch_prompts={work.micro_prompts}",
-        f"update.learning_rate={work.learning_rate}",
+        f"update.learning_rate={work.learning_rate}", *noise,
+        f"score.estimator={'kl' if work.scored else 'entropy'}",
     ])  # fmt: skip
     chain = Chain(config, folder / "run")
     write_config(chain.run, config)
@@ -64,7 +70,8 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     for index in range(1, work.steps + 1):
 
         def step(index: int = index) -> dict[str, Any]:
-            stages, found = {}, {}
+            stages: dict[str, float] = {}
+            found: dict[str, Any] = {}
             for made in (chain.rollout(index), chain.score(index), chain.update(index)):
                 begun = time.perf_counter()
                 with committed(made) as (out, metrics):
@@ -74,6 +81,24 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
             return {"tokens": found["tokens_sampled"], "stages": stages}
 
         yield step
+
+
+def _noise(work: Work, folder: Path) -> list[str]:
+    """Settings of a run on images of noise, which are written first."""
+    from evals.scale_benchmark import write_questions
+    from pipelines.config import ModelConfig
+    from pipelines.model_shapes import find_shape
+
+    assert work.image_tokens is not None
+    seen, data = find_shape(ModelConfig()).vision, folder / "questions"
+    cell = seen.patch * seen.merge
+    area = write_questions(data, work.prompts * work.steps, work.image_tokens, cell)
+    return [
+        f"data.source={data}", "data.validation_count=0", f"data.min_pixels={area}",
+        f"data.max_pixels={area}", "data.max_prompt_tokens=4096",
+        "reward.function=evals.scale_benchmark:alternating", "rollout.temperature=3",
+        f"score.batch_prompts={work.micro_prompts}",
+    ]  # fmt: skip
 
 
 def trl_steps(work: Work, folder: Path) -> Iterator[Step]:
@@ -111,39 +136,30 @@ def trl_steps(work: Work, folder: Path) -> Iterator[Step]:
 
 def _trl_trainer(work: Work, folder: Path, turns: Any, answers: Any) -> Any:
     from datasets import Dataset
-    from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from pipelines.config import GlyphsConfig
     from pipelines.glyphs import GlyphsOptions, make_samples
     from pipelines.prompts import messages, open_image
     from pipelines.reward import make_reward
     from pipelines.settings import shipped_config
 
-    del GlyphsConfig, Image
     where = str(shipped_config("tiny_model"))
     samples = make_samples("train", work.prompts * work.steps, work.seed, GlyphsOptions())
-    by_problem: dict[str, Any] = {}
-    rows = []
-    for sample in samples:
-        by_problem[sample.id] = sample
-        rows.append({
-            "prompt": [
-                {"role": m["role"], "content": [
-                    part if part["type"] == "image" else part for part in m["content"]
-                ]} for m in messages(sample, "")
-            ],
-            "image": open_image(sample.images[0]), "name": sample.id,
-        })  # fmt: skip
+    by_name = {sample.id: sample for sample in samples}
+    rows = [
+        {"prompt": messages(s, ""), "image": open_image(s.images[0]), "name": s.id} for s in samples
+    ]
     grade = make_reward("outcome", "mathruler", 5.0, 1)
     counted = {"tokens": 0}
 
-    def reward(completions: list[Any], name: list[str], completion_ids: list[list[int]], **_: Any) -> Any:
+    def reward(
+        completions: list[Any], name: list[str], completion_ids: list[list[int]], **_: Any
+    ) -> Any:
         counted["tokens"] = sum(map(len, completion_ids))
         texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
         cut = [len(ids) >= work.max_new_tokens for ids in completion_ids]
-        return [mark.reward for mark in grade(texts, [by_problem[n] for n in name], cut)]
+        return [mark.reward for mark in grade(texts, [by_name[n] for n in name], cut)]
 
     class Turns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -158,9 +174,10 @@ def _trl_trainer(work: Work, folder: Path, turns: Any, answers: Any) -> Any:
 
     model = AutoModelForImageTextToText.from_pretrained(where, dtype="float32")
     each = work.micro_prompts * work.samples
+    processor = AutoProcessor.from_pretrained(where, padding_side="left")
     return GRPOTrainer(
         model=model, reward_funcs=reward, train_dataset=Dataset.from_list(rows),
-        processing_class=AutoProcessor.from_pretrained(where, padding_side="left"), callbacks=[Turns()],
+        processing_class=processor, callbacks=[Turns()],
         args=GRPOConfig(
             output_dir=str(folder / "trl"), per_device_train_batch_size=each,
             gradient_accumulation_steps=work.prompts // work.micro_prompts,

@@ -1,0 +1,102 @@
+"""``vppo bench``: measuring, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vppo_cli import display
+
+
+def bench(
+    parts: Sequence[str], out: Path, shape: str, repeats: int, threads: int, *, as_json: bool
+) -> None:
+    """Measure the parts, draw them, and say what came out."""
+    from evals.bench.run import ON_TINY, PARTS
+    from evals.bench.run import bench as measure
+
+    chosen = list(parts) or [p for p in PARTS if shape == "tiny" or p not in ON_TINY]
+    with display.spinner("bench", as_json=as_json) as say:
+        found = measure(chosen, shape, repeats, threads, out, say)
+    if as_json:
+        display.print_json({name: found[name] for name in chosen})
+        return
+    for name in chosen:
+        SHOWN[name](found[name])
+        display.console.print()
+    picture = drawn(found, out / "bench.png")
+    display.line("files", f"{out / 'bench.json'}{picture}")
+
+
+def drawn(found: dict[str, Any], file: Path) -> str:
+    """Draw the figures where matplotlib is installed -> what to say of it."""
+    from evals.bench.plot import plot
+
+    return f"  {file}" if plot(found, file) else "  (no picture: pip install 'vppo[bench]')"
+
+
+def _passes(part: dict[str, Any]) -> None:
+    at = part["lengths"]
+    _head("passes", part, f"{at['image']} image tokens, {at['samples']} responses of "
+          f"{at['response']} tokens, {at['prompts']} prompts a pass")  # fmt: skip
+    names = {
+        "old_logp": "old log-probs",
+        "scoring": "and scoring",
+        "update": "update",
+        "all": "all",
+    }
+    rows = [("", "plain rows", "shared prefix", "faster")]
+    for key, name in names.items():
+        seconds = part["seconds"][key]
+        rows.append((name, f"{seconds['plain']:.2f} s", f"{seconds['shared']:.2f} s",
+                     f"{part['faster'][key]:.1f} x"))  # fmt: skip
+    display.columns(rows, indent=display.LABEL)
+
+
+def _curve(part: dict[str, Any]) -> None:
+    _head("curve", part, "score + update with shared_prefix=auto, times faster than plain rows")
+    places = sorted({c["place"] for c in part["cells"]})
+    by_place = {(c["samples"], c["place"]): c for c in part["cells"]}
+    rows = [("G", *(f"{p} tokens" for p in places))]
+    for samples in sorted({c["samples"] for c in part["cells"]}):
+        rows.append((str(samples), *(f"{by_place[samples, p]['auto']:.2f}" for p in places)))
+    display.columns(rows, indent=display.LABEL)
+
+
+def _scoring(part: dict[str, Any]) -> None:
+    _head("scoring", part, f"{part['work']['image_tokens']} image tokens, a whole step")
+    seconds = part["seconds"]
+    display.line("", f"with exact scoring {seconds['with']:.2f} s, without {seconds['without']:.2f} s: "
+                 f"it adds {part['added']:.1%}")  # fmt: skip
+
+
+def _streamed(part: dict[str, Any]) -> None:
+    _head("streamed", part, f"exact KL, and log-probs with gradient; V = {part['vocabulary']:,}")
+    rows = [("", "tokens", "seconds", "peak beside the inputs", "logits would be", "gap")]
+    for row in part["rows"]:
+        rows.append((
+            row["way"].replace("_", " "), f"{row['tokens']:,}", f"{row['seconds']:.2f}",
+            f"{row['extra_bytes'] / 2**30:.2f} GiB", f"{row['logits_bytes'] / 2**30:.2f} GiB",
+            f"{row['gap']:.1e}" if "gap" in row else "",
+        ))  # fmt: skip
+    display.columns(rows, indent=display.LABEL)
+
+
+def _trl(part: dict[str, Any]) -> None:
+    work, seconds = part["work"], part["seconds"]
+    _head("trl", part, f"{work['prompts']} prompts x {work['samples']}, "
+          f"{work['max_new_tokens']} tokens at most")  # fmt: skip
+    stages = ", ".join(f"{name} {value:.2f}" for name, value in part["stages"].items())
+    display.line("", f"VPPO step {seconds['vppo']:.2f} s ({stages})")
+    display.line("", f"TRL GRPO step {seconds['trl']:.2f} s: VPPO takes {1 / part['faster']:.0%} of it, "
+                 f"and {part['memory']:.0%} of its peak memory")  # fmt: skip
+
+
+SHOWN = {
+    "passes": _passes, "curve": _curve, "scoring": _scoring, "streamed": _streamed, "trl": _trl,
+}  # fmt: skip
+
+
+def _head(name: str, part: dict[str, Any], text: str) -> None:
+    display.line(name, f"{part['shape']}, {part['device']}, {part['date']}: {text}")
