@@ -31,11 +31,12 @@ from pipelines.vppo import k3
 # 0 * -1e30 is 0 and -1e30 - -1e30 is 0, where the same sums with -inf are NaN.
 _SUPPRESSED = -1e30
 
-DEFAULT_MAX_ELEMENTS = 2**24
-"""Numbers in a tile of logits: 64 MiB in float32. Some five such tensors are alive at once."""
+DEFAULT_MAX_ELEMENTS, WIDTH = 2**24, 2**14
+"""Numbers in a tile of logits (64 MiB in float32; some five such tensors are alive at once), and its part
+of the vocabulary at most: the more tokens share it, the less often the head is read."""
 
-WIDTH = 2**14
-"""A tile's part of the vocabulary, at most: the more tokens share it, the less often the head is read."""
+CPU_MAX_ELEMENTS, CPU_WIDTH = 2**20, 2**12
+"""The same on a CPU, whose caches hold a small tile."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ class Head:
 class _Parts:
     """The head cut into tiles' widths, once for all tokens."""
 
-    def __init__(self, head: Head, max_elements: int) -> None:
-        vocabulary = len(head.weight_VD)
-        width = min(vocabulary, WIDTH, max_elements)
+    def __init__(self, head: Head, max_elements: int | None) -> None:
+        vocabulary, cpu = len(head.weight_VD), not head.weight_VD.is_cuda
+        max_elements = max_elements or (CPU_MAX_ELEMENTS if cpu else DEFAULT_MAX_ELEMENTS)
+        width = min(vocabulary, CPU_WIDTH if cpu else WIDTH, max_elements)
         cuts = [slice(i, min(i + width, vocabulary)) for i in range(0, vocabulary, width)]
         self.parts = [(cut.start, head.part(cut)) for cut in cuts]
         self.rows = max(1, max_elements // width)
@@ -241,14 +243,11 @@ def _jsd(
     return jsd_N.clamp(min=0.0)
 
 
-def _check(
-    hidden_ND: Tensor, weight_VD: Tensor, token_N: Tensor, temperature: float, max_elements: int
-) -> None:
+def _check(hidden_ND: Tensor, weight_VD: Tensor, token_N: Tensor, temperature: float) -> None:
     assert hidden_ND.dim() == 2, f"hidden states must be [N, D], not {tuple(hidden_ND.shape)}"
     assert token_N.shape == hidden_ND.shape[:1], "one hidden state per token"
     assert weight_VD.shape[1] == hidden_ND.shape[1], "the head does not fit the hidden states"
     assert temperature > 0, "a policy of temperature 0 has no divergence"
-    assert max_elements >= 1
 
 
 @torch.no_grad()
@@ -260,7 +259,7 @@ def token_statistics(
     perturbed_ND: Tensor | None = None,
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
-    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    max_elements: int | None = None,
     suppressed_ids: Tensor | None = None,
     jsd: bool = True,
 ) -> TokenStatistics:
@@ -273,11 +272,12 @@ def token_statistics(
         perturbed_ND: the same hidden states with the perturbed image.
         bias_V: bias of the head.
         temperature: the rollout's.
-        max_elements: numbers in one tile of logits; it changes memory and speed only.
+        max_elements: numbers in one tile of logits; it changes memory and speed only. None: what suits
+            the device.
         suppressed_ids: ids that are never sampled, int64, a vector.
         jsd: whether to compute it, which takes a second pass over the vocabulary.
     """
-    _check(hidden_ND, weight_VD, token_N, temperature, max_elements)
+    _check(hidden_ND, weight_VD, token_N, temperature)
     assert perturbed_ND is None or perturbed_ND.shape == hidden_ND.shape, "views differ in shape"
     parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
     found: list[TokenStatistics] = []
@@ -307,7 +307,7 @@ class _TokenLogp(torch.autograd.Function):
         bias_V: Tensor | None,
         token_N: Tensor,
         temperature: float,
-        max_elements: int,
+        max_elements: int | None,
         suppressed_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
@@ -379,7 +379,7 @@ def token_logp(
     *,
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
-    max_elements: int = DEFAULT_MAX_ELEMENTS,
+    max_elements: int | None = None,
     suppressed_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of the sampled tokens and exact entropy -> (logp_N, entropy_N), with gradients.
@@ -389,7 +389,7 @@ def token_logp(
     :func:`token_statistics` with the same ``max_elements``: on-policy the ratio is exactly 1.
     Arguments as there.
     """
-    _check(hidden_ND, weight_VD, token_N, temperature, max_elements)
+    _check(hidden_ND, weight_VD, token_N, temperature)
     logp_N, entropy_N = _TokenLogp.apply(
         hidden_ND, weight_VD, bias_V, token_N, temperature, max_elements, suppressed_ids
     )

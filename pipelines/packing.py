@@ -75,7 +75,8 @@ def fill(
     if budget is None and passes <= -(-count // most) and step == 1:
         return [list(range(i, min(i + most, count))) for i in range(0, count, most)]
     limit = budget or sum(tokens)
-    for number in range(max(passes, -(-count // most), -(-sum(tokens) // max(limit, 1)), 1), count):
+    least = -(-sum(min(n, limit) for n in tokens) // limit)
+    for number in range(max(passes, -(-count // most), least), count):
         if number % step == 0:
             found = _deal(tokens, most, number)
             if all(len(part) == 1 or sum(tokens[i] for i in part) <= limit for part in found):

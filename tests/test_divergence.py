@@ -319,7 +319,7 @@ def test_all_logits_never_exist_at_once(monkeypatch):
     assert max(sizes) == 3 * V
     assert len(sizes) == 2 * 5  # two views, ceil(13 / 3) ranges of tokens
     sizes.clear()
-    monkeypatch.setattr(divergence, "WIDTH", 10)
+    monkeypatch.setattr(divergence, "CPU_WIDTH", 10)
     tiled = token_statistics(hidden, weight, token, perturbed_ND=other, max_elements=50, jsd=False)
     assert max(sizes) == 5 * 10
     assert len(sizes) == 2 * 3 * 4  # ceil(13 / 5) ranges of tokens, ceil(37 / 10) of the vocabulary

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import shared_prefix
-from pipelines.packing import Costs, operations, pairs, share, tokens
+from pipelines.packing import Costs, fill, operations, pairs, share, tokens
 
 COSTS = Costs(token=10, pair=1, image=100)
 
@@ -74,3 +74,28 @@ def test_responses_of_similar_lengths_attend_side_by_side():
     assert [part.owner_C.tolist() for part in at.responses] == [[0, 1], [0, 1], [0]]
     # Rows stand one after another: 2 + 17 tokens, then 3 + 13. The response of 8 follows that of 5.
     assert at.responses[0].index_CR[1].tolist() == [*range(27, 35), 35, 35]
+
+
+def test_passes_of_equal_work_by_hand():
+    # Above the budget of 10 alone; then 7 + 3, 6 + 4: two passes of 10.
+    assert fill([7, 12, 3, 6, 4], most=8, budget=10) == [[1], [0, 2], [3, 4]]
+    # Without a budget: in order, two at a time.
+    assert fill([7, 12, 3, 6, 4], most=2, budget=None) == [[0, 1], [2, 3], [4]]
+    # Four passes at least, for the ranks that have so many.
+    assert fill([5, 5, 5, 5], most=4, budget=100, passes=4) == [[0], [1], [2], [3]]
+    # A number that two ranks share equally: 9 | 8 + 1 would do, 2 is asked for.
+    assert len(fill([9, 8, 1], most=4, budget=100, step=2)) == 2
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=24), st.integers(1, 8),
+    st.one_of(st.none(), st.integers(1, 120)), st.integers(1, 5), st.sampled_from([1, 2, 4]),
+)  # fmt: skip
+def test_passes_hold_every_group_once_and_what_they_may(tokens, most, budget, passes, step):
+    found = fill(tokens, most, budget, passes, step)
+    assert sorted(i for part in found for i in part) == list(range(len(tokens)))
+    assert all(1 <= len(part) <= most for part in found)
+    if budget:
+        assert all(len(part) == 1 or sum(tokens[i] for i in part) <= budget for part in found)
+    assert len(found) >= min(passes, len(tokens))
+    assert len(found) % step == 0 or len(found) == len(tokens)

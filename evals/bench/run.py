@@ -12,6 +12,7 @@ from typing import Any
 
 from evals.bench import passes, steps, streamed
 from evals.bench.measure import device
+from evals.bench.workload import SHAPES
 from pipelines.errors import UserError
 from pipelines.step import write_atomic
 
@@ -49,6 +50,8 @@ def bench(
             raise UserError(
                 f"bench {part}", f"is measured with the tiny model, not {shape}.", "Drop --shape."
             )
+    if shape not in SHAPES:
+        raise UserError(f"--shape {shape}", "no such shape.", f"Known: {' '.join(SHAPES)}.")
     if shape != "tiny" and not torch.cuda.is_available():
         raise UserError(f"--shape {shape}", "needs a GPU, and none is here.", "Try --shape tiny.")
     if "trl" in parts:

@@ -1,0 +1,112 @@
+"""vppo bench: every part measures what it says, on small work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command_line import vppo
+
+from evals.bench import passes, plot, steps, streamed
+from evals.bench.measure import ratio
+from evals.bench.sides import Work
+from evals.bench.workload import Lengths, Workload
+
+SMALL = Lengths(image=16, text=4, samples=4, response=8, prompts=2)
+
+
+def quiet(_):
+    pass
+
+
+def test_ratios_are_taken_turn_by_turn():
+    # 2/1, 9/3 and 4/1: the median is 3, where medians of each would give 4.
+    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == 3.0
+
+
+def test_a_workload_is_as_long_as_it_says(tmp_path):
+    work = Workload(SMALL, "tiny", tmp_path)
+    prompt = work.policy.encoder.encode(work.samples[0])
+    assert int((prompt["input_ids"] == work.policy.model.config.image_token_id).sum()) == 16
+    assert [len(ids) for ids in work.rollouts[0].response_ids] == [8] * 4
+    plain, shared = (work.passes(work.with_settings(shared_prefix=s)) for s in (False, True))
+    assert [len(p.policy.rows(prompt, [[9, 2]] * 4)) for p in (plain, shared)] == [4, 1]
+    # Both ways compute the same, so their times can be compared.
+    mine, theirs = shared.scoring(), plain.scoring()
+    assert mine.kl.max() > 1e-3
+    assert (mine.kl - theirs.kl).abs().max() < 1e-5
+    assert plain.trainer.policy.model is shared.trainer.policy.model
+
+
+def test_passes(monkeypatch, tmp_path):
+    monkeypatch.setattr(passes, "LONG_PROMPT", SMALL)
+    found = passes.passes("tiny", 2, tmp_path, quiet)
+    assert list(found["seconds"]) == ["old_logp", "scoring", "update", "all"]
+    assert all(value > 0 for way in found["seconds"].values() for value in way.values())
+    assert plot.plot({"passes": found}, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_the_streamed_pass_against_whole_logits(monkeypatch, tmp_path):
+    monkeypatch.setattr(streamed, "NAIVE_TOKENS", 48)
+    monkeypatch.setattr(streamed, "TOKENS", 64)
+    found = streamed.compare("tiny", 1, tmp_path, quiet)
+    gaps = [row["gap"] for row in found["rows"] if "gap" in row]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-5
+    assert [row["tokens"] for row in found["rows"]] == [48, 48, 64, 48, 48, 64]
+
+
+def test_scoring_is_what_the_sides_differ_in():
+    small = Work(prompts=2, samples=4, max_new_tokens=8, micro_prompts=2, steps=3, image_tokens=16)
+    sides = {"with": small, "without": Work(**{**vars(small), "scored": False})}
+    found = steps.take_turns(sides, 1, quiet, "scoring", side="vppo")
+    for rows in found.values():
+        assert len(rows) == 1
+        assert list(rows[0]["stages"]) == ["rollout", "score", "update"]
+    assert found["with"][0]["tokens"] == found["without"][0]["tokens"]  # both have one policy still
+
+
+def test_a_step_against_trl():
+    pytest.importorskip("trl")
+    small = Work(prompts=2, samples=4, max_new_tokens=16, micro_prompts=1, steps=3)
+    found = steps.take_turns({"vppo": small, "trl": small}, 1, quiet, "trl")
+    for side in ("vppo", "trl"):
+        [row] = found[side]
+        assert row["seconds"] > 0
+        assert 8 <= row["tokens"] <= 2 * 4 * 16  # what it sampled
+        assert row["peak"] > 10**8
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["pases"], "bench pases: no such part.\n       Did you mean passes?"),
+        (["passes", "--shape", "3b"], "needs a GPU"),
+        (["trl", "--shape", "3b"], "is measured with the tiny model, not 3b"),
+        (["passes", "--shape", "4b"], "no such shape.\n       Known: tiny 3b 7b."),
+    ],
+)
+def test_what_cannot_be_measured(tmp_path, line, message):
+    done = vppo("bench", *line, runs=tmp_path / "runs")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_the_command(tmp_path):
+    out = tmp_path / "bench"
+    line = ("bench", "passes", "--repeats", "1", "--threads", "1", "--out", str(out))
+    done = vppo(*line, runs=tmp_path / "runs").succeeded()
+    assert "old log-probs" in done.out
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((out / "bench.json").read_text())["passes"]
+    assert found["lengths"] == vars(passes.LONG_PROMPT)
+    assert found["repeats"] == 1
+
+
+def test_memory_does_not_grow_with_the_tokens():
+    # Whole logits of one view of 2,048 tokens would have 1.16 GiB.
+    line = [sys.executable, "-m", "evals.bench.streamed", "streamed", "2048", "1"]
+    found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    assert found["logits_bytes"] == 4 * 2048 * 152_064 > 2**30
+    assert found["extra_bytes"] < 2**27
