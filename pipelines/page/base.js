@@ -11,12 +11,16 @@ function el(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "text") made.textContent = value;
     else if (name === "on") for (const [event, f] of Object.entries(value)) made.addEventListener(event, f);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
+    else if (value === null || value === undefined) continue;
+    else if (typeof value === "boolean" && !name.startsWith("aria-")) made.toggleAttribute(name, value);
+    else made.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...there(children));
   return made;
 }
+
+/** Without what was left out. */
+const there = (items) => items.filter((item) => item !== null && item !== undefined);
 
 const MINUS = "\u2212";
 
@@ -37,9 +41,15 @@ function percent(value) {
   return `${number(100 * value)} %`;
 }
 
-function signed(value) {
+/** A count in full, in groups of three digits. */
+function count(value) {
+  return String(value).replace(/\B(?=(\d{3})+$)/g, "\u202f");
+}
+
+/** With its sign, also where it is positive. */
+function signed(value, places = 2) {
   if (value === null || value === undefined) return "\u2013";
-  const shown = value.toFixed(2);
+  const shown = value.toFixed(places);
   return Number(shown) < 0 ? MINUS + shown.slice(1) : `+${shown.replace("-", "")}`;
 }
 
@@ -49,13 +59,16 @@ const FORMATS = {
   seconds: (value) => `${number(value)} s`,
 };
 
+/** A round distance between about `count` ticks. */
+function tickStep(span, count) {
+  const raw = (span || 1) / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  return [1, 2, 5, 10].find((m) => m * power >= raw * 0.75) * power;
+}
+
 /** Round places for ticks: about `count` between low and high. */
 function ticks(low, high, count, whole = false) {
-  const span = high - low || 1;
-  const raw = span / count;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  let step = [1, 2, 5, 10].find((m) => m * power >= raw * 0.999) * power;
-  if (whole) step = Math.max(1, Math.round(step));
+  const step = whole ? Math.max(1, Math.round(tickStep(high - low, count))) : tickStep(high - low, count);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
     found.push(Number((i * step).toPrecision(12)));

@@ -1,7 +1,7 @@
 // One kind of chart: lines, steps and bands over a common x, with ticks, a crosshair and its values.
 
-const HEIGHT = 188;
-const PAD = { left: 50, right: 12, top: 10, bottom: 30 };
+const HEIGHT = 196;
+const PAD = { left: 58, right: 12, top: 10, bottom: 38 };
 
 /** Charts over the training step move their crosshairs together. */
 const synced = [];
@@ -51,7 +51,7 @@ function draw(state) {
   svg.append(
     el("line", { class: "axis", x1: PAD.left, x2: width - PAD.right,
       y1: HEIGHT - PAD.bottom, y2: HEIGHT - PAD.bottom }),
-    el("text", { class: "tick unit", x: width - PAD.right, y: HEIGHT - 1, "text-anchor": "end",
+    el("text", { class: "tick unit", x: width - PAD.right, y: HEIGHT - 5, "text-anchor": "end",
       text: spec.x }));
   for (const mark of spec.marks || []) {
     const x = scale.x(mark.x);
@@ -80,7 +80,8 @@ function scales(spec, width) {
   const x = (v) => PAD.left + ((v - left) / (right - left)) * (width - PAD.left - PAD.right);
   const form = FORMATS[spec.format];
   const xTicks = ticks(left, right, Math.max(2, Math.floor(width / 80)), spec.whole)
-    .filter((t) => !spec.whole || t >= 0);
+    .filter((t) => !spec.whole || t >= 1);
+  if (spec.whole && !xTicks.includes(left) && xs.length > 1 && x(xTicks[0]) - x(left) > 24) xTicks.unshift(left);
   if (spec.log) {
     const [bottom, top] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
     const every = Math.max(1, Math.ceil((top - bottom) / 5));
@@ -94,11 +95,12 @@ function scales(spec, width) {
   }
   // Zero belongs to the picture unless the values are far from it, compared with how they vary.
   if (low > 0 && low < 2.5 * (high - low)) low = 0;
-  if (spec.format === "percent" && high > 0.85 && high <= 1) high = 1;
+  // Differences of less than a hundredth of a percent are no picture of a share.
+  if (spec.format === "percent" && low > 0.5 && high - low < 0.002) [low, high] = [Math.min(low, 0.99), Math.max(high, 1)];
   if (high === low) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, high + Math.abs(high) / 2];
+  const step = tickStep(high - low, 4);
+  [low, high] = [Math.floor(low / step + 1e-6) * step, Math.ceil(high / step - 1e-6) * step];
   const yTicks = ticks(low, high, 4);
-  const step = yTicks.length > 1 ? yTicks[1] - yTicks[0] : high - low;
-  if (low < yTicks[0]) low = Math.max(low < 0 ? -Infinity : 0, Math.min(low, yTicks[0] - step * 0.25));
   const y = (v) => HEIGHT - PAD.bottom - ((v - low) / (high - low)) * (HEIGHT - PAD.top - PAD.bottom);
   return { x, y, xTicks, yTicks, tickText: tickFormat(spec.format, step), left, right };
 }
@@ -109,7 +111,7 @@ function tickFormat(format, step) {
   const places = Math.max(0, Math.min(6, -Math.floor(Math.log10(scaled) + 1e-9)));
   return (value) => {
     const shown = format === "percent" ? 100 * value : value;
-    if (Math.abs(shown) >= 1e4 || (places === 6 && shown !== 0)) return FORMATS[format](value);
+    if (Math.abs(shown) >= 1e4 || places > 3) return FORMATS[format](value);
     const text = shown.toFixed(places).replace("-", MINUS);
     return { percent: `${text} %`, seconds: `${text} s` }[format] || text;
   };
@@ -211,8 +213,10 @@ function point(state, x) {
       .map(({ series, x: px, y }) => el("circle", {
         class: `dot run-${series.run % 6}`, cx: state.scale.x(px), cy: state.scale.y(y), r: 4 })));
   state.cross.setAttribute("visibility", "visible");
-  if (runs.length === 1) state.value.textContent = main(found).text;
+  if (runs.length === 1) state.value.textContent = told(main(found));
 }
+
+const told = ({ series, text }) => (series.name ? `${series.name} ${text}` : text);
 
 function main(found) {
   return found.find(({ series }) => series.kind !== "band" && series.kind !== "steps") || found[0];
@@ -224,7 +228,7 @@ function settle(state) {
   if (state.cross) state.cross.setAttribute("visibility", "hidden");
   const { spec } = state;
   const plain = runs.length === 1 && spec.x === "step" && spec.series.length;
-  state.value.textContent = plain ? main(readings(spec, Infinity)).text : "";
+  state.value.textContent = plain ? told(main(readings(spec, Math.max(...spec.series.flatMap((s) => s.x))))) : "";
 }
 
 const tip = document.getElementById("tip");
@@ -256,14 +260,14 @@ function hideTip() {
 /** The chart for those who do not see it. */
 function inWords(spec) {
   const form = FORMATS[spec.format];
-  const told = spec.series.filter((s) => s.kind !== "band").map((s) => {
+  const parts = spec.series.filter((s) => s.kind !== "band").map((s) => {
     const name = [runs.length > 1 ? runs[s.run] : "", s.name || ""].filter(Boolean).join(", ");
     const said = s.kind === "steps"
       ? `a distribution from ${number(s.x[0])} to ${number(s.x.at(-1))} ${spec.x}`
       : `from ${form(s.y[0])} at ${number(s.x[0])} to ${form(s.y.at(-1))} at ${number(s.x.at(-1))}`;
     return name ? `${name}: ${said}` : said;
   });
-  return `${spec.title}, ${spec.about}. ${told.join("; ")}. Arrow keys read the values.`;
+  return `${spec.title}, ${spec.about}. ${parts.join("; ")}. Arrow keys read the values.`;
 }
 
 /** Whose line is whose. */

@@ -65,9 +65,9 @@ function wordTable(found, named) {
     body.replaceChildren(...rows.slice(0, all ? rows.length : few).map(([word, mean, times, share]) =>
       el("tr", {},
         el("th", { scope: "row" }, el("code", { text: word })),
-        el("td", { class: "number" }, bar(mean / highest, number(mean))),
-        el("td", { class: "number", text: number(times, 4) }),
-        el("td", { class: "number" }, bar(share / largest, percent(share))))));
+        el("td", { class: "number" }, bar(mean / highest, mean.toFixed(3))),
+        el("td", { class: "number", text: count(times) }),
+        el("td", { class: "number" }, bar(share / largest, `${(100 * share).toFixed(1)} %`)))));
     for (const [column, head] of sorters) {
       head.setAttribute("aria-sort", column === by ? "descending" : "none");
     }
@@ -103,8 +103,10 @@ function evaluationsSection(found) {
       ...found.changes.flatMap((change) => change.notes).map((note) => about(note, "note")));
   }
   for (const report of found.reports) {
-    const [first, ...others] = report.tables;
-    parts.push(el("h3", { text: report.model }), plainTable(first),
+    // Alone, our row says what stands above; beside the published rows it is the table to read.
+    const beside = report.tables[0].rows.length > 1 ? 1 : 0;
+    const others = report.tables.slice(1);
+    parts.push(el("h3", { text: report.model }), ...report.tables.slice(0, beside).map(plainTable),
       ...report.warnings.map((warning) => about(warning, "note")),
       el("details", {}, el("summary", { text: "Graders, outcomes, scores and breakdowns" }),
         ...others.map(plainTable)));
@@ -116,8 +118,7 @@ function ownTable(rows) {
   const columns = ["Run", "Benchmark", "Questions", "Policy", "Accuracy", "", "Change, points"];
   const named = runs.length > 1;
   const numbers = new Set([2, 4, 6]);
-  const points = (row) => row.difference === null ? ""
-    : `${signed(row.difference)} [${row.difference_interval.map(signed).join(", ")}]`;
+  const points = (row) => row.difference === null ? "" : change(row.difference, row.difference_interval);
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, ...columns.map((text, i) => (i || named)
       ? el("th", { scope: "col", class: numbers.has(i) ? "number" : null, text }) : null))),
@@ -131,14 +132,20 @@ function ownTable(rows) {
       el("td", { class: "number", text: points(row) }))))));
 }
 
+/** `+29.3 [+27.0, +31.6]` */
+function change(points, interval) {
+  const [value, ...ends] = [points, ...interval].map((v) => signed(v, 1));
+  return `${value} [${ends.join(", ")}]`;
+}
+
 /** Accuracy and its interval on a line from 0 to 100 %. */
 function intervalMark(row) {
-  const [low, high] = row.interval.map((v) => 120 * v);
-  return el("svg", { class: "interval", width: 120, height: 14, viewBox: "0 0 120 14",
+  const [low, high] = row.interval.map((v) => 160 * v);
+  return el("svg", { class: "interval", width: 160, height: 14, viewBox: "0 0 160 14",
     "aria-hidden": "true" },
-  el("line", { class: "grid", x1: 0, x2: 120, y1: 7, y2: 7 }),
+  el("line", { class: "grid", x1: 0, x2: 160, y1: 7, y2: 7 }),
   el("line", { class: "whisker run-0", x1: low, x2: Math.max(high, low + 1), y1: 7, y2: 7 }),
-  el("circle", { class: "dot run-0", cx: 120 * row.accuracy, cy: 7, r: 3.5 }));
+  el("circle", { class: "dot run-0", cx: 160 * row.accuracy, cy: 7, r: 3 }));
 }
 
 function changesTable(rows) {
@@ -150,7 +157,7 @@ function changesTable(rows) {
       el("td", { text: row.benchmark }),
       el("td", { text: `${row.run} ${MINUS} ${row.against}` }),
       el("td", { class: "number",
-        text: `${signed(row.difference)} [${row.interval.map(signed).join(", ")}]` }))))));
+        text: change(row.difference, row.interval) }))))));
 }
 
 function plainTable(found) {
@@ -206,11 +213,15 @@ function settingRow(row) {
 function versions(found) {
   const several = found.runs.length > 1;
   const differ = found.versions.some((row) => row.differs);
+  if (!several) {
+    const text = found.versions.map((row) => `${row.name} ${row.values[0]}`).join("  \u00b7  ");
+    return el("p", { class: "made-with", text });
+  }
   return el("div", { class: "scroll" }, el("table", { class: "settings versions" },
-    el("thead", { hidden: !several }, el("tr", {}, el("th", { scope: "col", text: "" }),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "" }),
       ...found.runs.map((name) => el("th", { scope: "col", text: name })))),
     el("tbody", {}, ...found.versions.map((row) => el("tr", { class: row.differs ? "differs" : null },
       el("th", { scope: "row" }, el("code", { text: row.name })),
       ...row.values.map((text) => el("td", {}, el("code", { text: text || "\u2013" }))))))),
-  several && !differ ? about("The same versions made all of them.", "note") : null);
+  !differ ? about("The same versions made all of them.", "note") : null);
 }

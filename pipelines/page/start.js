@@ -9,14 +9,14 @@ const PARTS = [
 (function build() {
   const content = document.getElementById("content");
   const nav = document.getElementById("nav");
-  const there = PARTS.filter(([name]) => data[name]);
+  const shown = PARTS.filter(([name]) => data[name]);
   document.getElementById("brand").textContent = data.title;
   content.replaceChildren();
   if (data.summary) content.append(summarySection(data.summary));
-  for (const [name, label, make] of there) {
+  for (const [name, label, make] of shown) {
     content.append(make ? make(data[name])
-      : viewerSection(data.viewer, data.viewer_notes, there.length === 1));
-    if (there.length > 1) nav.append(el("a", { href: `#${name}`, text: label }));
+      : viewerSection(data.viewer, data.viewer_notes, shown.length === 1));
+    if (shown.length > 1) nav.append(el("a", { href: `#${name}`, text: label }));
   }
 })();
 

@@ -2,6 +2,9 @@
 
 const PIECE = 3000;
 
+/** Shades beyond this are light in the dark theme, where text on them has to be dark. */
+const HOT = 0.637;
+
 /** Perception -> 0..1, by one scale for the whole page, so that shades compare between responses. */
 const shading = (() => {
   const values = (data.viewer || []).flatMap((entry) => entry.responses)
@@ -60,7 +63,7 @@ function tokenView(onToken) {
     for (let i = start; i < end; i++) {
       const share = shading.share(response.perception[i]);
       const token = el("span", {
-        class: response.keep[i] ? "token kept" : "token", "data-i": i,
+        class: `token${response.keep[i] ? " kept" : ""}${share > HOT ? " hot" : ""}`, "data-i": i,
         "data-perception": response.perception[i], text: response.tokens[i],
       });
       if (share > 0.004) token.style.setProperty("--shade", share.toFixed(4));
@@ -144,7 +147,7 @@ function inspector() {
     ].filter(Boolean);
     const swatch = el("span", { class: "swatch" });
     swatch.style.setProperty("--shade", shading.share(response.perception[i]).toFixed(4));
-    made.replaceChildren(
+    made.replaceChildren(...there([
       el("button", { type: "button", class: "quiet close", "aria-label": "Close", text: "\u00d7",
         on: { click: (event) => { event.stopPropagation(); made.show(response, -1); } } }),
       el("p", { class: "token-head" }, swatch, el("code", { text: visible(response.tokens[i]).slice(0, 200) }),
@@ -153,7 +156,7 @@ function inspector() {
       el("dl", { class: "pairs" }, ...rows.flatMap(([name, value]) =>
         [el("dt", { text: name }), el("dd", { text: value })])),
       alternatives("Likeliest with the image", response.top, i),
-      alternatives("Likeliest with it perturbed", response.top_perturbed, i));
+      alternatives("Likeliest with it perturbed", response.top_perturbed, i)]));
   };
   made.show(null, -1);
   return made;

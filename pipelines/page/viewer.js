@@ -14,7 +14,7 @@ const ORDERS = {
   dependency: ["highest dependency", (response) => response.dependency],
   shaping: ["largest shaping", shaped],
 };
-const AMONG = { prompt: "this prompt", step: "this step", run: "all on this page" };
+const AMONG = { prompt: "this prompt", step: "this step", run: "all prompts here" };
 
 function viewerSection(entries, notes, alone) {
   if (!entries.length) {
@@ -33,7 +33,7 @@ function viewerSection(entries, notes, alone) {
   const pick = {
     step: select("Step", (value) => go(first(value), 0)),
     prompt: select("Prompt", (value) => go(Number(value), 0)),
-    among: select("Among", (value) => change({ among: value })),
+    among: select("Responses of", (value) => change({ among: value })),
     order: select("Order", (value) => change({ order: value })),
     scale: select("Shades", (value) => { shading.kind = value; scaleLegend.refresh(); draw(); }),
   };
@@ -248,7 +248,7 @@ function picture(url, caption) {
 function select(label, onChange) {
   const input = el("select", { "aria-label": label });
   input.addEventListener("change", () => onChange(input.value));
-  const made = el("label", { class: `pick pick-${label.toLowerCase()}` }, el("span", { text: label }), input);
+  const made = el("label", { class: `pick pick-${label.toLowerCase().replaceAll(" ", "-")}` }, el("span", { text: label }), input);
   made.input = input;
   return made;
 }

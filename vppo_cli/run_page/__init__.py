@@ -64,7 +64,7 @@ def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
         low, high = row["difference_interval"]
         facts.append([
             f"{row['benchmark']} accuracy", f"{100 * row['accuracy']:.1f} %",
-            f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] in training",
+            f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] over the start",
         ])  # fmt: skip
     for label, key, scale, form in (
         ("Training accuracy", "rollout/accuracy", 100, "{:.1f} %"),

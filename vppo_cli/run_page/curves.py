@@ -10,15 +10,13 @@ from pipelines.step import MANIFEST, read_manifest
 from vppo_cli.run_page.source import RunSource
 
 Chart = dict[str, Any]
-Point = tuple[float, float, float]
-"""x, y, and how many standard deviations or interval ends lie around: see ``_series``."""
 
 
 def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
     """Groups of charts, each with one line a run."""
-    timed = [{**rows} for rows in map(_times, sources)]
+    timed = [_times(source) for source in sources]
     groups = [
-        ("Learning", "Does it answer better, and is there something to learn from?", [
+        ("Answers", "Does it answer better, and is there something to learn from?", [
             _metric("Accuracy", "rollout/accuracy", "percent", "of the responses sampled in training"),
             _validation(sources),
             _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
@@ -30,8 +28,6 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
         ]),
         ("Perception", "How much the tokens depend on the image.", [
             _metric("Token perception", "score/perception_mean", "number", "mean over all tokens"),
-            _metric("Perception in kept tokens", "score/perception_in_kept", "percent",
-                    "share of the total"),
             _band("Trajectory dependency", "score/dependency_mean", "score/dependency_std",
                   "mean ± standard deviation over responses"),
             _range("Shaping weights", "update/alpha_min", "update/alpha_max",
@@ -147,25 +143,20 @@ def _times(source: RunSource) -> dict[str, list[tuple[int, float]]]:
     """Seconds and tokens a second of every stage: {"score": [(step, s)], "score/speed": ...}."""
     found: dict[str, list[tuple[int, float]]] = {}
     chain, rows = source.chain, {row["step"]: row for row in source.rows}
-    for step in range(1, chain.config.run.steps + 1):
+    for step in sorted(rows):
         for made in (chain.rollout(step), chain.score(step), chain.update(step)):
-            if not (made.path / MANIFEST).is_file() or step not in rows:
+            if not (made.path / MANIFEST).is_file():
                 continue
             seconds = read_manifest(made.path).get("seconds", 0)
-            tokens = _tokens(rows[step], chain.config.rollout.samples_per_prompt, made.name,
-                             chain.config.rollout.prompts_per_step)  # fmt: skip
+            if made.name == "rollout":
+                tokens = rows[step].get("rollout/tokens_sampled", 0)
+            else:
+                tokens = source.trained_tokens(step) if step in source.scored else 0
             if seconds > 0:
                 found.setdefault(made.name, []).append((step, seconds))
                 if tokens:
                     found.setdefault(f"{made.name}/speed", []).append((step, tokens / seconds))
     return found
-
-
-def _tokens(row: dict[str, Any], samples: int, stage: str, prompts: int) -> float:
-    """Response tokens that a stage worked on: those sampled, or those of the groups trained on."""
-    if stage == "rollout":
-        return float(row.get("rollout/tokens_sampled", 0))
-    return float(row.get("rollout/response_tokens_mean", 0)) * samples * prompts
 
 
 def _timed(

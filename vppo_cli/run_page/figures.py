@@ -67,11 +67,11 @@ def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[s
         _concentration(sources, known),
         _histogram("Trajectory dependency", "nats, mean over a response; share of responses",
                    {i: np.concatenate(r.dependency) for i, r in known}, log=False),
-        _bands("Token perception over training", [(i, r.steps, r.perception) for i, r in known],
-               "nats; median and 75 %, 90 %, 95 % quantiles of all tokens", (0.5, 0.75, 0.9, 0.95)),
-        _bands("Trajectory dependency over training",
+        _bands("Perception by step", [(i, r.steps, r.perception) for i, r in known],
+               "nats; median, and 75, 90, 95 % quantiles", (0.5, 0.75, 0.9, 0.95)),
+        _bands("Dependency by step",
                [(i, r.steps, r.dependency) for i, r in known],
-               "nats; median, half of all responses, 90 % of them", QUANTILES),
+               "nats; median, and the middle 50 and 90 %", QUANTILES),
         _kept(known),
     ]  # fmt: skip
     first = known[0][1]
@@ -159,7 +159,7 @@ def _bands(
         pairs = ([(0, 4), (1, 3)] if len(quantiles) == 5 else
                  [(middle, 3), (middle, 2), (middle, 1)])  # fmt: skip
         for low, high in pairs:
-            label = f"{100 * quantiles[high]:g} %"
+            label = f"{100 * quantiles[high]:g} % quantile"
             series.append({"run": run, "kind": "band", "x": x, "low": cut[low], "high": cut[high],
                            "y": cut[high], "name": label})  # fmt: skip
         series.append({"run": run, "x": x, "y": cut[middle], "name": "median"})
@@ -170,5 +170,5 @@ def _bands(
 def _kept(known: Sequence[tuple[int, Reading]]) -> dict[str, Any]:
     series = [{"run": run, "x": list(r.steps), "y": [short(v) for v in r.kept_share]}
               for run, r in known]  # fmt: skip
-    return {"title": "Perception in the kept tokens", "about": "share of the total, by step", "x": "step",
+    return {"title": "Perception in kept tokens", "about": "share of the total", "x": "step",
             "whole": True, "format": "percent", "sync": "step", "series": series}  # fmt: skip

@@ -56,6 +56,17 @@ class RunSource:
             if self.chain.rollout(t).path.is_dir() and self.chain.score(t).path.is_dir()
         ]  # fmt: skip
 
+    def trained_tokens(self, step: int) -> int:
+        """Response tokens of the groups that a step trains on, from the score file's own counts."""
+        path = self.chain.score(step).path / SCORES
+        try:
+            metadata = pq.read_metadata(path)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from error
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return sum(c.num_values for c in columns if c.path_in_schema.startswith("perception."))
+
     def tables(self, step: int) -> tuple[pa.Table, pa.Table]:
         """A step's responses and their scores, row by row the same groups.
 
@@ -86,11 +97,15 @@ def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
         table = pq.read_table(path, page_checksum_verification=True)
         return table.select(columns.names).cast(columns).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
-        detail = str(error).splitlines()[0]
-        raise UserError(
-            str(path), f"not a readable {name} ({detail}).",
-            "Delete its folder; it is made again when it is needed.",
-        ) from error  # fmt: skip
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    detail = str(error).splitlines()[0]
+    return UserError(
+        str(path), f"not a readable {path.name} ({detail}).",
+        "Delete its folder; it is made again when it is needed.",
+    )  # fmt: skip
 
 
 def responses(table: pa.Table, column: str) -> pa.ListArray:

@@ -106,7 +106,7 @@ def _value(source: RunSource, name: str) -> str:
     value: Any = source.chain.config.model_dump(mode="json")
     for part in name.split("."):
         value = value[part]
-    return value if isinstance(value, str) else json.dumps(value)
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _provenance(source: RunSource) -> dict[str, str]:
