@@ -55,7 +55,9 @@ def write_looks(source: RunSource, step: int, groups: int = 2) -> Path:
         for name in ("top_p", "top_perturbed_p"):
             row[name] = [[[math.exp(p), 0.01, 0.001] for p, _ in response] for response in pairs]
         for name in ("top_q", "top_perturbed_q"):
-            row[name] = [[[math.exp(p - s), 0.02, 0.002] for p, s in response] for response in pairs]
+            row[name] = [
+                [[math.exp(p - s), 0.02, 0.002] for p, s in response] for response in pairs
+            ]
         rows.append(row)
     path = source.chain.score(step).path / "looks.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), path)

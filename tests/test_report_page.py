@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from browser import Browser, chromium
 from command_line import Command, given, vppo
-from looks import write_looks
+from looks import COLUMNS, write_looks
 from test_cli_start import HEAVY, imported_by
 from test_page import tokens
+from test_report import result
 
+from evals.report import build, write
 from pipelines import objectives
 from pipelines import vppo as math_of
 from pipelines.config import Config
+from pipelines.page import embedded_json, packed, page
 from vppo_cli.run_page import collect
 from vppo_cli.run_page.entries import viewer
 from vppo_cli.run_page.figures import read
@@ -48,7 +52,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def made(finished: tuple[Path, Command], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(
+    finished: tuple[Path, Command], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Made]:
     runs = tmp_path_factory.mktemp("report") / "runs"
     for name in ("small", "other"):
         shutil.copytree(finished[0], runs / name)
@@ -121,7 +127,7 @@ def test_two_runs_lie_over_each_other(browser: Browser, made: Made) -> None:
     opened.page.wait_for_selector(".chart svg")
     chart = opened.page.locator("figure.chart").first
     assert chart.locator(".curve.run-0").count() == chart.locator(".curve.run-1").count() == 1
-    assert opened.page.locator("#summary .legend li").all_inner_texts() == ["small", "other"]
+    assert opened.page.locator("#curves .legend li").all_inner_texts() == ["small", "other"]
     chart.locator("svg").hover(position={"x": 60, "y": 80})  # at the first step
     told = opened.page.inner_text("#tip").split("\n")
     accuracy = made.source.rows[0]["rollout/accuracy"]
@@ -204,7 +210,9 @@ def test_figures_are_counted_from_every_token(made: Made) -> None:
     top = highest[: round(len(highest) / 10)].sum() / highest.sum()
     assert curve["y"][at] == pytest.approx(top, abs=2e-3)
     kept = charts["Perception in kept tokens"]["series"][0]["y"]
-    assert kept == pytest.approx([r["score/perception_in_kept"] for r in made.source.rows], abs=1e-3)
+    assert kept == pytest.approx(
+        [r["score/perception_in_kept"] for r in made.source.rows], abs=1e-3
+    )
 
 
 def test_words_join_letters_and_hold_all_perception(made: Made) -> None:
@@ -233,7 +241,9 @@ def test_a_word_is_a_run_of_letters_within_a_response() -> None:
 @pytest.mark.parametrize("objective", ["vppo", "vppo-tas", "vppo-tgf", "dapo", "grpo"])
 @pytest.mark.parametrize("statistics", ["batch", "micro_batch"])
 @pytest.mark.parametrize("overlong", [0, 16])
-def test_advantages_are_those_of_the_trainer(objective: str, statistics: str, overlong: int) -> None:
+def test_advantages_are_those_of_the_trainer(
+    objective: str, statistics: str, overlong: int
+) -> None:
     """Numpy here and torch there, on the same draws: 6 groups of 4, update batches of 4 and 2."""
     rng = np.random.default_rng(1)
     reward_PG = rng.integers(0, 2, (6, 4)).astype(np.float32)
@@ -272,25 +282,43 @@ def test_an_objective_of_ones_own_has_no_known_shaping() -> None:
 def test_the_viewer_keeps_to_its_bytes_and_says_what_is_left_out(made: Made) -> None:
     words = vocabulary(made.source.chain)
     whole = viewer(made.source, words, 10**9)
-    size = len(json.dumps(whole.entries, separators=(",", ":")))
+    size = sum(len(packed(embedded_json(entry))) for entry in whole.entries)
     assert whole.left_out == []
     assert len(whole.entries) == 6  # two a step have second views
     half = viewer(made.source, words, size // 2)
     assert 0 < len(half.entries) < 6
+    assert sum(len(packed(embedded_json(entry))) for entry in half.entries) <= size // 2
     assert half.steps[-1] == 3  # the last step first
     assert half.left_out == [step for step in (1, 2, 3) if step not in half.steps]
     assert any(f"--steps {half.left_out[0]}" in note for note in half.notes)
-    tight = viewer(made.source, words, size // 13)  # less than one prompt: no alternatives
-    assert len(tight.entries) <= 1
+    tight = viewer(made.source, words, size // 8)  # less than one prompt: its alternatives go
+    assert [r["top"] for entry in tight.entries for r in entry["responses"]] == [None] * 8
     assert viewer(made.source, words, 0).entries == []
     chosen = viewer(made.source, words, 10**9, [2])
     assert {entry["step"] for entry in chosen.entries} == {2}
 
 
 def test_the_whole_page_keeps_to_its_bytes(made: Made) -> None:
-    sections = collect([made.source], most_bytes=120_000)
-    assert len(json.dumps(sections, separators=(",", ":"))) < 130_000
+    bare = len(page("small", collect([made.source], most_bytes=0)))
+    sections = collect([made.source], most_bytes=80_000)
+    assert bare < len(page("small", sections)) < bare + 80_000
     assert sections["viewer_left_out"]
+
+
+def test_our_row_stands_beside_the_published_ones(
+    browser: Browser, finished: tuple[Path, Command], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished[0], tmp_path / "runs" / "small"))
+    write(build("ours <b>", [result("mathverse"), result("geo3k")]), run / "eval" / "0003")
+    vppo("report", runs=tmp_path / "runs").succeeded()
+    opened = browser.open(run / "report.html", width=390)
+    rows = opened.page.locator("#evaluations table:has(caption) >> nth=0").locator("tr")
+    cells = [row.split("\t") for row in rows.all_inner_texts()]
+    assert ["Qwen2.5-VL-7B + VPPO", "71.6", "46.5"] in cells  # as printed in the paper
+    assert cells[-1][0].startswith("ours <b>")
+    assert cells[-1][1].startswith("43.8 [")  # 7 of 16 right
+    assert opened.sideways() == 0
+    opened.assert_harmless()
 
 
 def test_evenly_spread() -> None:
@@ -319,6 +347,28 @@ def test_a_run_without_second_views_says_so(
     assert opened.page.locator(".images img").count() == 1
     assert "not recorded" in opened.page.inner_text(".images")
     assert opened.page.locator("[aria-label=Prompt] option").count() == 4
+    opened.assert_harmless()
+
+
+def test_second_views_without_a_perturbed_one(browser: Browser, made: Made, tmp_path: Path) -> None:
+    """As an estimator that needs one view leaves them: empty for each response."""
+    run = Path(shutil.copytree(made.runs / "small", tmp_path / "runs" / "small"))
+    for file in run.rglob("looks.parquet"):
+        rows = pq.read_table(file).to_pylist()
+        for row in rows:
+            row["perturbed_images"] = []
+            for name in ("logp_perturbed", "top_q", "top_perturbed", "top_perturbed_p",
+                         "top_perturbed_q"):  # fmt: skip
+                row[name] = [[] for _ in row[name]]
+        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), file)
+    vppo("report", runs=tmp_path / "runs").succeeded()
+    opened = browser.open(run / "report.html")
+    opened.page.locator(".tokens .token").nth(3).hover()
+    told = " ".join(opened.page.inner_text(".inspector").split())
+    assert "with the image perturbed not recorded" in told
+    assert "Likeliest with the image" in told
+    assert "Likeliest with it perturbed" not in told
+    assert "not recorded" in opened.page.inner_text(".images")
     opened.assert_harmless()
 
 

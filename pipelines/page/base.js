@@ -1,6 +1,16 @@
 // What every part uses: the data, making elements (text only ever as text), numbers as people read them.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+if (data.viewer) data.viewer = await unpack(data.viewer);
+
+/** JSON that was compressed (zlib) and written as base64. */
+async function unpack(text) {
+  const packed = atob(text);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
 
 /** An element; `text` becomes a text node, `on` an object of listeners, null attributes are left out. */
 function el(tag, attributes = {}, ...children) {

@@ -3,18 +3,18 @@
 function summarySection(found) {
   const { state, done, steps, model, data: source, objective, estimator, facts } = found;
   const line = [
+    runs.length > 1 ? runs[0] : null,
     state === "finished" ? `${done} steps` : `${done} of ${steps} steps, ${state}`,
     objective, `model ${model}`, `data ${source}`, `perception by ${estimator}`,
   ];
   return el("section", { id: "summary", class: "summary", "aria-labelledby": "summary-title" },
     el("h1", { id: "summary-title", text: data.title }),
-    el("p", { class: "line", text: line.join("  \u00b7  ") }),
+    el("p", { class: "line", text: there(line).join("  \u00b7  ") }),
     facts.length
       ? el("dl", { class: "facts" }, ...facts.map(([label, value, remark]) =>
         el("div", {}, el("dt", { text: label }), el("dd", { class: "big", text: value }),
           remark ? el("dd", { class: "remark", text: remark }) : null)))
-      : about("No training step is finished yet."),
-    legend());
+      : null);
 }
 
 function curvesSection(found) {
@@ -145,7 +145,7 @@ function intervalMark(row) {
     "aria-hidden": "true" },
   el("line", { class: "grid", x1: 0, x2: 160, y1: 7, y2: 7 }),
   el("line", { class: "whisker run-0", x1: low, x2: Math.max(high, low + 1), y1: 7, y2: 7 }),
-  el("circle", { class: "dot run-0", cx: 160 * row.accuracy, cy: 7, r: 3 }));
+  el("line", { class: "mean", x1: 160 * row.accuracy, x2: 160 * row.accuracy, y1: 1, y2: 13 }));
 }
 
 function changesTable(rows) {
@@ -212,16 +212,16 @@ function settingRow(row) {
 
 function versions(found) {
   const several = found.runs.length > 1;
-  const differ = found.versions.some((row) => row.differs);
-  if (!several) {
-    const text = found.versions.map((row) => `${row.name} ${row.values[0]}`).join("  \u00b7  ");
-    return el("p", { class: "made-with", text });
-  }
-  return el("div", { class: "scroll" }, el("table", { class: "settings versions" },
+  const differing = found.versions.filter((row) => row.differs);
+  const same = found.versions.filter((row) => !row.differs)
+    .map((row) => `${row.name} ${row.values[0]}`).join("  \u00b7  ");
+  const line = el("p", { class: "made-with", text: several ? `The same in all: ${same}` : same });
+  if (!differing.length) return line;
+  return el("div", {}, line, el("div", { class: "scroll" }, el("table", { class: "settings versions" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "" }),
       ...found.runs.map((name) => el("th", { scope: "col", text: name })))),
-    el("tbody", {}, ...found.versions.map((row) => el("tr", { class: row.differs ? "differs" : null },
+    el("tbody", {}, ...differing.map((row) => el("tr", { class: row.differs ? "differs" : null },
       el("th", { scope: "row" }, el("code", { text: row.name })),
       ...row.values.map((text) => el("td", {}, el("code", { text: text || "\u2013" }))))))),
-  !differ ? about("The same versions made all of them.", "note") : null);
+  ));
 }

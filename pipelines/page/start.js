@@ -20,34 +20,17 @@ const PARTS = [
   }
 })();
 
-(function theme() {
-  const root = document.documentElement;
+(function themeButton() {
   const button = document.getElementById("theme");
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  try {
-    chosen = localStorage.getItem("vppo-theme");
-  } catch { /* a browser that keeps nothing for files */ }
-  const show = () => {
-    const now = chosen || (dark.matches ? "dark" : "light");
-    root.dataset.theme = now;
+  button.addEventListener("click", theme.toggle);
+  theme.listen((now) => {
     button.textContent = now === "dark" ? "Light" : "Dark";
     button.setAttribute("aria-label", `Switch to ${now === "dark" ? "light" : "dark"} colours`);
-  };
-  const toggle = () => {
-    chosen = root.dataset.theme === "dark" ? "light" : "dark";
-    try {
-      localStorage.setItem("vppo-theme", chosen);
-    } catch { /* then only until it is closed */ }
-    show();
-  };
-  button.addEventListener("click", toggle);
-  dark.addEventListener("change", show);
+  });
   document.addEventListener("keydown", (event) => {
     const plain = !event.ctrlKey && !event.metaKey && !event.altKey && !typing(event.target);
-    if (plain && event.key === "t") toggle();
+    if (plain && event.key === "t") theme.toggle();
   });
-  show();
 })();
 
 (function help() {

@@ -92,12 +92,14 @@ function tokenView(onToken) {
     if (first) first.tabIndex = 0;
   }
 
-  function mark(index) {
+  /** Point at a token; `tapped`: it is brought to where the sheet of a narrow screen does not cover it. */
+  function mark(index, tapped = false) {
     box.querySelector(".token.current")?.classList.remove("current");
     current = index;
     const token = index < 0 ? null : box.querySelector(`[data-i="${index}"]`);
-    token?.classList.add("current");
     onToken(token ? index : -1);
+    token?.classList.add("current");
+    if (token && tapped) token.scrollIntoView({ block: "nearest" });
     return token;
   }
 
@@ -116,7 +118,7 @@ function tokenView(onToken) {
 
   const pointed = (event) => {
     const token = event.target.closest(".token");
-    if (token) mark(Number(token.dataset.i));
+    if (token) mark(Number(token.dataset.i), event.type !== "pointerover");
   };
   box.addEventListener("pointerover", (event) => event.pointerType === "mouse" && pointed(event));
   box.addEventListener("click", pointed);
@@ -162,13 +164,17 @@ function inspector() {
   return made;
 }
 
+const chance = (p) => (p > 0 && p < 0.001 ? "< 0.1 %" : `${number(100 * p, 2)} %`);
+
 function alternatives(title, lists, i) {
   const found = lists && lists[i];
   if (!found || !found.length) return null;
   return el("table", { class: "alternatives" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col", text: title }),
-      el("th", { scope: "col", text: "image" }), el("th", { scope: "col", text: "perturbed" }))),
+      el("th", { scope: "col", text: "image" }),
+      el("th", { scope: "col", text: "perturbed" }))),
     el("tbody", {}, ...found.map(([text, p, q]) => el("tr", {},
       el("th", { scope: "row" }, el("code", { text: visible(text).slice(0, 40) })),
-      el("td", {}, bar(p, percent(p))), el("td", {}, bar(q, percent(q)))))));
+      el("td", {}, bar(p, chance(p))),
+      q === null ? el("td", { text: "\u2013" }) : el("td", {}, bar(q, chance(q)))))));
 }

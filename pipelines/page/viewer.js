@@ -51,6 +51,8 @@ function viewerSection(entries, notes, alone) {
   const heading = el("h3", { class: "response-title" });
   const none = el("p", { class: "empty" });
 
+  /** An entry's place among those of its step, from 1. */
+  const nth = (e) => e - first(String(entries[e].step)) + 1;
   const first = (step) => entries.findIndex((entry) => String(entry.step) === step);
 
   /** The responses one can move through: [[entry, response]], filtered and ordered. */
@@ -119,7 +121,9 @@ function viewerSection(entries, notes, alone) {
     drawImages(entry, state.response);
     details.show(response, -1);
     if (!any) return;
-    heading.textContent = `Response ${state.response + 1}`;
+    const where = state.among === "prompt" ? "Response"
+      : `Step ${entry.step}, prompt ${nth(state.entry)}, response`;
+    heading.textContent = `${where} ${state.response + 1}`;
     drawFacts(entry, response);
     view.show(response);
   }
@@ -131,7 +135,7 @@ function viewerSection(entries, notes, alone) {
     const shown = pairs.slice(start, start + CHIPS).map(([e, r, response]) => {
       const sign = graded ? (right(response) ? "\u2713" : "\u2717") : "";
       const said = graded ? (right(response) ? ", correct" : ", wrong") : "";
-      const name = state.among === "prompt" ? `${r + 1}` : `${entries[e].step}.${e - first(String(entries[e].step)) + 1}.${r + 1}`;
+      const name = [...{ prompt: [], step: [nth(e)], run: [entries[e].step, nth(e)] }[state.among], r + 1].join(".");
       const height = el("span", { class: "chip-bar", "aria-hidden": "true" }, el("span"));
       height.firstChild.style.width = `${100 * Math.max(0, response.dependency) / highest}%`;
       return el("button", { type: "button", class: "chip",

@@ -1,4 +1,4 @@
-"""The content of ``vppo report``: everything a run's page shows, gathered from its artifacts. Torch-free."""
+"""The content of ``vppo report``: what a run's page shows, from its artifacts. Torch-free."""
 
 from __future__ import annotations
 

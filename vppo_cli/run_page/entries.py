@@ -10,18 +10,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.page import embedded_json
+from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
 from pipelines.records import SampleTable
 from vppo_cli.run_page.curves import short
 from vppo_cli.run_page.looks import LOOK_COLUMNS, Looks
 from vppo_cli.run_page.shaping import step_advantages
 from vppo_cli.run_page.source import (
-    LOOKS, Array, RunSource, Vocabulary, flat, lengths, read_table, spread_order,
-)  # fmt: skip
+    LOOKS,
+    Array,
+    RunSource,
+    Vocabulary,
+    flat,
+    lengths,
+    read_table,
+    spread_order,
+)
 
 GROUPS = 4
 """Prompts of a step that are shown where no looks.parquet chooses them."""
+
+MOST_JSON = 80_000_000
+"""Characters of all entries before they are compressed: what a browser holds without effort."""
 
 Entry = dict[str, Any]
 
@@ -37,7 +47,10 @@ class Viewer:
 
 
 def viewer(
-    source: RunSource, vocabulary: Vocabulary | None, budget: int, steps: Sequence[int] | None = None
+    source: RunSource,
+    vocabulary: Vocabulary | None,
+    budget: int,
+    steps: Sequence[int] | None = None,
 ) -> Viewer:
     """The entries of the steps asked for, as many as fit, spread evenly over training.
 
@@ -48,19 +61,19 @@ def viewer(
     wanted = [t for t in source.scored if steps is None or t in steps]
     maker = EntryMaker(source, vocabulary)
     made: dict[int, list[Entry]] = {}
-    left, cut = budget, False
+    left, raw_left, cut = budget, MOST_JSON, False
     for place in spread_order(len(wanted)):
         step = wanted[place]
-        entries = []
+        entries: list[Entry] = []
         for entry in maker.entries(step):
-            size = len(embedded_json(entry).encode())
-            if size > left and not made:  # better the first step in part than an empty viewer
-                entry = _without_alternatives(entry)
-                size, cut = len(embedded_json(entry).encode()), True
-            if size > left:
+            size, raw = _sizes(entry)
+            if (size > left or raw > raw_left) and not made and not entries:
+                entry = _without_alternatives(entry)  # better in part than an empty viewer
+                (size, raw), cut = _sizes(entry), True
+            if size > left or raw > raw_left:
                 cut = True
                 break
-            left -= size
+            left, raw_left = left - size, raw_left - raw
             entries.append(entry)
         if entries:
             made[step] = entries
@@ -72,6 +85,12 @@ def viewer(
     )  # fmt: skip
     found.notes = _notes(source, found, maker, cut=cut)
     return found
+
+
+def _sizes(entry: Entry) -> tuple[int, int]:
+    """Characters that an entry takes in the page, and of its JSON."""
+    text = embedded_json(entry)
+    return len(packed(text)), len(text)
 
 
 def _without_alternatives(entry: Entry) -> Entry:
@@ -200,13 +219,20 @@ def _rounded(values: Sequence[float]) -> list[float | None]:
 
 
 def _alternatives(look: Entry | None, i: int, *names: str) -> list[Any] | None:
-    """[[[text, p, q], ...] of each token]; None where there is no second view to compare with."""
+    """[[[text, p, q], ...] of each token] of response i; q is None where there is no second view.
+
+    Args:
+        names: the columns of texts, p and q.
+    """
     if look is None:
         return None
-    columns = [look[name][i] if look[name] else [] for name in names]
-    if not all(columns):
+    texts, clean, perturbed = (look[name][i] if look[name] else [] for name in names)
+    if not texts:
         return None
     return [
-        [[text, short(p, 3), short(q, 3)] for text, p, q in zip(*token, strict=True)]
-        for token in zip(*columns, strict=True)
+        [
+            [text, short(p, 3), short(perturbed[t][k], 3) if perturbed else None]
+            for k, (text, p) in enumerate(zip(texts[t], clean[t], strict=True))
+        ]
+        for t in range(len(texts))
     ]

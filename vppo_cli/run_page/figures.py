@@ -129,7 +129,8 @@ def _concentration(
 ) -> dict[str, Any] | None:
     """Share of all perception in the tokens that look most: few tokens look, or all do."""
     share_T = np.unique(np.concatenate([np.linspace(0, 0.1, 41), np.linspace(0.1, 1, 91)]))
-    series, marks = [], []
+    series: list[dict[str, Any]] = []
+    marks: list[dict[str, Any]] = []
     for run, reading in known:
         perception_N = np.concatenate(reading.perception)
         if perception_N.min() < 0 or perception_N.sum() <= 0:

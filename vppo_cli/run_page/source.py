@@ -175,6 +175,8 @@ def vocabulary(chain: Chain) -> Vocabulary | None:
     if not Path(model).is_dir() and model != "tiny":
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(model, "tokenizer.json", revision=chain.config.model.revision)
+        found = try_to_load_from_cache(
+            model, "tokenizer.json", revision=chain.config.model.revision
+        )
         files += [Path(found)] if isinstance(found, str) else []
     return next((Vocabulary(file) for file in files if file.is_file()), None)

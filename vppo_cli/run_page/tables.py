@@ -28,7 +28,7 @@ def evaluations(sources: Sequence[RunSource]) -> dict[str, Any]:
                     "interval": entry["interval"], "difference": entry.get("difference"),
                     "difference_interval": entry.get("difference_interval"),
                 })  # fmt: skip
-    found = {"own": own, "changes": _changes(sources), "reports": _reports(sources)}
+    found: dict[str, Any] = {"own": own, "changes": _changes(sources), "reports": _reports(sources)}
     if not own and not found["reports"]:
         name = sources[0].name
         found["empty"] = f"Not evaluated yet: vppo eval --run {name}"
@@ -41,7 +41,9 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
     first = sources[0].chain
     for other in sources[1:]:
         for benchmark in first.benchmarks:
-            steps = [chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)]
+            steps = [
+                chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)
+            ]
             if not all(step.path.is_dir() for step in steps):
                 continue
             try:

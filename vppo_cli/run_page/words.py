@@ -90,7 +90,9 @@ def words(names: Sequence[str], counted: Sequence[WordCount | None]) -> dict[str
             if times >= FEWEST
         ]
         tables.append({"run": name, "rows": rows[:MOST], "more": max(0, len(rows) - MOST)})
-    note = f"Words that occur {FEWEST} times or more. A word's perception is the sum over its tokens."
+    note = (
+        f"Words that occur {FEWEST} times or more. A word's perception is the sum over its tokens."
+    )
     if tables:
         return {"tables": tables, "note": note}
     return {"tables": [], "empty": "The run's tokenizer is not on this machine, or no step is scored, "
