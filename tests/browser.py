@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +43,15 @@ class Opened:
         return int(self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
 
 
+def page_data(path: Path) -> dict[str, Any]:
+    """The data that a written page holds, the viewer's entries unpacked; without a browser."""
+    text = path.read_text(encoding="utf-8")
+    data: dict[str, Any] = json.loads(text.split('id="data">', 1)[1].split("</script>", 1)[0])
+    if "viewer" in data:
+        data["viewer"] = json.loads(zlib.decompress(base64.b64decode(data["viewer"])))
+    return data
+
+
 class Browser:
     """Opens pages; each in a context of its own, so that nothing is remembered."""
 
@@ -62,6 +74,7 @@ class Browser:
             "dialog", lambda dialog: opened.complaints.append(f"dialog {dialog.message}")
         )
         opened.page.goto(path.absolute().as_uri())
+        opened.page.wait_for_selector("main[aria-busy=false]")
         return opened
 
 

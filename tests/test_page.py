@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Opened, chromium
+from browser import Browser, Opened, chromium, page_data
 
 from pipelines.errors import UserError
 from pipelines.page import embedded_json, page, write_page
@@ -103,6 +103,9 @@ def test_a_title_is_text_and_the_policy_allows_nothing_from_elsewhere() -> None:
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_page(tmp_path / "new" / "page.html", "one", {"viewer": []})
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["page.html"]
+    entries = [entry(response(["a </script>", "b"]))]
+    write_page(tmp_path / "new" / "page.html", "two", {"viewer": entries})
+    assert page_data(tmp_path / "new" / "page.html") == {"title": "two", "viewer": entries}
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)):
         write_page(tmp_path / "file" / "page.html", "one", {})
@@ -293,6 +296,7 @@ def test_ones_own_example_shows_without_what_only_training_knows(
     assert "has no image" in text
     for absent in ("Gold", "Advantage", "Reward", "null", "undefined", "NaN"):
         assert absent not in text
+    assert opened.page.inner_text("h1") == "a page"
     assert opened.page.locator("[data-filter], nav a").count() == 0
     opened.assert_harmless()
 
@@ -312,3 +316,15 @@ def test_a_view_for_each_response(browser: Browser, tmp_path: Path) -> None:
     assert sources() == [PIXEL, PIXEL]
     opened.page.keyboard.press("ArrowRight")
     assert sources() == [PIXEL, other]
+
+
+def test_without_a_browser_tests_are_skipped_but_fail_in_ci(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no Chromium is installed"), chromium():
+        pass
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no Chromium is installed"), chromium():
+        pass

@@ -79,9 +79,10 @@ function scales(spec, width) {
   let [low, high] = [Math.min(...ys), Math.max(...ys)];
   const x = (v) => PAD.left + ((v - left) / (right - left)) * (width - PAD.left - PAD.right);
   const form = FORMATS[spec.format];
-  const xTicks = ticks(left, right, Math.max(2, Math.floor(width / 80)), spec.whole)
-    .filter((t) => !spec.whole || t >= 1);
-  if (spec.whole && !xTicks.includes(left) && xs.length > 1 && x(xTicks[0]) - x(left) > 24) xTicks.unshift(left);
+  const single = new Set(xs).size === 1;
+  const xTicks = single ? [xs[0]]
+    : ticks(left, right, Math.max(2, Math.floor(width / 80)), spec.whole).filter((t) => !spec.whole || t >= 1);
+  if (spec.whole && !single && !xTicks.includes(left) && x(xTicks[0]) - x(left) > 24) xTicks.unshift(left);
   if (spec.log) {
     const [bottom, top] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
     const every = Math.max(1, Math.ceil((top - bottom) / 5));
@@ -97,7 +98,7 @@ function scales(spec, width) {
   if (low > 0 && low < 2.5 * (high - low)) low = 0;
   // Differences of less than a hundredth of a percent are no picture of a share.
   if (spec.format === "percent" && low > 0.5 && high - low < 0.002) [low, high] = [Math.min(low, 0.99), Math.max(high, 1)];
-  if (high === low) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, high + Math.abs(high) / 2];
+  if (high === low) [low, high] = low === 0 ? [0, 1] : [Math.min(0, 1.2 * low), Math.max(0, 1.2 * high)];
   const step = tickStep(high - low, 4);
   [low, high] = [Math.floor(low / step + 1e-6) * step, Math.ceil(high / step - 1e-6) * step];
   const yTicks = ticks(low, high, 4);
@@ -129,7 +130,10 @@ function shapes(series, scale) {
     made.push(el("path", { class: `curve ${run}`, d: outline }));
     return made;
   }
-  if (series.low && !series.dots) {
+  if (series.low && !series.dots && series.x.length === 1) {
+    const x = scale.x(series.x[0]);
+    made.push(el("line", { class: `whisker ${run}`, x1: x, x2: x, y1: scale.y(series.low[0]), y2: scale.y(series.high[0]) }));
+  } else if (series.low && !series.dots) {
     const there = series.x.map((x, i) => at(x, series.high[i]));
     const back = series.x.map((x, i) => at(x, series.low[i])).reverse();
     made.push(el("path", { class: `band ${run}`, d: `M${there.join("L")}L${back.join("L")}Z` }));

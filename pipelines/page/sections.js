@@ -4,7 +4,7 @@ function summarySection(found) {
   const { state, done, steps, model, data: source, objective, estimator, facts } = found;
   const line = [
     runs.length > 1 ? runs[0] : null,
-    state === "finished" ? `${done} steps` : `${done} of ${steps} steps, ${state}`,
+    state === "finished" ? `${done} step${done === 1 ? "" : "s"}` : `${done} of ${steps} steps, ${state}`,
     objective, `model ${model}`, `data ${source}`, `perception by ${estimator}`,
   ];
   return el("section", { id: "summary", class: "summary", "aria-labelledby": "summary-title" },

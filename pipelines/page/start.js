@@ -12,12 +12,14 @@ const PARTS = [
   const shown = PARTS.filter(([name]) => data[name]);
   document.getElementById("brand").textContent = data.title;
   content.replaceChildren();
-  if (data.summary) content.append(summarySection(data.summary));
+  content.append(data.summary ? summarySection(data.summary)
+    : el("section", { class: "summary" }, el("h1", { text: data.title })));
   for (const [name, label, make] of shown) {
     content.append(make ? make(data[name])
       : viewerSection(data.viewer, data.viewer_notes, shown.length === 1));
     if (shown.length > 1) nav.append(el("a", { href: `#${name}`, text: label }));
   }
+  content.setAttribute("aria-busy", "false");
 })();
 
 (function themeButton() {
