@@ -291,7 +291,8 @@ def test_the_viewer_keeps_to_its_bytes_and_says_what_is_left_out(made: Made) -> 
     assert half.steps[-1] == 3  # the last step first
     assert half.left_out == [step for step in (1, 2, 3) if step not in half.steps]
     assert any(f"--steps {half.left_out[0]}" in note for note in half.notes)
-    tight = viewer(made.source, words, size // 8)  # less than one prompt: its alternatives go
+    one = len(packed(embedded_json(half.entries[-2])))  # step 3's first prompt
+    tight = viewer(made.source, words, one - 1)  # less than one prompt: its alternatives go
     assert [r["top"] for entry in tight.entries for r in entry["responses"]] == [None] * 8
     assert viewer(made.source, words, 0).entries == []
     chosen = viewer(made.source, words, 10**9, [2])
@@ -424,6 +425,12 @@ def test_mistakes_are_told(made: Made, tmp_path: Path) -> None:
         assert done.code == 2, arguments
         assert expected in done.err
         assert "Traceback" not in done.err
+
+
+def test_a_run_is_known_by_its_folder_too(made: Made) -> None:
+    out = made.runs.parent / "by-path.html"
+    told = vppo("report", f"{made.runs}/small/", "--out", out, "--json", runs=made.runs).json
+    assert told["run"] == "small"
 
 
 def test_a_damaged_file_is_named(made: Made, tmp_path: Path) -> None:

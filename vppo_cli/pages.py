@@ -65,7 +65,9 @@ def report(
 
 
 def open_run(name: str | None) -> RunSource:
-    """The run, or an error that names one that is spelled alike."""
+    """The run, by name or by its folder's path, or an error that names one that is spelled alike."""
+    if name and Path(name).resolve().parent == runs.runs_folder().resolve():
+        name = Path(name).name
     known = [path.parent.name for path in runs.runs_folder().glob(f"*/{runs.CONFIG}")]
     near = get_close_matches(name or "", known, n=1)
     if name and name not in known and near:
