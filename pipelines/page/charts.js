@@ -3,8 +3,13 @@
 const HEIGHT = 196;
 const PAD = { left: 58, right: 12, top: 10, bottom: 38 };
 
-/** Charts over the training step move their crosshairs together. */
+/** Charts over the training step move their crosshairs together, */
 const synced = [];
+
+/** and have one x axis: the first and last step of any of them. */
+const stepRange = [...(data.curves?.groups || []).flatMap((group) => group.charts), ...(data.figures?.charts || [])]
+  .filter((spec) => spec.sync).flatMap((spec) => spec.series).flatMap((series) => series.x)
+  .reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
 
 function chart(spec) {
   const plot = el("div", { class: "plot" });
@@ -71,7 +76,7 @@ function draw(state) {
 }
 
 function scales(spec, width) {
-  const xs = spec.series.flatMap((s) => s.x);
+  const xs = spec.sync ? stepRange : spec.series.flatMap((s) => s.x);
   let ys = spec.series.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]);
   if (spec.log) ys = ys.filter((y) => y > 0);
   let [left, right] = [Math.min(...xs), Math.max(...xs)];
