@@ -58,7 +58,7 @@ def made(
     runs = tmp_path_factory.mktemp("report") / "runs"
     for name in ("small", "other"):
         shutil.copytree(finished[0], runs / name)
-    rename_objective(runs / "other")
+    make_different(runs / "other")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VPPO_RUNS", str(runs))
         source = RunSource.open("small")
@@ -71,7 +71,7 @@ def made(
         yield Made(runs, source, page, told)
 
 
-def rename_objective(run: Path) -> None:
+def make_different(run: Path) -> None:
     """Another value of a setting that no key depends on, and curves that can be told apart."""
     config = run / "config.yaml"
     text = config.read_text()
