@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCALE := .venv-scale
 
-.PHONY: scale-test scale demo test check regression baseline ci-run kill-test perception grading gpu wheel clean
+.PHONY: screenshots scale-test scale demo test check regression baseline ci-run kill-test perception grading gpu wheel clean
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 4 minutes)
 	$(BIN)/vppo train --stage all
@@ -42,6 +42,9 @@ scale-test: $(SCALE)/.ready ## vLLM and DeepSpeed (CPU builds), two and four ran
 
 scale: $(SCALE)/.ready  ## the default run with vLLM rollouts and DeepSpeed updates on two ranks (slow)
 	$(SCALE)/bin/python tests/scale/agreement.py
+
+screenshots: $(READY)   ## the README's screenshots, from the latest run (needs Chromium)
+	$(BIN)/python tests/screenshots.py
 
 gpu: $(READY)           ## rollout, score and update of a 3B model with random weights on one GPU, beside the plan
 	$(BIN)/python -m evals.scale_benchmark --out build/gpu

@@ -16,7 +16,7 @@ HEAVY = {"torch", "torchvision", "transformers", "datasets", "vllm", "deepspeed"
          "sklearn", "math_verify"}  # fmt: skip
 
 HELP = {
-    "": ("train", "prepare", "eval", "plan", "status", "export", "doctor", "rollout -> score"),
+    "": ("train", "prepare", "eval", "plan", "status", "report", "export", "doctor", "rollout -> score"),
     "train": ("--stage", "--steps", "--until", "--force", "A..B", "vppo train --config ci.yaml"),
     "prepare": ("--rebuild-tiny", "Parquet", "rejected.jsonl"),
     "eval": ("--benchmarks", "--checkpoint", "last (default), best", "--model", "--samples", "--profile",
@@ -24,6 +24,7 @@ HELP = {
     "compare": ("--fail-below", "paired bootstrap", "exit code 1 on a regression", "--json"),
     "plan": ("without running", "--set", "--json"),
     "status": ("at a glance", "another terminal", "--json"),
+    "report": ("--compare", "--out", "--steps", "no network", "under 20 MB", "vppo report tiny-7f3a"),
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
     "config": ("meaning", "section"),
     "doctor": ("devices", "disk", "what to do", "--json"),

@@ -353,6 +353,43 @@ def status(run: RunName = None, json: Json = False) -> None:
 
 
 @app.command()
+def report(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run (default: the latest).")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", metavar="RUN", help="Draw this run beside it; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page (default: report.html in the run's folder)."),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="A..B", help="Show these steps in the token viewer: 3 or 3..5."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a run as one HTML page: its curves, and what every token looked at.
+
+    Learning curves, the distribution of token perception, the words that look
+    most, evaluations, settings; and a viewer that shades every token of a
+    response by how much it depends on the image. The page needs no network and
+    stays under 20 MB.
+
+    [bold]Examples[/bold]
+
+    vppo report
+
+    vppo report tiny-7f3a --compare tiny-02bc --out both.html
+    """
+    from vppo_cli import pages as commands
+
+    commands.report(run, compare or [], out, steps, as_json=json)
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     run: RunName = None,

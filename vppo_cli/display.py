@@ -332,7 +332,8 @@ def next_steps(chain: Chain) -> None:
     if not all(step.path.is_dir() for step in chain.all()):
         line("next", f"vppo train --run {name}      go on")
         return
-    line("next", f"vppo status --run {name}      what the run did")
+    line("next", f"vppo report {name}      a page: its curves, and what every token looked at")
+    line("", f"vppo status --run {name}      what the run did")
     line("", f"vppo export {name}-model --run {name}      the model, for transformers")
     line(
         "",
