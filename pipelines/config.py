@@ -178,7 +178,7 @@ class RewardConfig(Section):
 class ScoreConfig(Section):
     """Token perception: how much each token depends on the image (paper eq. 3)."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "looks"})
 
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
@@ -194,6 +194,9 @@ class ScoreConfig(Section):
     """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
     batch_prompts: int = Field(default=16, ge=1)
     """Prompts scored together; memory only."""
+    looks: int = Field(default=4, ge=0)
+    """Groups of each step kept to be looked at, with their images as PNG and what else each token could
+    have been (looks.parquet, for vppo report); 0 keeps none."""
 
 
 class UpdateConfig(Section):

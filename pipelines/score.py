@@ -6,7 +6,9 @@ One pass gives the trainer's own log-probs and entropy as well, so the update ne
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipelines.divergence import (
     token_statistics,
 )
 from pipelines.errors import UserError
+from pipelines.looks import TokenLooks, token_looks, write_looks
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
 from pipelines.policy import Encoded, Policy, Row
@@ -38,26 +41,35 @@ def score(
     config: Config, step: int, rollouts: Sequence[Rollout], samples: SampleTable, policy: Policy,
     out: Path, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score every response token of a step's rollouts and write one row per group."""
+    """Score every response token of a step's rollouts and write one row per group.
+
+    The first ``score.looks`` groups are written once more, to be looked at (pipelines/looks.py).
+    """
     estimator = make_estimator(config, step, policy)
     everyone = ranks()
+    looked_at = {group.position for group in rollouts[: config.score.looks]}
 
-    def work(groups: list[Rollout]) -> list[Scored]:
-        scored: list[Scored] = []
+    def work(groups: list[Rollout]) -> list[tuple[Scored, TokenLooks | None]]:
+        done: list[tuple[Scored, TokenLooks | None]] = []
         for part in batches(groups, config.score.batch_prompts):
-            watch.progress("groups", len(scored), len(groups))
+            watch.progress("groups", len(done), len(groups))
             owners = [samples.by_id(group.sample_id) for group in part]
-            statistics = policy.placement.forward(
-                group_statistics, config, step, part, owners, policy
+            statistics, looks = policy.placement.forward(
+                _measure, config, step, part, owners, policy, looked_at
             )
             perception_N = estimator(statistics, part, owners)
-            scored += _scored(config, step, part, statistics, perception_N)
-        return scored
+            done += zip(_scored(config, step, part, statistics, perception_N), looks, strict=True)
+        return done
 
     policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
-    scored = everyone.share(rollouts, work)
+    done = everyone.share(rollouts, work)
+    scored = [row for row, _ in done]
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
+        found = [looks for _, looks in done]
+        write_looks(
+            out, rollouts, samples, policy, found, partial(_scored_views, config, step, policy)
+        )
     return _metrics(step, rollouts, scored)
 
 
@@ -110,17 +122,32 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
     return roles_of([policy.tokenizer.decode([token]) for token in response_ids])
 
 
-def group_statistics(
+def needs_two_views(config: Config) -> bool:
+    """Whether the estimator looks at the perturbed image too."""
+    return config.score.estimator not in ONE_VIEW
+
+
+@dataclass(frozen=True)
+class Views:
+    """Hidden states that predict the response tokens, [N, D]; ``perturbed_ND`` may be None."""
+
+    token_N: torch.Tensor
+    hidden_ND: torch.Tensor
+    perturbed_ND: torch.Tensor | None
+
+
+@torch.no_grad()
+def both_views(
     config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
     *, perturbed: bool | None = None,
-) -> TokenStatistics:  # fmt: skip
-    """Log-probs, entropy and divergences of every response token, flat [N].
+) -> Views:  # fmt: skip
+    """Read every response twice: with its images, and with them perturbed.
 
     Args:
         perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
     """
     if perturbed is None:
-        perturbed = config.score.estimator not in ONE_VIEW
+        perturbed = needs_two_views(config)
     prompts = [policy.encoder.encode(sample) for sample in samples]
     clean = [
         row for prompt, group in zip(prompts, groups, strict=True)
@@ -130,16 +157,49 @@ def group_statistics(
         [token for group in groups for ids in group.response_ids for token in ids],
         device=policy.device,
     )
-    with torch.no_grad():
-        hidden_ND = policy.hidden_states(clean)
-        perturbed_ND = None
-        if perturbed:
-            views = perturbed_rows(config, step, groups, samples, prompts, policy)
-            perturbed_ND = policy.hidden_states(views)
-        return token_statistics(
-            hidden_ND, policy.head_weight, token_N, perturbed_ND=perturbed_ND,
-            temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
-        )  # fmt: skip
+    hidden_ND = policy.hidden_states(clean)
+    if not perturbed:
+        return Views(token_N, hidden_ND, None)
+    return Views(token_N, hidden_ND, perturbed_states(config, step, groups, samples, policy))
+
+
+@torch.no_grad()
+def perturbed_states(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy
+) -> torch.Tensor:
+    """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it."""
+    prompts = [policy.encoder.encode(sample) for sample in samples]
+    return policy.hidden_states(perturbed_rows(config, step, groups, samples, prompts, policy))
+
+
+def view_statistics(config: Config, views: Views, policy: Policy) -> TokenStatistics:
+    """Log-probs, entropy and divergences of every response token, flat [N]."""
+    return token_statistics(
+        views.hidden_ND, policy.head_weight, views.token_N, perturbed_ND=views.perturbed_ND,
+        temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+    )  # fmt: skip
+
+
+def group_statistics(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    *, perturbed: bool | None = None,
+) -> TokenStatistics:  # fmt: skip
+    """The statistics of both views; arguments as of ``both_views``."""
+    views = both_views(config, step, groups, samples, policy, perturbed=perturbed)
+    return view_statistics(config, views, policy)
+
+
+def _measure(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    looked_at: Container[int],
+) -> tuple[TokenStatistics, list[TokenLooks | None]]:  # fmt: skip
+    """The statistics, and the alternatives of the groups at the positions to be looked at."""
+    views = both_views(config, step, groups, samples, policy)
+    looks = token_looks(
+        policy, groups, views.token_N, views.hidden_ND, views.perturbed_ND,
+        config.rollout.temperature, looked_at,
+    )  # fmt: skip
+    return view_statistics(config, views, policy), looks
 
 
 def perturbed_rows(
@@ -150,14 +210,31 @@ def perturbed_rows(
     rows = []
     for group, sample, prompt in zip(groups, samples, prompts, strict=True):
         policy.with_positions(prompt)
+        views = perturbed_views(config, step, group, sample, prompt, policy)
         if config.score.mask_per == "prompt":
-            view = perturbed_prompt(config, sample, prompt, policy, step, group.position)
-            rows += policy.rows(view, group.response_ids)
+            rows += policy.rows(views[0], group.response_ids)
         else:
-            for index, ids in enumerate(group.response_ids):
-                view = perturbed_prompt(config, sample, prompt, policy, step, group.position, index)
-                rows.append(Row(view, [ids]))
+            rows += [Row(v, [ids]) for v, ids in zip(views, group.response_ids, strict=True)]
     return rows
+
+
+def perturbed_views(
+    config: Config, step: int, group: Rollout, sample: Sample, prompt: Encoded, policy: Policy
+) -> list[Encoded]:
+    """The prompts that a group is scored with: one, or one for each response."""
+    names: list[tuple[int, ...]] = [(step, group.position)]
+    if config.score.mask_per == "response":
+        names = [(step, group.position, index) for index in range(len(group.response_ids))]
+    return [perturbed_prompt(config, sample, prompt, policy, *name) for name in names]
+
+
+def _scored_views(
+    config: Config, step: int, policy: Policy, group: Rollout, sample: Sample
+) -> list[Encoded]:
+    if not needs_two_views(config):
+        return []
+    prompt = policy.encoder.encode(sample)
+    return perturbed_views(config, step, group, sample, prompt, policy)
 
 
 def perturbed_prompt(
