@@ -127,7 +127,48 @@ class Look:
     top_perturbed_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
 
 
-Row = TypeVar("Row", Sample, Rollout, Scored, Look)
+@dataclass
+class Perceived:
+    """One response and how much each of its tokens depends on the image (``vppo perceive``).
+
+    ``gold``, and what grading made of it (``answer``, ``outcome``, ``reward``: as in Rollout), are null
+    where the question came without an answer. ``given`` tells a response that was handed in from one
+    that the model wrote. ``truncated``: it ended at the limit of tokens.
+
+    Lists have one entry for each token, the one that ends the response included. ``tokens`` are texts,
+    joined the response. ``perception`` is S by the estimator, in nats for ``kl``, averaged over masks;
+    ``keep`` marks the highest of it, and ``dependency`` is its mean. ``logp`` and ``logp_perturbed``
+    are log-probs of the token with the image and with the (first) perturbed one, ``entropy`` is the
+    former's, all in nats. ``top`` and so on are the likeliest tokens, as in Look. What only a perturbed
+    view gives is empty where the estimator needs none.
+    """
+
+    id: str = _column(TEXT)
+    problem: str = _column(TEXT)
+    gold: str | None = _column(TEXT)
+    response: str = _column(TEXT)
+    given: bool = _column(FLAG)
+    truncated: bool = _column(FLAG)
+    answer: str | None = _column(TEXT)
+    outcome: str | None = _column(TEXT)
+    reward: float | None = _column(REAL)
+    dependency: float = _column(REAL)
+    token_ids: list[int] = _column(pa.list_(INT))
+    tokens: list[str] = _column(pa.list_(TEXT))
+    perception: list[float] = _column(pa.list_(REAL))
+    keep: list[bool] = _column(pa.list_(FLAG))
+    logp: list[float] = _column(pa.list_(REAL))
+    logp_perturbed: list[float] = _column(pa.list_(REAL))
+    entropy: list[float] = _column(pa.list_(REAL))
+    top: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    top_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_perturbed: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    top_perturbed_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+
+
+Row = TypeVar("Row", Sample, Rollout, Scored, Look, Perceived)
 
 
 def schema(row_type: type) -> pa.Schema:

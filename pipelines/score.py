@@ -58,7 +58,9 @@ def score(
                 _measure, config, step, part, owners, policy, looked_at
             )
             perception_N = estimator(statistics, part, owners)
-            done += zip(_scored(config, step, part, statistics, perception_N), looks, strict=True)
+            done += zip(
+                scored_rows(config, step, part, statistics, perception_N), looks, strict=True
+            )
         return done
 
     policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
@@ -68,7 +70,7 @@ def score(
         write_rows(out / SCORES, Scored, scored)
         found = [looks for _, looks in done]
         write_looks(
-            out, rollouts, samples, policy, found, partial(_scored_views, config, step, policy)
+            out, rollouts, samples, policy, found, partial(scored_views, config, step, policy)
         )
     return _metrics(step, rollouts, scored)
 
@@ -228,9 +230,10 @@ def perturbed_views(
     return [perturbed_prompt(config, sample, prompt, policy, *name) for name in names]
 
 
-def _scored_views(
+def scored_views(
     config: Config, step: int, policy: Policy, group: Rollout, sample: Sample
 ) -> list[Encoded]:
+    """The perturbed prompts that a group is scored with; none where the estimator needs none."""
     if not needs_two_views(config):
         return []
     prompt = policy.encoder.encode(sample)
@@ -264,13 +267,14 @@ def perturbed_prompt(
     return prompt | {"pixel_values": pixels}
 
 
-def _scored(
+def scored_rows(
     config: Config,
     step: int,
     groups: Sequence[Rollout],
     statistics: TokenStatistics,
     perception_N: torch.Tensor,
 ) -> list[Scored]:
+    """One row per group, of the numbers of all their tokens in order."""
     responses = [group.response_ids for group in groups]
     perception = split_like(perception_N, responses)
     logp, entropy = (
