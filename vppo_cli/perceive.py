@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from itertools import islice
 from json import dumps  # JSON is YAML
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ from vppo_cli.results import policy_name
 from vppo_cli.shading import LEAST, scale, shaded
 
 NATS = ("kl", "k3", "jsd", "log_ratio", "entropy")
-SHOWN = 6
-"""Tokens that are told of one by one on a terminal."""
+SHOWN, FROM = 6, 0.01
+"""Tokens that are told of one by one on a terminal: at most so many, from this share of the highest
+perception on."""
 
 DEFAULTS = ("rollout.max_new_tokens=512", "rollout.top_p=1", "rollout.batch_prompts=16")
 """Of a model on its own; a run has its own settings."""
@@ -86,15 +89,19 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
     display.line("model", f"{asked.name} on {policy.device.type}")
     display.line("measured", _measured(asked))
     if display.console.is_terminal:
-        _show(asked.config, found)
+        _show(asked.config, found, asked.masks)
     else:
-        _list(found)
+        _list(asked.config, found)
     if out:
         display.line("wrote", f"{out}  (open it in a browser)")
         return
-    display.line("next", "--out look.html      the same as a page, with what the model was shown")
+    display.line(
+        "next", "add --out look.html      the same as a page, with what the model was shown"
+    )
     if asked.masks == 1 and needs_two_views(asked.config):
-        display.line("", "--masks 8            less noise: the mean over eight perturbed images")
+        display.line(
+            "", "add --masks 8            less noise: the mean over eight perturbed images"
+        )
 
 
 def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
@@ -143,7 +150,7 @@ def _unit(config: Config) -> str:
     return "nats" if config.score.estimator in NATS else ""
 
 
-def _show(config: Config, found: Perception) -> None:
+def _show(config: Config, found: Perception, masks: int) -> None:
     display.console.print()
     display.console.print(
         shaded(found.tokens, found.perception, found.keep), soft_wrap=False, overflow="fold"
@@ -166,46 +173,57 @@ def _show(config: Config, found: Perception) -> None:
     if found.truncated:
         display.line("note", f"cut off after {number} tokens (--max-new-tokens)")
     display.console.print()
-    display.columns(list(_most(config, found)), styles=["bold"])
-    display.console.print()
+    rows = _most(config, found)
+    if len(rows) > 1:
+        display.columns(rows, styles=["bold"])
+        display.line("", "p: probability with the image" + (
+            f"; q: with the {'first ' if masks > 1 else ''}perturbed one" if found.logp_perturbed else ""
+        ), style="dim")  # fmt: skip
+        display.console.print()
 
 
 def _most(config: Config, found: Perception) -> list[tuple[str, ...]]:
     """A table of the tokens that depend most on the image."""
-    name = config.score.estimator
-    two = bool(found.logp_perturbed)
-    rows: list[tuple[str, ...]] = [
-        ("token", name, *(("with image", "without", "likeliest without") if two
-                          else ("probability", "likeliest others")))
-    ]  # fmt: skip
-    others, logp, logq = found.alternatives(perturbed=two), found.logp, found.logp_perturbed
-    for i in found.most(SHOWN):
-        if found.perception[i] < LEAST:
+    name, two = config.score.estimator, bool(found.logp_perturbed)
+    heads = ("p", "q", "likeliest p", "likeliest q") if two else ("p", "likeliest p")
+    rows: list[tuple[str, ...]] = [("token", name, *heads)]
+    least = FROM * max(found.perception, default=0.0)
+    for index in found.most(SHOWN):
+        if found.perception[index] < max(least, LEAST):
             break
-        told = [f"{_quoted(text)} {q if two else p:.2f}" for text, p, q in others[i]]
-        chances = [_probability(logp[i])] + ([_probability(logq[i])] if two else [])
-        rows.append(
-            (_quoted(found.tokens[i]), f"{found.perception[i]:.3f}", *chances, "  ".join(told))
-        )
+        chances = [f"{exp(found.logp[index]):.3f}"]
+        others = [_told((text, p) for text, p, _ in found.alternatives()[index])]
+        if two:
+            chances.append(f"{exp(found.logp_perturbed[index]):.3f}")
+            others.append(
+                _told((t, q or 0.0) for t, _, q in found.alternatives(perturbed=True)[index])
+            )
+        rows.append((_named(found, index), f"{found.perception[index]:.3f}", *chances, *others))
     return rows
 
 
-def _probability(logp: float) -> str:
-    from math import exp
+def _told(alternatives: Iterable[tuple[str, float]]) -> str:
+    return "  ".join(f"{_quoted(text)} {p:.2f}" for text, p in islice(alternatives, 2))
 
-    return f"{exp(logp):.3f}"
+
+def _named(found: Perception, index: int) -> str:
+    """A token of the response; those without a text of their own by what they are."""
+    if found.tokens[index]:
+        return _quoted(found.tokens[index])
+    last = index == len(found.tokens) - 1 and not found.truncated
+    return "(end)" if last else "(part of a character)"
 
 
 def _quoted(token: str) -> str:
-    """With its blanks to be seen; "" is the token that ends a response, or a part of a character."""
+    """With its blanks to be seen."""
     return json.dumps(token, ensure_ascii=False)
 
 
-def _list(found: Perception) -> None:
+def _list(config: Config, found: Perception) -> None:
     """One line a token, for a pipe."""
-    rows = [("token", "perception", "kept")]
-    for token, value, kept in zip(found.tokens, found.perception, found.keep, strict=True):
-        rows.append((_quoted(token), f"{value:.6f}", "kept" if kept else ""))
+    rows = [("token", config.score.estimator, "kept")]
+    for index, (value, kept) in enumerate(zip(found.perception, found.keep, strict=True)):
+        rows.append((_named(found, index), f"{value:.6f}", "kept" if kept else ""))
     display.columns(rows)
 
 
