@@ -13,6 +13,7 @@ is measured here.
 from __future__ import annotations
 
 import base64
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,6 +30,7 @@ from pipelines.engines import HuggingFaceEngine, Name, Response, encoded
 from pipelines.errors import UserError
 from pipelines.looks import look, token_looks
 from pipelines.policy import Policy
+from pipelines.prompts import PromptEncoder
 from pipelines.records import Look, Perceived, Rollout, Sample, Scored
 from pipelines.sampling import Sampling
 from pipelines.score import (
@@ -157,7 +159,7 @@ def perceive(
     config = config_files.load(None, [*given, *settings], base=base)
     check(config, masks)
     policy = model if isinstance(model, Policy) else load(config)
-    return see(config, policy, [sample], [response], masks)[0]
+    return see(config, remembering(policy, 1), [sample], [response], masks)[0]
 
 
 def check(config: Config, masks: int) -> None:
@@ -199,6 +201,16 @@ def load(config: Config) -> Policy:
             f"model.path {config.model.path}", "is a model of text alone: it has no image processor.",
             "Name a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct.",
         ) from error  # fmt: skip
+
+
+def remembering(policy: Policy, prompts: int) -> Policy:
+    """The same, with so many encoded prompts kept and none from before.
+
+    They are told apart by id and text: the next example may have the same ones and another image.
+    """
+    other = copy.copy(policy)
+    other.encoder = PromptEncoder(policy.processor, policy.encoder.instruction, prompts)
+    return other
 
 
 def example(image: ImageLike | Sequence[ImageLike], prompt: str, name: str = "example") -> Sample:

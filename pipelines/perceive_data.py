@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pipelines import glyphs
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.perceive import Perception, as_response, see
+from pipelines.perceive import Perception, as_response, remembering, see
 from pipelines.policy import Policy
 from pipelines.prepare import DATA_SEED, Screen
 from pipelines.records import Perceived, Sample, schema
@@ -63,6 +63,7 @@ def perceive_dataset(
     Raises:
         UserError: the folder is there already; the source cannot be read, or has no usable row.
     """
+    policy = remembering(policy, config.score.batch_prompts)
     source = open_examples(config, policy)
     entries: list[dict[str, Any]] = []
     tally = Tally()
