@@ -46,6 +46,9 @@ from pipelines.source_rows import IMAGE, Unusable, check_image, check_question
 
 ImageLike = str | Path | bytes | Image.Image
 
+DEFAULTS = ("rollout.top_p=1", "rollout.batch_prompts=16")
+"""Settings of a model on its own that differ from those of training."""
+
 SAME_EVERY_TIME = ("grey", "gaussian_blur")
 """Perturbations without a random draw."""
 
@@ -153,10 +156,11 @@ def perceive(
         "score.probability": probability, "rollout.temperature": temperature,
         "rollout.max_new_tokens": max_new_tokens, "seed": seed,
     }  # fmt: skip
+    defaults: Sequence[str] = ()
     if not isinstance(model, Policy):
-        asked["model.path"] = str(model)
+        asked["model.path"], defaults = str(model), DEFAULTS
     given = [f"{name}={dumps(value)}" for name, value in asked.items()]
-    config = config_files.load(None, [*given, *settings], base=base)
+    config = config_files.load(None, [*defaults, *given, *settings], base=base)
     check(config, masks)
     policy = model if isinstance(model, Policy) else load(config)
     return see(config, remembering(policy, 1), [sample], [response], masks)[0]

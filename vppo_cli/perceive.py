@@ -17,7 +17,7 @@ from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.perceive import Perception, check, example, load, see
+from pipelines.perceive import DEFAULTS, Perception, check, example, load, see
 from pipelines.perceive_data import PAGE, ROWS, check_new, perceive_dataset
 from pipelines.policy import Policy
 from pipelines.records import Perceived
@@ -36,8 +36,8 @@ SHOWN, FROM = 6, 0.01
 """Tokens that are told of one by one on a terminal: at most so many, from this share of the highest
 perception on."""
 
-DEFAULTS = ("rollout.max_new_tokens=512", "rollout.top_p=1", "rollout.batch_prompts=16")
-"""Of a model on its own; a run has its own settings."""
+MAX_NEW_TOKENS = "rollout.max_new_tokens=512"
+"""Of a model on its own, as of the Python call; a run has its own settings."""
 
 
 class Asked:
@@ -58,7 +58,7 @@ class Asked:
             self.name = f"{policy_name(self._step)} of {choice.run.name}"
         else:
             path = dumps(model or "tiny")
-            named = [*DEFAULTS, f"model.path={path}", *given, *overrides]
+            named = [*DEFAULTS, MAX_NEW_TOKENS, f"model.path={path}", *given, *overrides]
             self.config = settings.load(None, named, base={})
             self.name = self.config.model.path
         check(self.config, masks)
