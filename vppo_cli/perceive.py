@@ -121,7 +121,7 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     unit = f" {_unit(asked.config)}".rstrip()
     display.line("responses", f"{found['responses']}, {found['truncated']} of them truncated; "
                  f"{found['rejected']} rows left out")  # fmt: skip
-    display.line("dependency", f"{found['dependency']:.4f}{unit} a token in the mean")
+    display.line("dependency", f"{found['dependency']:.4f}{unit} a token, on average")
     if found["graded"]:
         parts = [f"{found['correct']} of {found['graded']} correct"]
         for name in ("correct", "wrong"):
@@ -168,7 +168,7 @@ def _show(config: Config, found: Perception, masks: int) -> None:
     kept, number = sum(found.keep), len(found.tokens)
     display.console.print(Text.assemble(
         (f"{'kept':<{display.LABEL}}", "bold"), ("underlined", "underline"),
-        f": the {kept} of {number} tokens that a policy update would learn from",
+        f": the {kept} of {number} tokens that an update would learn from",
     ))  # fmt: skip
     if found.truncated:
         display.line("note", f"cut off after {number} tokens (--max-new-tokens)")
