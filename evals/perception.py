@@ -69,7 +69,7 @@ def scores(
     estimator = make_estimator(config, 0, policy)
     rows: list[list[float]] = []
     for part, owners in zip(batches(groups, BATCH), batches(questions, BATCH), strict=True):
-        statistics = group_statistics(config, 0, part, owners, policy)
+        statistics = group_statistics(config, 0, part, owners, policy, jsd=True)
         values_N = estimator(statistics, part, owners)
         split = split_like(values_N, [group.response_ids for group in part])
         rows += [response for group in split for response in group]

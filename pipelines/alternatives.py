@@ -1,7 +1,7 @@
 """What else the policy would have said: the likeliest tokens under both views, per position.
 
-Like pipelines/divergence.py, whose axis letters and conventions these are, it makes logits a chunk of
-tokens at a time. K is the number of alternatives.
+Axis letters and conventions are those of pipelines/divergence.py; K is the number of alternatives. Few
+tokens are looked at, so that logits are made of some tokens at a time and the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.divergence import DEFAULT_MAX_ELEMENTS, _at, _chunks, _log_probs_NV
+from pipelines.divergence import DEFAULT_MAX_ELEMENTS, Head
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,12 @@ class Alternatives:
     The last four are None when no perturbed view was given.
     """
 
-    logp_N: Tensor
-    """log p of the token that was sampled, nats."""
     top_NK: Tensor
     """Ids that p likes best."""
     top_p_NK: Tensor
     """Their probability under p."""
-    logq_N: Tensor | None = None
-    """log q of the token that was sampled, nats."""
     top_q_NK: Tensor | None = None
-    """The probability of ``top_NK`` under q."""
+    """Their probability under q."""
     perturbed_NK: Tensor | None = None
     """Ids that q likes best."""
     perturbed_p_NK: Tensor | None = None
@@ -41,41 +37,31 @@ class Alternatives:
 
 @torch.no_grad()
 def top_alternatives(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    token_N: Tensor,
-    count: int,
-    *,
-    perturbed_ND: Tensor | None = None,
-    temperature: float = 1.0,
+    hidden_ND: Tensor, head: Head, count: int, *, perturbed_ND: Tensor | None = None,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
-    suppressed_ids: Tensor | None = None,
-) -> Alternatives:
+) -> Alternatives:  # fmt: skip
     """The ``count`` likeliest tokens under each view; no gradient.
 
     Args:
-        hidden_ND: last hidden states (after the final norm) with the image.
-        weight_VD: weight of the language-model head, whole.
-        token_N: the sampled ids, int64.
+        hidden_ND: last hidden states (after the final norm) with the image; one at least.
+        head: of the language model, whole.
         count: K; at most V.
         perturbed_ND: the same hidden states with the perturbed image.
-        temperature: the rollout's.
         max_elements: numbers in one chunk of logits; it changes memory and speed only.
-        suppressed_ids: ids that are never sampled, int64, a vector.
     """
+    rows = max(1, max_elements // len(head.weight_VD))
     chunks: list[tuple[Tensor, ...]] = []
-    for part in _chunks(len(token_N), len(weight_VD), max_elements):
-        logp_NV = _log_probs_NV(hidden_ND[part], weight_VD, None, temperature, suppressed_ids)
-        best, top_NK = logp_NV.topk(count, dim=-1)
-        found: tuple[Tensor, ...] = (_at(logp_NV, token_N[part]), top_NK, best.exp())
+    for start in range(0, len(hidden_ND), rows):
+        part = slice(start, start + rows)
+        logp_NV = head.logits_NV(hidden_ND[part]).log_softmax(-1)
+        best_NK, top_NK = logp_NV.topk(count, dim=-1)
+        found: tuple[Tensor, ...] = (top_NK, best_NK.exp())
         if perturbed_ND is not None:
-            logq_NV = _log_probs_NV(
-                perturbed_ND[part], weight_VD, None, temperature, suppressed_ids
-            )
-            best, other_NK = logq_NV.topk(count, dim=-1)
+            logq_NV = head.logits_NV(perturbed_ND[part]).log_softmax(-1)
+            best_NK, other_NK = logq_NV.topk(count, dim=-1)
             found += (
-                _at(logq_NV, token_N[part]), logq_NV.gather(1, top_NK).exp(),
-                other_NK, logp_NV.gather(1, other_NK).exp(), best.exp(),
+                logq_NV.gather(1, top_NK).exp(), other_NK, logp_NV.gather(1, other_NK).exp(),
+                best_NK.exp(),
             )  # fmt: skip
         chunks.append(found)
     return Alternatives(*(torch.cat(columns) for columns in zip(*chunks, strict=True)))

@@ -262,6 +262,13 @@ class Run:
             return groups, at.prompt + self.samples * at.response
         return groups * self.samples, at.prompt + at.response
 
+    def _groups(self, most: int, budget: int | None) -> int:
+        """Longest groups that a pass takes."""
+        if budget is None:
+            return most
+        rows, length = self._rows(1)
+        return max(1, min(most, int(budget // (rows * length))))
+
     def _common(self, groups: int) -> float:
         """What responses see in a shared row (a byte a pair, and a copy in the type of the scores),
         keys and values of each response behind its prompt's, states of both views."""
@@ -332,12 +339,16 @@ class Run:
             "rollout": sampling,
             "score": replace(
                 kept, weights=kept.weights + live, logits=logits,
-                activations=self.score_activations(config.score.batch_prompts),
+                activations=self.score_activations(
+                    self._groups(config.score.batch_prompts, config.score.batch_tokens)
+                ),
             ),
             "update": replace(
                 kept, weights=kept.weights + live, logits=logits + 4.0 * shape.head_matrix,
                 gradients=state["gradients"],
-                activations=self.update_activations(config.update.micro_batch_prompts),
+                activations=self.update_activations(
+                    self._groups(config.update.micro_batch_prompts, config.update.micro_batch_tokens)
+                ),
             ),
         }  # fmt: skip
 

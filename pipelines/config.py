@@ -59,6 +59,8 @@ class GlyphsConfig(Section):
 class DataConfig(Section):
     """Where the questions come from."""
 
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
+
     source: str = "glyphs"
     """``glyphs`` (embedded), a hub data set id, or a local Parquet, JSONL or image folder path."""
     subset: str | None = None
@@ -86,6 +88,9 @@ class DataConfig(Section):
     """Images are enlarged to at least this many pixels; none: the processor's own. Paper: 200704."""
     max_pixels: int | None = Field(default=None, ge=1)
     """Images are shrunk to at most this many pixels; none: the processor's own. Paper: 1003520."""
+    workers: int = Field(default=0, ge=0)
+    """Processes (of each rank) that decode and cut the next prompts' images while the model computes;
+    0: done when they are needed."""
     glyphs: GlyphsConfig = GlyphsConfig()
     """Settings of the embedded data."""
 
@@ -178,7 +183,7 @@ class RewardConfig(Section):
 class ScoreConfig(Section):
     """Token perception: how much each token depends on the image (paper eq. 3)."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "looks"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens", "looks"})
 
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
@@ -193,7 +198,10 @@ class ScoreConfig(Section):
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
     batch_prompts: int = Field(default=16, ge=1)
-    """Prompts scored together; memory only."""
+    """Prompts scored together, at most; memory and speed only."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a forward pass, at most (a longer group goes alone): passes of about the same work;
+    none: only ``batch_prompts`` counts."""
     looks: int = Field(default=4, ge=0)
     """Groups of each step kept to be looked at, with their images as PNG and what else each token could
     have been (looks.parquet, for vppo report); 0 keeps none."""
@@ -203,7 +211,13 @@ class UpdateConfig(Section):
     """The policy update."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_prompts", "gradient_checkpointing", "zero_stage", "offload"}
+        {
+            "micro_batch_prompts",
+            "micro_batch_tokens",
+            "gradient_checkpointing",
+            "zero_stage",
+            "offload",
+        }
     )
 
     engine: str = "torch"
@@ -235,7 +249,10 @@ class UpdateConfig(Section):
     batch_prompts: int = Field(default=128, ge=1)
     """Groups per optimizer step (the update batch). Paper: 128."""
     micro_batch_prompts: int = Field(default=16, ge=1)
-    """Groups per forward and backward pass; memory only."""
+    """Groups per forward and backward pass, at most; memory and speed only."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
+    same work; none: only ``micro_batch_prompts`` counts."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each step's rollouts. Paper: 1."""
     gradient_checkpointing: bool = False

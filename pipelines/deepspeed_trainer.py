@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from pipelines import lora
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.packing import fill
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
 from pipelines.ranks import ranks
@@ -106,9 +107,10 @@ class DeepSpeedTrainer(TorchTrainer):
         The longest go first, back and forth over the ranks. Where they do not divide, a rank works on
         one of the others' that counts nothing.
         """
-        me, size = ranks(), self.settings.micro_batch_prompts
-        size = min(size, -(-len(tokens) // me.world))
-        cut = [list(range(i, min(i + size, len(tokens)))) for i in range(0, len(tokens), size)]
+        me, settings = ranks(), self.settings
+        most = min(settings.micro_batch_prompts, -(-len(tokens) // me.world))
+        step = me.world if settings.micro_batch_tokens else 1
+        cut = fill(tokens, most, settings.micro_batch_tokens, step=step)
         cut.sort(key=lambda part: -sum(tokens[i] for i in part))
         dealt = [
             cut[i : i + me.world] if turn % 2 == 0 else cut[i : i + me.world][::-1]

@@ -1,12 +1,14 @@
 """How much two next-token distributions differ, per token, without ever holding all logits.
 
 Two views of the same response (with the image, and with the perturbed image) give two hidden states
-for each response token. The language-model head turns them into logits a chunk of tokens at a time,
-so the largest tensor has ``max_elements`` numbers where all logits would have N * V.
+for each response token. The language-model head turns them into logits a tile at a time, some tokens by
+some of the vocabulary, and running sums are kept for each token (online log-sum-exp): so the largest tensor
+has ``max_elements`` numbers where all logits would have N * V.
 
 Axes, the last letters of a tensor's name:
 
-    N  tokens: all response tokens of a batch, flat      V  vocabulary      D  hidden size
+    N  tokens: all response tokens of a batch, flat, or those of a tile
+    V  vocabulary, or a tile's part of it      D  hidden size
 
 The hidden state at n is the one that predicts token n. The policy is the distribution that is
 sampled from: softmax(logits / temperature), with ``suppressed_ids`` having probability 0.
@@ -16,7 +18,7 @@ Logits and all that follows are float32 whatever the dtype of the inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,15 +32,17 @@ from pipelines.vppo import k3
 _SUPPRESSED = -1e30
 
 DEFAULT_MAX_ELEMENTS = 2**24
-"""Numbers in a chunk of logits: 64 MiB in float32, 110 tokens of a vocabulary of 152 000. Some six
-such tensors are alive at once. Every chunk reads the whole head: on a large GPU 2**26 is faster."""
+"""Numbers in a tile of logits: 64 MiB in float32. Some five such tensors are alive at once."""
+
+WIDTH = 2**14
+"""A tile's part of the vocabulary, at most: the more tokens share it, the less often the head is read."""
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
     """One float32 number per token, [N] each. p: the policy; q: the policy on the perturbed view.
 
-    The last six are None when no perturbed view was given.
+    The last six are None when no perturbed view was given, ``jsd`` also unless it was asked for.
     """
 
     logp: Tensor
@@ -68,45 +72,173 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
         return a.float() @ b.float()
 
 
-def _log_probs_NV(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    temperature: float,
-    suppressed_ids: Tensor | None,
-) -> Tensor:
-    """log softmax of the policy, [n, V] float32. Both passes use it, so both get the same bits."""
-    logits_NV = _matmul(hidden_ND, weight_VD.T)
-    if bias_V is not None:
-        logits_NV += bias_V
-    logits_NV /= temperature
-    if suppressed_ids is not None:
-        logits_NV.index_fill_(1, suppressed_ids, _SUPPRESSED)
-    return logits_NV.log_softmax(-1)
+@dataclass(frozen=True)
+class Head:
+    """The language-model head as the policy has it.
 
-
-def _at(x_NV: Tensor, id_N: Tensor) -> Tensor:
-    """The entry of each row at one id -> [N]."""
-    return x_NV.gather(1, id_N.unsqueeze(1)).squeeze(1)
-
-
-def _entropy_N(logp_NV: Tensor) -> Tensor:
-    return -(logp_NV.exp() * logp_NV).sum(-1)
-
-
-def _kl_N(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """KL(p || q) -> [N]; the clamp removes rounding below 0."""
-    return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1).clamp(min=0.0)
-
-
-def _chunks(count: int, vocabulary: int, max_elements: int) -> Iterator[slice]:
-    """Ranges of tokens whose logits have ``max_elements`` numbers or fewer (one token at least).
-
-    One empty range for no tokens, so that the callers need no special case.
+    Attributes:
+        weight_VD: whole.
+        bias_V: its bias, if it has one.
+        temperature: the rollout's.
+        suppressed_ids: ids that are never sampled, int64, a vector.
     """
-    rows = max(1, max_elements // vocabulary)
-    for start in range(0, max(count, 1), rows):
-        yield slice(start, min(start + rows, count))
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    temperature: float = 1.0
+    suppressed_ids: Tensor | None = None
+
+    def part(self, ids: slice) -> Head:
+        """The head of a part of the vocabulary; ids count from its first."""
+        if ids.start == 0 and ids.stop >= len(self.weight_VD):
+            return self
+        bias_V, suppressed = self.bias_V, self.suppressed_ids
+        if suppressed is not None:
+            suppressed = suppressed[(suppressed >= ids.start) & (suppressed < ids.stop)] - ids.start
+        return Head(
+            self.weight_VD[ids], None if bias_V is None else bias_V[ids], self.temperature, suppressed
+        )  # fmt: skip
+
+    def logits_NV(self, hidden_ND: Tensor) -> Tensor:
+        """Logits over the temperature, float32. Both passes use it, so both get the same bits."""
+        logits_NV = _matmul(hidden_ND, self.weight_VD.T)
+        if self.bias_V is not None:
+            logits_NV += self.bias_V
+        if self.temperature != 1:
+            logits_NV /= self.temperature
+        if self.suppressed_ids is not None:
+            logits_NV.index_fill_(1, self.suppressed_ids, _SUPPRESSED)
+        return logits_NV
+
+
+class _Parts:
+    """The head cut into tiles' widths, once for all tokens."""
+
+    def __init__(self, head: Head, max_elements: int) -> None:
+        vocabulary = len(head.weight_VD)
+        width = min(vocabulary, WIDTH, max_elements)
+        cuts = [slice(i, min(i + width, vocabulary)) for i in range(0, vocabulary, width)]
+        self.parts = [(cut.start, head.part(cut)) for cut in cuts]
+        self.rows = max(1, max_elements // width)
+
+    def tokens(self, count: int) -> list[slice]:
+        """Ranges of tokens whose tiles have ``max_elements`` numbers or fewer.
+
+        One empty range for no tokens, so that the callers need no special case.
+        """
+        starts = range(0, max(count, 1), self.rows)
+        return [slice(i, min(i + self.rows, count)) for i in starts]
+
+
+def _at(x_NV: Tensor, first: int, id_N: Tensor, otherwise_N: Tensor) -> Tensor:
+    """The entry of each row at an id, where the tile that begins with id ``first`` has it -> [N]."""
+    place_N = id_N - first
+    here_N = (place_N >= 0) & (place_N < x_NV.shape[1])
+    found_N = x_NV.gather(1, place_N.clamp(0, x_NV.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    return torch.where(here_N, found_N, otherwise_N)
+
+
+class _Sums:
+    """Running sums over the vocabulary for the tokens of one range.
+
+    With a the logits of p and b those of q, and their maxima so far: ``mass`` is sum(e^(a - max)),
+    ``spread`` is sum(e^(a - max) (a - max)), ``apart`` is sum(e^(a - max) ((a - max) - (b - max'))).
+    """
+
+    def __init__(self, token_N: Tensor) -> None:
+        self.token_N = token_N
+        self.top_N = token_N.new_full(token_N.shape, -torch.inf, dtype=torch.float32)
+        self.mass_N = torch.zeros_like(self.top_N)
+        self.spread_N, self.chosen_N = self.mass_N, self.mass_N
+        self.best_N = torch.zeros_like(token_N)
+
+    def add(self, first: int, logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take a tile in; it becomes a - max. Returns it, e^(a - max), and the fall of the maximum."""
+        top_N, best_N = logits_NV.max(-1)
+        self.chosen_N = _at(logits_NV, first, self.token_N, self.chosen_N)
+        self.best_N = torch.where(top_N > self.top_N, best_N + first, self.best_N)
+        top_N = torch.maximum(self.top_N, top_N)
+        fall_N = torch.where(self.mass_N > 0, self.top_N - top_N, 0.0)
+        self.top_N = top_N
+        below_NV = logits_NV.sub_(top_N.unsqueeze(1))
+        weight_NV = below_NV.exp()
+        shrink_N = fall_N.exp()
+        self.spread_N = (self.spread_N + self.mass_N * fall_N) * shrink_N + _dot(
+            weight_NV, below_NV
+        )
+        self.mass_N = self.mass_N * shrink_N + weight_NV.sum(-1)
+        return below_NV, weight_NV, fall_N
+
+    @property
+    def logp_N(self) -> Tensor:
+        """log p of the chosen token."""
+        return self.chosen_N - self.total_N
+
+    @property
+    def total_N(self) -> Tensor:
+        """log of the sum of e^a."""
+        return self.top_N + self.mass_N.log()
+
+    @property
+    def entropy_N(self) -> Tensor:
+        """Entropy of p, nats."""
+        return self.mass_N.log() - self.spread_N / self.mass_N
+
+
+def _dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
+    """Row by row -> [N], without a product in between."""
+    return torch.bmm(a_NV.unsqueeze(1), b_NV.unsqueeze(2)).flatten()
+
+
+def _one_view(hidden_ND: Tensor, parts: _Parts, token_N: Tensor) -> _Sums:
+    """The sums of one range of tokens."""
+    p = _Sums(token_N)
+    for first, head in parts.parts:
+        p.add(first, head.logits_NV(hidden_ND))
+    return p
+
+
+def _two_views(
+    hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: Tensor, jsd: bool
+) -> TokenStatistics:
+    """The statistics of one range of tokens, both views in one pass over the vocabulary."""
+    p, q = _Sums(token_N), _Sums(token_N)
+    apart_N = torch.zeros_like(p.mass_N)
+    other_N = torch.zeros_like(p.mass_N)  # q's logit of the id that p likes best
+    for first, head in parts.parts:
+        logits_NV = head.logits_NV(perturbed_ND)
+        mass_N = p.mass_N
+        below_NV, weight_NV, fall_N = p.add(first, head.logits_NV(hidden_ND))
+        other_N = _at(logits_NV, first, p.best_N, other_N)
+        below_q_NV, _, fall_q_N = q.add(first, logits_NV)
+        apart_N = (apart_N + mass_N * (fall_N - fall_q_N)) * fall_N.exp()
+        apart_N = apart_N + _dot(weight_NV, below_NV.sub_(below_q_NV))
+        del logits_NV, below_NV, weight_NV, below_q_NV, _  # before the next tile is made
+    # sum p (log p - log q), whose maxima cancel; the clamp removes rounding below 0.
+    kl_N = (apart_N / p.mass_N - p.mass_N.log() + q.mass_N.log()).clamp(min=0.0)
+    logp_N, logq_N = p.logp_N, q.logp_N
+    top1_drop_N = 1 / p.mass_N - (other_N - q.total_N).exp()
+    jsd_N = None
+    if jsd:
+        jsd_N = _jsd(hidden_ND, perturbed_ND, parts, p.total_N, q.total_N)
+    return TokenStatistics(
+        logp_N, p.entropy_N, logq_N, kl_N, jsd_N, top1_drop_N, logp_N - logq_N
+    )  # fmt: skip
+
+
+def _jsd(
+    hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, total_N: Tensor, total_q_N: Tensor
+) -> Tensor:
+    """(KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2: a second pass, as m needs both sums."""
+    jsd_N = torch.zeros_like(total_N)
+    for _, head in parts.parts:
+        logp_NV = head.logits_NV(hidden_ND).sub_(total_N.unsqueeze(1))
+        logq_NV = head.logits_NV(perturbed_ND).sub_(total_q_N.unsqueeze(1))
+        logm_NV = torch.logaddexp(logp_NV, logq_NV).sub_(math.log(2.0))
+        for log_NV in (logp_NV, logq_NV):
+            jsd_N = jsd_N + _dot(log_NV.exp(), log_NV.sub_(logm_NV)) / 2
+        del logp_NV, logq_NV, logm_NV, log_NV
+    return jsd_N.clamp(min=0.0)
 
 
 def _check(
@@ -130,6 +262,7 @@ def token_statistics(
     temperature: float = 1.0,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
     suppressed_ids: Tensor | None = None,
+    jsd: bool = True,
 ) -> TokenStatistics:
     """Log-probs and entropy of the sampled tokens, and how far the perturbed view is; no gradient.
 
@@ -140,36 +273,29 @@ def token_statistics(
         perturbed_ND: the same hidden states with the perturbed image.
         bias_V: bias of the head.
         temperature: the rollout's.
-        max_elements: numbers in one chunk of logits; it changes memory and speed only.
+        max_elements: numbers in one tile of logits; it changes memory and speed only.
         suppressed_ids: ids that are never sampled, int64, a vector.
+        jsd: whether to compute it, which takes a second pass over the vocabulary.
     """
     _check(hidden_ND, weight_VD, token_N, temperature, max_elements)
     assert perturbed_ND is None or perturbed_ND.shape == hidden_ND.shape, "views differ in shape"
-    chunks: list[TokenStatistics] = []
-    for part in _chunks(len(token_N), len(weight_VD), max_elements):
-        token = token_N[part]
-        logp_NV = _log_probs_NV(hidden_ND[part], weight_VD, bias_V, temperature, suppressed_ids)
-        logp, entropy = _at(logp_NV, token), _entropy_N(logp_NV)
+    parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
+    found: list[TokenStatistics] = []
+    for part in parts.tokens(len(token_N)):
         if perturbed_ND is None:
-            chunks.append(TokenStatistics(logp, entropy))
-            continue
-        logq_NV = _log_probs_NV(perturbed_ND[part], weight_VD, bias_V, temperature, suppressed_ids)
-        best = logp_NV.argmax(-1)
-        logq = _at(logq_NV, token)
-        kl = _kl_N(logp_NV, logq_NV)
-        top1_drop = _at(logp_NV, best).exp() - _at(logq_NV, best).exp()
-        # JSD = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2.
-        logm_NV = torch.logaddexp(logp_NV, logq_NV).sub_(math.log(2.0))
-        jsd = (_kl_N(logp_NV, logm_NV) + _kl_N(logq_NV, logm_NV)) / 2
-        chunks.append(TokenStatistics(logp, entropy, logq, kl, jsd, top1_drop, logp - logq))
-    names = [f.name for f in fields(TokenStatistics) if getattr(chunks[0], f.name) is not None]
-    return TokenStatistics(**{n: torch.cat([getattr(c, n) for c in chunks]) for n in names})
+            p = _one_view(hidden_ND[part], parts, token_N[part])
+            found.append(TokenStatistics(p.logp_N, p.entropy_N))
+        else:
+            views = hidden_ND[part], perturbed_ND[part]
+            found.append(_two_views(*views, parts, token_N[part], jsd))
+    names = [f.name for f in fields(TokenStatistics) if getattr(found[0], f.name) is not None]
+    return TokenStatistics(**{n: torch.cat([getattr(c, n) for c in found]) for n in names})
 
 
 class _TokenLogp(torch.autograd.Function):
-    """Chunked log-prob and entropy whose backward computes each chunk's logits again.
+    """Streamed log-prob and entropy whose backward computes each tile's logits again.
 
-    Written out, not checkpointed chunk by chunk, for one reason: the chunks' gradients of the head
+    Written out, not checkpointed tile by tile, for one reason: the tiles' gradients of the head
     add up in float32 here, where autograd would add them in the dtype of the weight (bfloat16).
     """
 
@@ -184,50 +310,62 @@ class _TokenLogp(torch.autograd.Function):
         max_elements: int,
         suppressed_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, token_N, suppressed_ids)
-        ctx.temperature, ctx.max_elements = temperature, max_elements
-        statistics = token_statistics(
-            hidden_ND,
-            weight_VD,
-            token_N,
-            bias_V=bias_V,
-            temperature=temperature,
-            max_elements=max_elements,
-            suppressed_ids=suppressed_ids,
+        parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
+        sums = [
+            _one_view(hidden_ND[part], parts, token_N[part]) for part in parts.tokens(len(token_N))
+        ]
+        logp_N = torch.cat([p.logp_N for p in sums])
+        entropy_N = torch.cat([p.entropy_N for p in sums])
+        total_N = torch.cat([p.total_N for p in sums])
+        ctx.save_for_backward(
+            hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N
         )
-        return statistics.logp, statistics.entropy
+        ctx.temperature, ctx.max_elements = temperature, max_elements
+        return logp_N, entropy_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_logp_N: Tensor, d_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, token_N, suppressed_ids = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N = (
+            ctx.saved_tensors
+        )
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden_ND) if need_hidden else None
+        parts = _Parts(Head(weight_VD, bias_V, ctx.temperature, suppressed_ids), ctx.max_elements)
+        d_hidden = torch.zeros_like(hidden_ND, dtype=torch.float32) if need_hidden else None
         d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias else None
-        for part in _chunks(len(token_N), len(weight_VD), ctx.max_elements):
-            logp_NV = _log_probs_NV(
-                hidden_ND[part], weight_VD, bias_V, ctx.temperature, suppressed_ids
-            )
-            # d logp[token] / d logit_v = [v = token] - p_v;  d H / d logit_v = -p_v (log p_v + H).
-            p_NV = logp_NV.exp()
-            logp_NV += _entropy_N(logp_NV).unsqueeze(1)
-            logp_NV *= -d_entropy_N[part].unsqueeze(1)
-            logp_NV -= d_logp_N[part].unsqueeze(1)
-            d_logits_NV = logp_NV.mul_(p_NV)
-            d_logits_NV.scatter_add_(1, token_N[part].unsqueeze(1), d_logp_N[part].unsqueeze(1))
-            if suppressed_ids is not None:  # a suppressed logit is a constant
-                d_logits_NV.index_fill_(1, suppressed_ids, 0.0)
-            d_logits_NV /= ctx.temperature
-            if d_bias is not None:
-                d_bias += d_logits_NV.sum(0)
-            d_logits_NV = d_logits_NV.to(weight_VD.dtype)
-            if d_hidden is not None:
-                d_hidden[part] = _matmul(d_logits_NV, weight_VD).to(hidden_ND.dtype)
-            if d_weight is not None:
-                d_weight += _matmul(d_logits_NV.T, hidden_ND[part])
+        plain = not d_entropy_N.any()
+        for first, head in parts.parts:
+            ids = slice(first, first + len(head.weight_VD))
+            for part in parts.tokens(len(token_N)):
+                logp_NV = head.logits_NV(hidden_ND[part]).sub_(total_N[part].unsqueeze(1))
+                # d logp[token] / d logit_v = [v = token] - p_v;  d H / d logit_v = -p_v (log p_v + H).
+                d_logp_N1 = d_logp_N[part].unsqueeze(1)
+                if plain:
+                    d_logits_NV = logp_NV.exp_().mul_(-d_logp_N1)
+                else:
+                    p_NV = logp_NV.exp()
+                    logp_NV += entropy_N[part].unsqueeze(1)
+                    logp_NV *= -d_entropy_N[part].unsqueeze(1)
+                    d_logits_NV = logp_NV.sub_(d_logp_N1).mul_(p_NV)
+                place_N1 = token_N[part].unsqueeze(1) - first
+                here_N1 = (place_N1 >= 0) & (place_N1 < len(head.weight_VD))
+                d_logits_NV.scatter_add_(
+                    1, place_N1.clamp(0, len(head.weight_VD) - 1), torch.where(here_N1, d_logp_N1, 0.0)
+                )  # fmt: skip
+                if head.suppressed_ids is not None:  # a suppressed logit is a constant
+                    d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
+                if ctx.temperature != 1:
+                    d_logits_NV /= ctx.temperature
+                if d_bias is not None:
+                    d_bias[ids] += d_logits_NV.sum(0)
+                d_logits_NV = d_logits_NV.to(weight_VD.dtype)
+                if d_hidden is not None:
+                    d_hidden[part] += _matmul(d_logits_NV, head.weight_VD)
+                if d_weight is not None:
+                    d_weight[ids] += _matmul(d_logits_NV.T, hidden_ND[part])
         return (
-            d_hidden,
+            None if d_hidden is None else d_hidden.to(hidden_ND.dtype),
             None if d_weight is None else d_weight.to(weight_VD.dtype),
             None if d_bias is None else d_bias.to(bias_V.dtype),
             *(None,) * 4,

@@ -4,14 +4,15 @@ have been. Written by the scoring stage from the hidden states it has anyway; th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pipelines.alternatives import Alternatives, top_alternatives
+from pipelines.alternatives import top_alternatives
+from pipelines.divergence import Head, TokenStatistics
 from pipelines.pictures import pictures
 from pipelines.policy import Encoded, Policy
 from pipelines.ragged import split_like
@@ -25,16 +26,16 @@ ALTERNATIVES = 3
 
 @dataclass(frozen=True)
 class TokenLooks:
-    """The alternatives of one group's tokens; lists [G][T], or [G][T][K] of ids and probabilities.
+    """One group's log-probs [G][T], and its alternatives [G][T][K] as ids and probabilities.
 
     Names are those of :class:`pipelines.alternatives.Alternatives`. Without a perturbed view its
     lists are [G] of empty ones.
     """
 
     logp: list[Any]
+    logq: list[Any]
     top: list[Any]
     top_p: list[Any]
-    logq: list[Any]
     top_q: list[Any]
     perturbed: list[Any]
     perturbed_p: list[Any]
@@ -42,35 +43,37 @@ class TokenLooks:
 
 
 def token_looks(
-    policy: Policy, groups: Sequence[Rollout], token_N: Tensor, hidden_ND: Tensor,
+    policy: Policy, groups: Sequence[Rollout], statistics: TokenStatistics, hidden_ND: Tensor,
     perturbed_ND: Tensor | None, temperature: float, positions: Container[int],
 ) -> list[TokenLooks | None]:  # fmt: skip
-    """The alternatives of the groups at these positions; None for the others.
+    """What is kept of the groups at these positions; None for the others.
 
     Args:
-        token_N, hidden_ND, perturbed_ND: of all groups' response tokens, in their order.
+        statistics, hidden_ND, perturbed_ND: of all groups' response tokens, in their order.
     """
+    head = Head(policy.head_weight, None, temperature, policy.suppressed_ids)
     found: list[TokenLooks | None] = []
     start = 0
     for group in groups:
-        here = slice(start, start + sum(map(len, group.response_ids)))
+        responses = group.response_ids
+        here = slice(start, start + sum(map(len, responses)))
         start = here.stop
         if group.position not in positions:
             found.append(None)
             continue
-        alternatives = top_alternatives(
-            hidden_ND[here], policy.head_weight, token_N[here], ALTERNATIVES,
+        others = top_alternatives(
+            hidden_ND[here], head, ALTERNATIVES,
             perturbed_ND=None if perturbed_ND is None else perturbed_ND[here],
-            temperature=temperature, suppressed_ids=policy.suppressed_ids,
         )  # fmt: skip
-        found.append(TokenLooks(*_lists(alternatives, group.response_ids)))
+        logq_N = statistics.logp_perturbed
+        columns = [statistics.logp[here], None if logq_N is None else logq_N[here]]
+        columns += [getattr(others, field.name) for field in fields(others)]
+        found.append(TokenLooks(*(_lists(values, responses) for values in columns)))
     return found
 
 
-def _lists(alternatives: Alternatives, responses: Sequence[Sequence[int]]) -> Iterator[list[Any]]:
-    for field in fields(alternatives):
-        values = getattr(alternatives, field.name)
-        yield [[] for _ in responses] if values is None else split_like(values, [responses])[0]
+def _lists(values: Tensor | None, responses: Sequence[Sequence[int]]) -> list[Any]:
+    return [[] for _ in responses] if values is None else split_like(values, [responses])[0]
 
 
 def look(

@@ -1,6 +1,6 @@
-"""Which rows a group's responses go in: all behind one copy of their prompt, or one each. Torch-free.
+"""Which rows a group's responses go in, and which groups a pass takes. Torch-free.
 
-A shared row reads the prompt and its image once. But causal attention over a plain row skips half of
+All responses stand behind one copy of their prompt, or each has a row of its own. A shared row reads the prompt and its image once. But causal attention over a plain row skips half of
 its pairs, and a shared row's responses, which stand beside each other, skip none: where responses are
 much longer than their prompt, plain rows cost less.
 """
@@ -55,3 +55,39 @@ def share(setting: Setting, costs: Costs, prompt: float, responses: Sequence[flo
     if setting != "auto":
         return setting
     return operations(costs, prompt, responses, True) <= operations(costs, prompt, responses, False)
+
+
+def fill(
+    tokens: Sequence[int], most: int, budget: int | None, passes: int = 1, step: int = 1
+) -> list[list[int]]:
+    """Which groups each pass takes: all of about the same number of tokens, none above the budget.
+
+    Args:
+        tokens: of each group.
+        most: groups of a pass, at most.
+        budget: tokens of a pass, at most; a group that has more goes alone. None: passes take ``most``
+            groups each, in their order.
+        passes: at least so many passes, if there are so many groups.
+        step: their number is a multiple of this, if there are so many groups.
+    """
+    count = len(tokens)
+    if budget is None and passes <= -(-count // most) and step == 1:
+        return [list(range(i, min(i + most, count))) for i in range(0, count, most)]
+    limit = budget or sum(tokens)
+    for number in range(max(passes, -(-count // most), -(-sum(tokens) // max(limit, 1)), 1), count):
+        if number % step == 0:
+            found = _deal(tokens, most, number)
+            if all(len(part) == 1 or sum(tokens[i] for i in part) <= limit for part in found):
+                return found
+    return [[i] for i in range(count)]
+
+
+def _deal(tokens: Sequence[int], most: int, number: int) -> list[list[int]]:
+    """The largest group first, each to the pass with the fewest tokens so far that has room."""
+    parts: list[list[int]] = [[] for _ in range(number)]
+    loads = [0] * number
+    for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        place = min((p for p in range(number) if len(parts[p]) < most), key=lambda p: (loads[p], p))
+        parts[place].append(i)
+        loads[place] += tokens[i]
+    return [sorted(part) for part in parts]

@@ -294,7 +294,7 @@ def see(
         again = view_statistics(config, replace(views, perturbed_ND=other_ND), policy)
         perception_N = perception_N + make_estimator(config, mask, policy)(again, groups, samples)
     looks = token_looks(
-        policy, groups, views.token_N, views.hidden_ND, views.perturbed_ND,
+        policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
         config.rollout.temperature, {group.position for group in groups},
     )  # fmt: skip
     rows = scored_rows(config, 0, groups, statistics, perception_N / masks)

@@ -20,7 +20,7 @@ import torch
 from pipelines import shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.packing import Costs, share
+from pipelines.packing import Costs, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
@@ -66,7 +66,9 @@ class Policy:
         self.grouped = config.model.attention == "sdpa"
         if self.grouped:
             shared_prefix.use(model)
-        self.encoder = PromptEncoder(processor, config.data.instruction)
+        self.encoder = PromptEncoder(
+            processor, config.data.instruction, workers=config.data.workers
+        )
         self.tokenizer = processor.tokenizer
         self.device = (
             next(model.parameters()).device if placement is None else choose_device(config)
@@ -163,29 +165,68 @@ class Policy:
         return hidden_BLD.flatten(0, 1).index_select(0, flat_N)
 
     def _pack(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Right-padded tensors of one forward pass; ``where`` [2, N] locates the predicting states."""
+        """Tensors of one forward pass; ``where`` [2, N] locates the predicting states.
+
+        One sequence without padding, row after row; with eager attention right-padded rows.
+        """
         ids, positions, segments, where = [], [], [], []
         for index, row in enumerate(rows):
             prompt = self.with_positions(row.prompt)
             prompt_L, position_AL = prompt["input_ids"], prompt["position_ids"]
             length, axes = len(prompt_L), position_AL.shape[0]
             after = int(position_AL.max()) + 1
-            row_ids, row_positions = [prompt_L], [position_AL]
-            row_segments = [torch.zeros(length, dtype=torch.long)]
-            column = length
+            fed_ids: list[int] = []
+            fed_positions: list[int] = []
+            segment = [0] * length
             for number, response in enumerate(row.responses, start=1):
                 # The last token predicts nothing we need, so it is not fed. Position t of a
                 # response is predicted by its token t-1; the first by the prompt's last token.
-                fed = torch.tensor(response[:-1], dtype=torch.long)
-                row_ids.append(fed)
-                row_positions.append((after + torch.arange(len(fed))).expand(axes, -1))
-                row_segments.append(torch.full((len(fed),), number))
-                columns = torch.cat([torch.tensor([length - 1]), column + torch.arange(len(fed))])
-                where.append(torch.stack([torch.full_like(columns, index), columns]))
-                column += len(fed)
-            ids.append(torch.cat(row_ids))
-            positions.append(torch.cat(row_positions, dim=1))
-            segments.append(torch.cat(row_segments))
+                count, column = len(response) - 1, length + len(fed_ids)
+                fed_ids += response[:-1]
+                fed_positions += range(after, after + count)
+                segment += [number] * count
+                where += [
+                    (index, column) for column in (length - 1, *range(column, column + count))
+                ]
+            ids.append(torch.cat([prompt_L, torch.tensor(fed_ids, dtype=torch.long)]))
+            fed_AL = torch.tensor(fed_positions, dtype=torch.long).expand(axes, -1)
+            positions.append(torch.cat([position_AL, fed_AL], dim=1))
+            segments.append(segment)
+        where_2N = torch.tensor(where).T
+        if self.grouped:
+            starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
+            batch = self._sequence(ids, positions) | {
+                "prefix_layout": shared_prefix.layout(
+                    [len(row.prompt["input_ids"]) for row in rows],
+                    [[len(response) - 1 for response in row.responses] for row in rows],
+                ),
+                "where": torch.stack([torch.zeros_like(where_2N[0]), starts[where_2N[0]] + where_2N[1]]),
+            }  # fmt: skip
+        else:
+            batch = self._padded(ids, positions, segments) | {"where": where_2N}
+        batch |= self._images([row.prompt for row in rows])
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def prompts(self, prompts: Sequence[Encoded]) -> dict[str, Any]:
+        """Tensors of one forward pass over prompts alone, one after another without padding."""
+        prompts = [self.with_positions(prompt) for prompt in prompts]
+        ids = [prompt["input_ids"] for prompt in prompts]
+        batch = self._sequence(ids, [prompt["position_ids"] for prompt in prompts])
+        return {n: v.to(self.device) for n, v in (batch | self._images(prompts)).items()}
+
+    def _sequence(
+        self, ids: Sequence[torch.Tensor], positions: Sequence[torch.Tensor]
+    ) -> dict[str, Any]:
+        position_AN = torch.cat(list(positions), dim=1)
+        return {
+            "input_ids": torch.cat(list(ids))[None],
+            "position_ids": position_AN[:, None] if len(position_AN) > 1 else position_AN,
+            "attention_mask": torch.ones(1, 1, 1, 1),  # the layout says it all
+        }
+
+    def _padded(
+        self, ids: list[torch.Tensor], positions: list[torch.Tensor], segments: list[list[int]]
+    ) -> dict[str, Any]:
         longest = max(map(len, ids))
 
         def pad(items: list[torch.Tensor], value: int) -> torch.Tensor:
@@ -193,28 +234,23 @@ class Policy:
                 [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
             )
 
-        batch: dict[str, Any] = {
-            "input_ids": pad(ids, self.tokenizer.pad_token_id), "where": torch.cat(where, dim=1)
-        }  # fmt: skip
-        if self.grouped:
-            batch["prefix_layout"] = shared_prefix.layout(
-                [len(row.prompt["input_ids"]) for row in rows],
-                [[len(response) - 1 for response in row.responses] for row in rows],
-            )
-            batch["attention_mask"] = torch.ones(1, 1, 1, 1)  # the layout says it all
-        else:  # eager attention, which adds the mask to its scores
-            mask_B1LL = _block_mask(pad(segments, -1))[:, None]
-            lowest = torch.finfo(torch.float32).min
-            batch["attention_mask"] = torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest)
+        mask_B1LL = _block_mask(pad([torch.tensor(x) for x in segments], -1))[:, None]
+        lowest = torch.finfo(torch.float32).min  # eager attention adds the mask to its scores
         position_BAL = pad(positions, 0)
-        batch["position_ids"] = (
-            position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
+        return {
+            "input_ids": pad(ids, self.tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest),
+            "position_ids": (
+                position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
+            ),
+        }
+
+    def _images(self, prompts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """The prompts' images; a question without one has none of their tensors."""
+        names = dict.fromkeys(
+            name for prompt in prompts for name in prompt if name not in PER_TOKEN
         )
-        for name in dict.fromkeys(name for row in rows for name in row.prompt):
-            if name not in PER_TOKEN:  # a question without an image has none of them
-                found = [row.prompt[name] for row in rows if name in row.prompt]
-                batch[name] = join(found)
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return {name: join([p[name] for p in prompts if name in p]) for name in names}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:
         """The rows of one group: one, or one for each response (``model.shared_prefix``)."""
@@ -224,6 +260,14 @@ class Policy:
         if share(self.config.model.shared_prefix, costs, len(prompt["input_ids"]), fed):
             return [Row(prompt, responses)]
         return [Row(prompt, [response]) for response in responses]
+
+    def fed_tokens(self, prompt: int, responses: Sequence[Sequence[int]]) -> int:
+        """Tokens that a pass feeds for one group, with a prompt of so many."""
+        fed = [len(response) - 1 for response in responses]
+        without_image = replace(self.costs, image=0)
+        return int(
+            tokens(prompt, fed, share(self.config.model.shared_prefix, without_image, prompt, fed))
+        )
 
 
 def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from pipelines.ahead import Ahead, Key
 from pipelines.config import Config, ModelConfig
 from pipelines.errors import UserError
 from pipelines.records import Sample
@@ -19,6 +21,8 @@ from pipelines.torchvision_ops import ensure_importable
 
 IMAGE = "<image>"
 HUB_TIMEOUT_S = 10.0
+CACHED_BYTES = 4 * 2**30
+"""Of encoded prompts: an image of a million pixels has 24 MB."""
 
 
 def model_location(model: ModelConfig) -> str:
@@ -139,32 +143,85 @@ def messages(sample: Sample, instruction: str) -> list[dict[str, Any]]:
 class PromptEncoder:
     """Turns samples into the processor's tensors, each prompt once.
 
-    Holds the latest ``capacity`` encoded prompts: rollout, scoring and update of one step ask for the
-    same ones.
+    Holds the latest encoded prompts, ``capacity`` of them or ``CACHED_BYTES``: rollout, scoring and update of
+    one step ask for the same ones.
+
+    Args:
+        workers: processes that encode what is expected; 0: nothing is done before it is asked for.
     """
 
-    def __init__(self, processor: Any, instruction: str, capacity: int = 1024) -> None:
+    def __init__(
+        self, processor: Any, instruction: str, capacity: int = 1024, workers: int = 0
+    ) -> None:
         self.processor, self.instruction, self.capacity = processor, instruction, capacity
-        self._cache: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+        self._cache: dict[Key, dict[str, torch.Tensor]] = {}
+        self._bytes = 0
+        make = partial(_Loaded, processor, instruction)
+        self._ahead = Ahead(make, workers) if workers else None
+
+    def expect(self, samples: Sequence[Sample]) -> None:
+        """These will be asked for next: let the workers begin."""
+        if self._ahead and samples:
+            keyed = [(_key(sample), sample) for sample in samples]
+            self._ahead.expect([(key, s) for key, s in keyed if key not in self._cache])
 
     def encode(self, sample: Sample) -> dict[str, torch.Tensor]:
         """``input_ids`` [L] and whatever the model's images need (``pixel_values``, grids ...)."""
-        key = (sample.id, sample.problem)  # two data sets may share ids
+        key = _key(sample)
         if key in self._cache:
             return self._cache[key]
-        encoded = self.encode_images(sample, [open_image(data) for data in sample.images])
-        if len(self._cache) >= self.capacity:
-            self._cache.pop(next(iter(self._cache)))
+        encoded = self._ahead.take(key) if self._ahead else None
+        if encoded is None:
+            encoded = encode_sample(self.processor, self.instruction, sample)
+        self._bytes += _size(encoded)
+        while self._cache and (len(self._cache) >= self.capacity or self._bytes > CACHED_BYTES):
+            self._bytes -= _size(self._cache.pop(next(iter(self._cache))))
         self._cache[key] = encoded
         return encoded
 
+    def close(self) -> None:
+        """End the workers."""
+        if self._ahead:
+            self._ahead.close()
+
     def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """The same with these images in place of the sample's own; not cached."""
-        chat = messages(sample, self.instruction)
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        batch = self.processor(text=[text], images=images or None, return_tensors="pt")
-        encoded = {name: value for name, value in batch.items() if name != "attention_mask"}
-        for name in ("input_ids", "mm_token_type_ids"):
-            if name in encoded:
-                encoded[name] = encoded[name][0]
-        return encoded
+        return encode_images(self.processor, self.instruction, sample, images)
+
+
+class _Loaded:
+    """What a worker encodes with."""
+
+    def __init__(self, processor: Any, instruction: str) -> None:
+        self.processor, self.instruction = processor, instruction
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        return encode_sample(self.processor, self.instruction, sample)
+
+
+def encode_sample(processor: Any, instruction: str, sample: Sample) -> dict[str, torch.Tensor]:
+    """A sample's tensors, its images decoded."""
+    images = [open_image(data) for data in sample.images]
+    return encode_images(processor, instruction, sample, images)
+
+
+def encode_images(
+    processor: Any, instruction: str, sample: Sample, images: list[Image.Image]
+) -> dict[str, torch.Tensor]:
+    """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
+    chat = messages(sample, instruction)
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    batch = processor(text=[text], images=images or None, return_tensors="pt")
+    encoded = {name: value for name, value in batch.items() if name != "attention_mask"}
+    for name in ("input_ids", "mm_token_type_ids"):
+        if name in encoded:
+            encoded[name] = encoded[name][0]
+    return encoded
+
+
+def _key(sample: Sample) -> Key:
+    return (sample.id, sample.problem)  # two data sets may share ids
+
+
+def _size(encoded: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in encoded.values())

@@ -43,10 +43,7 @@ def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def pad_lists(rows: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ragged lists -> (values_BT float32, zero-padded; mask_BT bool)."""
-    longest = max(map(len, rows))
-    values_BT = torch.zeros(len(rows), longest)
-    mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        values_BT[index, : len(row)] = torch.tensor(row, dtype=torch.float32)
-        mask_BT[index, : len(row)] = True
-    return values_BT, mask_BT
+    lengths_B = torch.tensor([len(row) for row in rows])
+    mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+    flat_N = torch.tensor([value for row in rows for value in row], dtype=torch.float32)
+    return torch.zeros(mask_BT.shape).masked_scatter_(mask_BT, flat_N), mask_BT

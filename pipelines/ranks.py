@@ -48,6 +48,14 @@ class Ranks:
         _distributed().broadcast_object_list(box, src=0, group=_group())
         return box[0]
 
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' values."""
+        if self.world == 1:
+            return value
+        found: list[Any] = [None] * self.world
+        _distributed().all_gather_object(found, value, group=_group())
+        return max(found)
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Do ``work`` on rank 0 alone; every rank gets its result, or the UserError it raised."""
         if self.world == 1:

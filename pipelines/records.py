@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -59,7 +59,8 @@ class Rollout:
     ``step`` is the training step that sampled it (earlier than its use for surplus groups).
     Lists have G entries; token lists end with the end-of-sequence token unless ``truncated``.
     ``logp`` is log pi of each sampled token at the rollout temperature, before top-k and top-p.
-    ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated.
+    ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated. ``prompt_tokens`` counts the
+    prompt's tokens, those of its images included.
     """
 
     sample_id: str = _column(TEXT)
@@ -72,6 +73,7 @@ class Rollout:
     outcome: list[str] = _column(pa.list_(TEXT))
     reward: list[float] = _column(pa.list_(REAL))
     step: int = _column(pa.int64(), default=0)
+    prompt_tokens: int = _column(INT, default=0)
 
 
 @dataclass
@@ -178,11 +180,19 @@ def schema(row_type: type) -> pa.Schema:
 
 def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
     """Write rows as one Parquet file (zstd). The caller makes the write atomic."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema(row_type))
+    table = _table(list(rows), row_type)
     repeated = [_leaf(field) for field in table.schema if "float" not in str(field.type)]
     pq.write_table(
         table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated
     )
+
+
+def _table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
+    columns = [
+        pa.array([getattr(row, column.name) for row in rows], type=column.type)
+        for column in schema(row_type)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema(row_type))
 
 
 def _leaf(field: pa.Field) -> str:
@@ -192,18 +202,19 @@ def _leaf(field: pa.Field) -> str:
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> int:
     """Write samples as one Parquet file (zstd), in small row groups; returns their number."""
-    columns, total = schema(Sample), 0
-    group: list[dict[str, Any]] = []
-    size = 0
-    with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
+    total, size = 0, 0
+    group: list[Sample] = []
+    with pq.ParquetWriter(
+        path, schema(Sample), compression="zstd", write_page_checksum=True
+    ) as writer:
         for sample in samples:
-            group.append(asdict(sample))
+            group.append(sample)
             size += sum(map(len, sample.images))
             if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema=columns))
+                writer.write_table(_table(group, Sample))
                 total, group, size = total + len(group), [], 0
         if group:
-            writer.write_table(pa.Table.from_pylist(group, schema=columns))
+            writer.write_table(_table(group, Sample))
     return total + len(group)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,14 @@ class Counts:
 def rollout(
     config: Config, step: int, samples: SampleTable, previous: Path | None,
     previous_metrics: dict[str, Any], engine: Engine, reward: RewardFunction, out: Path, watch: Watch,
+    expect: Callable[[Sequence[Sample]], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Sample until the step has its groups; write them, and the surplus for the next step.
 
     Args:
         previous: the last step's rollout folder, whose surplus groups are used first.
         previous_metrics: its metrics; tells where in the order of prompts to go on.
+        expect: told which prompts this process will be asked for next.
 
     Raises:
         UserError: the batch is not full after ``rollout.max_tries`` rounds.
@@ -76,6 +80,10 @@ def rollout(
     everyone, together = ranks(), settings.tensor_parallel
     chunk = settings.batch_prompts * everyone.workers(together)
 
+    def mine(positions: Sequence[int]) -> list[Sample]:
+        share = positions[everyone.rank // together :: everyone.workers(together)]
+        return [samples[prompt_at(config.seed, position, len(samples))] for position in share]
+
     def sample(positions: list[int]) -> list[Rollout]:
         return sample_groups(config, step, samples, positions, engine, reward)
 
@@ -84,7 +92,10 @@ def rollout(
             raise _never_full(config, step, counts, len(groups))
         missing = settings.prompts_per_step - len(groups)
         wanted = min(math.ceil(missing / max(share, 0.1)), 4 * settings.prompts_per_step)
-        for part in batches(range(position, position + wanted), chunk):
+        parts = list(batches(range(position, position + wanted), chunk))
+        expect(mine(parts[0]))
+        for part, following in zip_longest(parts, parts[1:], fillvalue=()):
+            expect(mine([*part, *following]))
             watch.progress("groups", min(len(groups), settings.prompts_per_step),
                            settings.prompts_per_step)  # fmt: skip
             for group in everyone.share(part, sample, together):
@@ -129,6 +140,7 @@ def sample_groups(
                 logp=[r.logp for r in responses], truncated=[r.truncated for r in responses],
                 answer=[m.answer for m in marks], outcome=[m.outcome for m in marks],
                 reward=[m.reward for m in marks], step=step,
+                prompt_tokens=responses[0].prompt_tokens,
             )
         )  # fmt: skip
     return groups

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import LogitsProcessor
 
 from pipelines.seeds import generator
 
@@ -69,24 +68,14 @@ def draw(logp_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
 
 
-class SeededSampler(LogitsProcessor):
-    """Draws each next token from the prepared numbers and leaves ``generate`` no choice.
+def next_token(
+    logp_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token that each number draws, and its log-prob before top-k and top-p, [B] each.
 
-    Records log pi of each drawn token (temperature applied, before top-k and top-p) in ``logp``:
-    one [B] tensor per position.
+    Args:
+        logp_BV: log pi at the sampling's temperature.
+        uniform_B: numbers in [0, 1).
     """
-
-    def __init__(
-        self, sampling: Sampling, uniform_BT: torch.Tensor, suppressed_ids: torch.Tensor
-    ) -> None:
-        self.sampling, self.uniform_BT, self.suppressed_ids = sampling, uniform_BT, suppressed_ids
-        self.logp: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        logits_BV = scores.float().index_fill(-1, self.suppressed_ids, -torch.inf)
-        logp_BV = (logits_BV / self.sampling.temperature).log_softmax(-1)
-        allowed_BV = truncate(logp_BV, self.sampling.top_k, self.sampling.top_p)
-        token_B = draw(allowed_BV, self.uniform_BT[:, len(self.logp)])
-        self.logp.append(logp_BV.gather(-1, token_B[:, None])[:, 0])
-        only_BV = torch.full_like(scores, -torch.inf)
-        return only_BV.scatter_(-1, token_B[:, None], 0.0)  # type: ignore[return-value]
+    token_B = draw(truncate(logp_BV, sampling.top_k, sampling.top_p), uniform_B)
+    return token_B, logp_BV.gather(-1, token_B[:, None])[:, 0]

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from pipelines.divergence import (
 )
 from pipelines.errors import UserError
 from pipelines.looks import TokenLooks, token_looks, write_looks
+from pipelines.packing import fill
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
 from pipelines.policy import Encoded, Policy, Row
 from pipelines.prompts import open_image
-from pipelines.ragged import batches, pad_lists, split_like
+from pipelines.ragged import pad_lists, split_like
 from pipelines.ranks import ranks
 from pipelines.records import Rollout, Sample, SampleTable, Scored, write_rows
 from pipelines.seeds import generator
@@ -50,29 +52,41 @@ def score(
     looked_at = {group.position for group in rollouts[: config.score.looks]}
 
     def work(groups: list[Rollout]) -> list[tuple[Scored, TokenLooks | None]]:
-        done: list[tuple[Scored, TokenLooks | None]] = []
-        for part in batches(groups, config.score.batch_prompts):
+        owners = [samples.by_id(group.sample_id) for group in groups]
+        done: dict[int, tuple[Scored, TokenLooks | None]] = {}
+        passes = _passes(config, groups, policy)
+        for chosen, following in zip_longest(passes, passes[1:], fillvalue=()):
+            policy.encoder.expect([owners[i] for i in (*chosen, *following)])
             watch.progress("groups", len(done), len(groups))
-            owners = [samples.by_id(group.sample_id) for group in part]
+            part, asked = [groups[i] for i in chosen], [owners[i] for i in chosen]
             statistics, looks = policy.placement.forward(
-                _measure, config, step, part, owners, policy, looked_at
+                _measure, config, step, part, asked, policy, looked_at
             )
-            perception_N = estimator(statistics, part, owners)
-            done += zip(
-                scored_rows(config, step, part, statistics, perception_N), looks, strict=True
-            )
-        return done
+            perception_N = estimator(statistics, part, asked)
+            rows = scored_rows(config, step, part, statistics, perception_N)
+            done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
+        return [done[i] for i in range(len(groups))]
 
     policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
-    done = everyone.share(rollouts, work)
-    scored = [row for row, _ in done]
+    # The longest first, so that every rank has about the same work.
+    order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i].response_ids)))
+    done = dict(zip(order, everyone.share([rollouts[i] for i in order], work), strict=True))
+    scored = [done[i][0] for i in range(len(rollouts))]
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
-        found = [looks for _, looks in done]
+        found = [done[i][1] for i in range(len(rollouts))]
         write_looks(
             out, rollouts, samples, policy, found, partial(scored_views, config, step, policy)
         )
     return _metrics(step, rollouts, scored)
+
+
+def _passes(config: Config, groups: Sequence[Rollout], policy: Policy) -> list[list[int]]:
+    """The groups of each forward pass; on every rank equally many, since all may be needed for one."""
+    most, budget = config.score.batch_prompts, config.score.batch_tokens
+    lengths = [policy.fed_tokens(group.prompt_tokens, group.response_ids) for group in groups]
+    passes = fill(lengths, most, budget)
+    return fill(lengths, most, budget, ranks().largest(len(passes)))
 
 
 ESTIMATOR_NAMES = (*ESTIMATORS, "random", "oracle")
@@ -174,21 +188,28 @@ def perturbed_states(
     return policy.hidden_states(perturbed_rows(config, step, groups, samples, prompts, policy))
 
 
-def view_statistics(config: Config, views: Views, policy: Policy) -> TokenStatistics:
-    """Log-probs, entropy and divergences of every response token, flat [N]."""
+def view_statistics(
+    config: Config, views: Views, policy: Policy, jsd: bool | None = None
+) -> TokenStatistics:
+    """Log-probs, entropy and divergences of every response token, flat [N].
+
+    Args:
+        jsd: whether to compute it too; by default if the estimator needs it.
+    """
     return token_statistics(
         views.hidden_ND, policy.head_weight, views.token_N, perturbed_ND=views.perturbed_ND,
         temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+        jsd=config.score.estimator == "jsd" if jsd is None else jsd,
     )  # fmt: skip
 
 
 def group_statistics(
     config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
-    *, perturbed: bool | None = None,
+    *, perturbed: bool | None = None, jsd: bool | None = None,
 ) -> TokenStatistics:  # fmt: skip
-    """The statistics of both views; arguments as of ``both_views``."""
+    """The statistics of both views; arguments as of ``both_views`` and ``view_statistics``."""
     views = both_views(config, step, groups, samples, policy, perturbed=perturbed)
-    return view_statistics(config, views, policy)
+    return view_statistics(config, views, policy, jsd)
 
 
 def _measure(
@@ -197,11 +218,12 @@ def _measure(
 ) -> tuple[TokenStatistics, list[TokenLooks | None]]:  # fmt: skip
     """The statistics, and the alternatives of the groups at the positions to be looked at."""
     views = both_views(config, step, groups, samples, policy)
+    statistics = view_statistics(config, views, policy)
     looks = token_looks(
-        policy, groups, views.token_N, views.hidden_ND, views.perturbed_ND,
+        policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
         config.rollout.temperature, looked_at,
     )  # fmt: skip
-    return view_statistics(config, views, policy), looks
+    return statistics, looks
 
 
 def perturbed_rows(

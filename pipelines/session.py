@@ -92,6 +92,7 @@ class Session:
             torch.set_num_threads(self.config.run.threads)
         # Bit-identical replay needs kernels that add in a fixed order.
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it: time lost
 
     # -- parts, made on first use ----------------------------------------------------------------
 
@@ -184,6 +185,8 @@ class Session:
             folder = self.chain.checkpoint(step).path
         adapted = folder and self.config.update.lora_rank
         weights = folder / checkpoint.MODEL if folder and not adapted else None
+        if self._policy:
+            self._policy.encoder.close()
         self._policy = Policy.load(self.config, weights)
         self._made_trainer = None
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
@@ -247,6 +250,7 @@ class Session:
         return rollout(
             config, step, self.samples, self._made(previous) if previous else None,
             manifest["metrics"] if manifest else {}, self.engine(step - 1), self.reward, out, self.watch,
+            self.policy(step - 1).encoder.expect,
         )  # fmt: skip
 
     def score(self, config: Config, step: int, out: Path) -> dict[str, Any]:
@@ -317,7 +321,9 @@ class Session:
         )  # fmt: skip
 
     def close(self) -> None:
-        """End the grading processes and the engine."""
+        """End the grading processes, the engine, and what encodes prompts."""
+        if self._policy:
+            self._policy.encoder.close()
         if self._live:
             self._live.close()
         for name in ("reward", "graders"):

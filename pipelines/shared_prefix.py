@@ -1,144 +1,190 @@
 """Attention of responses that share one copy of their prompt, without a mask of all against all.
 
-A row is ``[prompt | response 1 | ... | response G]``: the prompt attends to itself, and each response to
-the prompt and to itself, causally. Of the L x L pairs of a row these are few, so attention goes in two
-calls: the prompt's tokens as one causal sequence, then all responses side by side, as a batch, over the
-prompt's keys and their own. A plain row is all prompt. The library's models call this through their
-attention interface; nothing in them is changed, and calls without a layout (generation) are SDPA's.
+A pass takes one sequence without padding: ``[prompt | response 1 | ... | response G | prompt | ...]``, row
+after row. A prompt attends to itself, and each response to its prompt and to itself, causally. Of the
+N x N pairs these are few, so attention goes in two calls: all prompts side by side, as a batch, then all
+responses side by side, over their prompts' keys and their own. A plain row is all prompt. The library's
+models call this through their attention interface; nothing in them is changed, and calls without a layout
+are SDPA's.
 
 Axes, the last letters of a tensor's name:
 
-    B  rows     G  responses of a row     L  tokens of a row     H  heads     D  channels of a head
-    P  tokens of the longest prompt       R  fed tokens of the longest response
+    B  rows     N  tokens of the sequence     H  heads     D  channels of a head
+    P  tokens of the longest prompt           R  fed tokens of the longest response
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "shared_prefix"
+SIMILAR = 0.7
+"""Responses attend beside those up to this much longer: what they lack is filled up."""
+
+
+class Attends(Protocol):
+    """What says who attends to whom in a pass; the models hand it on as ``prefix_layout``."""
+
+    def attend(
+        self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
+    ) -> Tensor:
+        """Attention of every token [N, H, D]; keys and values may have fewer heads."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Responses of about one length, which attend side by side.
+
+    Axes: C responses; K keys: those of the longest prompt, then R.
+
+    Attributes:
+        owner_C: the row each belongs to.
+        index_CR: place of each response's fed tokens; N, one past the last, where it has fewer.
+        seen_CRK: whether a token sees a key.
+    """
+
+    owner_C: Tensor
+    index_CR: Tensor
+    seen_CRK: Tensor
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+
+    def to(self, device: torch.device) -> Beside:
+        """The same on a device."""
+        return Beside(self.owner_C.to(device), self.index_CR.to(device), self.seen_CRK.to(device))
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """[C, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
+        if dtype not in self._biases:
+            zeros = torch.zeros(self.seen_CRK.shape, dtype=dtype, device=self.seen_CRK.device)
+            self._biases[dtype] = zeros.masked_fill_(~self.seen_CRK, -torch.inf)[:, None]
+        return self._biases[dtype]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where prompts and responses are in a batch of right-padded rows.
+    """Where prompts and responses are in the sequence.
 
     Attributes:
-        prompts: P.
-        index_BGR: column of each response's fed tokens; L, one past the row, where it has fewer.
-        seen_BGRK: whether a response's token sees a key: the P columns of the prompts, then the R of
-            its own response. None where no row has a response.
+        prompt_BP: place of each prompt's tokens; N, one past the last, where it has fewer.
+        responses: of similar lengths together, so that little is filled up.
     """
 
-    prompts: int
-    index_BGR: Tensor
-    seen_BGRK: Tensor | None
-    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    prompt_BP: Tensor
+    responses: tuple[Beside, ...]
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
-        seen = None if self.seen_BGRK is None else self.seen_BGRK.to(device)
-        return Layout(self.prompts, self.index_BGR.to(device), seen)
+        return Layout(self.prompt_BP.to(device), tuple(r.to(device) for r in self.responses))
 
-    def bias(self, dtype: torch.dtype) -> Tensor:
-        """[B * G, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
-        assert self.seen_BGRK is not None
-        if dtype not in self._biases:
-            seen = self.seen_BGRK.flatten(0, 1)[:, None]
-            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._biases[dtype] = zeros.masked_fill_(~seen, -torch.inf)
-        return self._biases[dtype]
+    def attend(
+        self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
+    ) -> Tensor:
+        """Attention of every token to what its row lets it see -> [N, H, D]."""
+        count, heads, channels = query_NHD.shape
+
+        def taken(x_NHD: Tensor, index: Tensor) -> Tensor:
+            """Tokens at these places; a token's heads lie together, and are moved so."""
+            flat = x_NHD.reshape(count, -1).index_select(0, index.clamp(max=count - 1).flatten())
+            return flat.view(*index.shape, *x_NHD.shape[1:])
+
+        key_BPHD, value_BPHD = taken(key_NHD, self.prompt_BP), taken(value_NHD, self.prompt_BP)
+        # The place past the last takes what short prompts and responses lack.
+        whole = query_NHD.new_empty(count + 1, heads * channels)
+        prompts = _attention(taken(query_NHD, self.prompt_BP), key_BPHD, value_BPHD, scale, None)
+        whole = whole.index_copy(0, self.prompt_BP.flatten(), prompts.flatten(0, 1).flatten(1))
+        for part in self.responses:
+            longest = part.seen_CRK.shape[2] - part.index_CR.shape[1]
+
+            def behind(own_NHD: Tensor, prompt_BPHD: Tensor, part: Beside, longest: int) -> Tensor:
+                """Keys or values: the prompt's, and the response's own."""
+                before = prompt_BPHD[:, :longest].index_select(0, part.owner_C)
+                return torch.cat([before, taken(own_NHD, part.index_CR)], dim=1)
+
+            found = _attention(
+                taken(query_NHD, part.index_CR), behind(key_NHD, key_BPHD, part, longest),
+                behind(value_NHD, value_BPHD, part, longest), scale, part.bias(query_NHD.dtype),
+            )  # fmt: skip
+            whole = whole.index_copy(0, part.index_CR.flatten(), found.flatten(0, 1).flatten(1))
+        return whole[:count].view(count, heads, channels)
+
+
+def _attention(
+    query_BLHD: Tensor, key_BKHD: Tensor, value_BKHD: Tensor, scale: float, bias: Tensor | None
+) -> Tensor:
+    """SDPA of a batch -> [B, L, H, D]; causal where there is no bias."""
+    query, key, value = (x.transpose(1, 2) for x in (query_BLHD, key_BKHD, value_BKHD))
+    repeats = query.shape[1] // key.shape[1]
+    grouped = repeats > 1 and not query.is_cuda  # on GPUs not every kernel takes grouped heads
+    if repeats > 1 and not grouped:
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, is_causal=bias is None, scale=scale, enable_gqa=grouped
+    ).transpose(1, 2)
 
 
 def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout:
-    """The layout of rows.
+    """The layout of rows that stand one after another.
 
     Args:
         prompts: tokens of each row's prompt.
         responses: fed tokens of each row's responses. Where no row has two, a prompt is taken with
             its response as one plain sequence.
     """
-    if all(len(row) == 1 for row in responses):
-        prompts = [n + row[0] for n, row in zip(prompts, responses, strict=True)]
+    if all(len(row) <= 1 for row in responses):
+        prompts = [n + sum(row) for n, row in zip(prompts, responses, strict=True)]
         responses = [[] for _ in prompts]
-    rows, most, longest = len(prompts), max(map(len, responses)), max(prompts)
-    length = max(n + sum(row) for n, row in zip(prompts, responses, strict=True))
-    fed = max((n for row in responses for n in row), default=0)
-    index_BGR = torch.full((rows, most, fed), length)
-    for b, (column, row) in enumerate(zip(prompts, responses, strict=True)):
-        for g, count in enumerate(row):
-            index_BGR[b, g, :count] = torch.arange(column, column + count)
-            column += count
-    if not index_BGR.numel():
-        return Layout(longest, index_BGR, None)
-    prompt_BP = torch.arange(longest) < torch.tensor(prompts)[:, None]
-    seen_BGRK = torch.cat([
-        prompt_BP[:, None, None].expand(rows, most, fed, longest),
-        torch.ones(fed, fed, dtype=torch.bool).tril().expand(rows, most, fed, fed),
+    total = sum(prompts) + sum(map(sum, responses))
+    prompt_BP = torch.full((len(prompts), max(prompts)), total)
+    place, fed = 0, []
+    for b, (prompt, row) in enumerate(zip(prompts, responses, strict=True)):
+        prompt_BP[b, :prompt] = torch.arange(place, place + prompt)
+        place += prompt
+        for count in row:
+            if count:
+                fed.append((count, b, place))
+            place += count
+    fed.sort(key=lambda response: -response[0])
+    parts, first = [], 0
+    for i in range(1, len(fed) + 1):
+        if i == len(fed) or fed[i][0] < SIMILAR * fed[first][0]:
+            parts.append(_beside(fed[first:i], prompts, total))
+            first = i
+    return Layout(prompt_BP, tuple(parts))
+
+
+def _beside(fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int) -> Beside:
+    """Responses (fed tokens, row, place of the first), the longest first."""
+    count_C1, owner_C, place_C1 = (torch.tensor(x) for x in zip(*fed, strict=True))
+    prompt_C1 = torch.tensor(prompts)[owner_C, None]
+    longest, most = int(prompt_C1.max()), fed[0][0]
+    step_R = torch.arange(most)
+    index_CR = place_C1[:, None] + step_R
+    seen_CRK = torch.cat([
+        (torch.arange(longest) < prompt_C1)[:, None].expand(-1, most, -1),
+        torch.ones(most, most, dtype=torch.bool).tril().expand(len(fed), -1, -1),
     ], dim=-1)  # fmt: skip
-    return Layout(longest, index_BGR, seen_BGRK)
-
-
-def attend(
-    query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, at: Layout, scale: float
-) -> Tensor:
-    """Attention of every token to what its row lets it see -> [B, H, L, D]."""
-    rows, heads, length, channels = query_BHLD.shape
-    query_BHPD, key_BHPD, value_BHPD = (
-        x[:, :, : at.prompts] for x in (query_BHLD, key_BHLD, value_BHLD)
-    )
-    out_BHPD = scaled_dot_product_attention(
-        query_BHPD, key_BHPD, value_BHPD, is_causal=True, scale=scale
-    )
-    if at.seen_BGRK is None:
-        return out_BHPD
-    count, fed = at.index_BGR.shape[1:]
-    # One more column stands for the tokens that shorter responses lack.
-    first_B11 = torch.arange(rows, device=query_BHLD.device)[:, None, None]
-    own = (first_B11 * length + at.index_BGR.clamp(max=length - 1)).flatten()
-    target = (first_B11 * (length + 1) + at.index_BGR).flatten()
-
-    def responses(x_BHLD: Tensor) -> Tensor:
-        """[B, H, L, D] -> [B * G, H, R, D]; a token's heads lie together, and are moved so."""
-        found = x_BHLD.transpose(1, 2).reshape(rows * length, -1).index_select(0, own)
-        return found.view(rows * count, fed, heads, channels).transpose(1, 2)
-
-    def behind(x_BHLD: Tensor) -> Tensor:
-        """Keys or values: the prompt's, and the response's own."""
-        prompt = x_BHLD[:, None, :, : at.prompts].expand(-1, count, -1, -1, -1)
-        return torch.cat([prompt.flatten(0, 1), responses(x_BHLD)], dim=2)
-
-    found = scaled_dot_product_attention(
-        responses(query_BHLD), behind(key_BHLD), behind(value_BHLD),
-        attn_mask=at.bias(query_BHLD.dtype), scale=scale,
-    ).transpose(1, 2).reshape(target.numel(), -1)  # fmt: skip
-    rest = out_BHPD.new_zeros(rows, length + 1 - at.prompts, heads, channels)
-    # A shorter prompt's row has responses where the longest prompt still goes on: they are set now.
-    whole = torch.cat([out_BHPD.transpose(1, 2), rest], dim=1).view(rows * (length + 1), -1)
-    whole = whole.index_copy(0, target, found).view(rows, length + 1, heads, channels)
-    return whole[:, :length].transpose(1, 2)
+    return Beside(owner_C, index_CR.masked_fill(step_R >= count_C1[:, None], total), seen_CRK)
 
 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    prefix_layout: Layout | None = None, **settings: Any,
+    prefix_layout: Attends | None = None, **settings: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """What the library's models call: [B, heads, L, D] and fewer key heads -> [B, L, heads, D]."""
+    """What the library's models call: [1, heads, N, D] and fewer key heads -> [1, N, heads, D]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if prefix_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
-    return attend(query, key, value, prefix_layout, scale).transpose(1, 2), None
+    query_NHD, key_NHD, value_NHD = (x[0].transpose(0, 1) for x in (query, key, value))
+    return prefix_layout.attend(module.layer_idx, query_NHD, key_NHD, value_NHD, scale)[None], None
 
 
 def use(model: Any) -> None:
@@ -149,3 +195,14 @@ def use(model: Any) -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME})
+
+
+@contextlib.contextmanager
+def used(model: Any) -> Iterator[None]:
+    """Let it attend so for now, whatever it does else."""
+    own = model.config.get_text_config()._attn_implementation
+    use(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": own})

@@ -20,9 +20,10 @@ from pipelines import lora, vppo
 from pipelines.config import Config
 from pipelines.divergence import token_logp
 from pipelines.objectives import OBJECTIVES, Batch, Terms
+from pipelines.packing import fill
 from pipelines.parts import find_part
 from pipelines.policy import Policy
-from pipelines.ragged import batches, pad_lists
+from pipelines.ragged import pad_lists
 from pipelines.records import Rollout, SampleTable, Scored
 
 OPTIMIZER = "optimizer.safetensors"
@@ -132,8 +133,13 @@ class TorchTrainer:
         # Training mode turns gradient checkpointing on; dropout is 0 in these models.
         self.policy.model.train(self.settings.gradient_checkpointing)
         totals: dict[str, float] = defaultdict(float)
-        mine = self._micro_batches([sum(map(len, r.response_ids)) for r, _ in groups])
+        mine = self._micro_batches([
+            self.policy.fed_tokens(rollout.prompt_tokens, rollout.response_ids)
+            for rollout, _ in groups
+        ])  # fmt: skip
         for number, (chosen, counts) in enumerate(mine, start=1):
+            soon = [i for part, _ in mine[number - 1 : number + 1] for i in part]
+            self.policy.encoder.expect([samples.by_id(groups[i][0].sample_id) for i in soon])
             rows_B = torch.isin(group_B, torch.tensor(chosen, device=group_B.device))
             cut = _slice(whole, rows_B)
             cut_terms = _slice_terms(terms, rows_B, cut.mask_BT.shape[1])
@@ -204,11 +210,12 @@ class TorchTrainer:
         """What this process works on: groups of each micro-batch, and how often they count (1).
 
         Args:
-            tokens: response tokens of each group.
+            tokens: what a pass feeds for each group.
         """
-        everything = range(len(tokens))
+        settings = self.settings
         return [
-            (list(part), 1.0) for part in batches(everything, self.settings.micro_batch_prompts)
+            (part, 1.0)
+            for part in fill(tokens, settings.micro_batch_prompts, settings.micro_batch_tokens)
         ]
 
     def _backward(self, loss: torch.Tensor, *, last: bool) -> None:

@@ -160,7 +160,8 @@ class VLLMEngine:
         found = []
         for sample, output in zip(samples, outputs, strict=True):
             check_prompt(policy, sample, output.prompt_token_ids)
-            found.append([_response(policy, completion) for completion in output.outputs])
+            length = len(output.prompt_token_ids)
+            found.append([_response(policy, done, length) for done in output.outputs])
         return found
 
 
@@ -236,10 +237,10 @@ def check_prompt(policy: Policy, sample: Sample, found: Sequence[int] | None) ->
     )
 
 
-def _response(policy: Policy, completion: Any) -> Response:
+def _response(policy: Policy, completion: Any, prompt_tokens: int) -> Response:
     ids = list(completion.token_ids)
     logp = [at[token].logprob for token, at in zip(ids, completion.logprobs, strict=True)]
-    return cut(policy, ids, logp)
+    return cut(policy, ids, logp, prompt_tokens)
 
 
 def _detached(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:

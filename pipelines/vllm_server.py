@@ -86,7 +86,8 @@ class VLLMServer:
         for sample, reply in zip(samples, replies, strict=True):
             check_prompt(policy, sample, reply.get("prompt_token_ids"))
             choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-            found.append([_response(policy, choice) for choice in choices])
+            length = len(reply["prompt_token_ids"])
+            found.append([_response(policy, choice, length) for choice in choices])
         return found
 
     def view(self, policy: Policy) -> Engine:
@@ -256,9 +257,9 @@ def _data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _response(policy: Policy, choice: dict[str, Any]) -> Response:
+def _response(policy: Policy, choice: dict[str, Any], prompt_tokens: int) -> Response:
     logp = [token["logprob"] for token in choice["logprobs"]["content"]]
-    return cut(policy, choice["token_ids"], logp)
+    return cut(policy, choice["token_ids"], logp, prompt_tokens)
 
 
 def _own_address(url: str) -> tuple[str, int]:

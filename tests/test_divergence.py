@@ -10,7 +10,8 @@ from pipelines import divergence
 from pipelines.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_logp, token_statistics
 
 N, V, D = 13, 37, 8
-CHUNKS = [1, V, 3 * V, 5 * V + 1, N * V, 2**24]  # 1, 1, 3, 5, 13 and 13 tokens at once
+CHUNKS = [1, V // 2, V, 3 * V, 5 * V + 1, N * V, 2**24]
+"""Tiles of one number, one token by half the vocabulary, then 1, 3, 5, 13 and 13 tokens by all of it."""
 
 
 def problem(dtype=torch.float32, seed=0):
@@ -312,6 +313,15 @@ def test_all_logits_never_exist_at_once(monkeypatch):
 
     monkeypatch.setattr(divergence, "_matmul", spy)
     hidden, other, weight, _, token = problem()
-    token_statistics(hidden, weight, token, perturbed_ND=other, max_elements=3 * V)
+    whole = token_statistics(hidden, weight, token, perturbed_ND=other, jsd=False)
+    sizes.clear()
+    token_statistics(hidden, weight, token, perturbed_ND=other, max_elements=3 * V, jsd=False)
     assert max(sizes) == 3 * V
-    assert len(sizes) == 2 * 5  # two views, ceil(13 / 3) chunks
+    assert len(sizes) == 2 * 5  # two views, ceil(13 / 3) ranges of tokens
+    sizes.clear()
+    monkeypatch.setattr(divergence, "WIDTH", 10)
+    tiled = token_statistics(hidden, weight, token, perturbed_ND=other, max_elements=50, jsd=False)
+    assert max(sizes) == 5 * 10
+    assert len(sizes) == 2 * 3 * 4  # ceil(13 / 5) ranges of tokens, ceil(37 / 10) of the vocabulary
+    for name in ("logp", "entropy", "logp_perturbed", "kl", "top1_drop", "log_ratio"):
+        torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=2e-6, rtol=1e-6)

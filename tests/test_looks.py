@@ -10,6 +10,7 @@ from families import picture, questions, write_folder
 from PIL import Image
 
 from pipelines.alternatives import top_alternatives
+from pipelines.divergence import Head
 from pipelines.engines import HuggingFaceEngine
 from pipelines.looks import LOOKS
 from pipelines.pictures import pictures
@@ -114,9 +115,7 @@ def test_alternatives_by_hand():
     weight_VD = torch.eye(3)
     hidden = torch.log(torch.tensor([[6.0, 3.0, 1.0]]))
     other = torch.log(torch.tensor([[1.0, 1.0, 8.0]]))
-    found = top_alternatives(hidden, weight_VD, torch.tensor([1]), 2, perturbed_ND=other)
-    assert found.logp_N.exp().tolist() == pytest.approx([0.3])
-    assert found.logq_N.exp().tolist() == pytest.approx([0.1])
+    found = top_alternatives(hidden, Head(weight_VD), 2, perturbed_ND=other)
     assert found.top_NK.tolist() == [[0, 1]]
     assert found.top_p_NK[0].tolist() == pytest.approx([0.6, 0.3])
     assert found.top_q_NK[0].tolist() == pytest.approx([0.1, 0.1])
@@ -129,10 +128,10 @@ def test_alternatives_do_not_depend_on_the_chunks(policy, rollouts, samples, tin
     views = both_views(tiny_config, 1, rollouts, samples[:4], policy)
 
     def found(most):
+        head = Head(policy.head_weight, None, 1.0, policy.suppressed_ids)
         return top_alternatives(
-            views.hidden_ND, policy.head_weight, views.token_N, 3, max_elements=most,
-            perturbed_ND=views.perturbed_ND, suppressed_ids=policy.suppressed_ids,
-        )  # fmt: skip
+            views.hidden_ND, head, 3, perturbed_ND=views.perturbed_ND, max_elements=most
+        )
 
     whole, cut = found(2**24), found(5 * len(policy.head_weight))
     assert torch.equal(whole.top_NK, cut.top_NK)

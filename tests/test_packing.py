@@ -41,29 +41,36 @@ def test_short_prompts_with_long_responses_go_in_rows_of_their_own():
 )  # fmt: skip
 def test_attention_is_that_of_the_mask(prompts, responses):
     torch.manual_seed(0)
-    totals = [n + sum(row) for n, row in zip(prompts, responses, strict=True)]
-    length = max(totals)
-    query, key, value = torch.randn(3, len(prompts), 2, length, 8, requires_grad=True).unbind()
-    at = shared_prefix.layout(prompts, responses)
-    found = shared_prefix.attend(query, key, value, at, 0.3)
-    segment = torch.full((len(prompts), length), -1)
+    segment = []  # (row, response), response 0 for the prompt
     for b, (n, row) in enumerate(zip(prompts, responses, strict=True)):
-        segment[b, : totals[b]] = torch.cat(
-            [torch.zeros(n), *(torch.full((count,), g + 1.0) for g, count in enumerate(row))]
-        ).long()
-    same = segment[:, :, None] == segment[:, None]
-    mask = (same | (segment[:, None] == 0)) & torch.ones(length, length).tril().bool()
+        segment += [(b, 0)] * n + [(b, g) for g, count in enumerate(row, 1) for _ in range(count)]
+    length = len(segment)
+    # Four query heads, each two of which share a key head.
+    query = torch.randn(length, 4, 8, requires_grad=True)
+    key, value = torch.randn(2, length, 2, 8, requires_grad=True).unbind()
+    found = shared_prefix.layout(prompts, responses).attend(0, query, key, value, 0.3)
+    mask = torch.tensor(
+        [[j <= i and a[0] == b[0] and b[1] in (0, a[1]) for j, b in enumerate(segment)]
+         for i, a in enumerate(segment)]
+    )  # fmt: skip
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask[:, None], scale=0.3
-    )
-    real = segment >= 0
-    torch.testing.assert_close(found.transpose(1, 2)[real], expected.transpose(1, 2)[real])
-    weights = torch.randn_like(found.transpose(1, 2)[real])
+        query.transpose(0, 1), *(x.repeat_interleave(2, 1).transpose(0, 1) for x in (key, value)),
+        attn_mask=mask, scale=0.3,
+    ).transpose(0, 1)  # fmt: skip
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
     gradients = [
-        torch.autograd.grad(
-            (x.transpose(1, 2)[real] * weights).sum(), (query, key, value), retain_graph=True
-        )
+        torch.autograd.grad((x * weights).sum(), (query, key, value), retain_graph=True)
         for x in (found, expected)
     ]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_responses_of_similar_lengths_attend_side_by_side():
+    # 10 and 8 (above 0.7 x 10) together, then 6 and 5 (above 4.2), then 1; 0 feeds nothing.
+    at = shared_prefix.layout([2, 3], [[10, 1, 6], [5, 8, 0]])
+    assert [list(part.index_CR.shape) for part in at.responses] == [[2, 10], [2, 6], [1, 1]]
+    assert [part.owner_C.tolist() for part in at.responses] == [[0, 1], [0, 1], [0]]
+    # Rows stand one after another: 2 + 17 tokens, then 3 + 13. The response of 8 follows that of 5.
+    assert at.responses[0].index_CR[1].tolist() == [*range(27, 35), 35, 35]

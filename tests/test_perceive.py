@@ -1,10 +1,13 @@
 """``vppo perceive`` and its Python call: what is measured, told, written and refused."""
 
+import base64
 import io
 import json
 import math
+import re
 import shlex
 import shutil
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -191,16 +194,29 @@ def test_plain_lines_where_nobody_watches(asked):
     assert "add --out look.html" in told
 
 
+def entries(page):
+    """What the viewer of a page shows."""
+    found = re.search(
+        "<script [^>]*application/json[^>]*>(.*?)</script>", page.read_text(), re.DOTALL
+    )
+    viewer = json.loads(found[1])["viewer"]
+    return json.loads(zlib.decompress(base64.b64decode(viewer)))
+
+
 def test_a_page_is_written(asked, tmp_path):
     page = tmp_path / "look.html"
     sly = "</script><script>alert(1)</script> 7"
     told = command(asked, "--response", sly, "--out", page).succeeded().out
     assert f"wrote      {page}" in told
-    text = page.read_text()
-    assert "<script>alert" not in text
-    assert text.count("data:image/png;base64,") >= 2
-    again = perceive("tiny", asked[1], "What?", sly).to_html(tmp_path / "again.html")
-    assert again.read_text().count("data:image/png;base64,") >= 2
+    assert "<script>alert" not in page.read_text()
+    [entry] = entries(page)
+    [response] = entry["responses"]
+    assert "".join(response["tokens"]) == sly
+    assert len(response["perception"]) == len(response["tokens"]) == len(response["top"])
+    assert len(entry["images"]) == len(entry["perturbed"][0]) == 1
+    sample, path = asked
+    again = perceive("tiny", path, sample.problem.removeprefix("<image>"), sly)
+    assert entries(again.to_html(tmp_path / "again.html")) == [entry]
 
 
 def test_a_checkpoint_of_a_run_is_asked(finished, asked):
@@ -303,7 +319,10 @@ def test_responses_of_a_data_set_are_read(data, tmp_path):
     ]  # fmt: skip
     about = json.loads((out / "about.json").read_text())
     assert (about["responses"], about["rejected"], about["shown"], about["graded"]) == (4, 3, 4, 0)
-    assert (out / "look.html").read_text().count("data:image/png;base64,") >= 8
+    shown = entries(out / "look.html")
+    assert [e["responses"][0]["perception"] for e in shown] == [
+        pytest.approx(row.perception, abs=1e-6) for row in rows
+    ]
     assert "4, 0 of them truncated; 3 rows left out" in told
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from pipelines.sampling import Sampling, SeededSampler, draw, truncate, uniforms
+from pipelines.divergence import Head
+from pipelines.sampling import Sampling, draw, next_token, truncate, uniforms
 from pipelines.seeds import generator
 
 INF = float("inf")
@@ -106,12 +107,11 @@ def test_rows_are_cut_one_by_one_and_what_stays_is_unchanged():
 def sampler_draws(logits_V, count, *, temperature=1.0, top_p=1.0, top_k=0, suppressed=()):
     """``count`` tokens from the same logits, and their recorded log-probs."""
     sampling = Sampling(temperature, top_p, top_k, 1, count, seed=0)
-    sampler = SeededSampler(
-        sampling, uniforms(sampling, ("test",), CPU), torch.tensor(suppressed, dtype=torch.long)
-    )
-    forced_BV = sampler(torch.zeros(count, 1, dtype=torch.long), logits_V.expand(count, -1))
-    assert (forced_BV.isfinite().sum(-1) == 1).all()  # generate has no choice left
-    return forced_BV.argmax(-1), sampler.logp[0]
+    forbidden = torch.tensor(suppressed, dtype=torch.long)
+    # A head of these logits: each response's hidden state is 1.
+    head = Head(logits_V[:, None], None, temperature, forbidden)
+    logp_BV = head.logits_NV(torch.ones(count, 1)).log_softmax(-1)
+    return next_token(logp_BV, uniforms(sampling, ("test",), CPU)[:, 0], sampling)
 
 
 LOGITS = torch.tensor([0.0, 2.0, -1.0, 1.0, 3.0, 0.5])
@@ -154,8 +154,7 @@ def test_a_position_uses_its_own_numbers():
     # Two ids of equal probability: the token says on which side of 1/2 the number lies.
     sampling = Sampling(1.0, 1.0, 0, max_new_tokens=50, samples=2, seed=0)
     numbers = uniforms(sampling, ("test",), CPU)
-    sampler = SeededSampler(sampling, numbers, torch.tensor([], dtype=torch.long))
-    tokens = [sampler(torch.zeros(2, 1), torch.zeros(2, 2)).argmax(-1) for _ in range(50)]
+    tokens = [next_token(torch.zeros(2, 2), numbers[:, t], sampling)[0] for t in range(50)]
     assert torch.equal(torch.stack(tokens, dim=1), (numbers >= 0.5).long())
 
 

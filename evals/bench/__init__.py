@@ -1,0 +1,1 @@
+"""Benchmarks behind ``vppo bench``: ours against the alternative, side by side in one run."""
