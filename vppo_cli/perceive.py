@@ -17,7 +17,8 @@ from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.perceive import DEFAULTS, Perception, check, example, load, see
+from pipelines.example import example
+from pipelines.perceive import DEFAULTS, Perception, check, load, see
 from pipelines.perceive_data import PAGE, ROWS, check_new, perceive_dataset
 from pipelines.policy import Policy
 from pipelines.records import Perceived
