@@ -44,6 +44,10 @@ ONE_VIEW = ("entropy", "random", "oracle")
 """Estimators that need no forward pass with the perturbed image."""
 TEXT_BYTES = 4
 """Of a response's text, for each token."""
+LOOK_BYTES = 84
+"""Of a token that is kept to be looked at: seven texts and fourteen numbers (pipelines/looks.py)."""
+PNG_BYTES = 2
+"""Of a pixel of a photograph as PNG; half of them black, less."""
 
 
 def image_tokens(vision: Vision, pixels: float) -> int:
@@ -425,16 +429,26 @@ class Run:
         return prefill + steps * step + tail
 
     def disk(self) -> dict[str, float]:
-        """Bytes of a step's rollouts (id, log-prob, text) and scores (three numbers, one bit), before
-        compression; of a checkpoint (float32 weights, two moments, adapters); of the whole run."""
+        """Bytes of a step's rollouts (id, log-prob, text), scores (three numbers, one bit) and looks,
+        before compression; of a checkpoint (float32 weights, two moments, adapters); of the whole run."""
         config = self.config
         tokens = config.rollout.prompts_per_step * self.samples * self.expected.response
-        step = tokens * (4 + 4 + TEXT_BYTES + 12 + 1 / 8)
+        step = tokens * (4 + 4 + TEXT_BYTES + 12 + 1 / 8) + self._looks()
         moments = 12.0 if config.update.lora_rank else 8.0
         checkpoint = 4.0 * self.shape.parameters + moments * self.trained
         kept = config.checkpoint.keep_last + config.checkpoint.keep_best
         run = config.run.steps * step + min(kept, self._checkpoints()) * checkpoint
         return {"step": step, "checkpoint": checkpoint, "run": run}
+
+    def _looks(self) -> float:
+        """Bytes of a step's groups that are kept to be looked at: tokens, and both views' images."""
+        score, vision = self.config.score, self.shape.vision
+        groups = min(score.looks, self.config.rollout.prompts_per_step)
+        views = self.samples if score.mask_per == "response" else 1
+        images = 1 + (0 if score.estimator in ONE_VIEW else views)
+        pixels = self.expected.image * (vision.patch * vision.merge) ** 2
+        tokens = self.samples * self.expected.response
+        return groups * (tokens * LOOK_BYTES + images * pixels * PNG_BYTES)
 
     def _checkpoints(self) -> int:
         return ceil(self.config.run.steps / self.config.checkpoint.every)

@@ -183,7 +183,7 @@ class RewardConfig(Section):
 class ScoreConfig(Section):
     """Token perception: how much each token depends on the image (paper eq. 3)."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens", "looks"})
 
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
@@ -202,6 +202,9 @@ class ScoreConfig(Section):
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens of a forward pass, at most (a longer group goes alone): passes of about the same work;
     none: only ``batch_prompts`` counts."""
+    looks: int = Field(default=4, ge=0)
+    """Groups of each step kept to be looked at, with their images as PNG and what else each token could
+    have been (looks.parquet, for vppo report); 0 keeps none."""
 
 
 class UpdateConfig(Section):

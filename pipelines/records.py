@@ -96,7 +96,81 @@ class Scored:
     dependency: list[float] = _column(pa.list_(REAL))
 
 
-Row = TypeVar("Row", Sample, Rollout, Scored)
+@dataclass
+class Look:
+    """What scoring one prompt's G responses looked like (``score-*/looks.parquet``), to be shown.
+
+    One row for each of the step's first ``score.looks`` groups; the Rollout and Scored rows of the
+    same ``position`` have the rest. ``images`` are PNG: the prompt's images as the model's processor
+    resized them (an image that it cuts into tiles is two: the tiles, and the overview).
+    ``perturbed_images`` are the same under each perturbed view: one view, or G of them with
+    ``score.mask_per=response``, or none where the estimator needs none.
+
+    The others have G entries, each with one for every token of the response. ``tokens`` are texts,
+    joined the response's. ``logp`` and ``logp_perturbed`` are log-probs of the sampled token under
+    both views, nats, by the policy that scores. ``top`` are the texts of the likeliest tokens with
+    the image, likeliest first, ``top_p`` and ``top_q`` their probabilities with the image and with
+    the perturbed one; ``top_perturbed`` and so on the same for those likeliest with the perturbed
+    one. Without a perturbed view what it would give is empty for each response.
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    images: list[bytes] = _column(pa.list_(pa.binary()))
+    perturbed_images: list[list[bytes]] = _column(pa.list_(pa.list_(pa.binary())))
+    tokens: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    logp_perturbed: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top: list[list[list[str]]] = _column(pa.list_(pa.list_(pa.list_(TEXT))))
+    top_perturbed: list[list[list[str]]] = _column(pa.list_(pa.list_(pa.list_(TEXT))))
+    top_p: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+    top_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+    top_perturbed_p: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+    top_perturbed_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+
+
+@dataclass
+class Perceived:
+    """One response and how much each of its tokens depends on the image (``vppo perceive``).
+
+    ``gold``, and what grading made of it (``answer``, ``outcome``, ``reward``: as in Rollout), are null
+    where the question came without an answer. ``given`` tells a response that was handed in from one
+    that the model wrote. ``truncated``: it ended at the limit of tokens.
+
+    Lists have one entry for each token, the one that ends the response included. ``tokens`` are texts,
+    joined the response. ``perception`` is S by the estimator, in nats for ``kl``, averaged over masks;
+    ``keep`` marks the highest of it, and ``dependency`` is its mean. ``logp`` and ``logp_perturbed``
+    are log-probs of the token with the image and with the (first) perturbed one, ``entropy`` is the
+    former's, all in nats. ``top`` and so on are the likeliest tokens, as in Look. What only a perturbed
+    view gives is empty where the estimator needs none.
+    """
+
+    id: str = _column(TEXT)
+    problem: str = _column(TEXT)
+    gold: str | None = _column(TEXT)
+    response: str = _column(TEXT)
+    given: bool = _column(FLAG)
+    truncated: bool = _column(FLAG)
+    answer: str | None = _column(TEXT)
+    outcome: str | None = _column(TEXT)
+    reward: float | None = _column(REAL)
+    dependency: float = _column(REAL)
+    token_ids: list[int] = _column(pa.list_(INT))
+    tokens: list[str] = _column(pa.list_(TEXT))
+    perception: list[float] = _column(pa.list_(REAL))
+    keep: list[bool] = _column(pa.list_(FLAG))
+    logp: list[float] = _column(pa.list_(REAL))
+    logp_perturbed: list[float] = _column(pa.list_(REAL))
+    entropy: list[float] = _column(pa.list_(REAL))
+    top: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    top_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_perturbed: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    top_perturbed_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+
+
+Row = TypeVar("Row", Sample, Rollout, Scored, Look, Perceived)
 
 
 def schema(row_type: type) -> pa.Schema:

@@ -6,7 +6,9 @@ One pass gives the trainer's own log-probs and entropy as well, so the update ne
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pipelines.divergence import (
     token_statistics,
 )
 from pipelines.errors import UserError
+from pipelines.looks import TokenLooks, token_looks, write_looks
 from pipelines.packing import fill
 from pipelines.parts import find_part
 from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
@@ -40,33 +43,41 @@ def score(
     config: Config, step: int, rollouts: Sequence[Rollout], samples: SampleTable, policy: Policy,
     out: Path, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score every response token of a step's rollouts and write one row per group."""
+    """Score every response token of a step's rollouts and write one row per group.
+
+    The first ``score.looks`` groups are written once more, to be looked at (pipelines/looks.py).
+    """
     estimator = make_estimator(config, step, policy)
     everyone = ranks()
+    looked_at = {group.position for group in rollouts[: config.score.looks]}
 
-    def work(groups: list[Rollout]) -> list[Scored]:
+    def work(groups: list[Rollout]) -> list[tuple[Scored, TokenLooks | None]]:
         owners = [samples.by_id(group.sample_id) for group in groups]
-        scored: dict[int, Scored] = {}
+        done: dict[int, tuple[Scored, TokenLooks | None]] = {}
         passes = _passes(config, groups, policy)
         for chosen, following in zip_longest(passes, passes[1:], fillvalue=()):
             policy.encoder.expect([owners[i] for i in (*chosen, *following)])
-            watch.progress("groups", len(scored), len(groups))
+            watch.progress("groups", len(done), len(groups))
             part, asked = [groups[i] for i in chosen], [owners[i] for i in chosen]
-            statistics = policy.placement.forward(
-                group_statistics, config, step, part, asked, policy
+            statistics, looks = policy.placement.forward(
+                _measure, config, step, part, asked, policy, looked_at
             )
             perception_N = estimator(statistics, part, asked)
-            rows = _scored(config, step, part, statistics, perception_N)
-            scored |= dict(zip(chosen, rows, strict=True))
-        return [scored[i] for i in range(len(groups))]
+            rows = scored_rows(config, step, part, statistics, perception_N)
+            done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
+        return [done[i] for i in range(len(groups))]
 
     policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
     # The longest first, so that every rank has about the same work.
     order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i].response_ids)))
-    found = everyone.share([rollouts[i] for i in order], work)
-    scored = [row for _, row in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+    done = dict(zip(order, everyone.share([rollouts[i] for i in order], work), strict=True))
+    scored = [done[i][0] for i in range(len(rollouts))]
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
+        found = [done[i][1] for i in range(len(rollouts))]
+        write_looks(
+            out, rollouts, samples, policy, found, partial(scored_views, config, step, policy)
+        )
     return _metrics(step, rollouts, scored)
 
 
@@ -127,18 +138,32 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
     return roles_of([policy.tokenizer.decode([token]) for token in response_ids])
 
 
-def group_statistics(
+def needs_two_views(config: Config) -> bool:
+    """Whether the estimator looks at the perturbed image too."""
+    return config.score.estimator not in ONE_VIEW
+
+
+@dataclass(frozen=True)
+class Views:
+    """Hidden states that predict the response tokens, [N, D]; ``perturbed_ND`` may be None."""
+
+    token_N: torch.Tensor
+    hidden_ND: torch.Tensor
+    perturbed_ND: torch.Tensor | None
+
+
+@torch.no_grad()
+def both_views(
     config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
-    *, perturbed: bool | None = None, jsd: bool | None = None,
-) -> TokenStatistics:  # fmt: skip
-    """Log-probs, entropy and divergences of every response token, flat [N].
+    *, perturbed: bool | None = None,
+) -> Views:  # fmt: skip
+    """Read every response twice: with its images, and with them perturbed.
 
     Args:
         perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
-        jsd: whether to compute it too; by default likewise.
     """
     if perturbed is None:
-        perturbed = config.score.estimator not in ONE_VIEW
+        perturbed = needs_two_views(config)
     prompts = [policy.encoder.encode(sample) for sample in samples]
     clean = [
         row for prompt, group in zip(prompts, groups, strict=True)
@@ -148,17 +173,57 @@ def group_statistics(
         [token for group in groups for ids in group.response_ids for token in ids],
         device=policy.device,
     )
-    with torch.no_grad():
-        hidden_ND = policy.hidden_states(clean)
-        perturbed_ND = None
-        if perturbed:
-            views = perturbed_rows(config, step, groups, samples, prompts, policy)
-            perturbed_ND = policy.hidden_states(views)
-        return token_statistics(
-            hidden_ND, policy.head_weight, token_N, perturbed_ND=perturbed_ND,
-            temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
-            jsd=config.score.estimator == "jsd" if jsd is None else jsd,
-        )  # fmt: skip
+    hidden_ND = policy.hidden_states(clean)
+    if not perturbed:
+        return Views(token_N, hidden_ND, None)
+    return Views(token_N, hidden_ND, perturbed_states(config, step, groups, samples, policy))
+
+
+@torch.no_grad()
+def perturbed_states(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy
+) -> torch.Tensor:
+    """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it."""
+    prompts = [policy.encoder.encode(sample) for sample in samples]
+    return policy.hidden_states(perturbed_rows(config, step, groups, samples, prompts, policy))
+
+
+def view_statistics(
+    config: Config, views: Views, policy: Policy, jsd: bool | None = None
+) -> TokenStatistics:
+    """Log-probs, entropy and divergences of every response token, flat [N].
+
+    Args:
+        jsd: whether to compute it too; by default if the estimator needs it.
+    """
+    return token_statistics(
+        views.hidden_ND, policy.head_weight, views.token_N, perturbed_ND=views.perturbed_ND,
+        temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+        jsd=config.score.estimator == "jsd" if jsd is None else jsd,
+    )  # fmt: skip
+
+
+def group_statistics(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    *, perturbed: bool | None = None, jsd: bool | None = None,
+) -> TokenStatistics:  # fmt: skip
+    """The statistics of both views; arguments as of ``both_views`` and ``view_statistics``."""
+    views = both_views(config, step, groups, samples, policy, perturbed=perturbed)
+    return view_statistics(config, views, policy, jsd)
+
+
+def _measure(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    looked_at: Container[int],
+) -> tuple[TokenStatistics, list[TokenLooks | None]]:  # fmt: skip
+    """The statistics, and the alternatives of the groups at the positions to be looked at."""
+    views = both_views(config, step, groups, samples, policy)
+    statistics = view_statistics(config, views, policy)
+    looks = token_looks(
+        policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
+        config.rollout.temperature, looked_at,
+    )  # fmt: skip
+    return statistics, looks
 
 
 def perturbed_rows(
@@ -169,14 +234,32 @@ def perturbed_rows(
     rows = []
     for group, sample, prompt in zip(groups, samples, prompts, strict=True):
         policy.with_positions(prompt)
+        views = perturbed_views(config, step, group, sample, prompt, policy)
         if config.score.mask_per == "prompt":
-            view = perturbed_prompt(config, sample, prompt, policy, step, group.position)
-            rows += policy.rows(view, group.response_ids)
+            rows += policy.rows(views[0], group.response_ids)
         else:
-            for index, ids in enumerate(group.response_ids):
-                view = perturbed_prompt(config, sample, prompt, policy, step, group.position, index)
-                rows.append(Row(view, [ids]))
+            rows += [Row(v, [ids]) for v, ids in zip(views, group.response_ids, strict=True)]
     return rows
+
+
+def perturbed_views(
+    config: Config, step: int, group: Rollout, sample: Sample, prompt: Encoded, policy: Policy
+) -> list[Encoded]:
+    """The prompts that a group is scored with: one, or one for each response."""
+    names: list[tuple[int, ...]] = [(step, group.position)]
+    if config.score.mask_per == "response":
+        names = [(step, group.position, index) for index in range(len(group.response_ids))]
+    return [perturbed_prompt(config, sample, prompt, policy, *name) for name in names]
+
+
+def scored_views(
+    config: Config, step: int, policy: Policy, group: Rollout, sample: Sample
+) -> list[Encoded]:
+    """The perturbed prompts that a group is scored with; none where the estimator needs none."""
+    if not needs_two_views(config):
+        return []
+    prompt = policy.encoder.encode(sample)
+    return perturbed_views(config, step, group, sample, prompt, policy)
 
 
 def perturbed_prompt(
@@ -206,13 +289,14 @@ def perturbed_prompt(
     return prompt | {"pixel_values": pixels}
 
 
-def _scored(
+def scored_rows(
     config: Config,
     step: int,
     groups: Sequence[Rollout],
     statistics: TokenStatistics,
     perception_N: torch.Tensor,
 ) -> list[Scored]:
+    """One row per group, of the numbers of all their tokens in order."""
     responses = [group.response_ids for group in groups]
     perception = split_like(perception_N, responses)
     logp, entropy = (

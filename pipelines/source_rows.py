@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 import os
 import re
 import struct
@@ -37,6 +38,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 Face data sets and image folders use."""
 
 OPTIONAL = frozenset({"id", "kind"})
+
+RESPONSE = "response"
+"""A column of rows that are only looked at (vppo perceive): what some model answered."""
 
 _LIKELY = {
     "problem": ("question", "prompt", "query", "instruction", "text"),
@@ -106,30 +110,35 @@ class UniqueNames:
         return unique
 
 
-def match_columns(asked: Mapping[str, str], found: Sequence[str], place: str) -> dict[str, str]:
+def match_columns(
+    asked: Mapping[str, str], found: Sequence[str], place: str, *, examples: bool = False
+) -> dict[str, str]:
     """Our column -> theirs, for the columns a source has.
 
     Args:
         asked: ``data.columns``.
         found: the source's column names.
         place: the source, for the message.
+        examples: rows to look at, not to train on: they need no answer, and may have a response.
 
     Raises:
         UserError: ``asked`` names no column of ours, or a required column is not there.
     """
+    columns = COLUMNS | ({RESPONSE: (RESPONSE,)} if examples else {})
+    optional = OPTIONAL | ({"answer", RESPONSE} if examples else set())
     for ours in asked:
-        if ours not in COLUMNS:
+        if ours not in columns:
             raise UserError(
-                f"data.columns, {ours}", f"not one of our columns ({', '.join(COLUMNS)}).",
+                f"data.columns, {ours}", f"not one of our columns ({', '.join(columns)}).",
                 "Write ours first, then theirs: --set data.columns='{problem: question}'.",
             )  # fmt: skip
     matched = {}
-    for ours, names in COLUMNS.items():
+    for ours, names in columns.items():
         candidates = (asked[ours],) if ours in asked else names
         theirs = next((name for name in candidates if name in found), None)
         if theirs is not None:
             matched[ours] = theirs
-        elif ours in asked or ours not in OPTIONAL:
+        elif ours in asked or ours not in optional:
             raise _missing_column(ours, candidates[0], asked, found, place)
     return matched
 
@@ -229,12 +238,16 @@ class RowParser:
         prefix: what ids made from row numbers begin with.
         strict_kind: a ``kind`` that is neither value nor choice rejects the row (the user named
             that column); otherwise such a column means something else, and the answer decides.
+        examples: rows to look at, not to train on: without an answer they have an empty one, and a
+            response goes into the metadata, ``{"response": ...}``.
     """
 
     def __init__(
-        self, columns: Mapping[str, str], roots: Sequence[Path], prefix: str, strict_kind: bool
-    ) -> None:
+        self, columns: Mapping[str, str], roots: Sequence[Path], prefix: str, strict_kind: bool,
+        examples: bool = False,
+    ) -> None:  # fmt: skip
         self.columns, self.prefix, self.strict_kind = columns, prefix, strict_kind
+        self.examples = examples
         self.images = ImageReader(roots)
 
     def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
@@ -243,16 +256,21 @@ class RowParser:
         name = f"{self.prefix}{row}"
         try:
             name = _text(values.get("id"), "id") or name
-            answer = unboxed(_text(values["answer"], "answer"))
-            if not answer:
+            answer = unboxed(_text(values.get("answer"), "answer"))
+            if not answer and not self.examples:
                 raise Unusable("no answer")
             problem = _text(values["problem"], "problem")
             images = self.images.read(values["images"])
             check_question(problem, len(images))
             kind = self._kind(values.get("kind"), answer)
+            metadata = {}
+            if RESPONSE in values:
+                metadata[RESPONSE] = _text(values[RESPONSE], RESPONSE)
+                if not metadata[RESPONSE]:
+                    raise Unusable("no response")
         except Unusable as why:
             return Rejected(row, name, why.reason, why.detail)
-        return Sample(id=name, problem=problem, images=images, answer=answer, kind=kind)
+        return Sample(name, problem, images, answer, kind, json.dumps(metadata))
 
     def _kind(self, value: Any, answer: str) -> str:
         if value in ("value", "choice"):
@@ -290,7 +308,7 @@ def _text(value: Any, column: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair; Parquet may not
         raise Unusable(f"{column} is not text", "it is not valid Unicode") from error
-    return text.strip() if column != "problem" else text
+    return text if column in ("problem", RESPONSE) else text.strip()
 
 
 def check_question(problem: str, images: int) -> None:

@@ -62,13 +62,18 @@ class Source:
     rows: Iterator[Sample | Rejected]
 
 
-def read_source(data: DataConfig, *, split: Literal["train", "validation"]) -> Source:
+def read_source(
+    data: DataConfig, *, split: Literal["train", "validation"], examples: bool = False
+) -> Source:
     """Open ``data.source`` (split train) or ``data.validation_source`` (split validation).
 
     A source is a file (.parquet, .jsonl, .ndjson, .json with one object a line, .csv), a folder of
     Parquet shards, an image folder with ``metadata.jsonl`` or ``metadata.csv``, a folder written by
     ``datasets``' ``save_to_disk``, or else a hub id. In a folder that holds several splits, only
     ``data.split`` (or ``data.validation_split``) is read. ``data.limit`` applies to each source.
+
+    With ``examples`` the rows are to be looked at, not to train on: an answer is not needed, and a
+    column ``response`` (or what ``data.columns`` names) goes into the metadata.
 
     Rows without an id are called ``row-N`` (``validation-row-N``), N counting from 0.
 
@@ -83,9 +88,11 @@ def read_source(data: DataConfig, *, split: Literal["train", "validation"]) -> S
     parts = _local(path, wanted) if path.exists() else [_hub(name, wanted, data, held_apart)]
     if not any(part.columns for part in parts):
         raise UserError(name, "the data set has no rows.", "Check the file.")
-    columns = [match_columns(data.columns, part.columns, part.place) for part in parts]
+    columns = [
+        match_columns(data.columns, part.columns, part.place, examples=examples) for part in parts
+    ]
     prefix = "validation-row-" if held_apart else "row-"
-    rows = _parsed(parts, columns, prefix, "kind" in data.columns)
+    rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples)
     totals = [part.total for part in parts]
     total = None if None in totals else sum(n for n in totals if n is not None)
     if total is not None and data.limit:
@@ -94,11 +101,15 @@ def read_source(data: DataConfig, *, split: Literal["train", "validation"]) -> S
 
 
 def _parsed(
-    parts: Sequence[Part], columns: Sequence[dict[str, str]], prefix: str, strict_kind: bool
+    parts: Sequence[Part],
+    columns: Sequence[dict[str, str]],
+    prefix: str,
+    strict_kind: bool,
+    examples: bool,
 ) -> Iterator[Sample | Rejected]:
     row = 0
     for part, names in zip(parts, columns, strict=True):
-        parser = RowParser(names, part.roots, prefix, strict_kind)
+        parser = RowParser(names, part.roots, prefix, strict_kind, examples)
         for raw in part.read(list(dict.fromkeys(names.values()))):
             yield parser.parse(row, raw)
             row += 1

@@ -337,9 +337,16 @@ def test_bytes_of_a_steps_rows(tmp_path):
         Scored("a", 0, numbers(), numbers(), numbers(), keep, [0.0] * samples) for _ in range(groups)
     ])  # fmt: skip
     written = sum((tmp_path / name).stat().st_size for name in "rs")
-    run = planned("qwen2_5_vl_7b", f"rollout.prompts_per_step={groups}")
+    size = f"rollout.prompts_per_step={groups}"
+    run = planned("qwen2_5_vl_7b", size, "score.looks=0")
     run.expected = replace(run.expected, response=tokens)
     assert 0.7 < written / run.disk()["step"] < 1
+
+    # Looks: 8 x 500 tokens of 84 bytes, and two pictures of 2 bytes a pixel, 28 x 28 pixels a token.
+    more = planned("qwen2_5_vl_7b", size, "score.looks=2")
+    more.expected = replace(run.expected, image=100)
+    expected = 2 * (8 * 500 * 84 + 2 * 2 * 100 * 28 * 28)
+    assert more.disk()["step"] - run.disk()["step"] == pytest.approx(expected)
 
 
 # -- whether it fits -------------------------------------------------------------------------------

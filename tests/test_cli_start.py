@@ -21,6 +21,8 @@ HELP = {
     "prepare": ("--rebuild-tiny", "Parquet", "rejected.jsonl"),
     "eval": ("--benchmarks", "--checkpoint", "last (default), best", "--model", "--samples", "--profile",
              "--data-dir", "--regrade", "--max-new-tokens", "eval.graders=[math-verify,mathruler]"),
+    "perceive": ("--image", "--prompt", "--response", "--masks", "--dataset", "a row a response",
+                 "no training needed", "--columns problem=question"),
     "compare": ("--fail-below", "paired bootstrap", "exit code 1 on a regression", "--json"),
     "plan": ("without running", "--set", "--json"),
     "status": ("at a glance", "another terminal", "--json"),

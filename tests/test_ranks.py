@@ -73,6 +73,17 @@ def test_two_ranks_score_what_one_does(one_and_two):
                 assert a == pytest.approx(b, abs=1e-5)
 
 
+def test_two_ranks_look_as_one_does(one_and_two):
+    one, two = (rows(run, "looks") for run in one_and_two)
+    assert len(one) == 4  # of five groups, three on one rank and two on the other
+    for mine, theirs in zip(one, two, strict=True):
+        for name in ("sample_id", "position", "images", "perturbed_images", "tokens"):
+            assert mine[name] == theirs[name]
+        for name in ("logp", "logp_perturbed"):
+            for a, b in zip(mine[name], theirs[name], strict=True):
+                assert a == pytest.approx(b, abs=1e-5)
+
+
 def test_two_ranks_evaluate_as_one_does(one_and_two):
     answers = []
     for run, several in zip(one_and_two, ((), TWO), strict=True):

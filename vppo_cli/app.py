@@ -274,6 +274,159 @@ def _refuse_with_model(**given: str | None) -> None:
 
 
 @app.command()
+def perceive(
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="An image; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The question; <image> where images go, else first."),
+    ] = None,
+    response: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What to look at (default: the model writes it)."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="A model folder or hub id (default: tiny)."),
+    ] = None,
+    run: RunName = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="WHICH", help="Of --run: last (default), best, a step number, 0."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Every row of a file, a folder, a hub id, or glyphs.",
+            rich_help_panel="A data set",
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS",
+            rich_help_panel="A data set",
+            help="Its columns for problem, images, answer, response; may be repeated.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the first rows.", rich_help_panel="A data set"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Write a page, FILE.html; with --dataset a new folder."),
+    ] = None,
+    estimator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="kl (default), k3, jsd, top1_drop ...")
+    ] = None,
+    perturbation: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="patch_black (default), gaussian_noise, grey ..."),
+    ] = None,
+    probability: Annotated[
+        float | None, typer.Option(metavar="P", help="Of a patch to be black (default: 0.5).")
+    ] = None,
+    masks: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Perturbed images to average over: less noise."),
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of masks and sampling (default: 0).")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest response to write (default: 512).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Of sampling, and of what is compared.")
+    ] = None,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """See which words of a response looked at the image; no training needed.
+
+    The model reads the response twice, with the image and with half of its
+    patches black. How far its prediction of a token moves (KL, in nats) is how
+    much that token depends on the image. The prompt is asked as it is; a run's
+    checkpoint is asked as in training.
+
+    With --dataset, a new folder: perception.parquet (a row a response),
+    look.html, rejected.jsonl. Responses are read from the column response, or
+    sampled.
+
+    [bold]Examples[/bold]
+
+    vppo perceive --image chart.png --prompt "Which bar is highest?" --model Qwen/Qwen2.5-VL-3B-Instruct
+
+    vppo perceive --image a.png --prompt "What is a1 + b2?" --run tiny-7f3a --masks 8 --out look.html
+
+    vppo perceive --dataset answers.jsonl --columns problem=question --out perceived
+    """
+    _refuse_perceive(
+        {"image": image, "prompt": prompt, "response": response},
+        {"dataset": dataset, "columns": columns, "limit": limit}, run, model, checkpoint,
+    )  # fmt: skip
+    from vppo_cli import perceive as commands
+
+    options: dict[str, Any] = {
+        "score.estimator": estimator, "score.perturbation": perturbation,
+        "score.probability": probability, "seed": seed, "rollout.max_new_tokens": max_new_tokens,
+        "rollout.temperature": temperature,
+    }  # fmt: skip
+    if dataset is not None:
+        options |= {"data.source": dataset, "data.split": "train", "data.columns": _pairs(columns)}
+        overrides = ["data.subset=null", "data.revision=null", f"data.limit={dumps(limit)}"]
+        asked = commands.Asked(
+            model, run, checkpoint, options, [*overrides, *(settings or [])], masks
+        )
+        commands.dataset(asked, out, as_json=json)
+        return
+    asked = commands.Asked(model, run, checkpoint, options, settings or [], masks)
+    commands.one(asked, image or [], prompt or "", response, out, as_json=json)
+
+
+def _refuse_perceive(
+    own: dict[str, Any], data: dict[str, Any], run: str | None, model: str | None,
+    checkpoint: str | None,
+) -> None:  # fmt: skip
+    if run is not None and model is not None:
+        raise UserError(f"--model {model}", "is another model than that of --run.", "Drop one.")
+    if checkpoint is not None and run is None:
+        raise UserError(f"--checkpoint {checkpoint}", "belongs to a run.", "Name it with --run.")
+    if data["dataset"] is not None:
+        for name, value in own.items():
+            if value:
+                raise UserError(
+                    f"--{name}", "goes with one example, and --dataset brings its own.", "Drop one."
+                )
+        if not data["dataset"].strip():
+            raise UserError("--dataset", "names none.", "Such as --dataset questions.parquet.")
+        return
+    for name in ("columns", "limit"):
+        if data[name]:
+            raise UserError(f"--{name}", "goes with --dataset.", f"Drop --{name}.")
+    for name, what in (("image", "an image: without one there is nothing to perceive"),
+                       ("prompt", "a question about it")):  # fmt: skip
+        if own[name] in (None, []):
+            raise UserError(f"--{name}", f"is missing; give {what}.", "See vppo perceive --help.")
+
+
+def _pairs(columns: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in columns or []:
+        ours, separator, theirs = text.partition("=")
+        if not (ours and separator and theirs):
+            raise UserError(
+                f"--columns {text}", "names no two columns.", "Such as --columns problem=question."
+            )
+        pairs[ours] = theirs
+    return pairs
+
+
+@app.command()
 def compare(
     before: Annotated[
         str, typer.Argument(metavar="A", help="A run, an evaluation's folder, or a report.json.")

@@ -69,9 +69,9 @@ def _asked_for(
     if model is not None:
         return _model_alone(model, config, overrides), 0, model, model
     choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
-    _refuse_another_model(choice)
+    refuse_another_model(choice)
     chain = choice.chain
-    step = _sampled_step(chain, checkpoint) if regraded else _which(chain, checkpoint)
+    step = _sampled_step(chain, checkpoint) if regraded else which_checkpoint(chain, checkpoint)
     policy = policy_name(step)
     return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
 
@@ -99,7 +99,7 @@ def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:
             )
 
 
-def _refuse_another_model(choice: Choice) -> None:
+def refuse_another_model(choice: Choice) -> None:
     """A run's checkpoint is evaluated as the run loads it: other settings would go unheeded."""
     own, asked = (chain.config.model.keyed("model") for chain in (choice.chain, choice.wanted))
     for name, value in asked.items():
@@ -110,7 +110,12 @@ def _refuse_another_model(choice: Choice) -> None:
             )  # fmt: skip
 
 
-def _which(chain: Chain, checkpoint: str) -> int:
+def which_checkpoint(chain: Chain, checkpoint: str) -> int:
+    """The step of the checkpoint that is meant; 0 is the starting model.
+
+    Raises:
+        UserError: it is not on disk.
+    """
     step = pick(chain, checkpoint)
     if step is not None:
         return step
