@@ -50,6 +50,13 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def compact(count: float) -> str:
+    """A speed in few characters: ``87``, ``3320``, ``12.4 k``, ``1.2 M``."""
+    if count < 10_000:
+        return f"{count:.0f}"
+    return f"{count / 1e3:.1f} k" if count < 1e6 else f"{count / 1e6:.1f} M"
+
+
 class Pace:
     """How long work still takes, from how fast it has gone since it began."""
 
