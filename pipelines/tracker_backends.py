@@ -32,12 +32,12 @@ class TensorBoard:
         folder = run.folder / "tensorboard"
         new = not folder.is_dir()
         # Later events of a history that was given up are hidden by the purge.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=run.replaced_from)
+        writer: Any = SummaryWriter(str(folder), purge_step=run.replaced_from)
+        self._writer = writer
         if new:
             plain = {k: v for k, v in run.config.items() if v is not None}
-            file = self._writer.file_writer
             for summary in hparams(plain, {"rollout/accuracy": 0.0}):
-                file.add_summary(summary)
+                self._writer.file_writer.add_summary(summary)
             settings = "\n".join(f"    {k}: {v}" for k, v in run.config.items())
             self._writer.add_text("config", settings)
 
@@ -102,8 +102,10 @@ class Trackio:
             self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
+        import trackio
+
         with _silent():
-            self._run.finish()
+            trackio.finish()
 
 
 class MLflow:

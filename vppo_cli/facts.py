@@ -19,7 +19,8 @@ def step_line(row: Mapping[str, Any], last: int) -> str:
     return (
         f"step {row['step']:>3}/{last}  accuracy {row['rollout/accuracy']:.3f}  "
         f"reward {row['rollout/reward']:.3f}  kept {_kept(row, '/')}  "
-        f"perception {perception(row)}  entropy {row['score/entropy']:.2f}"
+        f"perception {row['score/perception_mean']:.2f} nats  in kept {_share(row):.1f} %  "
+        f"entropy {row['score/entropy']:.2f}"
     )
 
 
@@ -37,9 +38,13 @@ def time_line(
 
 
 def perception(row: Mapping[str, Any]) -> str:
-    """``0.26 nats, 99.9 % in kept``: a token's mean perception, and how much of all is kept."""
-    share = min(99.9, 100 * row["score/perception_in_kept"])  # rounding is not all of it
-    return f"{row['score/perception_mean']:.2f} nats, {share:.1f} % in kept"
+    """``0.26 nats, 99.9 % in kept tokens``: a token's mean, and how much of all the kept ones have."""
+    return f"{row['score/perception_mean']:.2f} nats, {_share(row):.1f} % in kept tokens"
+
+
+def _share(row: Mapping[str, Any]) -> float:
+    share: float = row["score/perception_in_kept"]
+    return 100.0 if share == 1 else min(99.9, 100 * share)  # what rounds to all of it is not all
 
 
 def step_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -47,8 +52,9 @@ def step_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     row = rows[-1]
     accuracy = [r["rollout/accuracy"] for r in rows]
     yield "accuracy", f"{accuracy[-1]:.3f} {sparkline(accuracy, 24)}"
-    yield "reward", f"{row['rollout/reward']:.3f}   groups kept {_kept(row, ' of ')}"
-    yield "perception", f"{perception(row)}   entropy {row['score/entropy']:.2f}"
+    kept, entropy = _kept(row, " of "), row["score/entropy"]
+    yield "reward", f"{row['rollout/reward']:.3f}   groups kept {kept}   entropy {entropy:.2f}"
+    yield "perception", perception(row)
 
 
 def time_rows(spent: Mapping[str, float], rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,7 @@ class PlainWatch:
         saved = sum(self.chain.has_checkpoint(t) for t in range(1, self.last + 1))
         line(
             "plan",
-            f"prepare, {self.last} steps (rollout, score, update), {saved} checkpoints, "
+            f"{self.last} steps of rollout, score, update; {saved} checkpoints; "
             f"eval on {', '.join(self.chain.benchmarks)}",
         )
 
@@ -118,13 +118,13 @@ class LiveWatch(PlainWatch):
 
     def __init__(self, chain: Chain) -> None:
         super().__init__(chain)
-        self.live = Live(
-            get_renderable=self._view, console=console, refresh_per_second=4, transient=True
-        )
         self._index = 0
         self._doing: tuple[str, int, int | None, str] = ("", 0, None, "")
         self._stepped = time.monotonic()
         self._memory = ("", 0.0)
+        self.live = Live(
+            get_renderable=self._view, console=console, refresh_per_second=4, transient=True
+        )
 
     def progress(self, label: str, done: int, total: int | None = None) -> None:
         self._doing = (label, done, total, self._pace.left(label, done, total))
@@ -138,19 +138,20 @@ class LiveWatch(PlainWatch):
 
     def leave(self) -> None:
         """Leave the last step on the screen when the view ends."""
-        if self.rows and self.made:
-            console.print(Text(facts.step_line(self.rows[-1], self.last)))
+        if self.made and not self.single:
+            for label, text in self._step_rows():
+                line(label, text)
 
     def _view(self) -> Group:
-        rows: list[tuple[str, str]] = []
-        if not self.single:
-            rows.append(("step", self._step_text()))
-        if self.rows and not self.single:
-            rows += facts.step_rows(self.rows)
+        rows = [] if self.single else [("step", self._step_text()), *self._step_rows()]
+        rows += [("memory", self._memory_text()), (self._stage or "starting", self._stage_text())]
+        return Group(*(cropped(labelled(label, plain(text).rstrip())) for label, text in rows))
+
+    def _step_rows(self) -> Iterator[tuple[str, str]]:
+        if self.rows:
+            yield from facts.step_rows(self.rows)
             if self.recent:
-                rows += facts.time_rows(self.recent[-1], self.rates(self.recent[-1]))
-        rows += [("memory", self._memory_text()), (self._stage, self._stage_text())]
-        return Group(*map(one_line, rows))
+                yield from facts.time_rows(self.recent[-1], self.rates(self.recent[-1]))
 
     def _step_text(self) -> str:
         done = self.rows[-1]["step"] if self.rows else 0
@@ -158,7 +159,8 @@ class LiveWatch(PlainWatch):
         left = facts.seconds_left(self.last - done, self.recent)
         if left is not None:
             left -= min(time.monotonic() - self._stepped, self._usual())
-        return f"{at} of {self.last}   {facts.left_text(left) if done < self.last else ''}".rstrip()
+        told = facts.left_text(left) if done < self.last else ""
+        return f"{facts.bar(done, self.last)}  {at}/{self.last}  {told}"
 
     def _usual(self) -> float:
         """Seconds of a training step; longer than that, a step counts as if it ended right now."""
@@ -181,12 +183,10 @@ class LiveWatch(PlainWatch):
         return f"{facts.bar(spent, usual)}  {duration(spent)}  {told}"
 
 
-def one_line(row: tuple[str, str]) -> Text:
-    """A labelled line that is cut, not wrapped, where the terminal is too narrow."""
-    label, text = row
-    found = labelled(label, plain(text).rstrip())
-    found.no_wrap, found.overflow = True, "ellipsis"
-    return found
+def cropped(text: Text) -> Text:
+    """A line that is cut, not wrapped, where the terminal is too narrow: a view has to stay in place."""
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 class QuietWatch(PlainWatch):

@@ -20,7 +20,8 @@ from pipelines.chain import Chain
 from pipelines.errors import Interrupted
 from pipelines.lock import is_running
 from vppo_cli import display, facts
-from vppo_cli.live import one_line
+from vppo_cli.display import labelled
+from vppo_cli.live import cropped
 from vppo_cli.results import evaluation_rows, recent_rows
 from vppo_cli.words import duration, size, sparkline
 
@@ -137,38 +138,42 @@ def status(run: str | None, *, as_json: bool) -> None:
 def lines(glance: Glance) -> Iterator[Text]:
     """What ``vppo status`` shows, line by line."""
     state, rows, chain = glance.state, glance.rows, glance.chain
-    yield one_line(("run", f"{chain.run}  ({state.state})"))
+    yield labelled("run", f"{chain.run}  ({state.state})")
     if state.state == "running":
-        yield one_line(("now", doing(state)))
+        yield labelled("now", doing(state))
         if glance.silent:
             silent = f"no sign for {duration(glance.silent)} (process {state.pid} on {state.host})"
-            text = one_line(("warning", silent))
-            text.stylize("bold yellow")
-            yield text
+            warning = labelled("warning", silent)
+            warning.stylize("bold yellow")
+            yield warning
     left = facts.left_text(glance.left)
-    yield one_line(("steps", f"{len(rows)} of {chain.config.run.steps} done   {left}"))
+    yield labelled("steps", f"{len(rows)} of {chain.config.run.steps} done   {left}".rstrip())
     for label, key, form in (
         ("accuracy", "rollout/accuracy", ".3f"), ("reward", "rollout/reward", ".3f"),
-        ("perception", "score/perception_mean", ".3f"), ("in kept", "score/perception_in_kept", ".3f"),
+        ("perception", "score/perception_mean", ".3f"),
         ("dependency", "score/dependency_std", ".3f"), ("entropy", "score/entropy", ".3f"),
         ("length", "rollout/response_tokens_mean", ".1f"), ("grad norm", "update/grad_norm", ".3f"),
     ):  # fmt: skip
         values = [row[key] for row in rows if key in row]
-        if values:
+        same = key == "rollout/reward" and values == [row["rollout/accuracy"] for row in rows]
+        if values and not same:
             course = sparkline(values, 24)
-            yield one_line((label, f"{course}  {values[0]:{form}} -> {values[-1]:{form}}"))
+            yield labelled(label, f"{course}  {values[0]:{form}} -> {values[-1]:{form}}")
+    if rows:
+        yield labelled("last step", facts.perception(rows[-1]))
     if glance.recent and rows:
         spent = glance.recent[-1]
         rates = timing.rates(rows[-1], spent, chain.config.update.epochs)
-        yield from map(one_line, facts.time_rows(spent, rates))
+        for label, text in facts.time_rows(spent, rates):
+            yield labelled(label, text)
     if state.state == "running" and state.memory:
-        yield one_line(("memory", facts.memory_text(state.memory, state.gpu_memory)))
+        yield labelled("memory", facts.memory_text(state.memory, state.gpu_memory))
     if glance.saved:
         best = checkpoints.best(chain, glance.saved)[:1]
         named = [f"{t} (best)" if t in best else str(t) for t in glance.saved]
-        yield one_line(("weights", f"checkpoints {', '.join(named)}"))
+        yield labelled("weights", f"checkpoints {', '.join(named)}")
     free = shutil.disk_usage(chain.run).free
-    yield one_line(("disk", f"{size(glance.used)}, {size(free)} free"))
+    yield labelled("disk", f"{size(glance.used)}, {size(free)} free")
     yield from display.evaluation_lines(glance.evaluations)
 
 
@@ -214,7 +219,7 @@ def _redraw(path: Path, every: float) -> Glance:
 
 
 def _screen(glance: Glance) -> Group:
-    return Group(*lines(glance))
+    return Group(*map(cropped, lines(glance)))
 
 
 def _tell(path: Path, every: float, *, as_json: bool) -> Glance:
