@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines import timing
 from pipelines.chain import Chain
+from pipelines.config import Config, Section
 from pipelines.runs import step_metrics
 from pipelines.step import Step
 
@@ -68,14 +69,14 @@ def _evaluation(step: Step) -> dict[str, Any]:
     return {f"{prefix}/{name}": value for name, value in told.items()}
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flat(config: Config) -> dict[str, Any]:
     """A config's settings by dotted name; lists and mappings as text."""
     found: dict[str, Any] = {}
 
     def walk(values: Mapping[str, Any], prefix: str, sections: Any) -> None:
         for name, value in values.items():
             section = getattr(sections, name)
-            if hasattr(section, "model_fields"):
+            if isinstance(section, Section):
                 walk(value, f"{prefix}{name}.", section)
             else:
                 plain = value is None or isinstance(value, str | int | float)

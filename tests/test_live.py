@@ -7,7 +7,6 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,11 @@ def screen(watch: live.LiveWatch, width: int) -> list[str]:
 
 
 @pytest.fixture
-def watch(run: Path) -> Iterator[live.LiveWatch]:
+def watch(run: Path) -> live.LiveWatch:
     watch = live.LiveWatch(chain_of(run))
     watch.rows = live.recent_rows(watch.chain)
     watch.recent = facts.recent_seconds(watch.chain, watch.rows)
-    yield watch
+    return watch
 
 
 def test_the_view_shows_a_training_step(watch: live.LiveWatch) -> None:
@@ -132,7 +131,8 @@ def test_the_view_shows_a_training_step(watch: live.LiveWatch) -> None:
 def test_the_view_fits_sixty_columns_and_is_the_same_at_any_width(watch: live.LiveWatch) -> None:
     watch.last = 999
     watch.rows = [
-        row | {"rollout/groups_informative": 384, "rollout/groups_sampled": 1536} for row in watch.rows
+        row | {"rollout/groups_informative": 384, "rollout/groups_sampled": 1536}
+        for row in watch.rows
     ]
     watch.rows[-1] |= {"rollout/tokens_sampled": 9_000_000, "rollout/tokens_used": 4_000_000}
     watch.recent[:] = [{"rollout": 1062.4, "score": 134.1, "update": 267.3}]
@@ -181,7 +181,9 @@ def record(run: Path, **fields: Any) -> None:
 
 def test_status_shows_what_the_stage_is_doing(run: Path) -> None:
     with run_lock(run):
-        record(run, doing="groups", done=1, total=4, memory=1_400_000_000, gpu_memory=12_300_000_000)
+        record(
+            run, doing="groups", done=1, total=4, memory=1_400_000_000, gpu_memory=12_300_000_000
+        )
         lines = shown(run)
     assert lines[0].endswith("small  (running)")
     assert lines[1] == "now        rollout 3  ━━━━━━──────────────────  1/4 groups"
@@ -215,7 +217,9 @@ def test_what_did_not_change_is_not_looked_up_again(run: Path) -> None:
         assert status.look(run, first) is not first
 
 
-def test_watching_a_run_in_a_pipe_gives_a_line_or_an_object_for_every_change(tmp_path: Path) -> None:
+def test_watching_a_run_in_a_pipe_gives_a_line_or_an_object_for_every_change(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "runs"
     training = start("train", "--run", "small", *given(*SMALL), runs=folder)
     while training.running() and runs.read_state(folder / "small").state == "new":
