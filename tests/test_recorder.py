@@ -81,10 +81,13 @@ def test_progress_is_written_at_most_every_other_second(
     ("error", "state"), [(ValueError("x"), "failed"), (Interrupted("SIGINT"), "stopped")]
 )
 def test_how_the_work_ended_is_recorded(chain: Chain, error: BaseException, state: str) -> None:
-    with pytest.raises(type(error)):  # noqa: PT012
+    def work() -> None:
         with recording(chain, Heard()) as watch:
             watch.stage("update", 2)
             raise error
+
+    with pytest.raises(type(error)):
+        work()
     found = runs.read_state(chain.run)
     assert (found.state, found.stage, found.step) == (state, "update", 2)
 
