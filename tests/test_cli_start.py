@@ -23,7 +23,7 @@ HELP = {
              "--data-dir", "--regrade", "--max-new-tokens", "eval.graders=[math-verify,mathruler]"),
     "compare": ("--fail-below", "paired bootstrap", "exit code 1 on a regression", "--json"),
     "plan": ("without running", "--set", "--json"),
-    "status": ("at a glance", "another terminal", "--watch", "[SECONDS]", "130 after Ctrl-C", "--json"),
+    "status": ("at a glance", "another terminal", "--watch", "SECONDS", "130 after Ctrl-C", "--json"),
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
     "config": ("meaning", "section"),
     "doctor": ("devices", "disk", "what to do", "--json"),

@@ -348,7 +348,9 @@ def plan(
 def status(
     seconds: Annotated[
         float | None,
-        typer.Argument(min=0.1, help="With --watch: look this often (default: every 2 s)."),
+        typer.Argument(
+            metavar="SECONDS", min=0.1, help="With --watch: look this often (default: every 2 s)."
+        ),
     ] = None,
     run: RunName = None,
     watch: Annotated[
