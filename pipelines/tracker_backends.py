@@ -98,8 +98,7 @@ class Trackio:
             )  # fmt: skip
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        with _silent():
-            self._run.log(dict(metrics), step=step)
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         import trackio
