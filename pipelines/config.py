@@ -356,6 +356,9 @@ class RunConfig(Section):
     """CPU threads for torch; 0 is torch's own choice."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers told of every step besides metrics.jsonl: ``tensorboard``, ``wandb``,
+    ``trackio``, ``mlflow``, or an import path; each needs its package: pip install 'vppo[wandb]'."""
 
 
 class Config(Section):

@@ -188,6 +188,7 @@ def _metrics(
         "no_answer_share": seen.no_answer / seen.responses,
         "timed_out_share": seen.timed_out / seen.responses,
         "tokens_sampled": counts.tokens,
+        "tokens_used": sum(len(ids) for group in used for ids in group.response_ids),
     }
 
 

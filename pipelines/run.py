@@ -18,11 +18,12 @@ from evals.questions import gather
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
-from pipelines.errors import Interrupted
 from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
 from pipelines.ranks import ranks
+from pipelines.recorder import recording
 from pipelines.step import Step, commit
+from pipelines.trackers import tracking
 from pipelines.watch import Watch
 
 
@@ -112,32 +113,25 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     if any(step.name == "update" for step in steps):
         check_ranks(config)
     main = ranks().main
-    at, last = ("", 0), chain.config.run.steps
-    with closing(Session(chain, watch)) as session:
-        try:
-            for step in steps:
-                at = (step.name, step.index or 0)
-                if main:
-                    runs.record_state(chain.run, "running", *at, last)
-                watch.stage(*at)
-                if is_evaluation(step):
-                    metrics = evaluate_one(session, step, config, watch)
-                else:
-                    with committed(step) as (out, metrics):
-                        metrics |= session.make(step, config, out)
-                # Not before: settings that cannot work leave the file alone.
-                if main and step == steps[0]:
-                    runs.write_metrics(chain)
-                if main and step.name == "update" and step == chain.update(at[1]):
-                    metrics |= runs.append_metrics(chain, at[1])
-                if main and step.name in ("checkpoint", "validation"):
-                    checkpoint.prune(chain, at[1])
-                watch.finished(*at, metrics)
-        except BaseException as error:
-            stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
-            if main:
-                runs.record_state(chain.run, "stopped" if stopped else "failed", *at, last)
-            raise
-        if main:
-            done = all(step.path.is_dir() for step in chain.all())
-            runs.record_state(chain.run, "finished" if done else "idle", *at, last)
+    with (
+        recording(chain, watch) as watch,
+        tracking(chain, config, steps, watch) as tracked,
+        closing(Session(chain, watch)) as session,
+    ):
+        for step in steps:
+            index = step.index or 0
+            watch.stage(step.name, index)
+            if is_evaluation(step):
+                metrics = evaluate_one(session, step, config, watch)
+            else:
+                with committed(step) as (out, metrics):
+                    metrics |= session.make(step, config, out)
+            # Not before: settings that cannot work leave the file alone.
+            if main and step == steps[0]:
+                runs.write_metrics(chain)
+            if main and step.name == "update" and step == chain.update(index):
+                metrics |= runs.append_metrics(chain, index)
+            if main and step.name in ("checkpoint", "validation"):
+                checkpoint.prune(chain, index)
+            tracked.made(step)
+            watch.finished(step.name, index, metrics)

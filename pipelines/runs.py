@@ -56,9 +56,20 @@ def write_config(run: Path, config: Config) -> None:
     write_atomic(run / CONFIG, settings.dump(config))
 
 
+HERE_FOR_SURE_S = 600.0
+"""A run on another machine, whose lock may not reach here, counts as running for so long after its
+last sign."""
+
+
 @dataclass
 class State:
-    """What a run is doing, for ``vppo status`` in another terminal."""
+    """What a run is doing, for ``vppo status`` in another terminal.
+
+    ``state`` is new, running, finished, idle (more to do), stopped or failed; ``stage`` and ``step`` say
+    at what, ``doing``, ``done`` and ``total`` how far inside it (``12 of 32 groups``). ``time`` is when
+    this was last known, in seconds since 1970, and ``updated`` the same for people. ``memory`` and
+    ``gpu_memory`` (peak) are bytes.
+    """
 
     state: str
     stage: str = ""
@@ -67,23 +78,46 @@ class State:
     pid: int = 0
     host: str = ""
     updated: str = ""
+    doing: str = ""
+    done: int = 0
+    total: int = 0
+    time: float = 0.0
+    memory: int = 0
+    gpu_memory: int = 0
+
+    def silent_s(self) -> float:
+        """Seconds since the last sign of life; 0 unless it is running."""
+        return max(0.0, time.time() - self.time) if self.state == "running" and self.time else 0.0
 
 
-def record_state(run: Path, state: str, stage: str, step: int, steps: int) -> None:
-    """Write run.json: ``state`` is running, finished, idle (more to do), stopped or failed."""
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    value = State(state, stage, step, steps, os.getpid(), socket.gethostname(), now)
-    write_atomic(run / STATE, json.dumps(asdict(value)))
+def record_state(
+    run: Path, state: str, stage: str, step: int, steps: int, *, durable: bool = True, **more: Any
+) -> None:
+    """Write run.json.
+
+    Args:
+        durable: wait until it is on the disk.
+        more: further fields of ``State``.
+    """
+    text, now = time.strftime("%Y-%m-%d %H:%M:%S"), time.time()
+    value = State(
+        state, stage, step, steps, os.getpid(), socket.gethostname(), text, time=now, **more
+    )
+    write_atomic(run / STATE, json.dumps(asdict(value)), durable=durable)
 
 
 def read_state(run: Path) -> State:
     """What the run is doing; a run whose process is gone is ``stopped``, whatever it last wrote."""
     try:
-        state = State(**json.loads((run / STATE).read_text()))
-    except (OSError, ValueError, TypeError):
+        found = json.loads((run / STATE).read_text())
+        names = State.__dataclass_fields__
+        state = State(**{name: value for name, value in found.items() if name in names})
+    except (OSError, ValueError, TypeError, AttributeError):
         return State("new")
     if state.state == "running" and is_running(run) is None:
-        state.state = "stopped"
+        elsewhere = state.host not in ("", socket.gethostname())
+        if not (elsewhere and state.silent_s() < HERE_FOR_SURE_S):
+            state.state = "stopped"
     return state
 
 

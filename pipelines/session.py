@@ -37,6 +37,7 @@ from pipelines.reward import RewardFunction, make_reward
 from pipelines.rollout import ROLLOUTS, rollout
 from pipelines.score import ESTIMATOR_NAMES, SCORES, score
 from pipelines.step import Step
+from pipelines.trackers import check_trackers
 from pipelines.trainer import TRAINERS, Trainer
 from pipelines.watch import Watch
 
@@ -56,6 +57,7 @@ def check_parts(config: Config) -> None:
     make_reward(config.reward.function, config.reward.grader)
     for grader in config.eval.graders:
         check_grader(grader, "eval.graders")
+    check_trackers(config)
 
 
 def check_ranks(config: Config) -> None:

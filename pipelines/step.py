@@ -127,13 +127,14 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file in one instant."""
+def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a small file in one instant; ``durable``: and wait until it is on the disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # not another process's
     with disk_errors(path):
         try:
             temporary.write_text(text, encoding="utf-8")
-            sync_file(temporary)
+            if durable:
+                sync_file(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

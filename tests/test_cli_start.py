@@ -25,8 +25,9 @@ HELP = {
                  "no training needed", "--columns problem=question"),
     "compare": ("--fail-below", "paired bootstrap", "exit code 1 on a regression", "--json"),
     "plan": ("without running", "--set", "--json"),
-    "status": ("at a glance", "another terminal", "--json"),
+    "status": ("at a glance", "another terminal", "--watch", "SECONDS", "130 after Ctrl-C", "--json"),
     "report": ("--compare", "--out", "--steps", "no network", "under 20 MB", "vppo report tiny-7f3a"),
+    "bench": ("passes", "trl", "--repeats", "--shape", "in turn"),
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
     "config": ("meaning", "section"),
     "doctor": ("devices", "disk", "what to do", "--json"),
@@ -74,6 +75,7 @@ def test_no_command_shows_the_help(tmp_path: Path) -> None:
         (("plan", "--json"), '"keep"'),
         (("train", "--run", "small"), "nothing to do"),
         (("status",), "finished"),
+        (("status", "--watch"), "finished"),
         (("config", "score"), "score.keep_fraction"),
     ],
 )

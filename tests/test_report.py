@@ -28,7 +28,7 @@ from evals.report_formats import (
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import Interrupted, UserError
-from vppo_cli import display
+from vppo_cli import display, live
 from vppo_cli.report import show
 
 TITLES = {
@@ -579,8 +579,8 @@ def test_control_characters_never_reach_the_terminal(text):
         assert all(c.isprintable() or c == "\n" for c in found), found
 
 
-def watch() -> display.PlainWatch:
-    return display.PlainWatch(Chain(Config(), Path("run")))
+def watch() -> live.PlainWatch:
+    return live.PlainWatch(Chain(Config(), Path("run")))
 
 
 def test_columns_stay_columns():
@@ -613,7 +613,7 @@ def test_a_line_break_cannot_begin_a_line_of_its_own():
 def test_how_to_go_on_after_ctrl_c(again, hint, tmp_path, monkeypatch):
     monkeypatch.setattr(display, "_running", [])
     chain = Chain(Config(), tmp_path / "small")
-    with pytest.raises(Interrupted), display.watching(chain, as_json=True, again=again):
+    with pytest.raises(Interrupted), live.watching(chain, as_json=True, again=again):
         raise Interrupted
     assert printed(display.errors, display.show_interrupted) == (
         f"stopped    everything committed so far is kept\nnext       {hint}\n"
@@ -622,6 +622,6 @@ def test_how_to_go_on_after_ctrl_c(again, hint, tmp_path, monkeypatch):
 
 def test_no_hint_once_all_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(display, "_running", [])
-    with display.watching(Chain(Config(), tmp_path / "small"), as_json=True):
+    with live.watching(Chain(Config(), tmp_path / "small"), as_json=True):
         pass
     assert "next" not in printed(display.errors, display.show_interrupted)

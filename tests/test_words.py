@@ -24,7 +24,15 @@ def test_a_sparkline_of_nothing_much() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (94, "1 m 34 s"), (3600, "1 h 00 m"), (34140, "9 h 29 m")],
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (94, "1 m 34 s"),
+        (3600, "1 h 00 m"),
+        (34140, "9 h 29 m"),
+        (259_199, "71 h 59 m"),
+        (363_600, "4 d 05 h"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -498,11 +498,40 @@ def plan(
 
 
 @app.command()
-def status(run: RunName = None, json: Json = False) -> None:
-    """Show a run at a glance, also while it trains in another terminal."""
-    from vppo_cli import look as commands
+def status(
+    seconds: Annotated[
+        float | None,
+        typer.Argument(
+            metavar="SECONDS", min=0.1, help="With --watch: look this often (default: every 2 s)."
+        ),
+    ] = None,
+    run: RunName = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on looking until the run ends, or Ctrl-C.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show a run at a glance, also while it trains in another terminal.
 
-    commands.status(run, as_json=json)
+    With --watch the view is redrawn in place; in a pipe, a line is printed
+    whenever something changed, and with --json a JSON object. Exit code 0 when
+    the run has ended as it should, 1 when it failed or was stopped, 130 after
+    Ctrl-C, which leaves the run alone.
+
+    [bold]Examples[/bold]
+
+    vppo status --watch
+
+    vppo status --run tiny-7f3a --watch 30 --json
+    """
+    from vppo_cli import status as commands
+
+    if seconds is not None and not watch:
+        raise UserError(f"status {seconds:g}", "goes with --watch.", "Name a run with --run.")
+    if watch:
+        commands.watch(run, seconds or commands.EVERY_S, as_json=json)
+    else:
+        commands.status(run, as_json=json)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from pipelines.run import train_stage
 from vppo_cli import display
 from vppo_cli import report as screen
 from vppo_cli.choose import Choice, choose
+from vppo_cli.live import watching
 from vppo_cli.results import policy_name, write_report
 
 
@@ -37,7 +38,7 @@ def evaluate(
             "eval.benchmarks", "names none.", "Say which: --benchmarks mathverse,mmmu, or all."
         )
     again = "the same command goes on where it was"
-    with display.watching(choice.wanted, as_json=as_json, again=again) as watch:
+    with watching(choice.wanted, as_json=as_json, again=again) as watch:
         watch.single = "eval"
         if not as_json:
             display.line("model", place)

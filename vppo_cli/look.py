@@ -1,9 +1,8 @@
-"""``vppo plan``, ``status``, ``export`` and ``config``: looking without running."""
+"""``vppo plan``, ``export`` and ``config``: looking without running."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,8 +20,7 @@ from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
 from vppo_cli import capacity, display
 from vppo_cli.choose import choose
-from vppo_cli.results import evaluation_rows, recent_rows
-from vppo_cli.words import ranges, size, sparkline
+from vppo_cli.words import ranges
 
 # -- plan ----------------------------------------------------------------------------------------
 
@@ -137,46 +135,7 @@ def _stale_with(chain: Chain, overrides: list[str]) -> str:
     return "; ".join(f"{name} {ranges(indices)}" for name, indices in stale.items())
 
 
-# -- status --------------------------------------------------------------------------------------
-
-
-def status(run: str | None, *, as_json: bool) -> None:
-    """A run at a glance: what it is doing, how it goes, what it has on disk."""
-    path = runs.find_run(run)
-    chain = Chain(runs.read_config(path), path)
-    state, rows = runs.read_state(path), recent_rows(chain)
-    saved = checkpoints.saved(chain)
-    evaluations = evaluation_rows(chain)
-    last = rows[-1] if rows else {}
-    if as_json:
-        display.print_json({
-            "run": path.name, "state": state.state, "stage": state.stage, "pid": state.pid,
-            "steps_done": len(rows), "steps": chain.config.run.steps, "metrics": last,
-            "checkpoints": saved, "evaluations": evaluations,
-        })  # fmt: skip
-        return
-    doing = f", {state.stage} {state.step or ''}".rstrip() if state.state == "running" else ""
-    display.line("run", f"{path}  ({state.state}{doing})")
-    display.line("steps", f"{len(rows)} of {chain.config.run.steps} done")
-    for label, key, form in (
-        ("accuracy", "rollout/accuracy", ".3f"), ("perception", "score/perception_mean", ".3f"),
-        ("dependency", "score/dependency_std", ".3f"), ("entropy", "score/entropy", ".3f"),
-        ("length", "rollout/response_tokens_mean", ".1f"), ("grad norm", "update/grad_norm", ".3f"),
-    ):  # fmt: skip
-        values = [row[key] for row in rows if key in row]
-        if values:
-            display.line(
-                label, f"{sparkline(values, 24)}  {values[0]:{form}} -> {values[-1]:{form}}"
-            )
-    best = checkpoints.best(chain, saved)[:1]
-    if saved:
-        named = [f"{t} (best)" if t in best else str(t) for t in saved]
-        display.line("weights", f"checkpoints {', '.join(named)}")
-    used = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    display.line("disk", f"{size(used)}, {size(shutil.disk_usage(path).free)} free")
-    display.evaluation_table(evaluations)
-    if state.state in ("stopped", "failed", "idle"):
-        display.line("next", f"vppo train --run {path.name}")
+# -- export ---------------------------------------------------------------------------------------
 
 
 def export(run: str | None, which: str, out: Path, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from pipelines.run import train, train_stage
 from pipelines.step import write_atomic
 from vppo_cli import display
 from vppo_cli.choose import Choice, choose
+from vppo_cli.live import watching
 from vppo_cli.results import evaluation_rows, write_report, write_reports
 
 STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
@@ -36,7 +37,7 @@ def train_all(
     if everyone.main:
         previous = file.read_text(encoding="utf-8") if file.is_file() else ""
         runs.write_config(chain.run, chain.config)
-    with display.watching(chain, as_json=as_json) as watch:
+    with watching(chain, as_json=as_json) as watch:
         watch.begin()
         try:
             made = train(chain, watch, until=until)
@@ -81,7 +82,7 @@ def train_one(
         return choice, chosen
 
     choice, chosen = everyone.on_main(decide)
-    with display.watching(choice.wanted, as_json=as_json) as watch:
+    with watching(choice.wanted, as_json=as_json) as watch:
         watch.begin(stage)
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
     if not everyone.main:

@@ -21,8 +21,10 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``1 h 02 m``, ``1 m 34 s``, ``12 s``."""
+    """``4 d 05 h``, ``1 h 02 m``, ``1 m 34 s``, ``12 s``."""
     whole = round(seconds)
+    if whole >= 3 * 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
     if whole >= 60:
@@ -48,6 +50,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def compact(count: float) -> str:
+    """A speed in few characters: ``87``, ``3320``, ``12.4 k``, ``1.2 M``."""
+    if count < 10_000:
+        return f"{count:.0f}"
+    return f"{count / 1e3:.1f} k" if count < 1e6 else f"{count / 1e6:.1f} M"
 
 
 class Pace:

@@ -1,0 +1,74 @@
+"""Keeps run.json up to date: what a run is doing, for whoever looks from elsewhere.
+
+Each stage is recorded as it begins; in between, progress is, at most every other second and without
+waiting for the disk. So the time in it is that of the latest sign of life from the work itself: a
+process that hangs gives none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines import memory, runs
+from pipelines.chain import Chain
+from pipelines.errors import Interrupted, UserError
+from pipelines.ranks import ranks
+from pipelines.watch import Watch
+
+EVERY_S = 2.0
+"""Progress is written no more often than this."""
+
+
+class Recorder:
+    """A watch that records what it is told and passes it on."""
+
+    def __init__(self, chain: Chain, watch: Watch) -> None:
+        self.chain, self.watch = chain, watch
+        self._at, self._written = ("", 0), 0.0
+
+    def stage(self, name: str, index: int) -> None:
+        self._at = (name, index)
+        self.record("running")
+        self.watch.stage(name, index)
+
+    def progress(self, label: str, done: int, total: int | None = None) -> None:
+        if time.monotonic() - self._written >= EVERY_S:
+            # What cannot be recorded, on a full disk say, is no reason to stop.
+            with contextlib.suppress(OSError, UserError):
+                self.record("running", doing=label, done=done, total=total or 0, durable=False)
+        self.watch.progress(label, done, total)
+
+    def note(self, text: str) -> None:
+        self.watch.note(text)
+
+    def finished(self, name: str, index: int, metrics: dict[str, Any]) -> None:
+        self.watch.finished(name, index, metrics)
+
+    def record(self, state: str, *, durable: bool = True, **doing: Any) -> None:
+        """Write run.json."""
+        name, index = self._at
+        more = {"memory": memory.resident(), "gpu_memory": memory.gpu_peak(), **doing}
+        runs.record_state(
+            self.chain.run, state, name, index, self.chain.config.run.steps, durable=durable, **more
+        )
+        self._written = time.monotonic()
+
+
+@contextlib.contextmanager
+def recording(chain: Chain, watch: Watch) -> Iterator[Watch]:
+    """The watch to work under: on rank 0 one that records, and how the work ended as well."""
+    if not ranks().main:
+        yield watch
+        return
+    recorder = Recorder(chain, watch)
+    try:
+        yield recorder
+    except BaseException as error:
+        stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
+        recorder.record("stopped" if stopped else "failed")
+        raise
+    done = all(step.path.is_dir() for step in chain.all())
+    recorder.record("finished" if done else "idle")
