@@ -11,10 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from vppo_cli.run_page.looks import LOOK_COLUMNS
+from pipelines.records import Look, schema
 from vppo_cli.run_page.source import RunSource, vocabulary
-
-COLUMNS = LOOK_COLUMNS.insert(0, pa.field("sample_id", pa.string()))
 
 
 def half_black(image: bytes) -> bytes:
@@ -60,5 +58,5 @@ def write_looks(source: RunSource, step: int, groups: int = 2) -> Path:
             ]
         rows.append(row)
     path = source.chain.score(step).path / "looks.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(Look)), path)
     return path

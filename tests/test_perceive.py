@@ -1,19 +1,17 @@
 """``vppo perceive`` and its Python call: what is measured, told, written and refused."""
 
-import base64
 import io
 import json
 import math
-import re
 import shlex
 import shutil
-import zlib
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from browser import page_data
 from command_line import ONE_THREAD, vppo
 from families import picture, questions, write_folder
 from PIL import Image
@@ -196,11 +194,7 @@ def test_plain_lines_where_nobody_watches(asked):
 
 def entries(page):
     """What the viewer of a page shows."""
-    found = re.search(
-        "<script [^>]*application/json[^>]*>(.*?)</script>", page.read_text(), re.DOTALL
-    )
-    viewer = json.loads(found[1])["viewer"]
-    return json.loads(zlib.decompress(base64.b64decode(viewer)))
+    return page_data(page)["viewer"]
 
 
 def test_a_page_is_written(asked, tmp_path):

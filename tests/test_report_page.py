@@ -17,7 +17,7 @@ import pytest
 import torch
 from browser import Browser, chromium
 from command_line import Command, given, vppo
-from looks import COLUMNS, write_looks
+from looks import write_looks
 from test_cli_start import HEAVY, imported_by
 from test_page import tokens
 from test_report import result
@@ -27,6 +27,7 @@ from pipelines import objectives
 from pipelines import vppo as math_of
 from pipelines.config import Config
 from pipelines.page import embedded_json, packed, page
+from pipelines.records import Look, schema
 from vppo_cli.run_page import collect
 from vppo_cli.run_page.entries import viewer
 from vppo_cli.run_page.figures import read
@@ -63,7 +64,7 @@ def made(
         patch.setenv("VPPO_RUNS", str(runs))
         source = RunSource.open("small")
         for step in source.scored:
-            write_looks(source, step)
+            strike(write_looks(source, step))
         page = runs.parent / "page.html"
         told = vppo(
             "report", "small", "--compare", "other", "--out", page, "--json", runs=runs
@@ -361,7 +362,7 @@ def test_second_views_without_a_perturbed_one(browser: Browser, made: Made, tmp_
             for name in ("logp_perturbed", "top_q", "top_perturbed", "top_perturbed_p",
                          "top_perturbed_q"):  # fmt: skip
                 row[name] = [[] for _ in row[name]]
-        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), file)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema(Look)), file)
     vppo("report", runs=tmp_path / "runs").succeeded()
     opened = browser.open(run / "report.html")
     opened.page.locator(".tokens .token").nth(3).hover()
@@ -374,10 +375,10 @@ def test_second_views_without_a_perturbed_one(browser: Browser, made: Made, tmp_
 
 
 def strike(file: Path) -> None:
-    """Take a file out of its step's manifest."""
+    """Take a file that is another now, or gone, out of its step's manifest."""
     path = file.parent / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["files"][file.name]
+    manifest["files"].pop(file.name, None)
     path.write_text(json.dumps(manifest))
 
 

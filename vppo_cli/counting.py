@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipelines.watch import Silent
 from vppo_cli import display
+from vppo_cli.live import EVERY_S
 from vppo_cli.words import Pace
 
 
@@ -29,7 +30,7 @@ class CountWatch(Silent):
         left = self._pace.left(label, done, total)
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=label, completed=done, total=total)
-        elif time.monotonic() - self._said > display.EVERY_S:
+        elif time.monotonic() - self._said > EVERY_S:
             self._said = time.monotonic()
             display.line(label, (f"{done}/{total}  {left}" if total else str(done)).rstrip())
 

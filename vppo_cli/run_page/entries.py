@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
-from pipelines.records import SampleTable
+from pipelines.records import Look, SampleTable, schema
 from vppo_cli.run_page.curves import short
-from vppo_cli.run_page.looks import LOOK_COLUMNS, Looks
+from vppo_cli.run_page.looks import Looks
 from vppo_cli.run_page.shaping import step_advantages
 from vppo_cli.run_page.source import (
     LOOKS,
@@ -162,7 +162,7 @@ class EntryMaker:
         score = self.source.chain.score(step)
         looks = None
         if (score.path / LOOKS).is_file():
-            looks = Looks(read_table(score, LOOKS, LOOK_COLUMNS))
+            looks = Looks(read_table(score, LOOKS, schema(Look)))
         if looks is None or not looks.positions:
             self.without_looks = True
             return None

@@ -7,24 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-_TEXTS, _REALS = pa.list_(pa.string()), pa.list_(pa.float32())
-
-LOOK_COLUMNS = pa.schema([
-    ("position", pa.int64()),
-    ("images", pa.list_(pa.binary())),
-    ("perturbed_images", pa.list_(pa.list_(pa.binary()))),
-    ("tokens", pa.list_(_TEXTS)),
-    ("logp", pa.list_(_REALS)),
-    ("logp_perturbed", pa.list_(_REALS)),
-    ("top", pa.list_(pa.list_(_TEXTS))),
-    ("top_p", pa.list_(pa.list_(_REALS))),
-    ("top_q", pa.list_(pa.list_(_REALS))),
-    ("top_perturbed", pa.list_(pa.list_(_TEXTS))),
-    ("top_perturbed_p", pa.list_(pa.list_(_REALS))),
-    ("top_perturbed_q", pa.list_(pa.list_(_REALS))),
-])  # fmt: skip
-"""The columns that the page shows; all lists begin [responses][tokens]."""
-
 
 class Looks:
     """The rows of one step by position, each read when asked for: images are large."""
