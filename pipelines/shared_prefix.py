@@ -74,14 +74,17 @@ class Layout:
     Attributes:
         prompt_BP: place of each prompt's tokens; N, one past the last, where it has fewer.
         responses: of similar lengths together, so that little is filled up.
+        back_N: where each token is among the prompts', then the parts', filled up as they are.
     """
 
     prompt_BP: Tensor
     responses: tuple[Beside, ...]
+    back_N: Tensor
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
-        return Layout(self.prompt_BP.to(device), tuple(r.to(device) for r in self.responses))
+        parts = tuple(part.to(device) for part in self.responses)
+        return Layout(self.prompt_BP.to(device), parts, self.back_N.to(device))
 
     def attend(
         self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
@@ -95,10 +98,7 @@ class Layout:
             return flat.view(*index.shape, *x_NHD.shape[1:])
 
         key_BPHD, value_BPHD = taken(key_NHD, self.prompt_BP), taken(value_NHD, self.prompt_BP)
-        # The place past the last takes what short prompts and responses lack.
-        whole = query_NHD.new_empty(count + 1, heads * channels)
-        prompts = _attention(taken(query_NHD, self.prompt_BP), key_BPHD, value_BPHD, scale, None)
-        whole = whole.index_copy(0, self.prompt_BP.flatten(), prompts.flatten(0, 1).flatten(1))
+        found = [_attention(taken(query_NHD, self.prompt_BP), key_BPHD, value_BPHD, scale, None)]
         for part in self.responses:
             longest = part.seen_CRK.shape[2] - part.index_CR.shape[1]
 
@@ -107,12 +107,12 @@ class Layout:
                 before = prompt_BPHD[:, :longest].index_select(0, part.owner_C)
                 return torch.cat([before, taken(own_NHD, part.index_CR)], dim=1)
 
-            found = _attention(
+            found.append(_attention(
                 taken(query_NHD, part.index_CR), behind(key_NHD, key_BPHD, part, longest),
                 behind(value_NHD, value_BPHD, part, longest), scale, part.bias(query_NHD.dtype),
-            )  # fmt: skip
-            whole = whole.index_copy(0, part.index_CR.flatten(), found.flatten(0, 1).flatten(1))
-        return whole[:count].view(count, heads, channels)
+            ))  # fmt: skip
+        whole = torch.cat([x.reshape(-1, heads * channels) for x in found])
+        return whole.index_select(0, self.back_N).view(count, heads, channels)
 
 
 def _attention(
@@ -156,7 +156,10 @@ def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout
         if i == len(fed) or fed[i][0] < SIMILAR * fed[first][0]:
             parts.append(_beside(fed[first:i], prompts, total))
             first = i
-    return Layout(prompt_BP, tuple(parts))
+    filled_M = torch.cat([prompt_BP.flatten(), *(part.index_CR.flatten() for part in parts)])
+    back_N = torch.empty(total + 1, dtype=torch.long)
+    back_N[filled_M] = torch.arange(len(filled_M))  # what fills up lands one past the last
+    return Layout(prompt_BP, tuple(parts), back_N[:total])
 
 
 def _beside(fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int) -> Beside:
