@@ -46,12 +46,17 @@ def _passes(part: dict[str, Any]) -> None:
         "update": "update",
         "all": "all",
     }
-    rows = [("", "plain rows", "shared prefix", "faster")]
+    rows = [("", "plain rows", "shared prefix", "faster", "operations", "bytes", "of peak")]
     for key, name in names.items():
-        seconds = part["seconds"][key]
+        seconds, work = part["seconds"][key], part["work"].get(key)
+        cells = (f"{work['operations'] / 1e9:,.1f} G", f"{work['bytes'] / 1e9:,.2f} GB",
+                 f"{part['of_peak'][key]:.0%}") if work else ()  # fmt: skip
         rows.append((name, f"{seconds['plain']:.2f} s", f"{seconds['shared']:.2f} s",
-                     f"{part['faster'][key]:.1f} x"))  # fmt: skip
+                     f"{part['faster'][key]:.1f} x", *cells))  # fmt: skip
     display.columns(rows, indent=display.LABEL)
+    display.line(
+        "", f"of peak: of {part['peak_flops'] / 1e9:,.0f} GFLOP/s, a large matrix product here"
+    )
 
 
 def _curve(part: dict[str, Any]) -> None:

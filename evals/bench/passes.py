@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from evals.bench.measure import alternate, ratio
 from evals.bench.workload import Lengths, Workload
+from pipelines import packing
+from pipelines.model_shapes import find_shape
+from pipelines.policy import Policy
 
 LONG_PROMPT = Lengths(image=256, text=24, samples=8, response=64, prompts=4)
 LARGE = Lengths(image=1280, text=24, samples=8, response=512, prompts=1)
@@ -35,9 +41,50 @@ def passes(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> d
         way: [a + b for a, b in zip(turns["scoring"][way], turns["update"][way], strict=True)]
         for way in ("plain", "shared")
     }
+    work_done = work_of(work)
+    found |= {"peak_flops": peak_flops(work.policy), "work": work_done}
+    found["of_peak"] = {
+        name: work_done[name]["operations"] / found["seconds"][name]["shared"] / found["peak_flops"]
+        for name in PASSES
+    }
     found["seconds"]["all"] = {way: median(times) for way, times in whole.items()}
     found["faster"]["all"] = ratio(whole["plain"], whole["shared"])
     return found
+
+
+def work_of(work: Workload) -> dict[str, dict[str, float]]:
+    """Operations of each pass with shared prefixes, and the bytes that it has to move at least.
+
+    Bytes: every weight once a pass over the groups, and of every token each matrix's input and output;
+    the backward pass moves twice what the forward pass does.
+    """
+    shape, policy = find_shape(work.config.model), work.policy
+    number = 2 if work.config.model.dtype == "bfloat16" else 4
+    operations = moved = 0.0
+    for group in work.rollouts:
+        prompt = policy.encoder.encode(work.samples.by_id(group.sample_id))
+        fed = [len(ids) - 1 for ids in group.response_ids]
+        costs = replace(policy.costs, image=policy.costs.image * prompt["pixel_values"].numel())
+        count = packing.tokens(group.prompt_tokens, fed, shared=True)
+        sampled = sum(map(len, group.response_ids))
+        operations += packing.operations(costs, group.prompt_tokens, fed, shared=True)
+        operations += 2.0 * shape.vocab * shape.hidden * sampled
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        layer = 5 * shape.hidden + 2 * queries + 2 * keys + 4 * shape.intermediate
+        moved += number * (count * shape.layers * layer + sampled * shape.hidden)
+    moved += number * shape.parameters
+    return {
+        name: {"operations": times * operations, "bytes": times * moved}
+        for name, times in (("old_logp", 1), ("scoring", 2), ("update", 3))
+    }
+
+
+def peak_flops(policy: Policy) -> float:
+    """Operations per second of one large matrix product in the type of the model: the measured peak."""
+    size = 8192 if policy.device.type == "cuda" else 1536
+    dtype = torch.bfloat16 if policy.config.model.dtype == "bfloat16" else torch.float32
+    a, b = (torch.randn(size, size, device=policy.device, dtype=dtype) for _ in range(2))
+    return 2.0 * size**3 / min(alternate({"product": lambda: a @ b}, 5)["product"])
 
 
 def curve(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
