@@ -8,7 +8,15 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.records import Sample, SampleTable, Scored, read_rows, write_rows
-from pipelines.score import perturbed_prompt, perturbed_rows, score, token_roles
+from pipelines.score import (
+    both_views,
+    group_statistics,
+    perturbed_prompt,
+    perturbed_rows,
+    score,
+    token_roles,
+    view_statistics,
+)
 from pipelines.watch import Silent
 
 ESTIMATORS = ["kl", "k3", "jsd", "log_ratio", "top1_drop", "entropy", "random", "oracle"]
@@ -286,3 +294,32 @@ def test_surplus_of_an_earlier_step_keeps_the_log_probs_it_was_sampled_with(
     )
     assert metrics["mismatch_max"] < 1e-4
     assert metrics["surplus_share"] == pytest.approx(0.5)  # G of 2 G responses
+
+
+def test_streamed_perception_is_the_dense_one(policy, tiny_config, rollouts, samples):
+    # KL over the whole vocabulary, in float64 from the same hidden states: to 1e-6 nats.
+    views = both_views(tiny_config, 1, rollouts, samples[: len(rollouts)], policy)
+    found = view_statistics(tiny_config, views, policy)
+
+    def dense(hidden_ND):
+        logits_NV = hidden_ND.double() @ policy.head_weight.double().T
+        logits_NV[:, policy.suppressed_ids] = -torch.inf
+        return logits_NV.log_softmax(-1)
+
+    p, q = dense(views.hidden_ND), dense(views.perturbed_ND)
+    kl_N = (p.exp() * (p - q)).nan_to_num(0.0).sum(-1)
+    assert kl_N.max() > 1
+    torch.testing.assert_close(found.kl.double(), kl_N, atol=1e-6, rtol=1e-6)
+
+
+def test_bfloat16_perception_is_within_bounds(policy, fresh_policy, configure, rollouts, samples):
+    # Stated: the mean difference below 0.02 nats, and nearly the same tokens kept.
+    half = fresh_policy(configure("model.dtype=bfloat16"))
+    exact, rounded = (
+        group_statistics(p.config, 1, rollouts, samples[: len(rollouts)], p).kl
+        for p in (policy, half)
+    )
+    assert 0 < (exact - rounded).abs().mean() < 0.02
+    count = len(exact) * 2 // 5
+    tops = [set(kl_N.topk(count).indices.tolist()) for kl_N in (exact, rounded)]
+    assert len(tops[0] & tops[1]) > 0.9 * count
