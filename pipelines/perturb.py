@@ -181,6 +181,15 @@ def perturb(
         grids: list[tuple[int, int, int]] = [(t, y, x) for t, y, x in grid_thw.tolist()]
         cut = (patch_size, temporal_patch_size, merge_size)
         parts = pixel_values.float().split([t * y * x for t, y, x in grids])
+        if how == "patch_black":  # whole patches: no image has to be put together
+            done = [
+                torch.where(
+                    _black_rows(grid, rng, probability, merge_size).to(part.device),
+                    _black_row(scale, part), part,
+                )
+                for part, grid in zip(parts, grids, strict=True)
+            ]  # fmt: skip
+            return torch.cat(done).to(pixel_values.dtype)
         done = [
             image_to_patches(function(patches_to_image(part, grid, *cut), rng, scale), *cut)
             for part, grid in zip(parts, grids, strict=True)
@@ -195,6 +204,20 @@ def perturb(
     if pixel_mask is None:
         return result
     return torch.where(pixel_mask.bool().unsqueeze(-3), result, pixel_values)
+
+
+def _black_rows(
+    grid: tuple[int, int, int], rng: np.random.Generator, probability: float, merge_size: int
+) -> Tensor:
+    """Which of an image's Qwen patches are black [T * Y * X, 1]: the draws of ``_patch_black``."""
+    black_T1YX = torch.from_numpy(rng.random(grid) < probability).unsqueeze(1)
+    return image_to_patches(black_T1YX, 1, 1, merge_size)
+
+
+def _black_row(scale: _Scale, patches: Tensor) -> Tensor:
+    """What a black patch is for the encoder: its channels' black, each for all its pixels."""
+    black_C = scale.normalize(0.0).flatten().to(patches.device)
+    return black_C.repeat_interleave(patches.shape[1] // len(black_C))
 
 
 def blacken_raw(

@@ -273,3 +273,20 @@ def test_blacken_raw_of_any_mode(mode):
 def test_the_settings_are_the_papers():
     assert (perturb_module.NOISE_SIGMA, perturb_module.BLUR_SIGMA) == (189, 6)
     assert perturb_module.GREY == 128
+
+
+def test_black_patches_are_those_of_the_image():
+    # The short way over whole patches against cutting, blackening and putting together again.
+    rng = torch.Generator().manual_seed(0)
+    image_FCHW = torch.randn(2, 3, 8 * 14, 6 * 14, generator=rng)
+    patches, grid = image_to_patches(image_FCHW, 14), torch.tensor([[1, 8, 6]])
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    found = perturb(
+        patches, "patch_black", generator(0, "perturb", 1), image_mean=mean, image_std=std,
+        patch_size=14, grid_thw=grid, probability=0.5,
+    )  # fmt: skip
+    columns = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    scale = perturb_module._Scale(*columns, 14, 2, 0.5)
+    expected = perturb_module._patch_black(image_FCHW, generator(0, "perturb", 1), scale)
+    assert torch.equal(found, image_to_patches(expected, 14))
+    assert 0.2 < (found != patches).any(1).float().mean() < 0.8

@@ -20,6 +20,8 @@ from pipelines.policy import Policy
 LONG_PROMPT = Lengths(image=256, text=24, samples=8, response=64, prompts=4)
 LARGE = Lengths(image=1280, text=24, samples=8, response=512, prompts=1)
 PASSES = ("old_logp", "scoring", "update")
+LONG = 65_536
+"""Tokens of plain rows beyond which a cell of the curve is measured in one turn only."""
 
 
 def passes(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def curve(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> di
                 }
                 turns = alternate(
                     {name: lambda p=p: (p.scoring(), p.update()) for name, p in ways.items()},  # type: ignore[misc]
-                    repeats,
+                    max(1, min(repeats, LONG // (samples * prompt))),
                 )
             cells.append({
                 "samples": samples, "place": prompt, "prompt": work.rollouts[0].prompt_tokens,

@@ -35,6 +35,8 @@ class Work:
     seed: int = 0
     image_tokens: int | None = None
     """Images of noise with so many tokens, instead of the embedded data; rewards alternate."""
+    looks: int = 4
+    """Groups of a step that are kept to be looked at."""
     scored: bool = True
     """Whether the perturbed view is looked at: without, ``score`` is the old log-probs alone."""
 
@@ -59,7 +61,7 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
         f"rollout.max_new_tokens={work.max_new_tokens}", f"update.batch_prompts={work.prompts}",
         f"update.micro_batch_prompts={work.micro_prompts}",
         f"update.learning_rate={work.learning_rate}", *noise,
-        f"score.estimator={'kl' if work.scored else 'entropy'}",
+        f"score.estimator={'kl' if work.scored else 'entropy'}", f"score.looks={work.looks}",
     ])  # fmt: skip
     chain = Chain(config, folder / "run")
     write_config(chain.run, config)

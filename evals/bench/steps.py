@@ -42,7 +42,7 @@ def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> 
     at = LONG_PROMPT
     base = Work(
         prompts=4 * at.prompts, samples=at.samples, max_new_tokens=at.response, steps=repeats + 2,
-        image_tokens=at.image, micro_prompts=at.prompts,
+        image_tokens=at.image, micro_prompts=at.prompts, looks=0,
     )  # fmt: skip
     sides = {"with": base, "without": Work(**{**vars(base), "scored": False})}
     found = take_turns(sides, repeats, say, "scoring", side="vppo")
