@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCALE := .venv-scale
 
-.PHONY: screenshots scale-test scale demo test check regression baseline ci-run kill-test perception grading gpu wheel clean
+.PHONY: bench screenshots scale-test scale demo test check regression baseline ci-run kill-test perception grading gpu wheel clean
 
-demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 4 minutes)
+demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
 
 test: $(READY)          ## all tests
@@ -46,8 +46,12 @@ scale: $(SCALE)/.ready  ## the default run with vLLM rollouts and DeepSpeed upda
 screenshots: $(READY)   ## the README's screenshots, from the latest run (needs Chromium)
 	$(BIN)/python tests/screenshots.py
 
-gpu: $(READY)           ## rollout, score and update of a 3B model with random weights on one GPU, beside the plan
+gpu: $(READY)           ## a 3B model with random weights on one GPU: stages beside the plan, passes, streamed pass
 	$(BIN)/python -m evals.scale_benchmark --out build/gpu
+	$(BIN)/vppo bench passes streamed --shape 3b --out build/gpu
+
+bench: $(READY)         ## ours against the alternative, in turn: passes, curve, scoring, memory, TRL (about 15 minutes)
+	$(BIN)/vppo bench
 
 wheel: $(READY)         ## build the wheel into dist/
 	$(BIN)/pip wheel -q --no-deps -w dist .

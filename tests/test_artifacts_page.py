@@ -21,7 +21,7 @@ Finished = tuple[Path, Command]
 PAGE = (Path(__file__).parent.parent / "docs" / "artifacts.md").read_text(encoding="utf-8")
 
 FILES = {"Sample": "train.parquet", "Rollout": "rollouts.parquet", "Scored": "scores.parquet",
-         "Look": "looks.parquet"}  # fmt: skip
+         "Look": "looks.parquet", "Perceived": "perception.parquet"}  # fmt: skip
 
 SOMETIMES = {
     "metrics.jsonl": {"update/reference_kl", "update/tis_weight_mean", "update/tis_capped"},
@@ -67,18 +67,15 @@ def test_every_row_type_is_on_the_page() -> None:
         name for name, kind in vars(records).items()
         if is_dataclass(kind) and fields(kind) and "arrow" in fields(kind)[0].metadata
     }  # fmt: skip
-    assert kinds <= set(FILES)
+    assert kinds == set(FILES)
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_every_column_is_on_the_page_with_its_type(kind: str) -> None:
     found = {name.strip("`"): type_.strip("`") for name, type_, _ in table(FILES[kind])}
     assert all(row[2] for row in table(FILES[kind]))
-    if hasattr(records, kind):
-        schema = records.schema(getattr(records, kind))
-        assert found == {column.name: written(column.type) for column in schema}
-    else:  # looks.parquet is made where score.looks is known
-        assert {"tokens", "top_q"} <= found.keys()
+    schema = records.schema(getattr(records, kind))
+    assert found == {column.name: written(column.type) for column in schema}
 
 
 def test_columns_of_answers(finished: Finished) -> None:

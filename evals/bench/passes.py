@@ -58,7 +58,7 @@ def work_of(work: Workload) -> dict[str, dict[str, float]]:
     """Operations of each pass with shared prefixes, and the bytes that it has to move at least.
 
     Bytes: every weight once a pass over the groups, and of every token each matrix's input and output;
-    the backward pass moves twice what the forward pass does.
+    the backward pass does and moves twice what the forward pass does.
     """
     shape, policy = find_shape(work.config.model), work.policy
     number = 2 if work.config.model.dtype == "bfloat16" else 4
@@ -75,9 +75,10 @@ def work_of(work: Workload) -> dict[str, dict[str, float]]:
         layer = 5 * shape.hidden + 2 * queries + 2 * keys + 4 * shape.intermediate
         moved += number * (count * shape.layers * layer + sampled * shape.hidden)
     moved += number * shape.parameters
+    again = 4 if work.config.update.gradient_checkpointing else 3
     return {
         name: {"operations": times * operations, "bytes": times * moved}
-        for name, times in (("old_logp", 1), ("scoring", 2), ("update", 3))
+        for name, times in (("old_logp", 1), ("scoring", 2), ("update", again))
     }
 
 

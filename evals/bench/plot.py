@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ def plot(found: dict[str, Any], file: Path) -> bool:
     parts = [name for name in drawn if name in found]
     if not parts:
         return False
+    across = min(2, len(parts))
+    down = -(-len(parts) // across)
     figure, axes = pyplot.subplots(
-        1, len(parts), figsize=(4.6 * len(parts), 3.8), squeeze=False, layout="constrained"
+        down, across, figsize=(4.8 * across, 3.4 * down), squeeze=False, layout="constrained"
     )
-    for axis, name in zip(axes[0], parts, strict=True):
+    for axis, name in zip_longest(axes.flat, parts):
+        if name is None:
+            axis.set_visible(False)
+            continue
         drawn[name](axis, found[name])
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
@@ -34,9 +40,11 @@ def plot(found: dict[str, Any], file: Path) -> bool:
 
 def _passes(axis: Any, part: dict[str, Any]) -> None:
     names = {"old_logp": "old log-probs", "scoring": "+ scoring", "update": "update"}
-    for offset, (way, colour) in enumerate((("plain", PLAIN), ("shared", SHARED))):
+    for offset, (way, colour, label) in enumerate(
+        (("plain", PLAIN, "plain rows"), ("shared", SHARED, "shared prefix"))
+    ):
         places = [i + (offset - 0.5) * 0.38 for i in range(len(names))]
-        axis.bar(places, [part["seconds"][n][way] for n in names], 0.36, color=colour, label=way)
+        axis.bar(places, [part["seconds"][n][way] for n in names], 0.36, color=colour, label=label)
     for i, name in enumerate(names):
         top = part["seconds"][name]["plain"]
         axis.annotate(f"{part['faster'][name]:.1f}x", (i, top), ha="center", va="bottom")
@@ -59,6 +67,10 @@ def _curve(axis: Any, part: dict[str, Any]) -> None:
     axis.axhline(1, color="#888888", linewidth=0.8)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
+    axis.set_xticks(sorted({c["place"] for c in part["cells"]}))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:.0f}")
+        side.set_minor_formatter("")
     axis.set_xlabel("prompt tokens")
     axis.set_ylabel("times faster than plain rows")
     axis.set_title("score + update, 64 response tokens", fontsize=10)

@@ -47,7 +47,8 @@ class Workload:
         self.cell = side.patch * side.merge
         self.config = settings.load(None, [
             f"model.path={path}", "data.max_prompt_tokens=100000", "data.instruction=''",
-            *(("model.dtype=bfloat16",) if shape != "tiny" else ()),
+            *(("model.dtype=bfloat16", "update.gradient_checkpointing=true")
+              if shape != "tiny" else ()),
             f"rollout.samples_per_prompt={at.samples}", f"rollout.max_new_tokens={at.response}",
             f"update.batch_prompts={at.prompts}", f"update.micro_batch_prompts={at.prompts}",
             "data.min_pixels=1", "data.max_pixels=100000000", *overrides,
