@@ -297,12 +297,12 @@ def test_surplus_of_an_earlier_step_keeps_the_log_probs_it_was_sampled_with(
 
 
 def test_streamed_perception_is_the_dense_one(policy, tiny_config, rollouts, samples):
-    # KL over the whole vocabulary, in float64 from the same hidden states: to 1e-6 nats.
+    # KL over the whole vocabulary, summed in float64 from the same float32 logits: to 1e-6 nats.
     views = both_views(tiny_config, 1, rollouts, samples[: len(rollouts)], policy)
     found = view_statistics(tiny_config, views, policy)
 
     def dense(hidden_ND):
-        logits_NV = hidden_ND.double() @ policy.head_weight.double().T
+        logits_NV = (hidden_ND @ policy.head_weight.T).double()
         logits_NV[:, policy.suppressed_ids] = -torch.inf
         return logits_NV.log_softmax(-1)
 
