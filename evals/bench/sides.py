@@ -28,7 +28,7 @@ class Work:
     prompts: int = 32
     samples: int = 8
     max_new_tokens: int = 64
-    micro_prompts: int = 16
+    micro_prompts: int = 32
     learning_rate: float = 2e-4
     threads: int = 2
     steps: int = 16
