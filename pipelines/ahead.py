@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -22,18 +22,19 @@ from pipelines.torchvision_ops import ensure_importable
 ensure_importable()  # at import: a worker gets its processor as soon as it has this module
 
 Key = tuple[str, str]
+Encode = Callable[[Sample], dict[str, torch.Tensor]]
 
 
 class Ahead:
     """Workers of one encoder.
 
     Args:
-        make: called in each worker, once: returns what encodes a sample. Picklable.
+        encode: sample -> tensors, in the workers; each gets a copy of it.
         workers: processes; they start with the first sample.
     """
 
-    def __init__(self, make: Any, workers: int) -> None:
-        self._make, self._workers = make, workers
+    def __init__(self, encode: Encode, workers: int) -> None:
+        self._encode, self._workers = encode, workers
         self._pool: ProcessPoolExecutor | None = None
         self._pending: dict[Key, Future[Any]] = {}
 
@@ -44,7 +45,7 @@ class Ahead:
             self._pending.pop(key).cancel()
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), _start, (self._make,)
+                self._workers, multiprocessing.get_context("spawn"), _start, (self._encode,)
             )
         for key, sample in wanted.items():
             if key not in self._pending:
@@ -75,10 +76,10 @@ class Ahead:
             self._pool = None
 
 
-_encoder: list[Any] = []  # in a worker
+_encoder: list[Encode] = []  # in a worker
 
 
-def _start(make: Any) -> None:
+def _start(encode: Encode) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -88,7 +89,7 @@ def _start(make: Any) -> None:
 
     threading.Thread(target=end_with_it, daemon=True).start()
     torch.set_num_threads(1)
-    _encoder.append(make())
+    _encoder.append(encode)
 
 
 def _encode(sample: Sample) -> dict[str, Any]:

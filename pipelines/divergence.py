@@ -143,8 +143,8 @@ def _at(x_NV: Tensor, first: int, id_N: Tensor, otherwise_N: Tensor) -> Tensor:
 class _Sums:
     """Running sums over the vocabulary for the tokens of one range.
 
-    With a the logits of p and b those of q, and their maxima so far: ``mass`` is sum(e^(a - max)),
-    ``spread`` is sum(e^(a - max) (a - max)), ``apart`` is sum(e^(a - max) ((a - max) - (b - max'))).
+    With a the logits and ``top`` their maximum so far: ``mass`` is sum(e^(a - top)), ``spread`` is
+    sum(e^(a - top) (a - top)). ``chosen`` is the logit of the sampled token, ``best`` the likeliest id.
     """
 
     def __init__(self, token_N: Tensor) -> None:
@@ -205,7 +205,7 @@ def _two_views(
 ) -> TokenStatistics:
     """The statistics of one range of tokens, both views in one pass over the vocabulary."""
     p, q = _Sums(token_N), _Sums(token_N)
-    apart_N = torch.zeros_like(p.mass_N)
+    apart_N = torch.zeros_like(p.mass_N)  # sum(e^(a - top) ((a - top) - (b - top of b)))
     other_N = torch.zeros_like(p.mass_N)  # q's logit of the id that p likes best
     for first, head in parts.parts:
         logits_NV = head.logits_NV(perturbed_ND)

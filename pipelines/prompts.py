@@ -156,8 +156,8 @@ class PromptEncoder:
         self.processor, self.instruction, self.capacity = processor, instruction, capacity
         self._cache: dict[Key, dict[str, torch.Tensor]] = {}
         self._bytes = 0
-        make = partial(_Loaded, processor, instruction)
-        self._ahead = Ahead(make, workers) if workers else None
+        encode = partial(encode_sample, processor, instruction)
+        self._ahead = Ahead(encode, workers) if workers else None
 
     def expect(self, samples: Sequence[Sample]) -> None:
         """These will be asked for next: let the workers begin."""
@@ -187,16 +187,6 @@ class PromptEncoder:
     def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """The same with these images in place of the sample's own; not cached."""
         return encode_images(self.processor, self.instruction, sample, images)
-
-
-class _Loaded:
-    """What a worker encodes with."""
-
-    def __init__(self, processor: Any, instruction: str) -> None:
-        self.processor, self.instruction = processor, instruction
-
-    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        return encode_sample(self.processor, self.instruction, sample)
 
 
 def encode_sample(processor: Any, instruction: str, sample: Sample) -> dict[str, torch.Tensor]:
