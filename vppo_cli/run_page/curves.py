@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines.step import MANIFEST, read_manifest
@@ -74,14 +74,20 @@ def _finite(row: dict[str, Any], *names: str) -> bool:
     return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
+def _rows(sources: Sequence[RunSource], *names: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Each run's number and its rows that have these metrics; runs without any are left out."""
+    for index, source in enumerate(sources):
+        rows = [row for row in source.rows if _finite(row, *names)]
+        if rows:
+            yield index, rows
+
+
 def _metric(title: str, key: str, form: str, about: str) -> Maker:
     def make(sources: Sequence[RunSource]) -> Chart:
         series = []
-        for index, source in enumerate(sources):
-            rows = [row for row in source.rows if _finite(row, key)]
-            if rows:
-                series.append({"run": index, "x": [r["step"] for r in rows],
-                               "y": [short(r[key]) for r in rows]})  # fmt: skip
+        for index, rows in _rows(sources, key):
+            series.append({"run": index, "x": [r["step"] for r in rows],
+                           "y": [short(r[key]) for r in rows]})  # fmt: skip
         return _chart(title, form, about, series)
 
     return make
@@ -90,14 +96,12 @@ def _metric(title: str, key: str, form: str, about: str) -> Maker:
 def _band(title: str, middle: str, spread: str, about: str) -> Maker:
     def make(sources: Sequence[RunSource]) -> Chart:
         series = []
-        for index, source in enumerate(sources):
-            rows = [row for row in source.rows if _finite(row, middle, spread)]
-            if rows:
-                series.append({
-                    "run": index, "x": [r["step"] for r in rows], "y": [short(r[middle]) for r in rows],
-                    "low": [short(r[middle] - r[spread]) for r in rows],
-                    "high": [short(r[middle] + r[spread]) for r in rows],
-                })  # fmt: skip
+        for index, rows in _rows(sources, middle, spread):
+            series.append({
+                "run": index, "x": [r["step"] for r in rows], "y": [short(r[middle]) for r in rows],
+                "low": [short(r[middle] - r[spread]) for r in rows],
+                "high": [short(r[middle] + r[spread]) for r in rows],
+            })  # fmt: skip
         return _chart(title, "number", about, series)
 
     return make
@@ -106,14 +110,12 @@ def _band(title: str, middle: str, spread: str, about: str) -> Maker:
 def _range(title: str, low: str, high: str, about: str) -> Maker:
     def make(sources: Sequence[RunSource]) -> Chart:
         series = []
-        for index, source in enumerate(sources):
-            rows = [row for row in source.rows if _finite(row, low, high)]
-            if rows:
-                x, below = [r["step"] for r in rows], [short(r[low]) for r in rows]
-                above = [short(r[high]) for r in rows]
-                series += [{"run": index, "name": "largest", "x": x, "y": above, "low": below,
-                            "high": above},
-                           {"run": index, "name": "smallest", "x": x, "y": below}]  # fmt: skip
+        for index, rows in _rows(sources, low, high):
+            x, below = [r["step"] for r in rows], [short(r[low]) for r in rows]
+            above = [short(r[high]) for r in rows]
+            series += [{"run": index, "name": "largest", "x": x, "y": above, "low": below,
+                        "high": above},
+                       {"run": index, "name": "smallest", "x": x, "y": below}]  # fmt: skip
         return _chart(title, "number", about, series)
 
     return make
