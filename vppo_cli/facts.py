@@ -1,4 +1,4 @@
-"""A training step in words: what the views of a run, here and elsewhere, say of it."""
+"""A run and its steps in words: what the views of a run, here and elsewhere, say of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from vppo_cli.words import compact, duration, size, sparkline
 
 RECENT = 20
 """Steps from whose times the time left is told."""
+
+
+def in_words(chain: Chain) -> str:
+    """What a whole run does, in a line."""
+    last, names = chain.config.run.steps, chain.benchmarks
+    saved = sum(chain.has_checkpoint(step) for step in range(1, last + 1))
+    told = ", ".join(names) if len(names) < 4 else f"{len(names)} benchmarks"
+    return f"{last} steps of rollout, score, update; {saved} checkpoints; eval on {told}"
 
 
 def step_line(row: Mapping[str, Any], last: int) -> str:

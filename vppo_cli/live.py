@@ -46,12 +46,7 @@ class PlainWatch:
         if self.single:
             line("stage", stage)
             return
-        saved = sum(self.chain.has_checkpoint(t) for t in range(1, self.last + 1))
-        line(
-            "plan",
-            f"{self.last} steps of rollout, score, update; {saved} checkpoints; "
-            f"eval on {', '.join(self.chain.benchmarks)}",
-        )
+        line("plan", facts.in_words(self.chain))
 
     def progress(self, label: str, done: int, total: int | None = None) -> None:
         left = self._pace.left(label, done, total)

@@ -18,7 +18,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
-from vppo_cli import capacity, display
+from vppo_cli import capacity, display, facts
 from vppo_cli.choose import choose
 from vppo_cli.words import ranges
 
@@ -46,7 +46,7 @@ def plan(
         return
     display.line("run", str(choice.run))
     if needs and all(row["reason"] == "not made yet" for row in rows):
-        display.line("plan", f"{in_words(choice.wanted)}; nothing is on disk yet")
+        display.line("plan", f"{facts.in_words(choice.wanted)}; nothing is on disk yet")
         capacity.show(asked, needs)
         return
     display.columns(
@@ -70,14 +70,6 @@ def plan(
     if needs:
         display.console.print()
         capacity.show(asked, needs)
-
-
-def in_words(chain: Chain) -> str:
-    """What a whole run does, in a line."""
-    last, names = chain.config.run.steps, chain.benchmarks
-    saved = sum(chain.has_checkpoint(step) for step in range(1, last + 1))
-    told = ", ".join(names) if len(names) < 4 else f"{len(names)} benchmarks"
-    return f"prepare, {last} steps (rollout, score, update), {saved} checkpoints, eval on {told}"
 
 
 def plan_rows(chain: Chain) -> list[dict[str, Any]]:
