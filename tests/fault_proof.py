@@ -145,8 +145,13 @@ class Proof:
 
     def inject(self, fault: Fault, name: str) -> Outcome:
         """Let one fault happen, go on, and compare."""
-        place = self.folder / name
-        seen, command = self._run(place, fault)
+        outcome = self.attempt(fault, name)
+        outcome.faults += self.finish(name)
+        return outcome
+
+    def attempt(self, fault: Fault, name: str) -> Outcome:
+        """Begin a run, or go on with it, and let one fault happen."""
+        seen, command = self._run(self.folder / name, fault)
         outcome = Outcome(fault, seen, command.code, command.err.strip(), [])
         complain = outcome.faults.append
         if "Traceback" in command.err:
@@ -163,19 +168,23 @@ class Proof:
                 complain("advises to delete what is not damaged")
         elif command.code:
             complain(f"exit code {command.code}")
-        again = train(place, None)
-        if again.code:
-            complain(f"the same command ends with {again.code}: {again.err.strip()}")
+        return outcome
+
+    def finish(self, name: str) -> list[str]:
+        """Go on undisturbed, and compare: all that is not as it should be."""
+        again = train(self.folder / name, None)
         run = self.run_in(name)
         found, files = contents(run), names(run)
-        if differing := [n for n in self.expected if found.get(n) != self.expected[n]]:
-            complain(f"not bit-identical: {', '.join(differing)}")
-        if extra := sorted(files - self.files):
-            complain(f"left behind: {', '.join(extra)}")
-        if missing := sorted(self.files - files):
-            complain(f"missing: {', '.join(missing)}")
-        shutil.rmtree(place)
-        return outcome
+        shutil.rmtree(self.folder / name)
+        wrong = {
+            f"the same command ends with {again.code}": again.err.splitlines()
+            if again.code
+            else [],
+            "not bit-identical": [n for n in self.expected if found.get(n) != self.expected[n]],
+            "left behind": sorted(files - self.files),
+            "missing": sorted(self.files - files),
+        }
+        return [f"{what}: {', '.join(which)}" for what, which in wrong.items() if which]
 
 
 def train(place: Path, fault: dict[str, Any] | None) -> Command:
