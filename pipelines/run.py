@@ -68,6 +68,7 @@ def train_stage(
         steps: training steps; ignored by ``prepare``.
         force: make steps again that are already there.
     """
+    ranks().on_main(lambda: sweep(chain.run))
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
     missing = list(asked.values()) if force else _missing(list(asked.values()))
     if missing and stage == "eval":
