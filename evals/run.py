@@ -109,6 +109,7 @@ def sample_missing(
         (index, len(journal.get(name, ())))
         for index, name in enumerate(names) if len(journal.get(name, ())) < samples
     ]  # fmt: skip
+    missing.sort(key=lambda place: place[1])
     for first, group in groupby(missing, key=lambda place: place[1]):
         sample = partial(_sampled, cell, first, engine())
         workers = everyone.workers(tensor_parallel)

@@ -190,7 +190,8 @@ class ScoreConfig(Section):
     token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
     perturbation: str = "patch_black"
     """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
-    code's: 14-pixel squares of the raw image, before the processor resizes it)."""
+    code's: 14-pixel squares of the raw image, before the processor resizes it), or an import path
+    (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened. Paper: 0.5."""
     mask_per: Literal["prompt", "response"] = "prompt"

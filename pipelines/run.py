@@ -116,7 +116,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     with (
         recording(chain, watch) as watch,
         tracking(chain, config, steps, watch) as tracked,
-        closing(Session(chain, watch)) as session,
+        closing(Session(chain, watch, config)) as session,
     ):
         for step in steps:
             index = step.index or 0

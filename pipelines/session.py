@@ -7,10 +7,11 @@ deterministic, so the weights are bit for bit what they were. Generation is neve
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,29 @@ def check_ranks(config: Config) -> None:
         )  # fmt: skip
 
 
+def _here(run: Config, asked: Config) -> Config:
+    """The run's settings, but for device, reward, graders and engine, which are as asked for now."""
+    engine = {name: getattr(asked.rollout, name) for name in ("engine", *asked.rollout.unkeyed)}
+    return run.model_copy(
+        update={
+            "run": asked.run, "reward": asked.reward,
+            "rollout": run.rollout.model_copy(update=engine),
+        }
+    )  # fmt: skip
+
+
 class Session:
     """Live engines over the artifacts of one chain.
 
     Args:
         chain: the run on disk that the policy's history is taken from.
         watch: told what happens.
-        config: the run's settings, but for devices, graders and engine; none: exactly the run's.
+        asked: the settings that are asked for now: where and by what is sampled, graded and rewarded.
+            Model, data and the policy's history are the run's in any case.
     """
 
-    def __init__(self, chain: Chain, watch: Watch, config: Config | None = None) -> None:
-        self.chain, self.watch, self.config = chain, watch, config or chain.config
+    def __init__(self, chain: Chain, watch: Watch, asked: Config) -> None:
+        self.chain, self.watch, self.config = chain, watch, _here(chain.config, asked)
         self._policy: Policy | None = None
         self._made_trainer: Trainer | None = None
         self._trainer_at: Path | None = None
@@ -102,7 +115,9 @@ class Session:
     @cached_property
     def reward(self) -> RewardFunction:
         settings = self.config.reward
-        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
+        return make_reward(
+            settings.function, settings.grader, settings.deadline, settings.workers, self.watch.note
+        )
 
     @cached_property
     def graders(self) -> GraderPool:
@@ -236,9 +251,12 @@ class Session:
 
         Args:
             config: the stage's own settings; the run's, or others for a stage run alone. Inputs and
-                policy are the run's in either case.
+                policy are the run's in either case, and so is every setting that is not the stage's: what
+                its key does not hold must not decide.
         """
         if step.name in STAGES:
+            own = {name: getattr(config, name) for name in READS[step.name]}
+            config = self.config.model_copy(update=own)
             return STAGES[step.name](self, config, step.index or 0, out)
         return self.evaluate(step.name, config, step.index or 0, out)
 
@@ -295,9 +313,15 @@ class Session:
                     "Start another run with it: vppo train --run NAME.",
                 )  # fmt: skip
         old, self._made_trainer = self._trainer(), self._new_trainer(config)
-        with tempfile.TemporaryDirectory() as folder:
-            old.save(Path(folder))
-            self._made_trainer.load(Path(folder))
+        everyone = ranks()
+        with contextlib.ExitStack() as stack:
+            # In the run's folder, which all nodes see.
+            where = partial(tempfile.TemporaryDirectory, suffix=".partial", dir=self.chain.run)
+            folder = Path(everyone.on_main(lambda: stack.enter_context(where())))
+            old.save(folder)
+            everyone.barrier()
+            self._made_trainer.load(folder)
+            everyone.barrier()
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
@@ -342,3 +366,12 @@ STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {
     "checkpoint": Session.checkpoint,
 }
 """Stage by name; any other step is an evaluation on the benchmark of its name."""
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data", "model"),
+    "rollout": ("rollout", "reward", "seed"),
+    "score": ("score", "seed"),
+    "update": ("update",),
+    "checkpoint": (),
+}
+"""The settings that a stage has in its key (pipelines/chain.py), and that it may be given anew."""
