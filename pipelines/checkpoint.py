@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
+from pipelines.disk import check_owned, disk_errors, write_atomic
 from pipelines.errors import UserError
-from pipelines.step import MANIFEST, disk_errors, read_manifest, write_atomic
+from pipelines.step import MANIFEST, read_manifest
 
 MODEL, TRAINER = "model", "trainer"
 
@@ -72,6 +73,7 @@ def prune(chain: Chain, step: int) -> list[int]:
         if not manifest.get("pruned"):
             write_atomic(folder / MANIFEST, json.dumps(manifest | {"pruned": True}, indent=1))
             removed.append(old)
+        check_owned(folder)
         for part in (MODEL, TRAINER):
             shutil.rmtree(folder / part, ignore_errors=True)
     return removed

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.disk import told
 from pipelines.errors import UserError
 
 ROWS_PER_GROUP = 16
@@ -307,7 +308,8 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         ) from error
     except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0]
-        raise UserError(
+        damaged = UserError(
             str(path), f"not a readable Parquet file ({detail}).",
             "Delete its folder; it is made again when it is needed.",
-        ) from error  # fmt: skip
+        )  # fmt: skip
+        raise told(path, error) or damaged from error

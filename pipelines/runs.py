@@ -13,10 +13,10 @@ from typing import Any
 from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.disk import append_text, disk_errors, write_atomic
 from pipelines.errors import UserError
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
-from pipelines.step import disk_errors, sync_file, write_atomic
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 
@@ -49,11 +49,17 @@ def read_config(run: Path) -> Config:
     return settings.load(run / CONFIG)
 
 
+def config_text(run: Path) -> str:
+    """The run's config.yaml; "" if it has none."""
+    with disk_errors(run / CONFIG):
+        file = run / CONFIG
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 def write_config(run: Path, config: Config) -> None:
-    """Record the settings the run is asked for now."""
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / CONFIG, settings.dump(config))
+    """Record the settings the run is asked for now, by who holds its lock."""
+    if config_text(run) != (text := settings.dump(config)):
+        write_atomic(run / CONFIG, text)
 
 
 HERE_FOR_SURE_S = 600.0
@@ -90,20 +96,17 @@ class State:
         return max(0.0, time.time() - self.time) if self.state == "running" and self.time else 0.0
 
 
-def record_state(
-    run: Path, state: str, stage: str, step: int, steps: int, *, durable: bool = True, **more: Any
-) -> None:
-    """Write run.json.
+def record_state(run: Path, state: str, stage: str, step: int, steps: int, **more: Any) -> None:
+    """Write run.json, without waiting until it is on the disk.
 
     Args:
-        durable: wait until it is on the disk.
         more: further fields of ``State``.
     """
     text, now = time.strftime("%Y-%m-%d %H:%M:%S"), time.time()
     value = State(
         state, stage, step, steps, os.getpid(), socket.gethostname(), text, time=now, **more
     )
-    write_atomic(run / STATE, json.dumps(asdict(value)), durable=durable)
+    write_atomic(run / STATE, json.dumps(asdict(value)), durable=False)
 
 
 def read_state(run: Path) -> State:
@@ -160,11 +163,10 @@ def append_metrics(chain: Chain, step: int) -> dict[str, Any]:
     """Add a step that was just committed."""
     row = step_metrics(chain, step)
     assert row is not None
-    if len((chain.run / METRICS).read_text().splitlines()) != step - 1:  # made again out of turn
+    with disk_errors(chain.run / METRICS):
+        lines = (chain.run / METRICS).read_text().splitlines()
+    if len(lines) != step - 1:  # made again out of turn
         write_metrics(chain)
         return row
-    with (chain.run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-    sync_file(chain.run / METRICS)
+    append_text(chain.run / METRICS, json.dumps(row) + "\n")
     return row
