@@ -128,9 +128,10 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                     metrics |= session.make(step, config, out)
             # Not before: settings that cannot work leave the file alone.
             if main and step == steps[0]:
-                runs.write_metrics(chain)
+                rows = runs.write_metrics(chain)
             if main and step.name == "update" and step == chain.update(index):
-                metrics |= runs.append_metrics(chain, index)
+                rows = runs.write_metrics(chain, rows[: index - 1])
+                metrics |= runs.step_metrics(chain, index) or {}
             if main and step.name in ("checkpoint", "validation"):
                 checkpoint.prune(chain, index)
             tracked.made(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def train_all(
     file = chain.run / runs.CONFIG
     previous = ""
     if everyone.main:
-        previous = file.read_text(encoding="utf-8") if file.is_file() else ""
+        with contextlib.suppress(UserError):  # a damaged file is not put back
+            previous = runs.config_file(chain.run).read_text(encoding="utf-8")
         runs.write_config(chain.run, chain.config)
     with watching(chain, as_json=as_json) as watch:
         watch.begin()
