@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from evals.profiles import Asking
 from pipelines.contents import SEAL, intact, sealed
+from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
 from pipelines.records import Sample
-from pipelines.step import disk_errors, is_there, unreadable, write_atomic
+from pipelines.step import is_there, unreadable
 
 DIGITS = 8
 
@@ -104,11 +104,8 @@ def mend_journal(
 def append(path: Path, entries: Sequence[Entry]) -> None:
     """Add entries and force them to the disk."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(map(_line, entries)))
-            file.flush()
-            os.fsync(file.fileno())
+        make_folder(path.parent)
+    append_text(path, "".join(map(_line, entries)))
 
 
 def count(journal: Mapping[str, Sequence[Entry]], questions: Sequence[str], samples: int) -> int:

@@ -24,6 +24,7 @@ FORMAT = 2
 """1, of earlier versions, has no hash of itself."""
 
 REPORT = "report.json"
+FILES = (REPORT, "report.csv", "report.md", "report.tex")
 
 
 def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict[str, Any]:
@@ -65,15 +66,11 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write report.json, .csv, .md and .tex; each file is replaced in one instant."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        REPORT: json.dumps(sealed(report), indent=1, allow_nan=False),
-        "report.csv": as_csv(report),
-        "report.md": as_markdown(report),
-        "report.tex": as_latex(report),
-    }
-    for name, content in contents.items():
+    as_json = json.dumps(sealed(report), indent=1, allow_nan=False)
+    contents = (as_json, as_csv(report), as_markdown(report), as_latex(report))
+    for name, content in zip(FILES, contents, strict=True):
         write_atomic(folder / name, content)
-    return [folder / name for name in contents]
+    return [folder / name for name in FILES]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
+from pipelines.disk import check_owned, disk_errors
 from pipelines.errors import UserError
-from pipelines.step import disk_errors, is_there, read_manifest, write_manifest
+from pipelines.step import is_there, read_manifest, write_manifest
 
 MODEL, TRAINER = "model", "trainer"
 
@@ -71,6 +72,7 @@ def prune(chain: Chain, step: int) -> list[int]:
         if not manifest.get("pruned"):
             write_manifest(folder, manifest | {"pruned": True})
             removed.append(old)
+        check_owned(folder)
         for part in (MODEL, TRAINER):
             shutil.rmtree(folder / part, ignore_errors=True)
     return removed

@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
 from pipelines.lock import file_lock
 from pipelines.ranks import ranks
-from pipelines.step import Step, commit, disk_errors
+from pipelines.step import Step, commit
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
@@ -109,8 +109,6 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
 def cell_lock(step: Step, watch: Watch) -> Iterator[None]:
     """One process at a time evaluates a policy on a benchmark; another one waits."""
     path = step.parent / JOURNALS / f"{step.name}.lock"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     where = f"{step.name} of {step.parent.parent.parent.name}, step {step.index},"
-    with file_lock(path, where, "", wait=watch.note):
+    with file_lock(path, where, "", wait=True, tell=watch.note, over=step.parent):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.contents import SEAL, intact, sealed
+from pipelines.disk import append_text, disk_errors, write_atomic
 from pipelines.errors import UserError
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
-from pipelines.step import disk_errors, is_there, spent, sync_file, unreadable, write_atomic
+from pipelines.step import is_there, spent, unreadable
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 
@@ -84,12 +86,24 @@ def config_file(run: Path) -> Path:
     return path
 
 
+def config_text(run: Path) -> str:
+    """The run's config.yaml; "" if it has none, or a damaged one, which is not to be put back."""
+    with contextlib.suppress(UserError), disk_errors(run / CONFIG):
+        if is_there(run / CONFIG):
+            return config_file(run).read_text(encoding="utf-8")
+    return ""
+
+
 def write_config(run: Path, config: Config) -> None:
-    """Record the settings the run is asked for now."""
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
+    """Record the settings the run is asked for now, by who holds its lock."""
+    if config_text(run) != (text := marked(config)):
+        write_atomic(run / CONFIG, text)
+
+
+def marked(config: Config) -> str:
+    """What config.yaml holds, its hash included."""
     text = settings.dump(config)
-    write_atomic(run / CONFIG, f"{MARK}{_text_hash(text.encode())}, of all that follows\n{text}")
+    return f"{MARK}{_text_hash(text.encode())}, of all that follows\n{text}"
 
 
 def _text_hash(text: bytes) -> str:
@@ -141,13 +155,10 @@ class State:
         return max(0.0, time.time() - self.time) if self.state == "running" and self.time else 0.0
 
 
-def record_state(
-    run: Path, state: str, stage: str, step: int, steps: int, *, durable: bool = True, **more: Any
-) -> None:
-    """Write run.json.
+def record_state(run: Path, state: str, stage: str, step: int, steps: int, **more: Any) -> None:
+    """Write run.json, without waiting until it is on the disk.
 
     Args:
-        durable: wait until it is on the disk.
         more: further fields of ``State``.
     """
     text, now = time.strftime("%Y-%m-%d %H:%M:%S"), time.time()
@@ -155,7 +166,7 @@ def record_state(
         state, stage, step, steps, os.getpid(), socket.gethostname(), text, time=now,
         verified_s=round(spent.seconds, 3), **more,
     )  # fmt: skip
-    write_atomic(run / STATE, json.dumps(sealed(asdict(value), STATE_DIGITS)), durable=durable)
+    write_atomic(run / STATE, json.dumps(sealed(asdict(value), STATE_DIGITS)), durable=False)
 
 
 def read_state(run: Path) -> State:
@@ -241,10 +252,8 @@ def write_metrics(chain: Chain, known: Sequence[dict[str, Any]] = ()) -> list[di
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
     with disk_errors(path):
         here = path.read_bytes() if is_there(path) else b""
-        if not here or here != b"".join(lines[: here.count(b"\n")]):
-            write_atomic(path, b"".join(lines).decode())
-        elif more := b"".join(lines)[len(here) :]:
-            with path.open("ab") as file:
-                file.write(more)
-            sync_file(path)
+    if not here or here != b"".join(lines[: here.count(b"\n")]):
+        write_atomic(path, b"".join(lines).decode())
+    elif more := b"".join(lines)[len(here) :]:
+        append_text(path, more.decode())
     return rows

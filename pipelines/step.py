@@ -3,17 +3,15 @@
 ``steps/0007/score-1f3a9c2e/`` holds the scores of step 7 under one set of settings. Another setting
 gives another key and so another folder beside it: nothing is overwritten, and going back costs
 nothing. The folder appears by one atomic rename after everything in it, manifest last, is on the
-disk; a crash leaves at most a ``.partial`` folder, which the next run replaces.
+disk; a crash leaves at most a ``.partial`` folder, which the next run removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -24,6 +22,17 @@ from typing import Any, Literal
 
 from pipelines import contents
 from pipelines.contents import SEAL, intact, sealed
+from pipelines.disk import (
+    as_allowed,
+    check_owned,
+    disk_errors,
+    make_folder,
+    partial_of,
+    remove,
+    sync_file,
+    told,
+    write_atomic,
+)  # fmt: skip
 from pipelines.errors import UserError
 from pipelines.provenance import provenance
 
@@ -34,7 +43,6 @@ MANIFEST_FORMAT = 2
 """1, of earlier versions, has no hash of itself."""
 
 MANIFEST = "manifest.json"
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -153,13 +161,15 @@ def unreadable(path: Path, error: Exception, damage: str, redo: str) -> UserErro
     """
     number = getattr(error, "errno", None)
     gone = isinstance(error, FileNotFoundError | NotADirectoryError) and path.parent.is_dir()
+    if refused := told(path, error):
+        return refused
     if number is None or gone:
         return UserError(str(path), damage, redo)
     return UserError(
-        str(path), f"cannot be read: {os.strerror(number)}.",
-        "It may well be whole: see to it (permissions, limits, the disk, the mount), and give the same "
-        "command again.",
-    )  # fmt: skip
+        str(path),
+        f"cannot be read: {os.strerror(number)}.",
+        "It may well be whole: see to the disk or its mount, and give the same command again.",
+    )
 
 
 def is_there(path: Path) -> bool:
@@ -234,99 +244,82 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a small file in one instant; ``durable``: and wait until it is on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # not another process's
-    with disk_errors(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            if durable:
-                sync_file(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "disk full" and "not allowed" into an error that says where and what to do."""
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
-        full = full or any(os.strerror(code) in str(error) for code in NO_SPACE)
-        if full:
-            parent = next(p for p in (path, *path.parents) if p.exists())
-            free = shutil.disk_usage(parent).free / 1e9
-            raise UserError(
-                str(path), f"the disk is full ({free:.1f} GB free).",
-                "Free some space and give the same command again; what was committed is kept.",
-            ) from error  # fmt: skip
-        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-            raise UserError(
-                str(path), "no permission to write there.",
-                "Allow it, or set VPPO_RUNS to a folder of yours.",
-            ) from error  # fmt: skip
-        raise
-
-
 @contextlib.contextmanager
 def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Write a step: yields (folder to write into, metrics to fill); commits when the block ends.
 
     Args:
         step: what is being written; if it is already there it is replaced (only ``--force`` asks so).
+
+    Raises:
+        UserError: the system refused to write, or to read what the step is made from.
+        LockLost: another process has taken the run over.
     """
-    partial = step.path.with_name(step.path.name + ".partial")
+    partial = partial_of(step.path)
     metrics: dict[str, Any] = {}
     started = time.time()
-    with disk_errors(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with disk_errors(step.path):
+        check_owned(step.path)
+        for left in step.parent.glob(f"{step.path.name}*.partial"):  # of processes that are gone
+            remove(left)
+        make_folder(step.parent)
         try:
+            partial.mkdir()
             yield partial, metrics
-        except UserError:  # nothing to go on with
-            shutil.rmtree(partial, ignore_errors=True)
+            files = _finish(partial)
+            manifest = {
+                "format": MANIFEST_FORMAT, "step": step.name, "index": step.index,
+                "version": step.version, "key": step.key, "settings": step.settings,
+                "inputs": step.inputs,
+                "metrics": metrics, "files": files,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(time.time() - started, 3), "provenance": _provenance(),
+            }  # fmt: skip
+            write_manifest(partial, manifest)
+            _replace(partial, step.path)
+        except BaseException:
+            remove(partial)
             raise
-        files = {
-            str(file.relative_to(partial)): {
-                "bytes": file.stat().st_size, "sha256": file_hash(file)
-            }
-            for file in sorted(partial.rglob("*")) if file.is_file()
-        }  # fmt: skip
-        for name in files:
-            sync_file(partial / name)
-        for folder in {file.parent for file in map(partial.joinpath, files)}:
-            sync_file(folder)
-        manifest = {
-            "format": MANIFEST_FORMAT, "step": step.name, "index": step.index,
-            "version": step.version, "key": step.key, "settings": step.settings, "inputs": step.inputs,
-            "metrics": metrics, "files": files,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.time() - started, 3), "provenance": _provenance(),
-        }  # fmt: skip
-        write_manifest(partial, manifest)
-        replaced = step.path.with_name(step.path.name + ".replaced.partial")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if step.path.exists():  # moved first: half deleted, it would pass for a damaged step
-            step.path.replace(replaced)
-        partial.replace(step.path)
-        shutil.rmtree(replaced, ignore_errors=True)
         sync_file(step.parent)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a folder's manifest, with its hash."""
     write_atomic(folder / MANIFEST, json.dumps(sealed(manifest), indent=1, ensure_ascii=False))
+
+
+def _finish(partial: Path) -> dict[str, dict[str, Any]]:
+    """Force all files of a folder to the disk; returns their sizes and hashes."""
+    files, folders = {}, {partial}
+    mode = partial.stat().st_mode & 0o666
+    for file in sorted(partial.rglob("*")):
+        if file.is_dir():
+            folders.add(file)
+        if not file.is_file():
+            continue
+        as_allowed(file, mode)
+        with disk_errors(file):
+            entry = {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+            sync_file(file)
+        files[str(file.relative_to(partial))] = entry
+    for folder in folders:
+        sync_file(folder)
+    return files
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Put a finished folder in its place, over an older one."""
+    older = partial_of(path.with_name(f"{path.name}.replaced"))
+    check_owned(path)
+    if path.exists():  # moved first: half deleted, it would pass for a damaged step
+        path.replace(older)
+    try:
+        partial.replace(path)
+    except OSError:
+        if older.exists():
+            older.replace(path)
+        raise
+    remove(older)
 
 
 _provenance = cache(provenance)

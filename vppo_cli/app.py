@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from json import dumps  # JSON is YAML
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipelines import heartbeat
-from pipelines.errors import Interrupted, UserError
+from pipelines.errors import Interrupted, LockLost, UserError
 from pipelines.launch import without
 from pipelines.ranks import is_main, launched
 
@@ -648,6 +650,22 @@ def _interrupt(number: int, _: object) -> None:
     raise Interrupted(signal.Signals(number).name)
 
 
+@contextlib.contextmanager
+def _told_by_path() -> Iterator[None]:
+    """What the system refused, anywhere, is told by the file's name, if the error has one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        from pipelines.disk import failed_path, told
+
+        nowhere = Path()
+        if failed_path(nowhere, error) != nowhere and (found := told(nowhere, error)):
+            raise found from error
+        raise
+
+
 def main() -> None:
     """Run the command line.
 
@@ -666,7 +684,8 @@ def main() -> None:
     else:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        with _told_by_path():
+            app()
     except UserError as error:
         from vppo_cli.display import show_error
 
@@ -674,6 +693,12 @@ def main() -> None:
         if heartbeat.speaks():
             show_error(error)
         sys.exit(2)
+    except LockLost as error:
+        from vppo_cli.display import show_error
+
+        heartbeat.end(str(error))
+        show_error(UserError("lock", str(error)))
+        sys.exit(1)
     except Interrupted:
         from vppo_cli.display import show_interrupted
 

@@ -97,9 +97,17 @@ def _earlier(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in old if r["benchmark"] not in names and r.get("policy") == policy]
 
 
-def write_reports(chain: Chain) -> None:
-    """Reports on what a run evaluates at its end, where that is done."""
+def write_reports(chain: Chain, *, again: bool) -> None:
+    """Reports on what a run evaluates at its end, where that is done.
+
+    Args:
+        again: also those that are there; else what a kill has kept from being written.
+    """
     ends = (0, chain.config.run.steps) if chain.config.eval.baseline else (chain.config.run.steps,)
     for step in ends:
-        if chain.benchmarks and all(is_there(chain.eval(step, n).path) for n in chain.benchmarks):
+        missing = [
+            f for f in report.FILES if not (chain.run / "eval" / f"{step:04d}" / f).is_file()
+        ]
+        done = all(is_there(chain.eval(step, n).path) for n in chain.benchmarks)
+        if chain.benchmarks and done and (again or missing):
             write_report(chain, chain.config, step)
