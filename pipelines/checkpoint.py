@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
-from pipelines.disk import check_owned, disk_errors
+from pipelines.disk import check_owned, disk_errors, write_atomic
 from pipelines.errors import UserError
-from pipelines.step import is_there, read_manifest, write_manifest
+from pipelines.step import MANIFEST, PRUNED, is_there, read_manifest
 
 MODEL, TRAINER = "model", "trainer"
 
@@ -17,7 +18,7 @@ def kept(chain: Chain, step: int) -> Path | None:
     """The folder of the checkpoint after ``step`` updates, if its weights are on disk."""
     checkpoint = chain.checkpoint(step)
     manifest = checkpoint.manifest()
-    return checkpoint.path if manifest and not manifest.get("pruned") else None
+    return checkpoint.path if manifest and not manifest.get(PRUNED) else None
 
 
 def newest(chain: Chain, at_most: int) -> int:
@@ -69,8 +70,8 @@ def prune(chain: Chain, step: int) -> list[int]:
         if old in keep:
             continue
         manifest = read_manifest(folder)
-        if not manifest.get("pruned"):
-            write_manifest(folder, manifest | {"pruned": True})
+        if not manifest.get(PRUNED):
+            write_atomic(folder / MANIFEST, json.dumps(manifest | {PRUNED: True}, indent=1))
             removed.append(old)
         check_owned(folder)
         for part in (MODEL, TRAINER):

@@ -79,6 +79,7 @@ def config_file(run: Path) -> Path:
                 str(path), f"is not whole: {len(missing)} settings are missing ({some}).", again
             )
     elif first.decode(errors="replace").split()[2:3] != [_text_hash(rest)]:
+        settings.load(path)  # which names the line, where it makes no sense in itself
         raise UserError(
             str(path), "was changed or cut short since it was written.",
             f"{again}; or, if it was changed on purpose and is whole, remove its first line.",
@@ -103,7 +104,7 @@ def write_config(run: Path, config: Config) -> None:
 def marked(config: Config) -> str:
     """What config.yaml holds, its hash included."""
     text = settings.dump(config)
-    return f"{MARK}{_text_hash(text.encode())}, of all that follows\n{text}"
+    return f"{MARK}{_text_hash(text.encode())} of all that follows\n{text}"
 
 
 def _text_hash(text: bytes) -> str:

@@ -43,6 +43,8 @@ MANIFEST_FORMAT = 2
 """1, of earlier versions, has no hash of itself."""
 
 MANIFEST = "manifest.json"
+PRUNED = "pruned"
+"""Added to the manifest of a checkpoint later, and so not in its hash."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Step:
         for name, entry in manifest["files"].items():
             file = self.path / name
             size = _size(file)
-            if size != entry["bytes"] and not manifest.get("pruned"):
+            if size != entry["bytes"] and not manifest.get(PRUNED):
                 found = "missing" if size is None else f"{size} bytes"
                 raise UserError(
                     str(file), f"should hold {entry['bytes']} bytes, found {found}.", _redo(self.path)
@@ -228,7 +230,8 @@ def _check_manifest(manifest: Any) -> None:
     """Raises ValueError if it is not what ``commit`` wrote."""
     if not isinstance(manifest, dict) or not {"key", "files", "metrics"} <= manifest.keys():
         raise ValueError("it lacks its fields")
-    if (manifest.get("format", 1) != 1 or SEAL in manifest) and not intact(manifest):
+    whole = {name: value for name, value in manifest.items() if name != PRUNED}
+    if (manifest.get("format", 1) != 1 or SEAL in manifest) and not intact(whole):
         raise ValueError("its text changed since it was written")
     files = manifest["files"]
     if not isinstance(files, dict) or not isinstance(manifest["metrics"], dict):
@@ -275,17 +278,14 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": round(time.time() - started, 3), "provenance": _provenance(),
             }  # fmt: skip
-            write_manifest(partial, manifest)
+            write_atomic(
+                partial / MANIFEST, json.dumps(sealed(manifest), indent=1, ensure_ascii=False)
+            )
             _replace(partial, step.path)
         except BaseException:
             remove(partial)
             raise
         sync_file(step.parent)
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a folder's manifest, with its hash."""
-    write_atomic(folder / MANIFEST, json.dumps(sealed(manifest), indent=1, ensure_ascii=False))
 
 
 def _finish(partial: Path) -> dict[str, dict[str, Any]]:
