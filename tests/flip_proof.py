@@ -13,7 +13,6 @@ Exit code 0: each was named or harmless; 1: not.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -73,7 +72,7 @@ class Run:
         self.expected = {file: self.read(file) for file in files}
 
     def read(self, file: Path) -> tuple[Any, str]:
-        """What the file's readers return, and what they warn of."""
+        """What the file's readers return, and what they warn of (readers that do return a pair)."""
         reader = self._read(file)
         assert reader is not None
         found = reader(file)
@@ -86,13 +85,13 @@ class Run:
         if kind == MANIFEST:
             return self._manifest
         if kind == "report.json":
-            return lambda f: (compare.load(str(f)), _reports([RunSource("small", chain)]))
+            return lambda f: [compare.load(str(f)), _reports([RunSource("small", chain)])]
         readers: dict[str, Callable[[Path], Any]] = {
             "config.yaml": lambda f: runs.read_config(f.parent),
             "run.json": self._state,
             "metrics.jsonl": self._metrics,
             "lock": lambda f: is_running(f.parent),
-            "results.json": lambda f: (read_results(f.parent), evaluation_rows(chain)),
+            "results.json": lambda f: [read_results(f.parent), evaluation_rows(chain)],
             "answers.parquet": lambda f: checked(f) and f.read_bytes(),
         }
         if kind in readers:
@@ -101,14 +100,14 @@ class Run:
         if step is None:
             return None
         if step.name == "checkpoint":
-            return lambda f: step.verify()
+            return lambda f: step.verify() or f.read_bytes()
         if file.parent == chain.prepare.path and file.suffix == ".parquet":
             return lambda f: list(SampleTable(f))
         if file.stem in ROWS:
             kind_of_row = ROWS[file.stem]
-            return lambda f: (
-                read_rows(f, kind_of_row), read_table(step, f.name, schema(kind_of_row)) and "",
-            )  # fmt: skip
+            return lambda f: [
+                read_rows(f, kind_of_row), read_table(step, f.name, schema(kind_of_row)).to_pylist(),
+            ]  # fmt: skip
         return None
 
     def _manifest(self, file: Path) -> Any:
@@ -134,7 +133,7 @@ class Run:
         """Its lines after a run brought it up to date, and what status shows meanwhile."""
         shown = look(file.parent).json()["metrics"]
         runs.write_metrics(self.chain)
-        return shown, file.read_bytes()
+        return [shown, file.read_bytes()]
 
 
 @dataclass
