@@ -95,7 +95,7 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
             step = cell.results
             watch.stage(step.name, index)
             with cell_lock(step, watch), commit(step) as (out, metrics):
-                mended(cell, questions(cell))
+                mended(cell, questions(cell), watch)
                 metrics |= grade_cell(cell, pool, training, out, watch)
             watch.finished(step.name, index, metrics)
     return [cell.results for cell in cells]

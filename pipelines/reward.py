@@ -12,7 +12,6 @@ has the result. Every response is graded as well, so outcomes are reported whate
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -162,17 +161,21 @@ def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:
     return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
+LARGEST_REWARD = 3.4e38
+"""What float32, in which rewards are kept, can hold."""
+
+
 def _checked(scores: Sequence[float], count: int, name: str) -> list[float]:
     """The scores as floats, if there are ``count`` of them and all are finite."""
     fix = "Return list[float] with one finite reward per response."
     try:
         rewards = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"reward {name}", f"it did not return numbers ({error}).", fix) from error
     if len(rewards) != count:
         problem = f"it returned {len(rewards)} rewards for {count} responses."
         raise UserError(f"reward {name}", problem, fix)
     for i, reward in enumerate(rewards):
-        if not math.isfinite(reward):
+        if not abs(reward) <= LARGEST_REWARD:  # NaN is not either
             raise UserError(f"reward {name}", f"reward {i} of {count} is {reward}.", fix)
     return rewards

@@ -24,6 +24,7 @@ from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.engines import ENGINES, Engine, LiveEngine
 from pipelines.errors import UserError
+from pipelines.finite import first_not_finite
 from pipelines.graders import GraderPool, check_grader
 from pipelines.mismatch import check_mismatch
 from pipelines.objectives import OBJECTIVES
@@ -184,11 +185,8 @@ class Session:
             rollouts, scores = self.chain.rollout(step), self.chain.score(step)
             metrics = self._apply(step, self._made(rollouts), self._made(scores))
             first = self.chain.update(step).manifest()
-            if first and first["metrics"] != metrics:
-                self.watch.note(
-                    f"update {step}, replayed, differs in its last bits from its first run "
-                    "(another machine, thread count or package version)"
-                )
+            if first and (told := _differs(step, first["metrics"], metrics)):
+                self.watch.note(told)
         if replayed and resuming:
             origin = f"checkpoint {start}" if start else "the starting model"
             self.watch.note(
@@ -228,11 +226,16 @@ class Session:
     def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
         trainer = self._trainer()
         self._version = -1  # if interrupted inside, the weights are neither version
-        metrics = trainer.update(
-            read_rows(rollouts / ROLLOUTS, Rollout),
-            read_rows(scores / SCORES, Scored),
-            self.samples,
-        )
+        groups, scored = read_rows(rollouts / ROLLOUTS, Rollout), read_rows(scores / SCORES, Scored)
+        try:
+            metrics = trainer.update(groups, scored, self.samples)
+        except FloatingPointError as error:
+            update = self.config.update
+            raise UserError(
+                f"update {step}", str(error),
+                f"Lower update.learning_rate ({update.learning_rate:g}) or update.weight_decay "
+                f"({update.weight_decay:g}), or look at the rewards; what was committed is kept.",
+            ) from error  # fmt: skip
         self._version = step
         return metrics
 
@@ -331,6 +334,7 @@ class Session:
             name: value.detach().cpu()
             for name, value in policy.placement.weights(policy.model) if main
         }  # fmt: skip
+        ranks().on_main(lambda: _check_saved(step, weights))
         if main:
             policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
             policy.processor.save_pretrained(out / checkpoint.MODEL)
@@ -356,6 +360,40 @@ class Session:
         for name in ("reward", "graders"):
             if name in self.__dict__:
                 getattr(self, name).close()
+
+
+def _check_saved(step: int, weights: dict[str, torch.Tensor]) -> None:
+    """Refuse to save what is no number: good checkpoints would be deleted for it."""
+    if found := first_not_finite(weights.items()):
+        raise UserError(
+            f"checkpoint {step}", f"the weights are not finite ({found[0]}: {found[1]}).",
+            "Lower update.learning_rate or update.weight_decay; earlier checkpoints are kept.",
+        )  # fmt: skip
+
+
+SAME_UPDATE = 1e-3
+"""Change of a metric, as a share of its size (or of 0.01), up to which a replayed update is the same but
+for rounding."""
+
+
+def _differs(step: int, before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What to say of a replayed update whose metrics are not its first run's; "" if they are."""
+    changes = {
+        name: abs(after.get(name, 0.0) - value) / max(abs(value), 0.01)
+        for name, value in before.items() if after.get(name) != value
+    }  # fmt: skip
+    if not changes:
+        return ""
+    name = max(changes, key=lambda name: changes[name])
+    if changes[name] <= SAME_UPDATE:
+        return (
+            f"update {step}, replayed, differs in its last bits from its first run "
+            "(another machine, thread count or package version)"
+        )
+    return (
+        f"WARNING update {step}, replayed, is not what it was: {name} is {after.get(name):.6g}, was "
+        f"{before[name]:.6g} (another device or compute type, or a part of yours that changed)"
+    )
 
 
 STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {
