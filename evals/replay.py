@@ -99,7 +99,8 @@ class Replay:
         """The same of the first step with ``OTHER_SETTINGS``: (their name, score, update)."""
         for name, overrides in OTHER_SETTINGS.items():
             other = self._with(overrides)
-            yield name, *self._make(other, [other.score(1), other.update(1)])
+            scored, updated = self._make(other, [other.score(1), other.update(1)])
+            yield name, scored, updated
 
     def cooler(self) -> tuple[list[Rollout], Numbers]:
         """What is sampled by ``COOLER``, and the metrics of scoring it."""
