@@ -18,6 +18,7 @@ from pipelines.chain import Chain
 from pipelines.errors import UserError
 from pipelines.records import Scored, read_rows, write_rows
 from pipelines.score import SCORES
+from pipelines.step import commit
 
 
 def test_a_number_outside_its_band_is_told_in_words():
@@ -131,15 +132,17 @@ def test_a_run_fulfils_what_every_run_has_to(chain):
     for part in (regression.consistent, regression.weights, regression.sampled_again):
         part(judge, chain)
     assert judge.off == []
-    # 3 steps of 3 + 6 + 6 numbers, 2 of the run; 3 of each checkpoint; 2 sampled again.
-    assert judge.looked_at == 3 * 15 + 2 + 2 * 3 + 2
+    # 3 + 5 + 6 numbers of each step's stages, 2 of the run; 3 of each checkpoint; 2 sampled again.
+    assert judge.looked_at == 3 * 14 + 2 + 2 * 3 + 2
 
 
 def test_a_wrongly_filtered_response_and_foreign_answers_are_seen(chain):
-    file = chain.score(2).path / SCORES
-    rows = read_rows(file, Scored)
+    step = chain.score(2)
+    rows, manifest = read_rows(step.path / SCORES, Scored), step.manifest()
     rows[0].keep[0] = [not kept for kept in rows[0].keep[0]]
-    write_rows(file, Scored, rows)
+    with commit(step) as (out, metrics):
+        metrics |= manifest["metrics"]
+        write_rows(out / SCORES, Scored, rows)
     judge = Judge(None)
     regression.consistent(judge, chain)
     assert [" ".join(line.split())[:20] for line in judge.off] == [
