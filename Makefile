@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCALE := .venv-scale
-CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci
+CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
 .PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test perception grading gpu wheel clean
 

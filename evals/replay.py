@@ -34,6 +34,7 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
         "update.epochs=2", "update.batch_prompts=8", "update.micro_batch_prompts=3",
         "update.learning_rate=1e-3", "update.warmup_steps=3", "update.max_grad_norm=0.1",
         "update.kl_coefficient=0.1", "update.loss_average=sequence", "update.dual_clip=1.5",
+        "update.weight_decay=3", "update.adam_betas=[0.8,0.9]",
     ),
     "all terms": (
         "score.estimator=jsd", "score.perturbation=gaussian_noise", "update.objective=vppo-tas",
@@ -41,9 +42,18 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
         "update.overlong_cache=40", "update.mask_truncated=true", "update.beta_min=0.5",
     ),
     "reference": ("mode=reference", "update.micro_batch_prompts=3", "update.entropy_penalty=0.06"),
-    "dapo": ("score.estimator=log_ratio", "score.perturbation=gaussian_blur", "update.objective=dapo"),
-    "grpo": ("score.estimator=top1_drop", "score.perturbation=grey", "update.objective=grpo"),
-    "vppo-tgf": ("score.estimator=entropy", "score.keep_fraction=0.2", "update.objective=vppo-tgf"),
+    "dapo": (
+        "score.estimator=log_ratio", "score.perturbation=gaussian_blur", "update.objective=dapo",
+        "model.shared_prefix=false",
+    ),
+    "grpo": (
+        "score.estimator=top1_drop", "score.perturbation=grey", "update.objective=grpo",
+        "update.gradient_checkpointing=true",
+    ),
+    "vppo-tgf": (
+        "score.estimator=entropy", "score.keep_fraction=0.2", "update.objective=vppo-tgf",
+        "score.batch_tokens=600", "update.micro_batch_tokens=600",
+    ),
     "random": ("score.estimator=random", "update.freeze_vision=true"),
     "oracle": ("score.estimator=oracle", "update.lora_rank=4"),
 }  # fmt: skip

@@ -140,7 +140,8 @@ def check(folder: Path) -> tuple[int, str, float]:
     venv = sys.prefix
     done = subprocess.run(
         ["make", "-o", f"{venv}/.ready", "regression", f"VENV={venv}"], cwd=folder, check=False,
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1",
+             "OMP_WAIT_POLICY": "PASSIVE"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     return done.returncode, done.stdout, time.monotonic() - began

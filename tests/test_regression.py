@@ -60,6 +60,10 @@ def test_the_first_part_that_is_off_ends_the_check():
     said = list(regression.check(judge, parts))
     assert said[:2] == ["fine        good: 1 numbers", "regression  bad"]
     assert len(said) == 3
+    judge = Judge({"update 4": {"loss": 0.1}})
+    (_, line) = regression.check(judge, {"nothing": lambda: None})
+    assert "update 4" in line
+    assert "was not computed" in line
     judge = Judge({})
     assert "trainer's weights" in list(regression.check(judge, {"a": guarded}))[1]
 
@@ -69,7 +73,8 @@ def test_the_baseline_is_small_and_whole():
     assert size < 300_000
     numbers = regression.read_numbers(BASELINE)
     replayed = {f"{stage} {step}" for stage in ("score", "update") for step in range(1, 5)}
-    assert replayed <= numbers.keys()
+    assert replayed <= numbers["replay"].keys()
+    assert {"checkpoint 4", "checkpoint 8", "run, mean of steps"} <= numbers["run"].keys()
     with pytest.raises(UserError, match="make baseline"):
         regression.read_numbers(BASELINE / "nowhere")
 
@@ -98,7 +103,7 @@ def again(tmp_path_factory):
 def replayed(again) -> list[str]:
     """What the replay finds off."""
     shutil.rmtree(again.run / "steps", ignore_errors=True)
-    judge = Judge(regression.read_numbers(BASELINE))
+    judge = Judge(regression.read_numbers(BASELINE)["replay"])
     regression.training(judge, again)
     assert judge.looked_at > 20
     return [" ".join(line.split()) for line in judge.off]
@@ -132,8 +137,8 @@ def test_a_run_fulfils_what_every_run_has_to(chain):
     for part in (regression.consistent, regression.weights, regression.sampled_again):
         part(judge, chain)
     assert judge.off == []
-    # 3 + 5 + 6 numbers of each step's stages, 2 of the run; 3 of each checkpoint; 2 sampled again.
-    assert judge.looked_at == 3 * 14 + 2 + 2 * 3 + 2
+    # 3 + 5 + 6 numbers of each step's stages, 3 of the run; 3 of each checkpoint; 2 sampled again.
+    assert judge.looked_at == 3 * 14 + 3 + 2 * 3 + 2
 
 
 def test_a_wrongly_filtered_response_and_foreign_answers_are_seen(chain):
