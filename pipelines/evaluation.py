@@ -43,14 +43,10 @@ def evaluate(
     from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(wanted.config)
-    # Model, data and history are the run's; where and by what is sampled and graded is asked for now.
-    asked = wanted.config
-    engine = chain.config.rollout.model_copy(update={"engine": asked.rollout.engine})
-    here = {"run": asked.run, "reward": asked.reward, "rollout": engine}
-    with closing(Session(chain, watch, chain.config.model_copy(update=here))) as session:
+    with closing(Session(chain, watch, wanted.config)) as session:
         for step in steps:
             watch.stage(step.name, step.index or 0)
-            metrics = evaluate_one(session, step, asked, watch, force=force)
+            metrics = evaluate_one(session, step, wanted.config, watch, force=force)
             watch.finished(step.name, step.index or 0, metrics)
 
 
@@ -99,7 +95,7 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
             step = cell.results
             watch.stage(step.name, index)
             with cell_lock(step, watch), commit(step) as (out, metrics):
-                mended(cell, questions(cell))
+                mended(cell, questions(cell), watch)
                 metrics |= grade_cell(cell, pool, training, out, watch)
             watch.finished(step.name, index, metrics)
     return [cell.results for cell in cells]

@@ -15,7 +15,7 @@ from typing import Any
 
 from evals.benchmarks import check_data
 from evals.questions import gather
-from pipelines import checkpoint, runs, settings
+from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.disk import disk_errors, sweep, write_atomic
@@ -40,7 +40,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     missing = _missing(story)
     ranks().on_main(lambda: sweep(chain.run))
     told_otherwise = ranks().on_main(
-        lambda: runs.config_text(chain.run) != settings.dump(chain.config)
+        lambda: runs.config_text(chain.run) != runs.marked(chain.config)
     )
     if missing or told_otherwise:
         with held(chain.run, watch), configured(chain, missing):
@@ -151,7 +151,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     with (
         recording(chain, watch) as watch,
         tracking(chain, config, steps, watch) as tracked,
-        closing(Session(chain, watch)) as session,
+        closing(Session(chain, watch, config)) as session,
     ):
         for step in steps:
             index = step.index or 0
@@ -163,9 +163,10 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                     metrics |= session.make(step, config, out)
             # Not before: settings that cannot work leave the file alone.
             if main and step == steps[0]:
-                runs.write_metrics(chain)
+                rows = runs.write_metrics(chain)
             if main and step.name == "update" and step == chain.update(index):
-                metrics |= runs.append_metrics(chain, index)
+                rows = runs.write_metrics(chain, rows[: index - 1])
+                metrics |= runs.step_metrics(chain, index) or {}
             if main and step.name in ("checkpoint", "validation"):
                 checkpoint.prune(chain, index)
             tracked.made(step)
