@@ -36,7 +36,7 @@ from pipelines.chain import Chain
 from pipelines.checkpoint import best, pick
 from pipelines.errors import UserError
 from pipelines.lock import is_running
-from pipelines.records import Look, Rollout, Sample, SampleTable, Scored, read_rows, schema
+from pipelines.records import Look, Rollout, SampleTable, Scored, read_rows, schema
 from pipelines.step import MANIFEST, checked, plan, read_manifest
 from pipelines.timing import seconds
 from vppo_cli.results import evaluation_rows
