@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCALE := .venv-scale
 
-.PHONY: bench screenshots scale-test scale demo test check regression baseline ci-run kill-test perception grading gpu wheel clean
+.PHONY: bench screenshots scale-test scale demo test check regression baseline ci-run kill-test flip-test perception grading gpu wheel clean
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -30,6 +30,9 @@ ci-run: $(READY)
 
 kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
 	$(BIN)/python tests/kill_proof.py --kills 20
+
+flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
+	$(BIN)/python tests/flip_proof.py --flips 20000 --runs 200
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m evals.perception --out docs/perception.md

@@ -147,7 +147,7 @@ def test_a_file_that_was_not_committed_is_not_read(run: Path) -> None:
 
 def test_evaluations_with_an_edited_number_are_not_printed(run: Path) -> None:
     results = one(run, "eval/0003/glyphs-*/results.json")
-    replace(results, r"\[\s*0,", "[1,")  # a mark of one question
+    replace(results, r"\n( +)0(,?)\n", r"\n\g<1>1\2\n")  # a mark of one question
     refused(vppo("status", runs=run.parent), results, "its content changed")
     with pytest.raises(UserError, match="its content changed"):
         load(str(results.parent))
@@ -234,7 +234,7 @@ def without_mark(text: str) -> str:
 
 CONFIGS: list[tuple[str, Callable[[str], str], str]] = [
     ("emptied", lambda t: "", "settings are missing"),
-    ("cut", lambda t: t[: len(t) // 2], "changed or cut short"),
+    ("cut", lambda t: t[: t.index("seed:") + 7], "changed or cut short"),
     ("cut at a line", lambda t: t[: t.index("update:")], "changed or cut short"),
     ("a digit", lambda t: t.replace("seed: 0", "seed: 1"), "changed or cut short"),
     ("old, cut at a line", lambda t: without_mark(t)[: without_mark(t).index("update:")],
@@ -368,7 +368,9 @@ def test_a_run_without_hashes_opens_and_goes_on(begun: Path, finished: Finished)
     as_earlier(begun)
     assert look(begun).json() | {"checkpoints": 0} == shown | {"checkpoints": 0}
     vppo("train", "--run", "small", runs=begun.parent).succeeded()
-    assert contents(begun) == contents(finished[0])  # the journal, too, has its hashes now
+    found, expected = contents(begun), contents(finished[0])
+    read = [name for name in expected if not re.match("eval/000[02]/journals", name)]
+    assert [name for name in read if found[name] != expected[name]] == []  # nor the last journal
     vppo("eval", "--regrade", runs=begun.parent).succeeded()
     vppo("report", "small", runs=begun.parent).succeeded()
 
@@ -382,6 +384,7 @@ def test_a_run_without_hashes_opens_and_goes_on(begun: Path, finished: Finished)
         "update.learning_rate=.inf", "update.learning_rate=.nan", "rollout.temperature=.inf",
         "update.weight_decay=1e30", "update.adam_betas=[.nan,0.9]", "eval.temperature=.inf",
         "update.entropy_penalty=.inf", "reward.deadline=.inf", "update.learning_rate=1e999",
+        "update.learning_rate=1e38",
     ],
 )  # fmt: skip
 def test_settings_are_numbers(setting: str) -> None:
@@ -390,13 +393,21 @@ def test_settings_are_numbers(setting: str) -> None:
     assert setting.partition("=")[0].rpartition(".")[2] in str(caught.value)
 
 
-def test_an_update_that_overflows_commits_nothing(run: Path) -> None:
+def test_an_update_that_overflows_commits_nothing(run: Path, tmp_path: Path) -> None:
     kept, saved = contents(run), set(run.glob("checkpoints/*/*"))
+    del kept[runs.METRICS]  # of the settings asked for now
+    (tmp_path / "immense.py").write_text(
+        "def score(responses, samples):\n    return [3e38 * (i % 2) for i in range(len(responses))]\n"
+    )
     command = vppo(
-        "train", "--run", "small", *given("update.learning_rate=1e38", "update.weight_decay=0"),
+        "train",
+        "--run",
+        "small",
+        *given("reward.function=immense:score"),
         runs=run.parent,
-    )  # fmt: skip
-    refused(command, "update 1: the ", "not finite", "Lower update.learning_rate (1e+38)")
+        cwd=tmp_path,
+    )
+    refused(command, "update 1: the gradients are not finite", "nan", "look at the rewards")
     assert kept.items() <= contents(run).items()
     assert set(run.glob("checkpoints/*/*")) == saved
 
