@@ -239,7 +239,7 @@ class UpdateConfig(Section):
     """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"
     """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/objectives.py)."""
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """AdamW's learning rate. Paper: 1e-6."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates over which the learning rate rises linearly from 0."""
