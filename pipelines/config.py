@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Section(BaseModel):
     """A group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
     unkeyed: ClassVar[frozenset[str]] = frozenset()
 
     def keyed(self, prefix: str) -> dict[str, Any]:
@@ -190,7 +192,8 @@ class ScoreConfig(Section):
     token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
     perturbation: str = "patch_black"
     """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
-    code's: 14-pixel squares of the raw image, before the processor resizes it)."""
+    code's: 14-pixel squares of the raw image, before the processor resizes it), or an import path
+    (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened. Paper: 0.5."""
     mask_per: Literal["prompt", "response"] = "prompt"
@@ -282,6 +285,15 @@ class UpdateConfig(Section):
     """Leave truncated responses out of the loss."""
     tis_cap: float | None = Field(default=None, gt=0)
     """Truncated importance sampling: cap of pi_trainer / pi_rollout per token; none is off."""
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> UpdateConfig:
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate:g}) times weight_decay ({self.weight_decay:g}) "
+                "is 1 or more: each step would take away more than the weights"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

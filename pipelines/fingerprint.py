@@ -11,11 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-WHOLE_FILE = 64 * 2**20
-"""Files up to this size (bytes) are fingerprinted by their whole content."""
-
-END = 4096
-"""Bytes of each end by which one of many files is known."""
+from pipelines.contents import file_hash, remembered
 
 LONGEST_NAME = 1024
 """Longer texts (bytes) in a JSON file are not taken for file names."""
@@ -23,55 +19,51 @@ LONGEST_NAME = 1024
 _TEXT = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
 """A JSON text. It never backtracks: the file comes from outside."""
 
+_PIECE = 2**20
+
 
 def fingerprint(path: Path) -> str:
-    """A hash (hex, 16 digits) of a file's or folder's content; of large files, size and both ends.
+    """A hash (hex, 16 digits) of a file's or folder's names and whole content.
 
-    Within a process, what has neither changed in size nor in time is not read again.
+    What has not changed since it was last read, by this process or an earlier one, is not read again.
+
+    Raises:
+        OSError: a file cannot be read.
     """
     files = [path]
     if path.is_dir():  # a README may change
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".md")
-    stats = [file.stat() for file in files]
-    return _content(
-        path, tuple((f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True))
-    )
+    return remembered("fingerprint", path, files, lambda: _content(path, files))
 
 
-@cache
-def _content(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+def _content(path: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for file, size, _ in files:
+    for file in files:
         name = "" if file == path else file.relative_to(path)
-        digest.update(f"{name}\x00{size}\x00".encode())
         with file.open("rb") as content:
-            if size <= WHOLE_FILE:
-                digest.update(content.read())
-            else:
-                digest.update(content.read(2**20))
-                content.seek(-(2**20), 2)
-                digest.update(content.read())
+            digest.update(f"{name}\x00{os.fstat(content.fileno()).st_size}\x00".encode())
+            while piece := content.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 
 def named_files(path: Path, root: Path) -> str:
     """A hash (hex, 16 digits) of the files below ``root`` that a JSON or JSON Lines file names.
 
-    Each is known by its name, size and both ends: there may be thousands. Any text that leads to a
-    file counts as its name. In large JSON files, names are looked for in the first 64 MiB.
+    Any text that leads to a file counts as its name; each is known by its name and content.
 
     Returns:
         "" where the file names none.
     """
     about = path.stat()
-    return _hash_ends(root, _names(path, about.st_size, about.st_mtime_ns))
+    return _hash_named(root, _names(path, about.st_size, about.st_mtime_ns))
 
 
 @cache
 def _names(path: Path, size: int, time: int) -> tuple[str, ...]:
     """The texts of a JSON file that can be names of files below some folder, in order."""
     with path.open("rb") as file:
-        content = file.read(WHOLE_FILE)
+        content = file.read()
     found: dict[str, None] = {}
     for match in _TEXT.finditer(content):
         if match.end() - match.start() <= LONGEST_NAME + 2:
@@ -85,27 +77,16 @@ def _names(path: Path, size: int, time: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _hash_ends(root: Path, names: Iterable[str]) -> str:
+def _hash_named(root: Path, names: Iterable[str]) -> str:
     digest, some = hashlib.sha256(), False
     for name in names:
-        place = os.path.join(root, name)
+        place = root / name
         try:
-            about = os.stat(place)
-            if not stat.S_ISREG(about.st_mode):
+            if not stat.S_ISREG(place.stat().st_mode):
                 continue
-            ends = _ends(place, about.st_size, about.st_mtime_ns)
+            content = file_hash(place)
         except OSError:  # not there, not to be read, or a question rather than a name
             continue
-        digest.update(f"{name}\x00{about.st_size}\x00".encode() + ends)
+        digest.update(f"{name}\x00{content}\x00".encode())
         some = True
     return digest.hexdigest()[:16] if some else ""
-
-
-@cache
-def _ends(path: str, size: int, time: int) -> bytes:
-    """The hash of a file's first and last bytes."""
-    with open(path, "rb", buffering=0) as file:
-        digest = hashlib.sha256(file.read(END))
-        file.seek(max(0, size - END))
-        digest.update(file.read(END))
-    return digest.digest()

@@ -155,6 +155,12 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
     return layer
 
 
+def not_given(path: Path) -> list[str]:
+    """The settings that a config file, with what it is based on, leaves at their defaults."""
+    given = _read_file(path, ()).values
+    return [name for name, _ in setting_names() if name not in given]
+
+
 def _open_mappings() -> set[str]:
     """Settings whose value is itself a free mapping, such as data.columns."""
     return {"data.columns"}

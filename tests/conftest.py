@@ -37,8 +37,9 @@ FEW = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test writes into the runs of the checkout."""
+    """No test writes into the runs of the checkout, or remembers hashes in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("VPPO_RUNS", str(tmp_path_factory.mktemp("runs")))
         yield
 

@@ -622,7 +622,7 @@ def test_images_in_files_of_their_own_are_part_of_what_a_copy_holds(tmp_path, na
     assert questions_step("geo3k", configured(tmp_path / "b")).key != other
 
 
-def test_named_files_are_told_by_name_size_and_both_ends(tmp_path):
+def test_named_files_are_told_by_name_and_content(tmp_path):
     def told_of(name=None, content=b""):
         if name:
             (tmp_path / name).write_bytes(content)

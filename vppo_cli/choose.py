@@ -49,8 +49,14 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         path = runs.runs_folder() / settings.run_name(asked)
     else:
         path = runs.find_run(name)
-        asked = settings.load(config or path / runs.CONFIG, overrides)
+        asked = settings.load(config or runs.config_file(path), overrides)
     canonical(asked.eval.benchmarks)
     wanted = Chain(asked, path)
-    stored = runs.read_config(path) if (path / runs.CONFIG).is_file() else asked
+    stored = asked
+    if (path / runs.CONFIG).is_file():
+        try:
+            stored = runs.read_config(path)
+        except UserError:
+            if config is None:
+                raise  # given anew, all settings are known
     return Choice(Chain(stored, path) if stored != asked else wanted, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -94,6 +95,22 @@ def _packages() -> Iterator[Finding]:
             yield Finding(package, "note", f"not installed ({use})", "pip install 'vppo[gpu]'")
 
 
+def _plain_transformers() -> Iterator[Finding]:
+    """Whether others can load what ``vppo export`` writes: they do not prepare torchvision as we do."""
+    script = "from transformers import AutoProcessor"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    if ran.returncode == 0:
+        yield Finding("AutoProcessor", "ok", "can be imported from transformers")
+        return
+    said = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+    yield Finding(
+        "AutoProcessor", "bad", f"cannot be imported from transformers: {said}",
+        "Make the environment with make, or install a torchvision that fits torch.",
+    )  # fmt: skip
+
+
 def _device() -> Iterator[Finding]:
     import torch
 
@@ -158,5 +175,5 @@ def _disk() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _system, _packages, _device, _model, _graders, _disk,
+    _system, _packages, _plain_transformers, _device, _model, _graders, _disk,
 )  # fmt: skip
