@@ -324,7 +324,7 @@ def against(
                 seconds: dict[Path, list[float]] = {here: [], other.resolve(): []}
                 for _ in range(turns):
                     for tree, taken in seconds.items():
-                        command = [sys.executable, "-c", _ONE_TURN, file, grader, str(workers)]
+                        command = [sys.executable, "-c", _ONE_TURN, str(file), grader, str(workers)]
                         environment = {**os.environ, "PYTHONPATH": str(tree)}
                         taken.append(
                             float(subprocess.check_output(command, cwd=tree, env=environment))

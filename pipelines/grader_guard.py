@@ -19,30 +19,31 @@ import keyword
 import re
 import tokenize
 import unicodedata
-from collections.abc import Callable, Container
+from collections.abc import Container
 from typing import Any
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 _GREEK = "αβγδεζηθικλμνξοπρστυφχψω"
 """The names besides ASCII: mathruler turns ``\\alpha`` into ``α``. Unicode folds none of them."""
 _NAME = re.compile(rf"(?!.*__)[A-Za-z_{_GREEK}][A-Za-z0-9_{_GREEK}]*")
-_OPERATORS = frozenset("+ - * / // % ** ^ ! ( ) , < > <= >= << >> & | ~ == !=".split())
-_LAYOUT = frozenset(
-    {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-)
-_NO_FORMULA = frozenset("= : ; @".split())
+_OPERATORS = _words("+ - * / // % ** ^ ! ( ) , < > <= >= << >> & | ~ == !=")
+_NO_FORMULA = _words("= : ; @")
 """What ordinary answers hold (``x=5``, ``1:2``) and no expression can: wrong, and no refusal."""
+_LAYOUT = frozenset(
+    (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+)
 
-_CONSTANTS = frozenset(
-    "pi E I oo zoo nan GoldenRatio EulerGamma Catalan TribonacciConstant".split()
-)
-_PLAIN_FUNCTIONS = frozenset(
-    "sqrt cbrt root real_root gcd lcm abs max min round Mod Min Max".split()
-)
-_TAKE_TEXT = frozenset({"Symbol", "Function", "Integer", "Float", "Rational", "Number"})
+_CONSTANTS = _words("pi E I oo zoo nan GoldenRatio EulerGamma Catalan TribonacciConstant")
+_PLAIN_FUNCTIONS = _words("sqrt cbrt root real_root gcd lcm abs max min round Mod Min Max")
+_TAKE_TEXT = _words("Symbol Function Integer Float Rational Number")
 """What sympy's parser wraps names and numbers in: the only places for text in what it makes."""
-_BUILDERS = _TAKE_TEXT | frozenset(
-    "Add Mul Pow Eq Ne Lt Le Gt Ge And Or Not".split()
-)  # of evaluate=False
+_BUILDERS = _TAKE_TEXT | _words("Add Mul Pow Eq Ne Lt Le Gt Ge And Or Not")
+"""What formulas are built of; the operators are those of ``evaluate=False``."""
+_HARMLESS_BUILTINS = _words("abs max min pow round sum complex float int range")
 _NODES = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Name, ast.Constant, ast.Tuple,
     ast.List, ast.Set, ast.Load, ast.operator, ast.unaryop, ast.cmpop,
@@ -136,8 +137,9 @@ def check_code(code: str, known: Container[str], local: Container[str] = ()) -> 
         elif isinstance(node, ast.Name):
             if node.id not in known and node.id not in local:
                 raise Refused(node.id)
-        elif isinstance(node, ast.Constant) and type(node.value) not in (int, float, complex):
-            if not (type(node.value) is str and id(node) in wrapped):
+        elif isinstance(node, ast.Constant):
+            kind = type(node.value)
+            if kind not in (int, float, complex) and not (kind is str and id(node) in wrapped):
                 raise Refused(repr(node.value))
 
 
@@ -149,12 +151,11 @@ def check_compiled(code: str) -> None:
     Raises:
         Refused: it holds anything else.
     """
-    harmless = {"abs", "max", "min", "pow", "round", "sum", "complex", "float", "int", "range"}
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, _COMPILED_NODES):
             raise Refused(type(node).__name__)
         if isinstance(node, ast.Name) and (
-            "__" in node.id or (hasattr(builtins, node.id) and node.id not in harmless)
+            "__" in node.id or (hasattr(builtins, node.id) and node.id not in _HARMLESS_BUILTINS)
         ):
             raise Refused(node.id)
 
@@ -218,5 +219,6 @@ def install() -> None:
     sympy_parser.stringify_expr = guarded_stringify
     sympy_parser.eval_expr = guarded_evaluate
     sympy_parser.parse_expr = guarded_parse
-    lambdify: Callable[..., Any] = importlib.import_module("sympy.utilities.lambdify")
-    lambdify.compile = guarded_compile  # type: ignore[attr-defined]
+    # By name: sympy.utilities has a function of the module's name.
+    lambdify: Any = importlib.import_module("sympy.utilities.lambdify")
+    lambdify.compile = guarded_compile

@@ -25,37 +25,42 @@ _FILES = 256
 
 # --- seccomp: (x86_64, aarch64) numbers; None where the machine has no such call --------------------
 
-# Harmless whatever its arguments are: reading, memory, clocks, its own signals and threads.
-_ALLOWED: tuple[tuple[int | None, int], ...] = (
-    (1, 64), (38, 103), (0, 63), (3, 57), (5, 80), (262, 79), (8, 62),  # write setitimer read close
-    # fstat newfstatat lseek; from here: mmap mprotect munmap brk mremap madvise mincore
-    (9, 222), (10, 226), (11, 215), (12, 214), (25, 216), (28, 233), (27, 232),
-    # rt_sigaction, rt_sigprocmask, rt_sigreturn, rt_sigpending, rt_sigtimedwait, rt_sigsuspend,
-    # sigaltstack
-    (13, 134), (14, 135), (15, 139), (127, 136), (128, 137), (130, 133), (131, 132),
-    # pread64 readv writev readlinkat faccessat faccessat2 statx getdents64 getcwd statfs fstatfs
-    (17, 67), (19, 65), (20, 66), (267, 78), (269, 48), (439, 439), (332, 291), (217, 61),
-    (79, 17), (137, 43), (138, 44), (221, 223),  # fadvise64
-    # dup dup3 pipe2 eventfd2 ppoll pselect6
-    (32, 23), (292, 24), (293, 59), (290, 19), (271, 73), (270, 72),
-    # nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday times getitimer
-    (35, 101), (230, 115), (228, 113), (229, 114), (96, 169), (100, 153), (36, 102),
-    # getpid getppid gettid getuid getgid geteuid getegid getgroups getpgid getsid uname sysinfo
-    (39, 172), (110, 173), (186, 178), (102, 174), (104, 176), (107, 175), (108, 177), (115, 158),
-    (121, 155), (124, 156), (63, 160), (99, 179),
-    # getrlimit getrusage sched_getaffinity sched_yield getrandom
-    (97, 163), (98, 165), (204, 123), (24, 124), (318, 278),
-    # futex futex_waitv set_robust_list set_tid_address rseq membarrier restart_syscall
-    (202, 98), (449, 449), (273, 99), (218, 96), (334, 293), (324, 283), (219, 128),
-    (60, 93), (231, 94),  # exit exit_group
-)  # fmt: skip
-# x86_64 only: stat lstat poll select pipe access alarm dup2 getdents readlink getpgrp time
-_ALLOWED_X86 = (4, 6, 7, 23, 22, 21, 37, 33, 78, 89, 111, 201)
-_ABSENT = ((435, 435), (437, 437), (436, 436))
-"""clone3 openat2 close_range: their arguments cannot be read here, and the C library does without."""
-_OPEN, _OPENAT, _IOCTL, _FCNTL, _PRLIMIT, _CLONE = (
-    (2, None), (257, 56), (16, 29), (72, 25), (302, 261), (56, 220),
-)  # fmt: skip
+Numbers = tuple[int | None, int | None]
+
+# Harmless whatever the arguments are: reading, memory, clocks, the process's own signals and waits.
+# The first ones are those of every answer.
+_ALLOWED: dict[str, Numbers] = {
+    "write": (1, 64), "setitimer": (38, 103), "read": (0, 63), "close": (3, 57), "fstat": (5, 80),
+    "newfstatat": (262, 79), "lseek": (8, 62), "mmap": (9, 222), "munmap": (11, 215),
+    "brk": (12, 214), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
+    "mincore": (27, 232), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137),
+    "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "pread64": (17, 67), "readv": (19, 65),
+    "writev": (20, 66), "readlinkat": (267, 78), "faccessat": (269, 48), "faccessat2": (439, 439),
+    "statx": (332, 291), "getdents64": (217, 61), "getcwd": (79, 17), "statfs": (137, 43),
+    "fstatfs": (138, 44), "fadvise64": (221, 223), "dup": (32, 23), "dup3": (292, 24),
+    "pipe2": (293, 59), "eventfd2": (290, 19), "ppoll": (271, 73), "pselect6": (270, 72),
+    "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "gettimeofday": (96, 169), "times": (100, 153),
+    "getitimer": (36, 102), "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178),
+    "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177),
+    "getgroups": (115, 158), "getpgid": (121, 155), "getsid": (124, 156), "uname": (63, 160),
+    "sysinfo": (99, 179), "getrlimit": (97, 163), "getrusage": (98, 165),
+    "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "getrandom": (318, 278),
+    "futex": (202, 98), "futex_waitv": (449, 449), "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
+    "restart_syscall": (219, 128), "exit": (60, 93), "exit_group": (231, 94),
+    "stat": (4, None), "lstat": (6, None), "poll": (7, None), "select": (23, None),
+    "pipe": (22, None), "access": (21, None), "alarm": (37, None), "dup2": (33, None),
+    "getdents": (78, None), "readlink": (89, None), "getpgrp": (111, None), "time": (201, None),
+}  # fmt: skip
+_ABSENT: dict[str, Numbers] = {"clone3": (435, 435), "openat2": (437, 437)}
+"""Answered as by a kernel that lacks them: a filter cannot read their arguments, and the C library
+then takes ``clone`` and ``openat``."""
+_BY_ARGUMENT: dict[str, Numbers] = {
+    "open": (2, None), "openat": (257, 56), "ioctl": (16, 29), "fcntl": (72, 25),
+    "prlimit64": (302, 261), "clone": (56, 220),
+}  # fmt: skip
 # Any access but reading, or O_CREAT, O_TRUNC, O_APPEND, O_TMPFILE.
 _WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # what a terminal is; close on exec
@@ -84,29 +89,28 @@ def _program(column: int, machine: int, threads: bool) -> list[tuple[int, int, i
         if call is not None:
             program.extend([(_JUMP_EQUAL, 0, len(block), call), *block])
 
-    for numbers in _ALLOWED:
+    by_argument = {name: numbers[column] for name, numbers in _BY_ARGUMENT.items()}
+    for numbers in _ALLOWED.values():
         when(numbers[column], returns(_ALLOW))
-    for call in _ALLOWED_X86 if column == 0 else ():
-        when(call, returns(_ALLOW))
-    for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
+    for name, argument in (("open", 1), ("openat", 2)):
         when(
-            numbers[column],
+            by_argument[name],
             low(argument), (_JUMP_ANY, 0, 1, _WRITING), returns(refuse), returns(_ALLOW),
         )  # fmt: skip
-    for numbers, values in ((_IOCTL, _IOCTLS), (_FCNTL, _FCNTLS)):
+    for name, values in (("ioctl", _IOCTLS), ("fcntl", _FCNTLS)):
         tests = [step for value in values for step in ((_JUMP_EQUAL, 0, 1, value), returns(_ALLOW))]
-        when(numbers[column], low(1), *tests, returns(refuse))
+        when(by_argument[name], low(1), *tests, returns(refuse))
     new_limit = low(2), (_JUMP_EQUAL, 0, 2, 0), (_LOAD, 0, 0, 16 + 8 * 2 + 4)
     when(
-        _PRLIMIT[column],
+        by_argument["prlimit64"],
         *new_limit, (_JUMP_EQUAL, 1, 0, 0), returns(refuse), returns(_ALLOW),
     )  # fmt: skip
     if threads:
         when(
-            _CLONE[column],
+            by_argument["clone"],
             low(0), (_JUMP_ANY, 1, 0, _CLONE_THREAD), returns(refuse), returns(_ALLOW),
         )  # fmt: skip
-    for numbers in _ABSENT:
+    for numbers in _ABSENT.values():
         when(numbers[column], returns(absent))
     return [*program, returns(refuse)]
 
@@ -201,7 +205,7 @@ def contain(threads: bool) -> dict[str, str]:
     sys.dont_write_bytecode = True
     os.environ.clear()
     if sys.platform != "linux":
-        return {name: "Linux only" for name in MEANS[1:]} | {MEANS[0]: _limit(threads, False)}
+        return dict.fromkeys(MEANS[1:], "Linux only") | {MEANS[0]: _limit(threads, False)}
     no_new_privileges = 38
     _libc().prctl(no_new_privileges, 1, 0, 0, 0)
     found = {"network namespace": _leave_network(), "Landlock": _landlock()}
