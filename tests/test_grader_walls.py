@@ -70,8 +70,9 @@ def test_exploits_meet_two_walls(
     monkeypatch.chdir(tmp_path)
     server, port = listener
     canary = tmp_path / "canary"
-    attacks = [exploit(code, letters) for code in payloads("canary", port).values()]
-    pairs = [pair for attack in attacks for pair in ((attack, GOLD), (GOLD, attack))]
+    pairs = []
+    for code in payloads("canary", port).values():  # written twice: sympy remembers what it evaluated
+        pairs += [(exploit(code, letters), GOLD), (GOLD, exploit(f"({code})", letters))]
 
     def harms(walls: Walls) -> list[bool]:
         found = []
@@ -452,5 +453,5 @@ def test_the_campaign_finds_what_gets_through(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     open_walls = Walls(guarded=False, contained=False)
-    told = campaign(40, 2, 1.0, 2, graders=GRADERS[:1], walls=open_walls)
-    assert any("canary" in found for found in told["broken"])
+    told = campaign(30, 3, 1.0, 1, graders=GRADERS[:1], walls=open_walls)
+    assert any("written" in found for found in told["broken"])
