@@ -403,22 +403,23 @@ def test_no_answer_shifts_the_verdicts_of_others(shifting: str, trick: str) -> N
 
 
 def test_a_stopped_worker_is_waited_for(shifting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader_processes, "patience_s", lambda deadline_s: 0.5)
+    """Stopped in the middle of an answer, for longer than its deadline and all patience."""
+    monkeypatch.setattr(grader_processes, "patience_s", lambda deadline_s: 1.0)
     monkeypatch.setattr(grader_processes, "_TICK_S", 0.1)
-    with GraderPool(workers=1, deadline_s=0.2) as pool:
+    with GraderPool(workers=1, deadline_s=0.9) as pool:
         assert pool.grade([("1", "1", "value")], shifting) == [True]
         (worker,) = pool.pids
 
         def stop() -> None:
+            time.sleep(0.2)
             os.kill(worker, signal.SIGSTOP)
-            time.sleep(2.0)  # ten deadlines
+            time.sleep(2.5)
             os.kill(worker, signal.SIGCONT)
 
         stopper = threading.Thread(target=stop)
         stopper.start()
-        while psutil.Process(worker).status() != psutil.STATUS_STOPPED:
-            time.sleep(0.001)
-        assert pool.grade([("2", "2", "value"), ("2", "3", "value")], shifting) == [True, False]
+        items = [("wait", "0.6", "value"), ("2", "2", "value"), ("2", "3", "value")]
+        assert pool.grade(items, shifting) == [True, True, False]
         stopper.join()
         assert pool.pids == [worker]
 
