@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE := .venv-scale
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test
+.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -48,6 +48,9 @@ perception: $(READY)    ## measure every estimator against the true token roles 
 
 grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
 	$(BIN)/python -m evals.grading_benchmark
+
+grader-fuzz: $(READY)   ## 100,000 attacks on both graders: nothing runs, nothing stalls, nothing is left (slow)
+	$(BIN)/python tests/fuzz_graders.py
 
 scale-test: $(SCALE)/.ready ## vLLM and DeepSpeed (CPU builds), two and four ranks, killed ranks (slow)
 	cd tests/scale && DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ../../$(SCALE)/bin/python -m pytest -q -ra .

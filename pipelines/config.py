@@ -177,7 +177,8 @@ class RewardConfig(Section):
     grader: str = "mathruler"
     """``mathruler`` (the paper's), ``math-verify``, or an import path (answer, gold) -> bool."""
     deadline: float = Field(default=5.0, gt=0)
-    """Seconds one answer may take to grade before its worker is killed."""
+    """Seconds of processor time one answer may take to grade before its worker is killed. One that
+    waits without computing is ended after ten times that and 30 s more."""
     workers: int = Field(default=1, ge=1)
     """Grader processes."""
 
