@@ -103,6 +103,8 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
                 changed = {
                     k: v for k, v in manifest["settings"].items() if step.settings.get(k) != v
                 }
+                if any(" " in name for name in changed):  # no setting: the source of a part
+                    continue
                 key = (step.name, json.dumps(changed, sort_keys=True))
                 groups.setdefault(key, (changed, []))[1].append(index)
     for (name, _), (changed, indices) in groups.items():
