@@ -8,7 +8,7 @@ sampled by a policy that would no longer exist. Torch-free.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Cell:
     questions: Step
     results: Step
     journal: Path
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Of the model and of the questions, where they are from the hub."""
 
 
 class Chain:
@@ -115,7 +117,10 @@ class Chain:
         settings = how.settings() | sampler | graders
         shape = _shapes(config) | config.eval.shape("eval")
         results = Step(benchmark, step, parent, version, settings, inputs, shape)
-        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"))
+        asked = questions.settings.get("data.revision" if own else "revision")
+        revisions = {"model": self.config.model.revision, "questions": asked}
+        known = {what: commit for what, commit in revisions.items() if commit}
+        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"), known)
 
     def eval(self, step: int, benchmark: str) -> Step:
         """The results of an evaluation as the run itself does it."""

@@ -75,6 +75,7 @@ class DataConfig(Section):
     """Where the questions come from."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
+    introduced: ClassVar[dict[str, Any]] = {"validation_revision": None}
 
     source: str = "glyphs"
     """``glyphs`` (embedded), a hub data set id, or a local Parquet, JSONL or image folder path."""
@@ -83,11 +84,14 @@ class DataConfig(Section):
     split: str = "train"
     """The split of a hub data set to train on."""
     revision: str | None = None
-    """The hub data set's git revision; pin it to make a run repeatable."""
+    """The hub data set's git revision; none: the commit that it is at when the run begins, which the
+    run's config.yaml then has."""
     validation_source: str | None = None
     """A second source for validation, in the same columns; none: hold out ``validation_count``."""
     validation_split: str = "train"
     """The split of a hub ``validation_source``."""
+    validation_revision: str | None = None
+    """The git revision of a hub ``validation_source``; none: as for ``revision``."""
     validation_count: int = Field(default=128, ge=0)
     """Rows held out of the source for validation where ``validation_source`` is not set."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -119,7 +123,8 @@ class ModelConfig(Section):
     path: str = "tiny"
     """``tiny`` (shipped with the package), a hub id, or a folder in Hugging Face format."""
     revision: str | None = None
-    """The hub model's git revision; pin it to make a run repeatable."""
+    """The hub model's git revision; none: the commit that it is at when the run begins, which the run's
+    config.yaml then has."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Weights and optimizer state stay float32 in the torch engine."""
     attention: Literal["sdpa", "eager"] = "sdpa"

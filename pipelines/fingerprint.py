@@ -12,6 +12,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def named_files(path: Path, root: Path) -> str:
     Returns:
         "" where the list names none, or cannot be read (whoever reads its rows says so).
     """
-    inside = Path(os.path.realpath(root))
-    files = {name: place for name, place in _named(path, inside) if place != path}
+    inside = os.path.realpath(root)
+    files = dict(_named(path, inside))
     if not files:
         return ""
 
@@ -94,54 +95,69 @@ def named_files(path: Path, root: Path) -> str:
         digest = hashlib.sha256()
         for name, place in files.items():
             try:
-                digest.update(f"{name}\x00{file_hash(place)}\x00".encode())
+                digest.update(f"{name}\x00{file_hash(Path(place))}\x00".encode())
             except OSError:  # not to be read: no image, then
                 continue
         return digest.hexdigest()[:16]
 
     try:
-        return remembered(f"named files below {inside}", path, [path, *files.values()], make)
+        return remembered(f"named files below {inside}", path, [str(path), *files.values()], make)
     except OSError:  # gone meanwhile
         return make()
 
 
-def _named(path: Path, root: Path) -> Iterator[tuple[str, Path]]:
+def _named(path: Path, root: str) -> Iterator[tuple[str, str]]:
     """The files below a real folder that a list names, in its order, each once: text and place."""
-    seen: set[str] = set()
+    listing = str(path)
     for text in _texts(path):
-        if text in seen or not text or len(text) > LONGEST_NAME or "\0" in text:
-            continue
-        seen.add(text)
         place = os.path.join(root, text)
         try:
             if not stat.S_ISREG(os.stat(place).st_mode):
                 continue
-        except (OSError, ValueError):  # not there, or a question rather than a name
+        except OSError:  # not there, or a question rather than a name
             continue
-        leads_out = os.path.isabs(text) or os.pardir in text.split(os.sep)
-        if leads_out and not Path(os.path.realpath(place)).is_relative_to(root):
-            continue
-        yield text, Path(place)
+        if os.path.isabs(text) or ".." in text:
+            real = os.path.realpath(place)
+            if not Path(real).is_relative_to(root) or real == os.path.realpath(listing):
+                continue
+        if place != listing:
+            yield text, place
 
 
-def _texts(path: Path) -> Iterator[str]:
-    """The texts of a list of rows that can be names of files."""
+def _texts(path: Path) -> tuple[str, ...]:
+    """The texts of a list of rows that can be names of files, each once."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    return _texts_as_of(path, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@lru_cache(maxsize=2)
+def _texts_as_of(path: Path, *state: int) -> tuple[str, ...]:
+    found: dict[str, None] = {}
     try:
         reader = {".csv": _csv_texts, ".parquet": _parquet_texts}.get(path.suffix.lower())
-        yield from (reader or _json_texts)(path)
+        for text in (reader or _json_texts)(path):
+            if 0 < len(text) <= LONGEST_NAME and "\0" not in text:
+                found[text] = None
     except (OSError, csv.Error, UnicodeDecodeError):
-        return
+        pass
+    return tuple(found)
 
 
 def _json_texts(path: Path) -> Iterator[str]:
+    seen: set[bytes] = set()
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for match in _TEXT.finditer(content):
-                if match.end() - match.start() <= LONGEST_NAME + 2:
+                raw = match[1] if match.end() - match.start() <= LONGEST_NAME + 2 else b""
+                if raw not in seen:
+                    seen.add(raw)
                     try:
-                        text = json.loads(match[0])
+                        text = json.loads(b'"%b"' % raw) if b"\\" in raw else raw.decode()
                         text.encode()
                     except ValueError:  # no JSON text, or half a surrogate pair
                         continue

@@ -33,9 +33,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     Returns:
         The steps that were made; none if there was nothing to do.
     """
-    last = chain.config.run.steps
-    story = list(chain.all()) if until is None or until >= last else list(chain.opening(until))
-    missing = _missing(story)
+    missing = _missing(_story(chain, until))
     if missing:
         with held(chain.run):
             if changed := runs.changed_versions(chain):
@@ -45,8 +43,15 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
             check_data(chain.benchmarks, chain.config.data.source)
             # Now, not to learn it after the training.
             ranks().on_main(lambda: gather(chain.config, chain.benchmarks, watch))
+            # Once more: the questions' commits, part of the evaluations' keys, are known only now.
+            missing = missing[: missing[0] == chain.prepare] + _missing(_story(chain, until))
             perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
     return missing
+
+
+def _story(chain: Chain, until: int | None) -> list[Step]:
+    whole = until is None or until >= chain.config.run.steps
+    return list(chain.all() if whole else chain.opening(until or 0))
 
 
 def train_stage(
@@ -60,6 +65,8 @@ def train_stage(
         steps: training steps; ignored by ``prepare``.
         force: make steps again that are already there.
     """
+    if stage == "eval":  # whose keys hold the questions' commits
+        ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
     missing = list(asked.values()) if force else _missing(list(asked.values()))
     if missing and stage == "eval":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.hub import as_begun
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
 from pipelines.step import disk_errors, sync_file, write_atomic
@@ -42,6 +44,60 @@ def find_run(name: str | None) -> Path:
         listed = " ".join(p.name for p in known) or "none"
         raise UserError(f"run {name}", f"no such run in {folder}/.", f"There: {listed}.")
     return folder / name
+
+
+DIGITS = (8, 4, 16, 32, 64)
+"""Of a config's hash in the name of its run. Runs had 4 once; more where 8 belong to other settings."""
+
+
+def run_of(config: Config) -> tuple[Path, str]:
+    """The folder of these settings' run, whether it is there or not yet.
+
+    A folder is theirs only if the whole hash of its config is: one whose settings differ is left
+    alone, and a longer name taken.
+
+    Returns:
+        The folder, and what is to be said of it ("" if nothing).
+
+    Raises:
+        UserError: the settings of a folder that may be theirs cannot be read.
+    """
+    free, others = None, []
+    for digits in DIGITS:
+        folder = runs_folder() / settings.run_name(config, digits)
+        if not (folder / CONFIG).is_file():
+            free = free or (folder if digits != 4 else None)
+        elif same_settings(config, read_config(folder)):
+            return folder, ""
+        elif digits != 4:
+            others.append(folder.name)
+    assert free is not None
+    note = f"{', '.join(others)} has other settings than these: the run is {free.name}"
+    return free, note if others else ""
+
+
+def models_folder(where: str) -> Path:
+    """Where evaluations of a model on its own lie; those made when names had 4 digits stay there.
+
+    Args:
+        where: its folder, resolved, or its hub id.
+    """
+    digits = hashlib.sha256(where.encode()).hexdigest()
+    base, name = runs_folder() / "models", Path(where).name
+    old = base / f"{name}-{digits[:4]}"
+    if (old / CONFIG).is_file():
+        path = read_config(old).model.path
+        if where in (path, str(Path(path).resolve())):
+            return old
+    return base / f"{name}-{digits[:8]}"
+
+
+def same_settings(asked: Config, stored: Config) -> bool:
+    """Whether a run with the stored settings is the one that is asked for, all of its hash compared.
+
+    A commit that was resolved when the run began makes it no other.
+    """
+    return settings.config_hash(as_begun(asked, stored, set())) == settings.config_hash(stored)
 
 
 def read_config(run: Path) -> Config:
