@@ -59,7 +59,7 @@ class Chain:
         self.config, self.run = config, run
         self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
         self.model = Step("model", None, run, VERSIONS["model"], _model(config))
-        self._sources = PartSources()
+        self._sources = PartSources(run)
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []

@@ -7,8 +7,10 @@ modules of its own project, found in the source's import statements, wherever th
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 import sysconfig
@@ -19,6 +21,7 @@ from pathlib import Path
 from pipelines.config import Config
 from pipelines.contents import file_hash
 from pipelines.errors import UserError
+from pipelines.step import MANIFEST
 
 OURS = ("pipelines", "evals", "vppo_cli", "configs")
 """Packages whose parts are keyed by VERSION."""
@@ -179,15 +182,33 @@ class PartSources:
     Once a process has imported a part, an edit of its file is not what it runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path) -> None:
+        self._run = run
         self._known: dict[str, str] = {}
 
     def of(self, *parts: str) -> dict[str, str]:
         """``{"source of rewards:score": hash}`` for each import path among these parts."""
         for part in parts:
             if ":" in part and part not in self._known:
-                self._known[part] = _hash_or_missing(part)
+                self._known[part] = self._hash(part)
         return {f"source of {part}": self._known[part] for part in parts if self._known.get(part)}
+
+    def _hash(self, part: str) -> str:
+        try:
+            found = source_hash(part)
+        except OSError as error:
+            return f"not readable ({error.strerror})"
+        # Looking at a run, from another folder for one, does not need the part's source.
+        return self._recorded(f"source of {part}") if found is None else found
+
+    def _recorded(self, name: str) -> str:
+        """What the newest step of the run that has this was keyed by."""
+        for path in sorted(self._run.glob(f"[es]*/*/*/{MANIFEST}"), reverse=True):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                found = json.loads(path.read_text(encoding="utf-8"))["settings"].get(name)
+                if isinstance(found, str):
+                    return found
+        return "missing"
 
 
 def check_part_sources(config: Config) -> None:
@@ -214,11 +235,3 @@ def _named(config: Config, setting: str) -> list[str]:
     value = getattr(getattr(config, section), name)
     parts = [value] if isinstance(value, str) else value
     return [part for part in parts if ":" in part]
-
-
-def _hash_or_missing(part: str) -> str:
-    try:
-        found = source_hash(part)
-    except OSError as error:
-        return f"not readable: {error.strerror}"
-    return "missing" if found is None else found

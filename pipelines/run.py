@@ -38,6 +38,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
         with held(chain.run):
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
+            _check_model(chain.config, missing)
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
             check_data(chain.benchmarks, chain.config.data.source)
@@ -72,9 +73,18 @@ def train_stage(
     if missing and stage == "eval":
         evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
+        _check_model(wanted.config, missing)
         with held(chain.run):
             perform(chain, wanted.config, missing, watch)
     return missing
+
+
+def _check_model(config: Config, steps: Sequence[Step]) -> None:
+    """Before what leads to checkpoints: see that the model can be written again."""
+    if any(step.name in ("rollout", "score", "update", "checkpoint") for step in steps):
+        from pipelines.session import check_saves  # brings torch
+
+        ranks().on_main(lambda: check_saves(config))
 
 
 def _missing(steps: Sequence[Step]) -> list[Step]:
