@@ -19,6 +19,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
 from pipelines.part_sources import PartSources
+from pipelines.ranks import ranks
 from pipelines.settings import shipped_config
 from pipelines.step import Step
 
@@ -215,7 +216,7 @@ def _sources(config: Config) -> dict[str, Any]:
 
 def _shapes(config: Config) -> dict[str, Any]:
     """What reaches the shape of kernels in every stage."""
-    return config.run.shape("run") | config.model.shape("model")
+    return config.run.shape("run") | config.model.shape("model") | {"ranks": ranks().world}
 
 
 def _model(config: Config) -> dict[str, Any]:

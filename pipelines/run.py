@@ -38,6 +38,10 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
         with held(chain.run):
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
+            if shapes := runs.changed_shapes(chain):
+                watch.note(
+                    f"its steps so far were made with {shapes}: in bfloat16, last bits differ"
+                )
             _check_model(chain.config, missing)
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)

@@ -185,6 +185,25 @@ def changed_versions(chain: Chain) -> str:
     return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names)
 
 
+def changed_shapes(chain: Chain) -> str:
+    """Settings that reach a kernel's shape and differ from those of the newest steps; "" if none does.
+
+    In float32 they change nothing that is worth a word.
+    """
+    if chain.config.model.dtype == "float32":
+        return ""
+    changed: dict[str, str] = {}
+    for stage in (chain.rollout, chain.score, chain.update):
+        made = [
+            step for t in range(1, chain.config.run.steps + 1) if (step := stage(t)).path.is_dir()
+        ]
+        then = (made[-1].manifest() or {}).get("shape", {}) if made else {}
+        for name, value in then.items():
+            if name in made[-1].shape and made[-1].shape[name] != value:
+                changed[name] = f"{name} {value} (now {made[-1].shape[name]})"
+    return ", ".join(changed.values())
+
+
 def step_metrics(chain: Chain, step: int) -> dict[str, Any] | None:
     """One line of metrics.jsonl: a finished training step, names prefixed by stage."""
     row: dict[str, Any] = {"step": step}

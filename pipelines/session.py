@@ -72,7 +72,7 @@ def check_saves(config: Config) -> None:
     where = model_location(config.model)
     try:
         found = GenerationConfig.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where)
+            where, revision=config.model.revision or "main", local_files_only=only_local(where)
         )
     except (OSError, ValueError):  # it has none, or what is wrong is told when it is loaded
         return

@@ -6,10 +6,10 @@ One step (rollout, score, update) in float32, then an evaluation: the same token
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +20,9 @@ from pipelines.chain import Chain
 from pipelines.config import Config, Section
 from pipelines.records import Rollout, Scored, read_rows
 from pipelines.rollout import ROLLOUTS
+from pipelines.run import committed
 from pipelines.score import SCORES
 from pipelines.session import Session
-from pipelines.step import commit
 from pipelines.watch import Silent
 
 STEP = (
@@ -102,43 +102,38 @@ def test_what_reaches_a_kernel_is_recorded():
 def step(tmp_path_factory):
     """``step(*overrides)``: the numbers of one step, made once for the same overrides."""
     known: dict[tuple[str, ...], dict[str, Any]] = {}
-    prepared = tmp_path_factory.mktemp("prepared")
 
     def made(*overrides: str) -> dict[str, Any]:
         if overrides not in known:
-            known[overrides] = numbers(settings.load(None, [*STEP, *overrides]))
+            folder = tmp_path_factory.mktemp("run")
+            known[overrides] = numbers(settings.load(None, [*STEP, *overrides]), folder)
         return known[overrides]
 
-    def numbers(config: Config) -> dict[str, Any]:
-        chain = Chain(config, tmp_path_factory.mktemp("run"))
-        threads = torch.get_num_threads()
-        with closing(Session(chain, Silent())) as session:
-            questions = prepared / chain.prepare.path.name
-            if not questions.is_dir():
-                with commit(chain.prepare) as (out, metrics):
-                    metrics |= session.make(chain.prepare, config, out)
-                shutil.copytree(chain.prepare.path, questions)
-            elif not chain.prepare.path.is_dir():
-                shutil.copytree(questions, chain.prepare.path)
-            found: dict[str, Any] = {}
-            steps = (chain.rollout(1), chain.score(1), chain.update(1))
-            for one in (*steps, chain.cell(1, "glyphs").results):
-                with commit(one) as (out, metrics):
-                    metrics |= session.make(one, config, out)
-                found[f"{one.name} metrics"] = metrics
-            found["rollouts"] = [
-                asdict(row) for row in read_rows(steps[0].path / ROLLOUTS, Rollout)
-            ]
-            found["scores"] = [asdict(row) for row in read_rows(steps[1].path / SCORES, Scored)]
-            found["weights"] = dict(session.policy(1).model.named_parameters())
-            found["moments"] = {
-                name: state["exp_avg"] for name, state in session._trainer()._state() if state
-            }
-            found["journal"] = chain.cell(1, "glyphs").journal.read_text()
-        torch.set_num_threads(threads)
-        return found
-
     return made
+
+
+def numbers(config: Config, folder: Path) -> dict[str, Any]:
+    """Everything that a step comes to: what it writes, and the weights after it."""
+    chain, threads = Chain(config, folder), torch.get_num_threads()
+    steps = (chain.rollout(1), chain.score(1), chain.update(1))
+    found: dict[str, Any] = {}
+    with closing(Session(chain, Silent())) as session:
+        for one in (chain.prepare, *steps, chain.cell(1, "glyphs").results):
+            with committed(one) as (out, metrics):
+                metrics |= session.make(one, config, out)
+            found[f"{one.name} metrics"] = metrics
+        found["rollouts"] = [asdict(row) for row in read_rows(steps[0].path / ROLLOUTS, Rollout)]
+        found["scores"] = [asdict(row) for row in read_rows(steps[1].path / SCORES, Scored)]
+        policy = session.policy(1)
+        found["weights"] = {
+            n: w.detach().cpu().clone() for n, w in policy.placement.weights(policy.model)
+        }
+        if config.update.engine == "torch":
+            state = session._trainer()._state()
+            found["moments"] = {name: kept["exp_avg"] for name, kept in state if kept}
+        found["journal"] = chain.cell(1, "glyphs").journal.read_text()
+    torch.set_num_threads(threads)
+    return found
 
 
 def close(one: Any, other: Any) -> bool:
