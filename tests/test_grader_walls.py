@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -71,7 +70,9 @@ def test_exploits_meet_two_walls(
     server, port = listener
     canary = tmp_path / "canary"
     pairs = []
-    for code in payloads("canary", port).values():  # written twice: sympy remembers what it evaluated
+    for code in payloads(
+        "canary", port
+    ).values():  # written twice: sympy remembers what it evaluated
         pairs += [(exploit(code, letters), GOLD), (GOLD, exploit(f"({code})", letters))]
 
     def harms(walls: Walls) -> list[bool]:
