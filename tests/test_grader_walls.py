@@ -82,8 +82,10 @@ def test_exploits_meet_two_walls(
                 items = [("1/2", "0.5", "value"), (answer, gold, "value"), ("1/3", "2/6", "value")]
                 verdicts = pool.grade([*items, ("3/4", "0.75", "value")], "mathruler")
                 assert (verdicts[0], verdicts[2:]) == (True, [False, True])
-                # Two processes that answer get no verdict; what does no harm is wrong.
-                found.append(connected(server) or canary.exists() or verdicts[1] is None)
+                # Two processes that answer at once get no verdict; or else the second is there.
+                forked = any(psutil.Process(pid).children() for pid in pool.pids)
+                forked = forked or verdicts[1] is None
+                found.append(connected(server) or canary.exists() or forked)
                 assert verdicts[1] is not True
                 canary.unlink(missing_ok=True)
             assert pool.refused == (len(pairs) if walls.guarded else 0)
