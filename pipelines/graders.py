@@ -114,7 +114,7 @@ class GraderPool(Closing):
                 raise UserError(name, f"{value} is not above 0.", "Grading needs at least some.")
         self._processes = [GraderProcess(deadline_s, memory_mb, walls) for _ in range(workers)]
         self._memory: OrderedDict[tuple[str, str, str], bool | None] = OrderedDict()
-        self._refused: set[tuple[str, str]] = set()
+        self._refused: set[tuple[str, str, str]] = set()
         self.refused = 0
         """Answers so far, repeated ones included, that were wrong as they are no formula, though
         sympy would have evaluated them."""
@@ -173,10 +173,12 @@ class GraderPool(Closing):
                 for i in places[pair]:
                     verdicts[i] = verdict
             for process in self._processes:
-                self._refused |= process.refused
+                self._refused |= {(grader, *pair) for pair in process.refused}
                 process.refused.clear()
             if self._refused:
-                self.refused += sum((answer, gold) in self._refused for answer, gold, _ in items)
+                self.refused += sum(
+                    (grader, answer, gold) in self._refused for answer, gold, _ in items
+                )
             return verdicts
 
     def _remember(self, grader: str, pair: tuple[str, str], verdict: bool | None) -> None:

@@ -82,8 +82,10 @@ def test_exploits_meet_two_walls(
                 items = [("1/2", "0.5", "value"), (answer, gold, "value"), ("1/3", "2/6", "value")]
                 verdicts = pool.grade([*items, ("3/4", "0.75", "value")], "mathruler")
                 assert (verdicts[0], verdicts[2:]) == (True, [False, True])
-                # Two processes that answer get no verdict; what does no harm is wrong.
-                found.append(connected(server) or canary.exists() or verdicts[1] is None)
+                # Two processes that answer at once get no verdict; or else the second is there.
+                forked = any(psutil.Process(pid).children() for pid in pool.pids)
+                forked = forked or verdicts[1] is None
+                found.append(connected(server) or canary.exists() or forked)
                 assert verdicts[1] is not True
                 canary.unlink(missing_ok=True)
             assert pool.refused == (len(pairs) if walls.guarded else 0)
@@ -244,7 +246,9 @@ def test_a_data_set_and_a_journal_run_nothing(tmp_path: Path, letters: str) -> N
     found = json.loads(results.read_text())
     assert len(entries) == 2
     assert found["outcomes"]["wrong"] == 2
-    assert any("2 answers" in warning and "no formula" in warning for warning in found["warnings"])
+    told = [warning for warning in found["warnings"] if "no formula" in warning]
+    assert len(told) == 1  # math-verify has no way from these to sympy's parser
+    assert told[0].startswith("mathruler: 2 answers")
     assert not canary.exists()
 
 
@@ -446,6 +450,7 @@ def test_a_few_hundred_generated_answers(tmp_path: Path, monkeypatch: pytest.Mon
     told = campaign(answers=120, seed=1, deadline_s=1.0, workers=2)
     assert told["broken"] == []
     assert set(told["refused"]) == set(GRADERS)
+    assert told["refused"]["math-verify"] < 10  # it has other parsers
     assert told["refused"]["mathruler"] > 10
 
 
