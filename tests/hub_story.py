@@ -30,9 +30,7 @@ def rows(word: str) -> bytes:
 
     buffer = io.BytesIO()
     image = [{"bytes": png(1), "path": None}]
-    made = [
-        {"id": i, "problem": f"{word} {i}?", "images": image, "answer": "1"} for i in range(6)
-    ]
+    made = [{"id": i, "problem": f"{word} {i}?", "images": image, "answer": "1"} for i in range(6)]
     pq.write_table(pa.Table.from_pylist(made), buffer)
     return buffer.getvalue()
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub_schema import png
 
-from evals import benchmark_rows, benchmark_sources, benchmarks
+from evals import benchmark_rows, benchmarks
 from evals.benchmark_rows import IMAGE, READ_IMAGE, Where, parse_options, with_options
 from evals.benchmarks import BENCHMARKS, EIGHT, canonical
 from evals.questions import gather, groups, questions_step, read_questions
