@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from evals.report import REPORT
+from evals.report import REPORT, read
 from evals.run import RESULTS
 from evals.statistics import Interval, average, interval, resampled
 from pipelines.errors import UserError
 from pipelines.runs import CONFIG, runs_folder
+from pipelines.step import checked, unreadable
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
     """
     file = _find(name)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(
+            checked(file).read_bytes() if file.name == RESULTS else file.read_bytes()
+        )
+        if "results" in found:
+            found = read(file)
         results = found.get("results", [found])
         for result in results:
             _check(result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            str(file), f"is not a report of vppo eval ({type(error).__name__}: {error}).",
+        raise unreadable(
+            file, error, f"is not a report of vppo eval ({type(error).__name__}: {error}).",
             f"Give a {REPORT} or {RESULTS} that vppo eval wrote.",
         ) from error  # fmt: skip
     return str(found.get("model", name)), results

@@ -1,26 +1,33 @@
 """The journal of an evaluation: one line a sampled response, only ever appended to.
 
 A batch of responses is one write, forced to the disk before the next batch is sampled. What a crash
-cut short is dropped when the journal is read; a line whose question changed meanwhile is not used.
+cut short is dropped when the journal is read; a line whose question changed meanwhile is not used. Each
+line carries a hash of itself, and one that changed since it was written is sampled again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from evals.profiles import Asking
+from pipelines.contents import SEAL, intact, sealed
+from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
 from pipelines.records import Sample
-from pipelines.step import disk_errors, write_atomic
+from pipelines.step import is_there, unreadable
+
+DIGITS = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sampled response; ``prompt`` is the ``prompt_digest`` of what was asked."""
+    """One sampled response; ``prompt`` is the ``prompt_digest`` of what was asked.
+
+    ``sha256`` is set in the file alone: the first ``DIGITS`` hex digits of the hash of the line's rest.
+    """
 
     question: str
     sample: int
@@ -28,6 +35,7 @@ class Entry:
     truncated: bool
     tokens: int
     prompt: str
+    sha256: str = field(default="", compare=False)
 
 
 def prompt_digest(sample: Sample, asking: Asking) -> str:
@@ -40,14 +48,38 @@ def prompt_digest(sample: Sample, asking: Asking) -> str:
 
 
 def read_journal(path: Path) -> dict[str, list[Entry]]:
-    """Question -> its entries, samples 0, 1, 2 ... without a gap; all that is whole."""
+    """Question -> its entries, samples 0, 1, 2 ... without a gap; all that is whole.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _read(path)[0]
+
+
+def damage(path: Path) -> str:
+    """Where a journal was damaged, in words; "" if nowhere (what a crash cut short is no damage)."""
+    lines = _read(path)[1]
+    if not lines:
+        return ""
+    which = ", ".join(map(str, lines[:5])) + (" ..." if len(lines) > 5 else "")
+    return f"{path}, line {which}: changed since it was written"
+
+
+def _read(path: Path) -> tuple[dict[str, list[Entry]], list[int]]:
+    """The entries, and the numbers of the lines that are damaged."""
     found: dict[str, list[Entry]] = {}
-    if path.is_file():
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            entry = _entry(line)
-            if entry and entry.sample == len(found.get(entry.question, ())):
-                found.setdefault(entry.question, []).append(entry)
-    return found
+    damaged: list[int] = []
+    try:
+        content = path.read_bytes() if is_there(path) else b""
+    except OSError as error:
+        raise unreadable(path, error, "is gone.", "Give the same command again.") from error
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        entry = _entry(line)
+        if entry is None:
+            damaged.append(number)
+        elif entry.sample == len(found.get(entry.question, ())):
+            found.setdefault(entry.question, []).append(entry)
+    return found, damaged
 
 
 def mend_journal(
@@ -72,11 +104,8 @@ def mend_journal(
 def append(path: Path, entries: Sequence[Entry]) -> None:
     """Add entries and force them to the disk."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(map(_line, entries)))
-            file.flush()
-            os.fsync(file.fileno())
+        make_folder(path.parent)
+    append_text(path, "".join(map(_line, entries)))
 
 
 def count(journal: Mapping[str, Sequence[Entry]], questions: Sequence[str], samples: int) -> int:
@@ -85,11 +114,16 @@ def count(journal: Mapping[str, Sequence[Entry]], questions: Sequence[str], samp
 
 
 def _line(entry: Entry) -> str:
-    return json.dumps(asdict(entry)) + "\n"
+    return json.dumps(sealed(asdict(entry), DIGITS)) + "\n"
 
 
 def _entry(line: bytes) -> Entry | None:
+    """The line's entry; None if it is not what was written. One of an earlier version has no hash."""
     try:
-        return Entry(**json.loads(line))
+        found = json.loads(line)
+        entry = Entry(**found)
     except (ValueError, TypeError, RecursionError):
         return None
+    kinds = {"sample": int, "tokens": int, "truncated": bool}
+    typed = all(type(getattr(entry, f.name)) is kinds.get(f.name, str) for f in fields(Entry))
+    return entry if typed and (SEAL not in found or intact(found, DIGITS)) else None

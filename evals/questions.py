@@ -8,7 +8,6 @@ their images.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,10 +21,11 @@ from evals.benchmarks import BENCHMARKS, OWN, canonical
 from evals.scores import OWN_SCORES
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.lock import file_lock
 from pipelines.records import Sample, SampleTable, write_samples
 from pipelines.source_rows import ImageReader, UniqueNames, Unusable, check_question
 from pipelines.sources import Part
-from pipelines.step import MANIFEST, Step, commit, disk_errors, read_manifest
+from pipelines.step import MANIFEST, Step, commit, read_manifest
 from pipelines.watch import Watch
 
 VERSION = 2
@@ -112,17 +112,10 @@ def groups(sample: Sample) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _lock(step: Step, watch: Watch) -> Iterator[None]:
-    """Hold the step's lock, which the system frees when the process dies."""
+    """Hold the step's lock."""
     path = step.parent / f".{step.path.name}.lock"
-    with disk_errors(path):
-        step.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            watch.note(f"waiting for another process that reads the questions of {step.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    told = f"waiting for another process that reads the questions of {step.name}"
+    with file_lock(path, step.name, "", wait=True, tell=lambda _: watch.note(told), over=step.path):
         yield
 
 

@@ -16,10 +16,15 @@ from evals import published
 from evals.report_formats import as_csv, as_latex, as_markdown
 from evals.scores import in_order
 from evals.statistics import average, resampled
-from pipelines.step import disk_errors, write_atomic
+from pipelines.contents import SEAL, intact, sealed
+from pipelines.errors import UserError
+from pipelines.step import disk_errors, unreadable, write_atomic
 
-FORMAT = 1
+FORMAT = 2
+"""1, of earlier versions, has no hash of itself."""
+
 REPORT = "report.json"
+FILES = (REPORT, "report.csv", "report.md", "report.tex")
 
 
 def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict[str, Any]:
@@ -61,15 +66,31 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write report.json, .csv, .md and .tex; each file is replaced in one instant."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        REPORT: json.dumps(report, indent=1, allow_nan=False),
-        "report.csv": as_csv(report),
-        "report.md": as_markdown(report),
-        "report.tex": as_latex(report),
-    }
-    for name, content in contents.items():
+    as_json = json.dumps(sealed(report), indent=1, allow_nan=False)
+    contents = (as_json, as_csv(report), as_markdown(report), as_latex(report))
+    for name, content in zip(FILES, contents, strict=True):
         write_atomic(folder / name, content)
-    return [folder / name for name in contents]
+    return [folder / name for name in FILES]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report.json, compared with the hash that it holds; one of an earlier version has none.
+
+    Raises:
+        UserError: it changed since it was written, is no report, or cannot be read.
+    """
+    fix = f"Delete it; vppo eval writes it again: rm {path}"
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not isinstance(found.get("results"), list):
+            raise ValueError("it has no results")
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(
+            path, error, f"is not a report of vppo eval ({type(error).__name__}: {error}).", fix
+        ) from error
+    if (found.get("format", 1) != 1 or SEAL in found) and not intact(found):
+        raise UserError(str(path), "changed since it was written.", fix)
+    return found
 
 
 def _place(row: dict[str, Any]) -> int:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import OWN
 from evals.grade import ANSWERS, grade, write_answers
-from evals.journal import Entry, append, count, mend_journal, prompt_digest, read_journal
+from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
 from evals.profiles import Asking
 from evals.questions import read_questions
 from pipelines.chain import Cell
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool
 from pipelines.records import Sample, SampleTable
-from pipelines.step import write_atomic
+from pipelines.step import checked, is_there, unreadable, write_atomic
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def questions(cell: Cell) -> SampleTable:
     if name not in OWN:
         return read_questions(cell.questions)
     path = cell.questions.path / OWN[name]
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(
             f"{name} questions", f"{cell.questions.path} has none.",
             "Prepare the data first (vppo prepare); glyphs needs data.source=glyphs.",
@@ -83,8 +83,10 @@ def check_questions(cell: Cell) -> None:
         )
 
 
-def mended(cell: Cell, table: SampleTable) -> dict[str, list[Entry]]:
-    """The journal's entries, without those whose question is another one now."""
+def mended(cell: Cell, table: SampleTable, watch: Watch) -> dict[str, list[Entry]]:
+    """The journal's entries, without those that are damaged or whose question is another one now."""
+    if damaged := damage(cell.journal):
+        watch.note(f"WARNING {damaged}; what is missing so is sampled again")
     journal = read_journal(cell.journal)
     asked = (table[index] for index, name in enumerate(table.ids) if name in journal)
     return mend_journal(cell.journal, journal, asked, cell.how.asking)
@@ -101,7 +103,7 @@ def sample_missing(
     everyone = ranks()
     names = table.ids[: cell.how.limit]
     samples = cell.how.samples
-    journal = everyone.on_main(lambda: mended(cell, table))
+    journal = everyone.on_main(lambda: mended(cell, table, watch))
     done, total = count(journal, names, samples), len(names) * samples
     if done == total:
         return
@@ -109,6 +111,7 @@ def sample_missing(
         (index, len(journal.get(name, ())))
         for index, name in enumerate(names) if len(journal.get(name, ())) < samples
     ]  # fmt: skip
+    missing.sort(key=lambda place: place[1])
     for first, group in groupby(missing, key=lambda place: place[1]):
         sample = partial(_sampled, cell, first, engine())
         workers = everyone.workers(tensor_parallel)
@@ -151,9 +154,11 @@ def grade_cell(
     journal, samples = read_journal(cell.journal), cell.how.samples
     have, total = count(journal, [row.id for row in rows], samples), len(rows) * samples
     if have < total:
+        made = cell.results.path
+        first = f"Delete the folder {made}, its results. " if is_there(made) else ""
         raise UserError(
             cell.how.benchmark, f"the journal has {have} of {total} responses ({cell.journal}).",
-            "Sample the others first: the same command without --regrade.",
+            f"{first}Sample the others first: the same command without --regrade.",
         )  # fmt: skip
     entries = {row.id: journal[row.id][:samples] for row in rows}
     results, answers = grade(cell, rows, entries, pool, training, watch)
@@ -162,6 +167,25 @@ def grade_cell(
     write_answers(out / ANSWERS, answers)
     write_atomic(out / RESULTS, json.dumps(results, indent=1))
     return without_rows(results)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results in the folder of an evaluation, as they were committed.
+
+    Raises:
+        UserError: they are damaged, or are no results.
+    """
+    path = folder / RESULTS
+    try:
+        found: dict[str, Any] = json.loads(checked(path).read_bytes())
+        if not {"benchmark", "questions", "samples", "right"} <= found.keys():
+            raise ValueError("it lacks its fields")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise unreadable(
+            path, error, f"is not what vppo eval wrote ({error}).",
+            f"Delete the folder {folder}; it is made again when it is needed.",
+        ) from error  # fmt: skip
+    return found
 
 
 def without_rows(results: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
+from pipelines.disk import check_owned, disk_errors, write_atomic
 from pipelines.errors import UserError
-from pipelines.step import MANIFEST, disk_errors, read_manifest, write_atomic
+from pipelines.step import MANIFEST, PRUNED, is_there, read_manifest
 
 MODEL, TRAINER = "model", "trainer"
 
@@ -17,13 +18,13 @@ def kept(chain: Chain, step: int) -> Path | None:
     """The folder of the checkpoint after ``step`` updates, if its weights are on disk."""
     checkpoint = chain.checkpoint(step)
     manifest = checkpoint.manifest()
-    return checkpoint.path if manifest and not manifest.get("pruned") else None
+    return checkpoint.path if manifest and not manifest.get(PRUNED) else None
 
 
 def newest(chain: Chain, at_most: int) -> int:
     """The last update, no later than ``at_most``, whose checkpoint is on disk; 0 if none is."""
     for step in range(at_most, 0, -1):
-        if chain.checkpoint(step).path.is_dir() and kept(chain, step):
+        if is_there(chain.checkpoint(step).path) and kept(chain, step):
             return step
     return 0
 
@@ -31,7 +32,7 @@ def newest(chain: Chain, at_most: int) -> int:
 def saved(chain: Chain) -> list[int]:
     """The steps whose checkpoint's weights are on disk."""
     steps = range(1, chain.config.run.steps + 1)
-    return [step for step in steps if chain.checkpoint(step).path.is_dir() and kept(chain, step)]
+    return [step for step in steps if is_there(chain.checkpoint(step).path) and kept(chain, step)]
 
 
 def pick(chain: Chain, which: str) -> int | None:
@@ -61,7 +62,7 @@ def prune(chain: Chain, step: int) -> list[int]:
     leaves extra files rather than a checkpoint that looks whole and is not.
     """
     settings = chain.config.checkpoint
-    made = [s for s in range(1, step + 1) if chain.checkpoint(s).path.is_dir()]
+    made = [s for s in range(1, step + 1) if is_there(chain.checkpoint(s).path)]
     keep = set(made[-settings.keep_last :]) | set(best(chain, made)[: settings.keep_best])
     removed = []
     for old in made:
@@ -69,9 +70,10 @@ def prune(chain: Chain, step: int) -> list[int]:
         if old in keep:
             continue
         manifest = read_manifest(folder)
-        if not manifest.get("pruned"):
-            write_atomic(folder / MANIFEST, json.dumps(manifest | {"pruned": True}, indent=1))
+        if not manifest.get(PRUNED):
+            write_atomic(folder / MANIFEST, json.dumps(manifest | {PRUNED: True}, indent=1))
             removed.append(old)
+        check_owned(folder)
         for part in (MODEL, TRAINER):
             shutil.rmtree(folder / part, ignore_errors=True)
     return removed
@@ -94,7 +96,8 @@ def export(chain: Chain, which: str, target: Path) -> int:
         )  # fmt: skip
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(str(target), "is not an empty folder.", "Name a new folder.")
-    chain.checkpoint(step).verify()
+    made = chain.checkpoint(step)
+    made.verify()
     with disk_errors(target):
-        shutil.copytree(chain.checkpoint(step).path / MODEL, target, dirs_exist_ok=True)
+        shutil.copytree(made.path / MODEL, target, dirs_exist_ok=True)
     return step

@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Section(BaseModel):
     """A group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     shapes: ClassVar[frozenset[str]] = frozenset()
     introduced: ClassVar[dict[str, Any]] = {}
@@ -199,7 +201,8 @@ class RewardConfig(Section):
     grader: str = "mathruler"
     """``mathruler`` (the paper's), ``math-verify``, or an import path (answer, gold) -> bool."""
     deadline: float = Field(default=5.0, gt=0)
-    """Seconds one answer may take to grade before its worker is killed."""
+    """Seconds of processor time one answer may take to grade before its worker is killed. One that
+    waits without computing is ended after ten times that and 30 s more."""
     workers: int = Field(default=1, ge=1)
     """Grader processes."""
 
@@ -215,7 +218,8 @@ class ScoreConfig(Section):
     token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
     perturbation: str = "patch_black"
     """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
-    code's: 14-pixel squares of the raw image, before the processor resizes it)."""
+    code's: 14-pixel squares of the raw image, before the processor resizes it), or an import path
+    (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened. Paper: 0.5."""
     mask_per: Literal["prompt", "response"] = "prompt"
@@ -269,7 +273,7 @@ class UpdateConfig(Section):
     """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"
     """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/objectives.py)."""
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """AdamW's learning rate. Paper: 1e-6."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates over which the learning rate rises linearly from 0."""
@@ -317,6 +321,15 @@ class UpdateConfig(Section):
     """Leave truncated responses out of the loss."""
     tis_cap: float | None = Field(default=None, gt=0)
     """Truncated importance sampling: cap of pi_trainer / pi_rollout per token; none is off."""
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> UpdateConfig:
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate:g}) times weight_decay ({self.weight_decay:g}) "
+                "is 1 or more: each step would take away more than the weights"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

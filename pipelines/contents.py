@@ -6,6 +6,8 @@ than ``YOUNG_S`` are never remembered: they may change again within one tick of 
 
 The memory between processes is a table in the user's cache folder. It only saves time: where it cannot
 be read or written, is damaged, or holds a row that is not what was written, the files are read again.
+
+Small JSON objects carry a hash of their own: ``sealed`` adds it, ``intact`` compares it.
 """
 
 from __future__ import annotations
@@ -13,21 +15,45 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 YOUNG_S = 2.0
 """Seconds; the coarsest clock of a file system in use (FAT) ticks in as many."""
+
+SEAL = "sha256"
 
 _MOST_ROWS = 10**6
 _AT_ONCE = 1000
 
 
-def file_hash(path: Path) -> str:
+def sealed(content: Mapping[str, Any], digits: int = 64) -> dict[str, Any]:
+    """A JSON object with, last, the first hex digits of the SHA-256 of all the rest of it."""
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return rest | {SEAL: _canonical_hash(rest)[:digits]}
+
+
+def intact(content: Mapping[str, Any], digits: int = 64) -> bool:
+    """Whether an object that was read from JSON is what ``sealed`` made."""
+    return bool(content.get(SEAL) == sealed(content, digits)[SEAL])
+
+
+def _canonical_hash(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(content))  # keys become text before they are sorted
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: Path, *, lasting: bool = True) -> str:
     """SHA-256 of a file's whole content (hex, 64 digits).
+
+    Args:
+        lasting: later processes may be told it too. Not where a disk that changes what it holds must
+            not go unnoticed: nothing that the system says of a file tells of that.
 
     Raises:
         OSError: it cannot be read.
@@ -37,28 +63,36 @@ def file_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return remembered("content", path, [path], read)
+    return remembered("content", path, [path], read, lasting=lasting)
 
 
-def remembered(what: str, path: Path, files: Sequence[Path | str], make: Callable[[], str]) -> str:
+def remembered(
+    what: str,
+    path: Path,
+    files: Sequence[Path | str],
+    make: Callable[[], str],
+    *,
+    lasting: bool = True,
+) -> str:
     """``make()``, or what it gave for the same files when they were as they are now.
 
     Args:
         what: names the function that ``make`` computes, as a path may be asked several things.
         path: what is asked about.
         files: all that ``make`` reads.
+        lasting: whether processes tell each other, or each asks ``make`` once.
 
     Raises:
         OSError: one of the files is not there.
     """
-    place = f"{what} {os.path.abspath(path)}"
+    place = f"{what if lasting else 'here ' + what} {os.path.abspath(path)}"
     before = _state(files)
-    found = _MEMORY.get(place, before)
+    found = _MEMORY.get(place, before, lasting=lasting)
     if found is None:
         found = make()
         # What changed while it was read, or could still change unseen, is not remembered.
         if before == _state(files) and not _young(files):
-            _MEMORY.put(place, before, found)
+            _MEMORY.put(place, before, found, lasting=lasting)
     return found
 
 
@@ -91,12 +125,14 @@ class _Memory:
         self._table: sqlite3.Connection | None = None
         self._owner = 0
 
-    def get(self, place: str, state: bytes) -> str | None:
-        known = self._known.get(place) or self._read(place)
+    def get(self, place: str, state: bytes, *, lasting: bool) -> str | None:
+        known = self._known.get(place) or (self._read(place) if lasting else None)
         return known[1] if known and known[0] == state else None
 
-    def put(self, place: str, state: bytes, found: str) -> None:
-        self._known[place] = self._new[place] = state, found
+    def put(self, place: str, state: bytes, found: str, *, lasting: bool) -> None:
+        self._known[place] = state, found
+        if lasting:
+            self._new[place] = state, found
         if len(self._new) >= _AT_ONCE:
             self.write()
 

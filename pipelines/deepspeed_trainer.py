@@ -28,7 +28,7 @@ from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
 from pipelines.ranks import ranks
 from pipelines.records import Rollout, Sample, SampleTable, Scored
-from pipelines.trainer import OPTIMIZER, TorchTrainer
+from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state
 
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -132,6 +132,7 @@ class DeepSpeedTrainer(TorchTrainer):
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
         self._check(norm)
+        self._check_weights()
         return norm
 
     def _summed(self, totals: dict[str, float]) -> dict[str, float]:
@@ -154,6 +155,7 @@ class DeepSpeedTrainer(TorchTrainer):
                     tensors[f"{kind}/{name}"] = value.detach().float().cpu().contiguous().clone()
             tensors[f"step/{name}"] = torch.tensor(float(self.updates))
         if ranks().main:
+            check_state(tensors)
             save_file(tensors, folder / OPTIMIZER)
         if self.settings.lora_rank:
             lora.save(self.policy, self.config, folder)

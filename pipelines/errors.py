@@ -18,5 +18,12 @@ class UserError(Exception):
         super().__init__(f"{place}: {problem}" + (f" {fix}" if fix else ""))
 
 
+class LockLost(Exception):
+    """Another process has taken over what this one was writing, as it gave no sign for too long.
+
+    Nothing more is written; the exit code is 1.
+    """
+
+
 class Interrupted(BaseException):
     """The user asked the run to stop (Ctrl-C or SIGTERM); everything committed so far is kept."""

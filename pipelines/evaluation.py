@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
 from pipelines.lock import file_lock
 from pipelines.ranks import ranks
-from pipelines.step import Step, commit, disk_errors
+from pipelines.step import Step, commit
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
@@ -43,14 +43,10 @@ def evaluate(
     from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(wanted.config)
-    # Model, data and history are the run's; where and by what is sampled and graded is asked for now.
-    asked = wanted.config
-    engine = chain.config.rollout.model_copy(update={"engine": asked.rollout.engine})
-    here = {"run": asked.run, "reward": asked.reward, "rollout": engine}
-    with closing(Session(chain, watch, chain.config.model_copy(update=here))) as session:
+    with closing(Session(chain, watch, wanted.config)) as session:
         for step in steps:
             watch.stage(step.name, step.index or 0)
-            metrics = evaluate_one(session, step, asked, watch, force=force)
+            metrics = evaluate_one(session, step, wanted.config, watch, force=force)
             watch.finished(step.name, step.index or 0, metrics)
 
 
@@ -99,7 +95,7 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
             step = cell.results
             watch.stage(step.name, index)
             with cell_lock(step, watch), commit(step) as (out, metrics):
-                mended(cell, questions(cell))
+                mended(cell, questions(cell), watch)
                 metrics |= grade_cell(cell, pool, training, out, watch)
             watch.finished(step.name, index, metrics)
     return [cell.results for cell in cells]
@@ -109,8 +105,6 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
 def cell_lock(step: Step, watch: Watch) -> Iterator[None]:
     """One process at a time evaluates a policy on a benchmark; another one waits."""
     path = step.parent / JOURNALS / f"{step.name}.lock"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     where = f"{step.name} of {step.parent.parent.parent.name}, step {step.index},"
-    with file_lock(path, where, "", wait=watch.note):
+    with file_lock(path, where, "", wait=True, tell=watch.note, over=step.parent):
         yield

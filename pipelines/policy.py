@@ -20,6 +20,7 @@ import torch
 from pipelines import shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.finite import first_not_finite
 from pipelines.packing import Costs, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
@@ -308,6 +309,10 @@ def _pretrained(where: str, config: Config) -> Any:
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise cannot_load(where, error) from error
+    if found := first_not_finite(model.named_parameters()):
+        raise cannot_load(
+            where, ValueError(f"its weights are not finite ({found[0]}: {found[1]}).")
+        )
     return model.requires_grad_(True).eval()
 
 

@@ -1,8 +1,8 @@
 """Keeps run.json up to date: what a run is doing, for whoever looks from elsewhere.
 
-Each stage is recorded as it begins; in between, progress is, at most every other second and without
-waiting for the disk. So the time in it is that of the latest sign of life from the work itself: a
-process that hangs gives none.
+Each stage is recorded as it begins; in between, progress is, at most every other second; never waiting
+for the disk. So the time in it is that of the latest sign of life from the work itself: a process that
+hangs gives none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines import memory, runs
 from pipelines.chain import Chain
-from pipelines.errors import Interrupted, UserError
+from pipelines.errors import Interrupted, LockLost, UserError
 from pipelines.ranks import ranks
 from pipelines.watch import Watch
 
@@ -36,9 +36,7 @@ class Recorder:
 
     def progress(self, label: str, done: int, total: int | None = None) -> None:
         if time.monotonic() - self._written >= EVERY_S:
-            # What cannot be recorded, on a full disk say, is no reason to stop.
-            with contextlib.suppress(OSError, UserError):
-                self.record("running", doing=label, done=done, total=total or 0, durable=False)
+            self.record("running", doing=label, done=done, total=total or 0)
         self.watch.progress(label, done, total)
 
     def note(self, text: str) -> None:
@@ -47,13 +45,18 @@ class Recorder:
     def finished(self, name: str, index: int, metrics: dict[str, Any]) -> None:
         self.watch.finished(name, index, metrics)
 
-    def record(self, state: str, *, durable: bool = True, **doing: Any) -> None:
-        """Write run.json."""
+    def record(self, state: str, **doing: Any) -> None:
+        """Write run.json. If that fails, on a full disk say, the work itself tells of it, or goes on.
+
+        Raises:
+            LockLost: another process has taken the run over.
+        """
         name, index = self._at
         more = {"memory": memory.resident(), "gpu_memory": memory.gpu_peak(), **doing}
-        runs.record_state(
-            self.chain.run, state, name, index, self.chain.config.run.steps, durable=durable, **more
-        )
+        with contextlib.suppress(OSError, UserError):
+            runs.record_state(
+                self.chain.run, state, name, index, self.chain.config.run.steps, **more
+            )
         self._written = time.monotonic()
 
 
@@ -67,8 +70,9 @@ def recording(chain: Chain, watch: Watch) -> Iterator[Watch]:
     try:
         yield recorder
     except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
-        recorder.record("stopped" if stopped else "failed")
+        if not isinstance(error, LockLost):
+            stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
+            recorder.record("stopped" if stopped else "failed")
         raise
     done = all(step.path.is_dir() for step in chain.all())
     recorder.record("finished" if done else "idle")

@@ -16,10 +16,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
+from pipelines.step import checked, unreadable
 
 ROWS_PER_GROUP = 16
 """Rows of a Parquet row group: later stages read samples in shuffled order, a group at a time."""
@@ -179,8 +181,14 @@ def schema(row_type: type) -> pa.Schema:
 
 
 def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
-    """Write rows as one Parquet file (zstd). The caller makes the write atomic."""
+    """Write rows as one Parquet file (zstd). The caller makes the write atomic.
+
+    Raises:
+        UserError: a number that training reads is not finite.
+    """
     table = _table(list(rows), row_type)
+    if row_type in (Rollout, Scored):
+        _check_finite(path.name, table)
     repeated = [_leaf(field) for field in table.schema if "float" not in str(field.type)]
     pq.write_table(
         table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated
@@ -193,6 +201,29 @@ def _table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
         for column in schema(row_type)
     ]
     return pa.Table.from_arrays(columns, schema=schema(row_type))
+
+
+def _check_finite(name: str, table: pa.Table) -> None:
+    for column in (c.name for c in table.schema if "float" in str(c.type)):
+        if np.isfinite(_numbers(table[column])).all():
+            continue
+        for row in range(len(table)):
+            values = _numbers(table[column].slice(row, 1))
+            if not np.isfinite(values).all():
+                bad = values[~np.isfinite(values)][0]
+                raise UserError(
+                    f"{name}, column {column}", f"holds {bad} for prompt {table['sample_id'][row]}.",
+                    "The policy's numbers overflow, or a part of yours (score.estimator, rollout.engine) "
+                    "gives such numbers: look at update.learning_rate, update.weight_decay, "
+                    "rollout.temperature.",
+                )  # fmt: skip
+
+
+def _numbers(column: pa.ChunkedArray) -> Any:
+    array = column.combine_chunks()
+    while pa.types.is_list(array.type):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False)
 
 
 def _leaf(field: pa.Field) -> str:
@@ -224,7 +255,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     Raises:
         UserError: the file is missing, is not Parquet, or lacks a column or has another type.
     """
-    with _parquet_errors(path):
+    with parquet_errors(path):
         file = _open(path, row_type)
         return _rows(file.read(columns=schema(row_type).names), row_type)
 
@@ -237,7 +268,7 @@ class SampleTable(Sequence[Sample]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _parquet_errors(path):
+        with parquet_errors(path):
             self._file = _open(path, Sample)
             counts = [
                 self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
@@ -272,16 +303,16 @@ class SampleTable(Sequence[Sample]):
     def without_images(self) -> list[Sample]:
         """Every sample, its images left out: what grading needs."""
         names = [name for name in schema(Sample).names if name != "images"]
-        with _parquet_errors(self.path):
+        with parquet_errors(self.path):
             return [Sample(images=[], **row) for row in self._file.read(names).to_pylist()]
 
     def _read_group(self, group: int) -> list[Sample]:
-        with _parquet_errors(self.path):
+        with parquet_errors(self.path):
             return _rows(self._file.read_row_group(group, schema(Sample).names), Sample)
 
 
 def _open(path: Path, row_type: type) -> pq.ParquetFile:
-    file = pq.ParquetFile(path, page_checksum_verification=True)
+    file = pq.ParquetFile(checked(path), page_checksum_verification=True)
     for column in schema(row_type):
         found = file.schema_arrow
         kind = found.field(column.name).type if column.name in found.names else "none"
@@ -298,16 +329,17 @@ def _rows(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
 
 @contextlib.contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a Parquet file raises into an error that names it."""
     try:
         yield
     except FileNotFoundError as error:
         raise UserError(
             str(path), "no such file.", "Run the stage that writes it again."
         ) from error
-    except (pa.ArrowException, OSError) as error:
-        detail = str(error).splitlines()[0]
-        raise UserError(
-            str(path), f"not a readable Parquet file ({detail}).",
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise unreadable(
+            path, error, f"not a readable Parquet file ({detail}).",
             "Delete its folder; it is made again when it is needed.",
         ) from error  # fmt: skip

@@ -18,6 +18,8 @@ from evals.questions import gather
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.disk import disk_errors, sweep, write_atomic
+from pipelines.errors import UserError
 from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
 from pipelines.ranks import ranks
@@ -34,8 +36,14 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
         The steps that were made; none if there was nothing to do.
     """
     missing = _missing(_story(chain, until))
-    if missing:
-        with held(chain.run):
+    ranks().on_main(lambda: sweep(chain.run))
+    told_otherwise = ranks().on_main(
+        lambda: runs.config_text(chain.run) != runs.marked(chain.config)
+    )
+    if missing or told_otherwise:
+        with held(chain.run, watch), configured(chain, missing):
+            if not missing:
+                return []
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
             if shapes := runs.changed_shapes(chain):
@@ -70,6 +78,7 @@ def train_stage(
         steps: training steps; ignored by ``prepare``.
         force: make steps again that are already there.
     """
+    ranks().on_main(lambda: sweep(chain.run))
     if stage == "eval":  # whose keys hold the questions' commits
         ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
@@ -78,7 +87,10 @@ def train_stage(
         evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
         _check_model(wanted.config, missing)
-        with held(chain.run):
+        with held(chain.run, watch):
+            # A run that is begun by one of its stages has the settings of that stage.
+            if ranks().main and not runs.config_text(chain.run):
+                runs.write_config(chain.run, chain.config)
             perform(chain, wanted.config, missing, watch)
     return missing
 
@@ -98,11 +110,34 @@ def _missing(steps: Sequence[Step]) -> list[Step]:
 
 
 @contextlib.contextmanager
-def held(run: Path) -> Iterator[None]:
+def held(run: Path, watch: Watch) -> Iterator[None]:
     """Hold the run's lock, which rank 0 does for all."""
-    with contextlib.ExitStack() as stack:
-        ranks().on_main(lambda: stack.enter_context(run_lock(run)))
+
+    def take() -> None:
+        stack.enter_context(run_lock(run, watch.note))
+
+    with contextlib.ExitStack() as stack, disk_errors(run):
+        ranks().on_main(take)
         yield
+
+
+@contextlib.contextmanager
+def configured(chain: Chain, missing: Sequence[Step]) -> Iterator[None]:
+    """Record the settings that the run is asked for, by who holds its lock.
+
+    Where nothing can be made with them, the run keeps those that it had.
+    """
+    if not ranks().main:
+        yield
+        return
+    before = runs.config_text(chain.run)
+    runs.write_config(chain.run, chain.config)
+    try:
+        yield
+    except UserError:
+        if before and not any(step.path.is_dir() for step in missing):
+            write_atomic(chain.run / runs.CONFIG, before)
+        raise
 
 
 @contextlib.contextmanager
@@ -137,7 +172,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     with (
         recording(chain, watch) as watch,
         tracking(chain, config, steps, watch) as tracked,
-        closing(Session(chain, watch)) as session,
+        closing(Session(chain, watch, config)) as session,
     ):
         for step in steps:
             index = step.index or 0
@@ -149,9 +184,10 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
                     metrics |= session.make(step, config, out)
             # Not before: settings that cannot work leave the file alone.
             if main and step == steps[0]:
-                runs.write_metrics(chain)
+                rows = runs.write_metrics(chain)
             if main and step.name == "update" and step == chain.update(index):
-                metrics |= runs.append_metrics(chain, index)
+                rows = runs.write_metrics(chain, rows[: index - 1])
+                metrics |= runs.step_metrics(chain, index) or {}
             if main and step.name in ("checkpoint", "validation"):
                 checkpoint.prune(chain, index)
             tracked.made(step)

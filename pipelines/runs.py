@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.contents import SEAL, intact, sealed
+from pipelines.disk import append_text, disk_errors, write_atomic
 from pipelines.errors import UserError
 from pipelines.hub import as_begun
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
-from pipelines.step import disk_errors, sync_file, write_atomic
+from pipelines.step import is_there, spent, unreadable
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
+
+MARK = "# sha256 "
+"""Begins the first line of a run's config.yaml: the hash of all other lines."""
 
 
 def runs_folder() -> Path:
@@ -101,16 +108,67 @@ def same_settings(asked: Config, stored: Config) -> bool:
 
 
 def read_config(run: Path) -> Config:
-    """The settings the run was last asked for."""
-    return settings.load(run / CONFIG)
+    """The settings the run was last asked for; see ``config_file``."""
+    return settings.load(config_file(run))
+
+
+def config_file(run: Path) -> Path:
+    """A run's config.yaml, whole: what it lacked would silently take its default.
+
+    A file without a hash, as earlier versions wrote it, has to hold every setting.
+
+    Raises:
+        UserError: it was cut short or changed, or cannot be read.
+    """
+    path = run / CONFIG
+    again = f"Give the settings again: vppo train --run {run.name} --config FILE --set ..."
+    try:
+        first, _, rest = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise unreadable(path, error, "is missing.", again) from error
+    if not first.startswith(MARK.encode()):
+        missing = settings.not_given(path)
+        if missing:
+            some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+            raise UserError(
+                str(path), f"is not whole: {len(missing)} settings are missing ({some}).", again
+            )
+    elif first.decode(errors="replace").split()[2:3] != [_text_hash(rest)]:
+        settings.load(path)  # which names the line, where it makes no sense in itself
+        raise UserError(
+            str(path), "was changed or cut short since it was written.",
+            f"{again}; or, if it was changed on purpose and is whole, remove its first line.",
+        )  # fmt: skip
+    return path
+
+
+def config_text(run: Path) -> str:
+    """The run's config.yaml; "" if it has none, or a damaged one, which is not to be put back."""
+    with contextlib.suppress(UserError), disk_errors(run / CONFIG):
+        if is_there(run / CONFIG):
+            return config_file(run).read_text(encoding="utf-8")
+    return ""
 
 
 def write_config(run: Path, config: Config) -> None:
-    """Record the settings the run is asked for now."""
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / CONFIG, settings.dump(config))
+    """Record the settings the run is asked for now, by who holds its lock."""
+    if config_text(run) != (text := marked(config)):
+        write_atomic(run / CONFIG, text)
 
+
+def marked(config: Config) -> str:
+    """What config.yaml holds, its hash included."""
+    text = settings.dump(config)
+    return f"{MARK}{_text_hash(text.encode())} of all that follows\n{text}"
+
+
+def _text_hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+STATE_DIGITS = 16
+LARGEST = 2**62
+"""Beyond any number in run.json: bytes, seconds, process ids."""
 
 HERE_FOR_SURE_S = 600.0
 """A run on another machine, whose lock may not reach here, counts as running for so long after its
@@ -124,7 +182,8 @@ class State:
     ``state`` is new, running, finished, idle (more to do), stopped or failed; ``stage`` and ``step`` say
     at what, ``doing``, ``done`` and ``total`` how far inside it (``12 of 32 groups``). ``time`` is when
     this was last known, in seconds since 1970, and ``updated`` the same for people. ``memory`` and
-    ``gpu_memory`` (peak) are bytes.
+    ``gpu_memory`` (peak) are bytes. ``verified_s`` are the seconds that the process has spent on comparing
+    what it read with what was committed. ``sha256`` has the first ``STATE_DIGITS`` of the others' hash.
     """
 
     state: str
@@ -140,41 +199,66 @@ class State:
     time: float = 0.0
     memory: int = 0
     gpu_memory: int = 0
+    verified_s: float = 0.0
+    sha256: str = ""
+
+    damaged = (
+        False  # whether the file was there and made no sense: then nothing is known but the lock
+    )
 
     def silent_s(self) -> float:
         """Seconds since the last sign of life; 0 unless it is running."""
         return max(0.0, time.time() - self.time) if self.state == "running" and self.time else 0.0
 
 
-def record_state(
-    run: Path, state: str, stage: str, step: int, steps: int, *, durable: bool = True, **more: Any
-) -> None:
-    """Write run.json.
+def record_state(run: Path, state: str, stage: str, step: int, steps: int, **more: Any) -> None:
+    """Write run.json, without waiting until it is on the disk.
 
     Args:
-        durable: wait until it is on the disk.
         more: further fields of ``State``.
     """
     text, now = time.strftime("%Y-%m-%d %H:%M:%S"), time.time()
     value = State(
-        state, stage, step, steps, os.getpid(), socket.gethostname(), text, time=now, **more
-    )
-    write_atomic(run / STATE, json.dumps(asdict(value)), durable=durable)
+        state, stage, step, steps, os.getpid(), socket.gethostname(), text, time=now,
+        verified_s=round(spent.seconds, 3), **more,
+    )  # fmt: skip
+    write_atomic(run / STATE, json.dumps(sealed(asdict(value), STATE_DIGITS)), durable=False)
 
 
 def read_state(run: Path) -> State:
     """What the run is doing; a run whose process is gone is ``stopped``, whatever it last wrote."""
     try:
-        found = json.loads((run / STATE).read_text())
-        names = State.__dataclass_fields__
-        state = State(**{name: value for name, value in found.items() if name in names})
-    except (OSError, ValueError, TypeError, AttributeError):
+        state = _state((run / STATE).read_bytes())
+    except FileNotFoundError:
         return State("new")
+    except OSError as error:
+        raise unreadable(run / STATE, error, "is gone.", "Look again.") from error
+    except (ValueError, RecursionError):
+        state = State("stopped" if is_running(run) is None else "running")
+        state.damaged = True
+        return state
     if state.state == "running" and is_running(run) is None:
         elsewhere = state.host not in ("", socket.gethostname())
         if not (elsewhere and state.silent_s() < HERE_FOR_SURE_S):
             state.state = "stopped"
     return state
+
+
+def _state(content: bytes) -> State:
+    """Raises ValueError if it is not what ``record_state`` wrote."""
+    found = json.loads(content)
+    if not isinstance(found, dict) or "state" not in found:
+        raise ValueError("no state")
+    if SEAL in found and not intact(found, STATE_DIGITS):
+        raise ValueError("changed since it was written")
+    known = {field.name: found[field.name] for field in fields(State) if field.name in found}
+    like = asdict(State(""))
+    for name, value in known.items():
+        number = type(value) in (int, float) and 0 <= value < LARGEST  # NaN is not
+        fits = number if type(like[name]) is not str else isinstance(value, str)
+        if not fits or (type(like[name]) is int and type(value) is not int):
+            raise ValueError(f"{name} is {value!r}")
+    return State(**known)
 
 
 def changed_versions(chain: Chain) -> str:
@@ -208,38 +292,43 @@ def step_metrics(chain: Chain, step: int) -> dict[str, Any] | None:
     """One line of metrics.jsonl: a finished training step, names prefixed by stage."""
     row: dict[str, Any] = {"step": step}
     for made in (chain.rollout(step), chain.score(step), chain.update(step)):
-        if not made.path.is_dir():
-            return None
         manifest = made.manifest()
-        assert manifest is not None
+        if manifest is None:
+            return None
         row |= {f"{made.name}/{name}": value for name, value in manifest["metrics"].items()}
     return row
 
 
-def write_metrics(chain: Chain) -> list[dict[str, Any]]:
-    """Make metrics.jsonl again from the committed steps; returns its rows.
+def metric_rows(chain: Chain, known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The training steps on disk, a row each, up to the first that is missing; from the manifests.
 
-    It holds no times, so that equal runs have equal files; how long steps took is in their manifests.
+    Args:
+        known: the first of them, not to be read again.
     """
-    rows: list[dict[str, Any]] = []
-    for step in range(1, chain.config.run.steps + 1):
+    rows = list(known)
+    for step in range(len(rows) + 1, chain.config.run.steps + 1):
         row = step_metrics(chain, step)
         if row is None:
             break
         rows.append(row)
-    write_atomic(chain.run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
-def append_metrics(chain: Chain, step: int) -> dict[str, Any]:
-    """Add a step that was just committed."""
-    row = step_metrics(chain, step)
-    assert row is not None
-    if len((chain.run / METRICS).read_text().splitlines()) != step - 1:  # made again out of turn
-        write_metrics(chain)
-        return row
-    with (chain.run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-    sync_file(chain.run / METRICS)
-    return row
+def write_metrics(chain: Chain, known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Bring metrics.jsonl up to date, whatever became of it; returns its rows.
+
+    It is for other programs to read: nothing here does. It holds no times, so that equal runs have equal
+    files; how long steps took is in their manifests.
+
+    Args:
+        known: as of ``metric_rows``.
+    """
+    path, rows = chain.run / METRICS, metric_rows(chain, known)
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    with disk_errors(path):
+        here = path.read_bytes() if is_there(path) else b""
+    if not here or here != b"".join(lines[: here.count(b"\n")]):
+        write_atomic(path, b"".join(lines).decode())
+    elif more := b"".join(lines)[len(here) :]:
+        append_text(path, more.decode())
+    return rows

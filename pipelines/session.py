@@ -7,10 +7,11 @@ deterministic, so the weights are bit for bit what they were. Generation is neve
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.engines import ENGINES, Engine, LiveEngine
 from pipelines.errors import UserError
+from pipelines.finite import first_not_finite
 from pipelines.graders import GraderPool, check_grader
 from pipelines.mismatch import check_mismatch
 from pipelines.objectives import OBJECTIVES
@@ -100,17 +102,29 @@ def check_ranks(config: Config) -> None:
         )  # fmt: skip
 
 
+def _here(run: Config, asked: Config) -> Config:
+    """The run's settings, but for device, reward, graders and engine, which are as asked for now."""
+    engine = {name: getattr(asked.rollout, name) for name in ("engine", *asked.rollout.unkeyed)}
+    return run.model_copy(
+        update={
+            "run": asked.run, "reward": asked.reward,
+            "rollout": run.rollout.model_copy(update=engine),
+        }
+    )  # fmt: skip
+
+
 class Session:
     """Live engines over the artifacts of one chain.
 
     Args:
         chain: the run on disk that the policy's history is taken from.
         watch: told what happens.
-        config: the run's settings, but for devices, graders and engine; none: exactly the run's.
+        asked: the settings that are asked for now: where and by what is sampled, graded and rewarded.
+            Model, data and the policy's history are the run's in any case.
     """
 
-    def __init__(self, chain: Chain, watch: Watch, config: Config | None = None) -> None:
-        self.chain, self.watch, self.config = chain, watch, config or chain.config
+    def __init__(self, chain: Chain, watch: Watch, asked: Config) -> None:
+        self.chain, self.watch, self.config = chain, watch, _here(chain.config, asked)
         self._policy: Policy | None = None
         self._made_trainer: Trainer | None = None
         self._trainer_at: Path | None = None
@@ -129,7 +143,9 @@ class Session:
     @cached_property
     def reward(self) -> RewardFunction:
         settings = self.config.reward
-        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
+        return make_reward(
+            settings.function, settings.grader, settings.deadline, settings.workers, self.watch.note
+        )
 
     @cached_property
     def graders(self) -> GraderPool:
@@ -196,11 +212,8 @@ class Session:
             rollouts, scores = self.chain.rollout(step), self.chain.score(step)
             metrics = self._apply(step, self._made(rollouts), self._made(scores))
             first = self.chain.update(step).manifest()
-            if first and first["metrics"] != metrics:
-                self.watch.note(
-                    f"update {step}, replayed, differs in its last bits from its first run "
-                    "(another machine, thread count or package version)"
-                )
+            if first and (told := _differs(step, first["metrics"], metrics)):
+                self.watch.note(told)
         if replayed and resuming:
             origin = f"checkpoint {start}" if start else "the starting model"
             self.watch.note(
@@ -240,11 +253,16 @@ class Session:
     def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
         trainer = self._trainer()
         self._version = -1  # if interrupted inside, the weights are neither version
-        metrics = trainer.update(
-            read_rows(rollouts / ROLLOUTS, Rollout),
-            read_rows(scores / SCORES, Scored),
-            self.samples,
-        )
+        groups, scored = read_rows(rollouts / ROLLOUTS, Rollout), read_rows(scores / SCORES, Scored)
+        try:
+            metrics = trainer.update(groups, scored, self.samples)
+        except FloatingPointError as error:
+            update = self.config.update
+            raise UserError(
+                f"update {step}", str(error),
+                f"Lower update.learning_rate ({update.learning_rate:g}) or update.weight_decay "
+                f"({update.weight_decay:g}), or look at the rewards; what was committed is kept.",
+            ) from error  # fmt: skip
         self._version = step
         return metrics
 
@@ -263,9 +281,12 @@ class Session:
 
         Args:
             config: the stage's own settings; the run's, or others for a stage run alone. Inputs and
-                policy are the run's in either case.
+                policy are the run's in either case, and so is every setting that is not the stage's: what
+                its key does not hold must not decide.
         """
         if step.name in STAGES:
+            own = {name: getattr(config, name) for name in READS[step.name]}
+            config = self.config.model_copy(update=own)
             return STAGES[step.name](self, config, step.index or 0, out)
         return self.evaluate(step.name, config, step.index or 0, out)
 
@@ -322,9 +343,15 @@ class Session:
                     "Start another run with it: vppo train --run NAME.",
                 )  # fmt: skip
         old, self._made_trainer = self._trainer(), self._new_trainer(config)
-        with tempfile.TemporaryDirectory() as folder:
-            old.save(Path(folder))
-            self._made_trainer.load(Path(folder))
+        everyone = ranks()
+        with contextlib.ExitStack() as stack:
+            # In the run's folder, which all nodes see.
+            where = partial(tempfile.TemporaryDirectory, suffix=".partial", dir=self.chain.run)
+            folder = Path(everyone.on_main(lambda: stack.enter_context(where())))
+            old.save(folder)
+            everyone.barrier()
+            self._made_trainer.load(folder)
+            everyone.barrier()
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
@@ -334,6 +361,7 @@ class Session:
             name: value.detach().cpu()
             for name, value in policy.placement.weights(policy.model) if main
         }  # fmt: skip
+        ranks().on_main(lambda: _check_saved(step, weights))
         if main:
             policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
             policy.processor.save_pretrained(out / checkpoint.MODEL)
@@ -361,6 +389,40 @@ class Session:
                 getattr(self, name).close()
 
 
+def _check_saved(step: int, weights: dict[str, torch.Tensor]) -> None:
+    """Refuse to save what is no number: good checkpoints would be deleted for it."""
+    if found := first_not_finite(weights.items()):
+        raise UserError(
+            f"checkpoint {step}", f"the weights are not finite ({found[0]}: {found[1]}).",
+            "Lower update.learning_rate or update.weight_decay; earlier checkpoints are kept.",
+        )  # fmt: skip
+
+
+SAME_UPDATE = 1e-3
+"""Change of a metric, as a share of its size (or of 0.01), up to which a replayed update is the same but
+for rounding."""
+
+
+def _differs(step: int, before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What to say of a replayed update whose metrics are not its first run's; "" if they are."""
+    changes = {
+        name: abs(after.get(name, 0.0) - value) / max(abs(value), 0.01)
+        for name, value in before.items() if after.get(name) != value
+    }  # fmt: skip
+    if not changes:
+        return ""
+    name = max(changes, key=lambda name: changes[name])
+    if changes[name] <= SAME_UPDATE:
+        return (
+            f"update {step}, replayed, differs in its last bits from its first run "
+            "(another machine, thread count or package version)"
+        )
+    return (
+        f"WARNING update {step}, replayed, is not what it was: {name} is {after.get(name):.6g}, was "
+        f"{before[name]:.6g} (another device or compute type, or a part of yours that changed)"
+    )
+
+
 STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {
     "prepare": Session.prepare,
     "rollout": Session.rollout,
@@ -369,3 +431,12 @@ STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {
     "checkpoint": Session.checkpoint,
 }
 """Stage by name; any other step is an evaluation on the benchmark of its name."""
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data", "model"),
+    "rollout": ("rollout", "reward", "seed"),
+    "score": ("score", "seed"),
+    "update": ("update",),
+    "checkpoint": (),
+}
+"""The settings that a stage has in its key (pipelines/chain.py), and that it may be given anew."""

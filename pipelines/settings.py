@@ -155,6 +155,23 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
     return layer
 
 
+def not_given(path: Path) -> list[str]:
+    """The settings that a config file, with what it is based on, leaves at their defaults.
+
+    But those that are younger than keys (``introduced``): files from before cannot have them.
+    """
+    given = _read_file(path, ()).values
+    return [name for name, _ in setting_names() if name not in given and not _is_young(name)]
+
+
+def _is_young(setting: str) -> bool:
+    *sections, name = setting.split(".")
+    holder: Any = Config
+    for section in sections:
+        holder = holder.model_fields[section].annotation
+    return name in getattr(holder, "introduced", ())
+
+
 def _open_mappings() -> set[str]:
     """Settings whose value is itself a free mapping, such as data.columns."""
     return {"data.columns"}

@@ -3,17 +3,16 @@
 ``steps/0007/score-1f3a9c2e/`` holds the scores of step 7 under one set of settings. Another setting
 gives another key and so another folder beside it: nothing is overwritten, and going back costs
 nothing. The folder appears by one atomic rename after everything in it, manifest last, is on the
-disk; a crash leaves at most a ``.partial`` folder, which the next run replaces.
+disk; a crash leaves at most a ``.partial`` folder, which the next run removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,12 +20,31 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines import contents
+from pipelines.contents import SEAL, intact, sealed
+from pipelines.disk import (
+    as_allowed,
+    check_owned,
+    disk_errors,
+    make_folder,
+    partial_of,
+    remove,
+    sync_file,
+    told,
+    write_atomic,
+)  # fmt: skip
 from pipelines.errors import UserError
 from pipelines.provenance import provenance
 
 FORMAT = 1
+"""Part of every key."""
+
+MANIFEST_FORMAT = 2
+"""1, of earlier versions, has no hash of itself."""
+
 MANIFEST = "manifest.json"
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PRUNED = "pruned"
+"""Added to the manifest of a checkpoint later, and so not in its hash."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class Step:
         Raises:
             UserError: the manifest is corrupt, or a file it lists is missing or cut short.
         """
-        if not self.path.is_dir():
+        if not is_there(self.path):
             return None
         manifest = read_manifest(self.path)
         if manifest["key"] != self.key:
@@ -79,8 +97,8 @@ class Step:
             )  # fmt: skip
         for name, entry in manifest["files"].items():
             file = self.path / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != entry["bytes"] and not manifest.get("pruned"):
+            size = _size(file)
+            if size != entry["bytes"] and not manifest.get(PRUNED):
                 found = "missing" if size is None else f"{size} bytes"
                 raise UserError(
                     str(file), f"should hold {entry['bytes']} bytes, found {found}.", _redo(self.path)
@@ -88,13 +106,104 @@ class Step:
         return manifest
 
     def verify(self) -> None:
-        """Compare every file with its recorded hash; done before weights are loaded."""
+        """Compare the whole folder with its manifest: for readers that take any file they find there.
+
+        Raises:
+            UserError: a file changed, or one was added.
+        """
         manifest = self.manifest()
-        for name, entry in (manifest or {"files": {}})["files"].items():
-            if file_hash(self.path / name) != entry["sha256"]:
-                raise UserError(
-                    str(self.path / name), "its content changed since it was written.", _redo(self.path)
-                )  # fmt: skip
+        if manifest is None:
+            return
+        for name in manifest["files"]:
+            checked(self.path / name)
+        for file in sorted(self.path.rglob("[!.]*")):
+            name = str(file.relative_to(self.path))
+            if file.is_file() and name not in manifest["files"] and name != MANIFEST:
+                raise _not_listed(file)
+
+
+def checked(path: Path) -> Path:
+    """A file of a committed step, once its content is what was committed; compared once a process.
+
+    All reading of artifacts goes through this. A path that lies in no committed step is left alone:
+    nothing says what it should hold.
+
+    Raises:
+        UserError: it changed since it was committed, cannot be read, or is not one of the step's files.
+    """
+    folder = next((p for p in (path.parent, path.parent.parent) if is_there(p / MANIFEST)), None)
+    if folder is None:
+        return path
+    entry = read_manifest(folder)["files"].get(str(path.relative_to(folder)))
+    if entry is None:
+        raise _not_listed(path)
+    began = time.perf_counter()
+    try:
+        found = contents.file_hash(path, lasting=False)
+    except OSError as error:
+        raise unreadable(path, error, "is missing.", _redo(folder)) from error
+    spent.seconds += time.perf_counter() - began
+    if found != entry["sha256"]:
+        raise UserError(str(path), "its content changed since it was written.", _redo(folder))
+    return path
+
+
+@dataclass
+class Spent:
+    """Seconds that this process spent on comparing what it read with what was committed."""
+
+    seconds: float = 0.0
+
+
+spent = Spent()
+
+
+def unreadable(path: Path, error: Exception, damage: str, redo: str) -> UserError:
+    """The error for a file that could not be read: damaged, or refused by the system.
+
+    Only a file that the system did give, or one that is gone from its folder, is known to be damaged.
+    """
+    number = getattr(error, "errno", None)
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError) and path.parent.is_dir()
+    if refused := told(path, error):
+        return refused
+    if number is None or gone:
+        return UserError(str(path), damage, redo)
+    return UserError(
+        str(path),
+        f"cannot be read: {os.strerror(number)}.",
+        "It may well be whole: see to the disk or its mount, and give the same command again.",
+    )
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; what the system will not say is no absence.
+
+    Raises:
+        UserError: it cannot be looked up.
+    """
+    return _look_up(path) is not None
+
+
+def _look_up(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise unreadable(path, error, "", "") from error
+
+
+def _size(path: Path) -> int | None:
+    found = _look_up(path)
+    return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
+
+
+def _not_listed(path: Path) -> UserError:
+    return UserError(
+        str(path), "is not one of the files that were committed there.",
+        f"Move it elsewhere, or delete it: rm {path}",
+    )  # fmt: skip
 
 
 def _redo(path: Path) -> str:
@@ -102,67 +211,42 @@ def _redo(path: Path) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of a step folder, checked for its shape."""
+    """Read the manifest of a step folder, compared with its own hash (format 1: its shape only).
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    began = time.perf_counter()
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or not {"key", "files", "metrics"} <= manifest.keys():
-            raise ValueError("it lacks its fields")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            str(path / MANIFEST), f"corrupt manifest ({error}).", _redo(path)
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        _check_manifest(manifest)
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(
+            path / MANIFEST, error, f"corrupt manifest ({error}).", _redo(path)
         ) from error
-    return manifest
+    spent.seconds += time.perf_counter() - began
+    return dict(manifest)
+
+
+def _check_manifest(manifest: Any) -> None:
+    """Raises ValueError if it is not what ``commit`` wrote."""
+    if not isinstance(manifest, dict) or not {"key", "files", "metrics"} <= manifest.keys():
+        raise ValueError("it lacks its fields")
+    whole = {name: value for name, value in manifest.items() if name != PRUNED}
+    if (manifest.get("format", 1) != 1 or SEAL in manifest) and not intact(whole):
+        raise ValueError("its text changed since it was written")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not isinstance(manifest["metrics"], dict):
+        raise ValueError("files or metrics is no object")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise ValueError(f"of {name!r} it lacks size or hash")
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content (hex)."""
+    """SHA-256 of a file's content (hex), read now."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a small file in one instant; ``durable``: and wait until it is on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # not another process's
-    with disk_errors(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            if durable:
-                sync_file(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "disk full" and "not allowed" into an error that says where and what to do."""
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
-        full = full or any(os.strerror(code) in str(error) for code in NO_SPACE)
-        if full:
-            parent = next(p for p in (path, *path.parents) if p.exists())
-            free = shutil.disk_usage(parent).free / 1e9
-            raise UserError(
-                str(path), f"the disk is full ({free:.1f} GB free).",
-                "Free some space and give the same command again; what was committed is kept.",
-            ) from error  # fmt: skip
-        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-            raise UserError(
-                str(path), "no permission to write there.",
-                "Allow it, or set VPPO_RUNS to a folder of yours.",
-            ) from error  # fmt: skip
-        raise
 
 
 @contextlib.contextmanager
@@ -171,43 +255,73 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     Args:
         step: what is being written; if it is already there it is replaced (only ``--force`` asks so).
+
+    Raises:
+        UserError: the system refused to write, or to read what the step is made from.
+        LockLost: another process has taken the run over.
     """
-    partial = step.path.with_name(step.path.name + ".partial")
+    partial = partial_of(step.path)
     metrics: dict[str, Any] = {}
     started = time.time()
-    with disk_errors(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with disk_errors(step.path):
+        check_owned(step.path)
+        for left in step.parent.glob(f"{step.path.name}*.partial"):  # of processes that are gone
+            remove(left)
+        make_folder(step.parent)
         try:
+            partial.mkdir()
             yield partial, metrics
-        except UserError:  # nothing to go on with
-            shutil.rmtree(partial, ignore_errors=True)
+            files = _finish(partial)
+            manifest = {
+                "format": MANIFEST_FORMAT, "step": step.name, "index": step.index,
+                "version": step.version, "key": step.key, "settings": step.settings,
+                "inputs": step.inputs, "shape": step.shape,
+                "metrics": metrics, "files": files,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(time.time() - started, 3), "provenance": _provenance(),
+            }  # fmt: skip
+            write_atomic(
+                partial / MANIFEST, json.dumps(sealed(manifest), indent=1, ensure_ascii=False)
+            )
+            _replace(partial, step.path)
+        except BaseException:
+            remove(partial)
             raise
-        files = {
-            str(file.relative_to(partial)): {
-                "bytes": file.stat().st_size, "sha256": file_hash(file)
-            }
-            for file in sorted(partial.rglob("*")) if file.is_file()
-        }  # fmt: skip
-        for name in files:
-            sync_file(partial / name)
-        for folder in {file.parent for file in map(partial.joinpath, files)}:
-            sync_file(folder)
-        manifest = {
-            "format": FORMAT, "step": step.name, "index": step.index, "version": step.version,
-            "key": step.key, "settings": step.settings, "inputs": step.inputs,
-            "shape": step.shape, "metrics": metrics, "files": files,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.time() - started, 3), "provenance": _provenance(),
-        }  # fmt: skip
-        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        replaced = step.path.with_name(step.path.name + ".replaced.partial")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if step.path.exists():  # moved first: half deleted, it would pass for a damaged step
-            step.path.replace(replaced)
-        partial.replace(step.path)
-        shutil.rmtree(replaced, ignore_errors=True)
         sync_file(step.parent)
+
+
+def _finish(partial: Path) -> dict[str, dict[str, Any]]:
+    """Force all files of a folder to the disk; returns their sizes and hashes."""
+    files, folders = {}, {partial}
+    mode = partial.stat().st_mode & 0o666
+    for file in sorted(partial.rglob("*")):
+        if file.is_dir():
+            folders.add(file)
+        if not file.is_file():
+            continue
+        as_allowed(file, mode)
+        with disk_errors(file):
+            entry = {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+            sync_file(file)
+        files[str(file.relative_to(partial))] = entry
+    for folder in folders:
+        sync_file(folder)
+    return files
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Put a finished folder in its place, over an older one."""
+    older = partial_of(path.with_name(f"{path.name}.replaced"))
+    check_owned(path)
+    if path.exists():  # moved first: half deleted, it would pass for a damaged step
+        path.replace(older)
+    try:
+        partial.replace(path)
+    except OSError:
+        if older.exists():
+            older.replace(path)
+        raise
+    remove(older)
 
 
 _provenance = cache(provenance)

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from pipelines import lora, vppo
 from pipelines.config import Config
 from pipelines.divergence import token_logp
+from pipelines.errors import UserError
+from pipelines.finite import first_not_finite
 from pipelines.objectives import OBJECTIVES, Batch, Terms
 from pipelines.packing import fill
 from pipelines.parts import find_part
@@ -226,18 +228,32 @@ class TorchTrainer:
         """Clip and step; returns the norm of the gradients.
 
         Raises:
-            FloatingPointError: it is not finite.
+            FloatingPointError: it is not finite, or the weights no longer are.
         """
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for _, p in self.named], self.settings.max_grad_norm
-        )
+        parameters = [p for _, p in self.named]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self._check(norm.item())
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
         self.optimizer.step()
+        self._check_weights()
         return norm.item()
 
     def _check(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm} in update {self.updates + 1}")
+        """See that the gradients are finite, before they are applied."""
+        if math.isfinite(norm):
+            return
+        gradients = ((name, p.grad) for name, p in self.named if p.grad is not None)
+        name, value = first_not_finite(gradients) or ("their norm", norm)
+        raise FloatingPointError(
+            f"the gradients are not finite in optimizer step {self.updates + 1} ({name}: {value})."
+        )
+
+    def _check_weights(self) -> None:
+        if found := first_not_finite(self.named):
+            name, value = found
+            raise FloatingPointError(
+                f"the weights are not finite after optimizer step {self.updates + 1} ({name}: {value})."
+            )
 
     def _summed(self, totals: dict[str, float]) -> dict[str, float]:
         """The micro-batches' metrics of all ranks."""
@@ -319,6 +335,7 @@ class TorchTrainer:
         for name, state in self._state():
             for kind, value in state.items():
                 tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+        check_state(tensors)
         save_file(tensors, folder / OPTIMIZER)
         if self.settings.lora_rank:
             lora.save(self.policy, self.config, folder)
@@ -334,6 +351,19 @@ class TorchTrainer:
             kind, _, name = key.partition("/")
             place = "cpu" if kind == "step" else self.policy.device
             self.optimizer.state[parameters[name]][kind] = value.to(place)
+
+
+def check_state(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse optimizer state that is not finite, before it is kept.
+
+    Raises:
+        UserError: names the first that is not.
+    """
+    if found := first_not_finite(tensors.items()):
+        raise UserError(
+            "optimizer", f"its state is not finite ({found[0]}: {found[1]}).",
+            "Lower update.learning_rate; earlier checkpoints are kept.",
+        )  # fmt: skip
 
 
 def freeze_vision(model: Any) -> None:

@@ -26,6 +26,7 @@ from evals.report import build, write
 from pipelines import objectives
 from pipelines import vppo as math_of
 from pipelines.config import Config
+from pipelines.contents import sealed
 from pipelines.page import embedded_json, packed, page
 from pipelines.records import Look, schema
 from vppo_cli.run_page import collect
@@ -77,10 +78,12 @@ def make_different(run: Path) -> None:
     config = run / "config.yaml"
     text = config.read_text()
     assert "batch_prompts: 64" in text
-    config.write_text(text.replace("batch_prompts: 64", "batch_prompts: 32"))
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) | {"rollout/accuracy": 0.25} for line in lines]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changed = text.replace("batch_prompts: 64", "batch_prompts: 32")
+    config.write_text(changed.partition("\n")[2])  # by hand: without the hash
+    for path in run.glob("steps/*/rollout-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["metrics"]["accuracy"] = 0.25
+        path.write_text(json.dumps(sealed(manifest)))
 
 
 def test_the_page_is_one_small_file_and_asks_for_nothing(browser: Browser, made: Made) -> None:
@@ -379,7 +382,7 @@ def strike(file: Path) -> None:
     path = file.parent / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"].pop(file.name, None)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 def test_one_step_and_no_evaluation(

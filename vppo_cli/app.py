@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from json import dumps  # JSON is YAML
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipelines import heartbeat
-from pipelines.errors import Interrupted, UserError
+from pipelines.errors import Interrupted, LockLost, UserError
 from pipelines.launch import without
 from pipelines.ranks import is_main, launched
 
@@ -648,6 +651,22 @@ def _interrupt(number: int, _: object) -> None:
     raise Interrupted(signal.Signals(number).name)
 
 
+@contextlib.contextmanager
+def _told_by_path() -> Iterator[None]:
+    """What the system refused, anywhere, is told by the file's name, if the error has one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        from pipelines.disk import failed_path, told
+
+        nowhere = Path()
+        if failed_path(nowhere, error) != nowhere and (found := told(nowhere, error)):
+            raise found from error
+        raise
+
+
 def main() -> None:
     """Run the command line.
 
@@ -660,13 +679,17 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a character shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, _interrupt)
     if launched():  # whoever launched the ranks ends them by SIGTERM, and has said why
         sys.argv[1:] = without(sys.argv[1:], "--local_rank")  # which deepspeed adds
     else:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        with _told_by_path():
+            app()
     except UserError as error:
         from vppo_cli.display import show_error
 
@@ -674,6 +697,12 @@ def main() -> None:
         if heartbeat.speaks():
             show_error(error)
         sys.exit(2)
+    except LockLost as error:
+        from vppo_cli.display import show_error
+
+        heartbeat.end(str(error))
+        show_error(UserError("lock", str(error)))
+        sys.exit(1)
     except Interrupted:
         from vppo_cli.display import show_interrupted
 

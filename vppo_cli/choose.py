@@ -52,9 +52,15 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         path, note = runs.run_of(asked)
     else:
         path = runs.find_run(name)
-        asked = settings.load(config or path / runs.CONFIG, overrides)
+        asked = settings.load(config or runs.config_file(path), overrides)
     canonical(asked.eval.benchmarks)
-    stored = runs.read_config(path) if (path / runs.CONFIG).is_file() else asked
+    stored = asked
+    if (path / runs.CONFIG).is_file():
+        try:
+            stored = runs.read_config(path)
+        except UserError:
+            if config is None:
+                raise  # given anew, all settings are known
     asked = as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
     return Choice(Chain(stored, path) if stored != asked else wanted, wanted, note)

@@ -14,6 +14,7 @@ from pipelines.checkpoint import best, pick, saved
 from pipelines.config import EvalConfig
 from pipelines.errors import UserError
 from pipelines.evaluation import regrade
+from pipelines.lock import file_lock
 from pipelines.ranks import ranks
 from pipelines.run import train_stage
 from vppo_cli import display
@@ -167,5 +168,7 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
         asked = hub.resolved(asked)
     where = path.resolve() if path.exists() else path
     chain = Chain(asked, runs.models_folder(str(where)))
-    runs.write_config(chain.run, asked)
+    if runs.config_text(chain.run) != runs.marked(asked):
+        with file_lock(chain.run / "lock", f"run {chain.run.name}", "", wait=True, over=chain.run):
+            runs.write_config(chain.run, asked)
     return Choice(chain, chain)

@@ -158,7 +158,7 @@ def show_config(
     section: str | None, config: Path | None, overrides: Sequence[str], run: str | None
 ) -> None:
     """Every setting with its value and its meaning."""
-    file = config or (runs.find_run(run) / runs.CONFIG if run else None)
+    file = config or (runs.config_file(runs.find_run(run)) if run else None)
     values = settings.load(file, overrides)
     names = [
         (name, about) for name, about in settings.setting_names()

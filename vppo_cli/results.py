@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from evals import report
 from evals.benchmarks import canonical
 from evals.compare import compare, load
-from evals.run import RESULTS
+from evals.run import read_results
 from pipelines.chain import Chain
 from pipelines.config import Config
-from pipelines.errors import UserError
-from pipelines.runs import METRICS
-from pipelines.step import Step
+from pipelines.runs import metric_rows
+from pipelines.step import Step, is_there
 
 
 def recent_rows(chain: Chain) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; those of an older setting included, until it is made again."""
-    path = chain.run / METRICS
-    if not path.is_file():
-        return []
-    return [json.loads(text) for text in path.read_text().splitlines()]
+    """What metrics.jsonl has, from the manifests that it is made of, which carry hashes."""
+    return metric_rows(chain)
 
 
 def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
@@ -32,18 +27,18 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
     for benchmark in chain.benchmarks:
         start, end = chain.eval(0, benchmark), chain.eval(last, benchmark)
         entries = []
-        if start.path.is_dir():
+        if is_there(start.path):
             entries.append(entry(start, "starting model"))
-        if end.path.is_dir():
+        if is_there(end.path):
             row = entry(end, f"after {last} steps ({chain.config.update.objective})")
-            if start.path.is_dir():
+            if is_there(start.path):
                 first, second = (load(str(step.path))[1] for step in (start, end))
                 change = compare(first, second).changes[0].change
                 row["difference"] = 100 * change.mean
                 row["difference_interval"] = [100 * change.low, 100 * change.high]
             entries.append(row)
         if entries:
-            results = json.loads(((end if end.path.is_dir() else start).path / RESULTS).read_text())
+            results = read_results((end if is_there(end.path) else start).path)
             rows.append({
                 "benchmark": benchmark, "questions": results["questions"],
                 "samples": results["samples"], "results": entries,
@@ -80,7 +75,7 @@ def write_report(
         label: what the policy is called; by default its step and run.
     """
     cells = [chain.cell(step, name, config) for name in canonical(config.eval.benchmarks)]
-    found = [json.loads((cell.results.path / RESULTS).read_text()) for cell in cells]
+    found = [read_results(cell.results.path) for cell in cells]
     label = label or f"{policy_name(step)} of {chain.run.name}"
     folder = chain.run / "eval" / f"{step:04d}"
     whole = [*found, *_earlier(folder, found)]
@@ -89,19 +84,30 @@ def write_report(
 
 
 def _earlier(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the report in ``folder`` says of the same policy on benchmarks that are not in ``found``."""
-    try:
-        _, old = load(str(folder))
-    except UserError:
+    """What the report in ``folder`` says of the same policy on benchmarks that are not in ``found``.
+
+    Raises:
+        UserError: it is damaged: what it says of others would be lost.
+    """
+    if not is_there(folder / report.REPORT):
         return []
+    _, old = load(str(folder / report.REPORT))
     names = {result["benchmark"] for result in found}
     policy = found[0]["policy"]
     return [r for r in old if r["benchmark"] not in names and r.get("policy") == policy]
 
 
-def write_reports(chain: Chain) -> None:
-    """Reports on what a run evaluates at its end, where that is done."""
+def write_reports(chain: Chain, *, again: bool) -> None:
+    """Reports on what a run evaluates at its end, where that is done.
+
+    Args:
+        again: also those that are there; else what a kill has kept from being written.
+    """
     ends = (0, chain.config.run.steps) if chain.config.eval.baseline else (chain.config.run.steps,)
     for step in ends:
-        if chain.benchmarks and all(chain.eval(step, n).path.is_dir() for n in chain.benchmarks):
+        missing = [
+            f for f in report.FILES if not (chain.run / "eval" / f"{step:04d}" / f).is_file()
+        ]
+        done = all(is_there(chain.eval(step, n).path) for n in chain.benchmarks)
+        if chain.benchmarks and done and (again or missing):
             write_report(chain, chain.config, step)

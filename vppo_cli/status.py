@@ -63,6 +63,12 @@ class Glance:
         running = self.state.state == "running" and steps > 0
         return facts.seconds_left(steps, self.recent) if running else None
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the run's folder, though nothing else depends on it."""
+        damaged = f"{self.chain.run / runs.STATE} is damaged: what the run is doing is not known"
+        return [f"{damaged}; it is written again when the run goes on"] * self.state.damaged
+
     def json(self) -> dict[str, Any]:
         """For a program."""
         state, config = self.state, self.chain.config
@@ -77,7 +83,7 @@ class Glance:
             "seconds": spent, "tokens_per_second": rates,
             "memory": state.memory, "gpu_memory": state.gpu_memory,
             "metrics": self.rows[-1] if self.rows else {},
-            "checkpoints": self.saved, "evaluations": self.evaluations,
+            "checkpoints": self.saved, "evaluations": self.evaluations, "warnings": self.warnings,
         }  # fmt: skip
 
 
@@ -139,6 +145,10 @@ def lines(glance: Glance) -> Iterator[Text]:
     """What ``vppo status`` shows, line by line."""
     state, rows, chain = glance.state, glance.rows, glance.chain
     yield labelled("run", f"{chain.run}  ({state.state})")
+    for text in glance.warnings:
+        warning = labelled("warning", text)
+        warning.stylize("bold yellow")
+        yield warning
     if state.state == "running":
         yield labelled("now", doing(state))
         if glance.silent:

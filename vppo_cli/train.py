@@ -12,7 +12,6 @@ from pipelines.checkpoint import newest
 from pipelines.errors import UserError
 from pipelines.ranks import ranks
 from pipelines.run import train, train_stage
-from pipelines.step import write_atomic
 from vppo_cli import display
 from vppo_cli.choose import Choice, choose
 from vppo_cli.live import watching
@@ -32,25 +31,14 @@ def train_all(
     """Make everything that is missing, then show the evaluation."""
     everyone = ranks()
     chain, notes = everyone.on_main(lambda: begun(choose(name, config, overrides, new=True)))
-    file = chain.run / runs.CONFIG
-    previous = ""
-    if everyone.main:
-        previous = file.read_text(encoding="utf-8") if file.is_file() else ""
-        runs.write_config(chain.run, chain.config)
     with watching(chain, as_json=as_json) as watch:
         watch.begin()
         for note in notes:
             watch.note(note)
-        try:
-            made = train(chain, watch, until=until)
-        except UserError:
-            if previous and not watch.made:  # the run keeps settings that work
-                write_atomic(file, previous)
-            raise
+        made = train(chain, watch, until=until)
     if not everyone.main:
         return
-    if made:
-        write_reports(chain)
+    write_reports(chain, again=bool(made))
     rows = evaluation_rows(chain)
     if as_json:
         display.print_json({"run": chain.run.name, "made": len(made), "evaluations": rows})
@@ -82,7 +70,6 @@ def train_one(
         if not (choice.run / runs.CONFIG).is_file():
             chain, notes = begun(choice)
             choice = Choice(chain, chain)
-            runs.write_config(choice.run, choice.wanted.config)
         chosen = parse_steps(steps, choice.chain, first) or default_steps(choice.chain, stage)
         return choice, chosen, notes
 

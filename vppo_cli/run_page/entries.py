@@ -161,7 +161,7 @@ class EntryMaker:
     def _looks(self, step: int) -> Looks | None:
         score = self.source.chain.score(step)
         looks = None
-        if (score.path / LOOKS).is_file():
+        if LOOKS in (score.manifest() or {"files": ()})["files"]:
             looks = Looks(read_table(score, LOOKS, schema(Look)))
         if looks is None or not looks.positions:
             self.without_looks = True

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.errors import UserError
-from pipelines.records import Rollout, Scored, schema
-from pipelines.step import Step
+from pipelines.records import Rollout, Scored, parquet_errors, schema
+from pipelines.step import Step, checked
 from vppo_cli.results import recent_rows
 
 ROLLOUTS, SCORES, LOOKS = "rollouts.parquet", "scores.parquet", "looks.parquet"
@@ -44,7 +44,7 @@ class RunSource:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """What metrics.jsonl has, a row a training step."""
         return recent_rows(self.chain)
 
     @cached_property
@@ -59,10 +59,8 @@ class RunSource:
     def trained_tokens(self, step: int) -> int:
         """Response tokens of the groups that a step trains on, from the score file's own counts."""
         path = self.chain.score(step).path / SCORES
-        try:
-            metadata = pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from error
+        with parquet_errors(path):
+            metadata = pq.read_metadata(checked(path))
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         return sum(c.num_values for c in columns if c.path_in_schema.startswith("perception."))
@@ -86,26 +84,16 @@ class RunSource:
 
 
 def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
-    """A Parquet file of a step, checked for its columns; the manifest for its size.
+    """A Parquet file of a step, checked for its content and its columns.
 
     Raises:
         UserError: it is damaged, or has other columns.
     """
     step.manifest()
     path = step.path / name
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
+    with parquet_errors(path):
+        table = pq.read_table(checked(path), page_checksum_verification=True)
         return table.select(columns.names).cast(columns).combine_chunks()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    detail = str(error).splitlines()[0]
-    return UserError(
-        str(path), f"not a readable {path.name} ({detail}).",
-        "Delete its folder; it is made again when it is needed.",
-    )  # fmt: skip
 
 
 def responses(table: pa.Table, column: str) -> pa.ListArray:
@@ -168,10 +156,10 @@ def vocabulary(chain: Chain) -> Vocabulary | None:
 
     model = chain.config.model.path
     folders = [shipped_config("tiny_model") if model == "tiny" else Path(model)]
-    for step in reversed(checkpoint.saved(chain)):
-        folders.insert(0, chain.checkpoint(step).path / checkpoint.MODEL)
-        break
     files = [folder / "tokenizer.json" for folder in folders]
+    for step in checkpoint.saved(chain)[-1:]:
+        own = chain.checkpoint(step).path / checkpoint.MODEL / "tokenizer.json"
+        files[:0] = [checked(own)] if own.is_file() else []
     if not Path(model).is_dir() and model != "tiny":
         from huggingface_hub import try_to_load_from_cache
 

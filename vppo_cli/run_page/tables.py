@@ -8,7 +8,7 @@ from typing import Any
 
 from evals import report_tables
 from evals.compare import compare, load
-from evals.report import REPORT
+from evals.report import REPORT, read
 from pipelines.errors import UserError
 from pipelines.settings import setting_names
 from pipelines.step import MANIFEST, read_manifest
@@ -67,7 +67,7 @@ def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
         if not files:
             continue
         try:
-            report = json.loads(files[-1].read_text(encoding="utf-8"))
+            report = read(files[-1])
             tables = [report_tables.main_table(report), *report_tables.detail_tables(report)]
             score = report_tables.score_table(report)
             tables += [score] if score else []
