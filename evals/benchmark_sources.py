@@ -27,7 +27,7 @@ from evals.benchmark_rows import Where
 from evals.benchmarks import BENCHMARKS, EIGHT, Benchmark
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
-from pipelines.hub import commit_of
+from pipelines.hub import check_commit, commit_of
 from pipelines.sources import (
     BATCH,
     PEEK,
@@ -314,6 +314,8 @@ def open_hub(name: str, revision: str | None = None) -> Opened:
                     part = _streamed(table, name, where)
             except Exception as error:  # whatever the library's HTTP client, or its parser, raises
                 raise unreachable(name, where, error) from error
+            if offline:
+                check_commit(table, revision, f"benchmark {name}")
             yield where, part
 
 

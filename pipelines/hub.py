@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.config import Config
 from pipelines.errors import UserError
@@ -103,6 +103,23 @@ def moved(config: Config) -> Iterator[str]:
                     f"{named.setting} {named.name} is at {now[:12]} on the hub by now; this run stays "
                     f"with {named.revision[:12]} ({named.revision_setting})"
                 )
+
+
+def check_commit(table: Any, revision: str | None, place: str) -> None:
+    """See that a loaded ``datasets`` table is of the commit that was asked for.
+
+    Without a connection ``datasets`` takes the newest commit in its cache, whatever is asked for.
+
+    Raises:
+        UserError: it is of another.
+    """
+    names = {Path(file["filename"]).parent.name for file in getattr(table, "cache_files", [])}
+    others = {name for name in names if _COMMIT.fullmatch(name) and name != revision}
+    if revision and _COMMIT.fullmatch(revision) and others:
+        raise UserError(
+            place, f"revision {revision} is asked for, and the cache of this machine holds {min(others)}.",
+            "Give the command once where the hub can be reached, or ask for what is there.",
+        )  # fmt: skip
 
 
 def commit_of(kind: Kind, name: str, place: str) -> str:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
+from pipelines.hub import check_commit
 from pipelines.records import Sample
 from pipelines.source_rows import Rejected, RowParser, match_columns
 
@@ -307,6 +308,7 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
             f"Without a connection, point to a local copy: --set {key}=PATH (a Parquet or JSONL "
             "file, or a folder).",
         ) from error
+    check_commit(table, revision, f"{key} {name}")
     return arrow(table, f"{key} {name}", hub_caches())
 
 

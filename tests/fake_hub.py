@@ -81,9 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
     def _answer(self, body: bytes = b"") -> None:
-        path, _, _ = unquote(self.path).partition("?")
+        path, _, query = unquote(self.path).partition("?")
         if found := _API.fullmatch(path):
-            self._about(*found.groups(), body=body)
+            self._about(*found.groups(), body=body, all_below="recursive=true" in query.lower())
         elif found := _FILE.fullmatch(path):
             kind = "dataset" if found[1] else "model"
             self._file(self.hub.files(kind, found[2], found[3]), found[4])
@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"{}")
 
     def _about(self, kind: str, name: str, what: str | None, revision: str | None, inside: str | None,
-               *, body: bytes) -> None:  # fmt: skip
+               *, body: bytes, all_below: bool) -> None:  # fmt: skip
         commit = self.hub.files(kind, name, revision or "main")
         if commit is None:
             self._send(
@@ -104,17 +104,11 @@ class _Handler(BaseHTTPRequestHandler):
                      "siblings": [{"rfilename": file} for file in files]}  # fmt: skip
             self._json(about)
             return
-        asked = list(files)
         if what == "tree":
-            asked = [f for f in files if not inside or f.startswith(inside + "/")]
-        elif body[:1] == b"{":
-            asked = json.loads(body)["paths"]
-        else:
-            asked = parse_qs(body.decode())["paths"]
-        self._json([
-            {"type": "file", "path": file, "size": len(files[file]), "oid": _oid(files[file])}
-            for file in asked if file in files
-        ])  # fmt: skip
+            self._json(_tree(files, inside or "", all_below=all_below))
+            return
+        asked = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+        self._json([_entry(file, files[file]) for file in asked if file in files])
 
     def _file(self, commit: tuple[str, Files] | None, name: str) -> None:
         if commit is None or name not in commit[1]:
@@ -151,6 +145,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def _tree(files: Files, inside: str, *, all_below: bool) -> list[dict[str, Any]]:
+    start = f"{inside}/" if inside else ""
+    below = {name: name.removeprefix(start) for name in files if name.startswith(start)}
+    folders = {f"{start}{rest.split('/')[0]}" for rest in below.values() if "/" in rest}
+    found = [
+        {"type": "directory", "path": path, "oid": _oid(path.encode())} for path in sorted(folders)
+    ]
+    return found + [
+        _entry(name, files[name]) for name, rest in below.items() if all_below or "/" not in rest
+    ]
+
+
+def _entry(name: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
 
 
 def _oid(content: bytes) -> str:

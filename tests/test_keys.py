@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,12 @@ import pytest
 
 from pipelines import settings
 from pipelines.chain import Chain
+from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
+from pipelines.run import train
+from pipelines.runs import changed_shapes
+from pipelines.step import commit
+from pipelines.watch import Silent
 
 NAMED = "files named by data.source"
 
@@ -190,3 +196,46 @@ def test_a_corrected_answer_in_a_large_list(tmp_path):
         sparse(path, size, **{f"_{size // 2}": gold})
         keys.add(fingerprint(path))
     assert len(keys) == 2
+
+
+# --- what is told before any work is done ----------------------------------------------------------
+
+
+def test_a_model_whose_generation_settings_cannot_be_saved_is_told_first(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(settings.shipped_config("tiny_model"), model)
+    file = model / "generation_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"do_sample": False, "temperature": 0.1})
+    )
+    config = settings.load(None, [f"model.path={model}", "run.steps=1", "data.glyphs.train=4"])
+    chain = Chain(config, tmp_path / "run")
+    chain.run.mkdir()
+    with pytest.raises(
+        UserError, match=r"generation_config\.json: transformers refuses .*temperature"
+    ):
+        train(chain, Silent())
+    assert not list(tmp_path.glob("run/*/"))
+
+
+def test_another_batch_is_told_in_bfloat16_and_recorded(tmp_path):
+    def begun(dtype, *more):
+        config = settings.load(None, [f"model.dtype={dtype}", "run.steps=2", *more])
+        return Chain(config, tmp_path / dtype)
+
+    for dtype in ("float32", "bfloat16"):
+        for step in (begun(dtype).rollout(1), begun(dtype).update(1)):
+            with commit(step):
+                pass
+        manifest = begun(dtype).rollout(1).manifest()
+        assert manifest["shape"]["rollout.batch_prompts"] == 64
+        assert changed_shapes(begun(dtype)) == ""
+    other = "rollout.batch_prompts=3", "update.micro_batch_prompts=2", "score.batch_prompts=1"
+    assert changed_shapes(begun("float32", *other)) == ""
+    assert changed_shapes(begun("bfloat16", *other)) == (
+        "rollout.batch_prompts 64 (now 3), update.micro_batch_prompts 16 (now 2)"
+    )
+    # Manifests from before have none of it.
+    manifest = begun("bfloat16").rollout(1).path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"shape"', '"other"'))
+    assert changed_shapes(begun("bfloat16", other[0])) == ""
