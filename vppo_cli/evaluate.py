@@ -161,7 +161,7 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
     where = path.resolve() if path.exists() else path
     name = f"{where.name}-{hashlib.sha256(str(where).encode()).hexdigest()[:4]}"
     chain = Chain(asked, runs.runs_folder() / "models" / name)
-    if runs.config_text(chain.run) != settings.dump(asked):
+    if runs.config_text(chain.run) != runs.marked(asked):
         with file_lock(chain.run / "lock", f"run {chain.run.name}", "", wait=True, over=chain.run):
             runs.write_config(chain.run, asked)
     return Choice(chain, chain)
