@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE := .venv-scale
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean
+.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -24,7 +24,7 @@ regression: $(READY)    ## has training changed? recorded responses through ever
 	$(BIN)/python -m evals.regression replay
 	$(CI_RUN)
 	$(BIN)/python -m evals.regression run
-	VPPO_RUNS=build/regression $(BIN)/vppo compare configs/ci_baseline.json ci
+	VPPO_RUNS=build/regression $(BIN)/vppo compare configs/ci_baseline.json ci --fail-below -2
 
 baseline: $(READY)      ## make the stored baseline again, after a change that is meant to change results
 	rm -rf build/regression
@@ -40,11 +40,17 @@ kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-
 fault-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
 	$(BIN)/python tests/fault_proof.py --faults 500
 
+flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
+	$(BIN)/python tests/flip_proof.py --flips 20000 --runs 200
+
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m evals.perception --out docs/perception.md
 
 grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
 	$(BIN)/python -m evals.grading_benchmark
+
+grader-fuzz: $(READY)   ## 100,000 attacks on both graders: nothing runs, nothing stalls, nothing is left (slow)
+	$(BIN)/python tests/fuzz_graders.py
 
 scale-test: $(SCALE)/.ready ## vLLM and DeepSpeed (CPU builds), two and four ranks, killed ranks (slow)
 	cd tests/scale && DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ../../$(SCALE)/bin/python -m pytest -q -ra .

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import runs, settings
+from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.records import Rollout, SampleTable, Scored, read_rows
 from pipelines.rollout import ROLLOUTS
-from pipelines.run import perform
+from pipelines.run import held, perform
 from pipelines.score import SCORES
 from pipelines.step import Step, commit
 from pipelines.watch import Silent
@@ -76,7 +76,6 @@ class Replay:
         self.config, self.recorded, self.run = config, recorded, folder / RUN
         self.steps = len(list(recorded.glob("*-rollouts.parquet")))
         self.chain = Chain(config, self.run)
-        runs.write_config(self.run, config)
 
     def prepared(self) -> SampleTable:
         """The training questions, made now."""
@@ -129,7 +128,8 @@ class Replay:
 
     def _make(self, chain: Chain, steps: Sequence[Step]) -> list[Numbers]:
         missing = [step for step in steps if step.manifest() is None]
-        perform(chain, chain.config, missing, Silent())
+        with held(self.run, Silent()):
+            perform(chain, chain.config, missing, Silent())
         return [(step.manifest() or {})["metrics"] for step in steps]
 
 

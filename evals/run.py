@@ -162,6 +162,8 @@ def grade_cell(
         )  # fmt: skip
     entries = {row.id: journal[row.id][:samples] for row in rows}
     results, answers = grade(cell, rows, entries, pool, training, watch)
+    if cell.revisions:
+        results["revisions"] = cell.revisions
     write_answers(out / ANSWERS, answers)
     write_atomic(out / RESULTS, json.dumps(results, indent=1))
     return without_rows(results)

@@ -33,6 +33,7 @@ from pipelines.perturb import PERTURBATIONS
 from pipelines.placement import OnMain
 from pipelines.policy import Policy
 from pipelines.prepare import prepare
+from pipelines.prompts import model_location, only_local
 from pipelines.ranks import ranks
 from pipelines.records import Rollout, SampleTable, Scored, read_rows
 from pipelines.reward import RewardFunction, make_reward
@@ -60,6 +61,32 @@ def check_parts(config: Config) -> None:
     for grader in config.eval.graders:
         check_grader(grader, "eval.graders")
     check_trackers(config)
+
+
+def check_saves(config: Config) -> None:
+    """See that the starting model's generation settings can be written again, with every checkpoint.
+
+    Raises:
+        UserError: transformers refuses to; said before any work is done.
+    """
+    from transformers import GenerationConfig
+
+    where = model_location(config.model)
+    try:
+        found = GenerationConfig.from_pretrained(
+            where, revision=config.model.revision or "main", local_files_only=only_local(where)
+        )
+    except (OSError, ValueError):  # it has none, or what is wrong is told when it is loaded
+        return
+    try:
+        found.validate(strict=True)
+    except ValueError as error:
+        wrong = [line for line in str(error).splitlines() if line.startswith("- ")]
+        raise UserError(
+            f"model.path {where}, generation_config.json",
+            f"transformers refuses to save it with a checkpoint: {(wrong or [str(error)])[0].lstrip('- ')}",
+            "Correct that file in a copy of the model: set do_sample to true, or take out what it names.",
+        ) from error  # fmt: skip
 
 
 def check_ranks(config: Config) -> None:

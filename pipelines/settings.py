@@ -156,9 +156,20 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
 
 
 def not_given(path: Path) -> list[str]:
-    """The settings that a config file, with what it is based on, leaves at their defaults."""
+    """The settings that a config file, with what it is based on, leaves at their defaults.
+
+    But those that are younger than keys (``introduced``): files from before cannot have them.
+    """
     given = _read_file(path, ()).values
-    return [name for name, _ in setting_names() if name not in given]
+    return [name for name, _ in setting_names() if name not in given and not _is_young(name)]
+
+
+def _is_young(setting: str) -> bool:
+    *sections, name = setting.split(".")
+    holder: Any = Config
+    for section in sections:
+        holder = holder.model_fields[section].annotation
+    return name in getattr(holder, "introduced", ())
 
 
 def _open_mappings() -> set[str]:
@@ -234,7 +245,12 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def run_name(config: Config) -> str:
-    """``tiny-7f3a``: the config's name and a hash of every setting that decides a result."""
+def config_hash(config: Config) -> str:
+    """Hash of every setting that decides a result (hex, 64 digits)."""
     text = json.dumps(config.keyed(""), sort_keys=True)
-    return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(config: Config, digits: int = 8) -> str:
+    """``tiny-7f3a19c2``: the config's name and the first digits of its hash."""
+    return f"{config.name}-{config_hash(config)[:digits]}"

@@ -290,8 +290,10 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
         raise UserError(f"{key} {name}", "no such file or folder.", "Check the path.")
     import datasets
 
-    # Subset and revision belong to data.source; a second data set has neither.
-    subset, revision = (None, None) if validation else (data.subset, data.revision)
+    # The subset belongs to data.source; a second data set has none.
+    subset, revision = data.subset, data.revision
+    if validation:
+        subset, revision = None, data.validation_revision
     tried = f"split {split}" + (f", subset {subset}" if subset else "")
     tried += f", revision {revision}" if revision else ""
     try:

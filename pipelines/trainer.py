@@ -230,10 +230,10 @@ class TorchTrainer:
         Raises:
             FloatingPointError: it is not finite, or the weights no longer are.
         """
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for _, p in self.named], self.settings.max_grad_norm
-        )
+        parameters = [p for _, p in self.named]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self._check(norm.item())
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
         self.optimizer.step()
         self._check_weights()
         return norm.item()

@@ -51,7 +51,7 @@ class Bug:
 BUGS = (
     # -- rollout
     Bug("dynamic sampling keeps every group", "pipelines/rollout.py",
-        "keep = not settings.dynamic_sampling or is_informative(config, group)", "keep = True"),
+        "if informative or not settings.dynamic_sampling:", "if True:"),
     Bug("rewards of a group in reverse order", "pipelines/rollout.py",
         "marks = [next(graded) for _ in responses]", "marks = [next(graded) for _ in responses][::-1]"),
     Bug("samples at another temperature than it records", "pipelines/sampling.py",

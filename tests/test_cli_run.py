@@ -320,6 +320,8 @@ def test_doctor_finds_this_environment_fit(tmp_path: Path) -> None:
     assert told["ok"]
     states = {finding["name"]: finding["state"] for finding in told["findings"]}
     assert states["torch"] == states["tiny model"] == states["mathruler"] == states["runs"] == "ok"
+    found = {finding["name"]: finding["found"] for finding in told["findings"]}
+    assert "no network, writing, fork, exec" in found["grader walls"]  # tried, here, by a worker
 
 
 # -- stopped, watched, continued -------------------------------------------------------------------

@@ -158,6 +158,33 @@ def _graders() -> Iterator[Finding]:
             yield Finding(grader, state, f"1/2 = 0.5: {verdicts[0]}; 2 = x+1: {verdicts[1]}")
 
 
+def _grader_walls() -> Iterator[Finding]:
+    """What a grading process tried and could not do, on this machine."""
+    from pipelines.graders import GraderPool
+
+    with GraderPool(workers=1) as pool:
+        try:
+            held = pool.try_walls()
+        except UserError as error:
+            yield Finding("grader walls", "bad", str(error), "See the graders above.")
+            return
+    refused = [name for name, was_refused in held.refused.items() if was_refused]
+    open_ones = [name for name, was_refused in held.refused.items() if not was_refused]
+    by = [name for name, missing in held.means.items() if not missing]
+    missing = [f"{name}: {why}" for name, why in held.means.items() if why]
+    found = f"no {', '.join(refused)}" if refused else "none"
+    found += f"; by {', '.join(by)}" if by else ""
+    found += f"; without {'; '.join(missing)}" if missing else ""
+    if open_ones:
+        yield Finding(
+            "grader walls", "note", f"{found}; not kept from: {', '.join(open_ones)}",
+            "Answers that are no formula are still refused; where graders are your own, run them in "
+            "a container without network.",
+        )  # fmt: skip
+    else:
+        yield Finding("grader walls", "ok", found)
+
+
 def _disk() -> Iterator[Finding]:
     folder = runs.runs_folder()
     here = folder if folder.exists() else folder.absolute().parent
@@ -175,5 +202,5 @@ def _disk() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _system, _packages, _plain_transformers, _device, _model, _graders, _disk,
+    _system, _packages, _plain_transformers, _device, _model, _graders, _grader_walls, _disk,
 )  # fmt: skip
