@@ -19,6 +19,8 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint
 from pipelines.settings import shipped_config
+from pipelines.source_rows import READER
+from pipelines.sources import check_places
 from pipelines.step import Step
 
 VERSIONS = {
@@ -54,6 +56,7 @@ class Chain:
 
     def __init__(self, config: Config, run: Path) -> None:
         self.config, self.run = config, run
+        check_places(config)
         self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
         self.model = Step("model", None, run, VERSIONS["model"], _model(config))
         self._rollouts: list[Step] = []
@@ -122,9 +125,7 @@ class Chain:
 
     def validates(self) -> bool:
         """Whether checkpoints are followed by an evaluation on the validation questions."""
-        data = self.config.data
-        held_out = data.validation_count or data.validation_source or data.source == "glyphs"
-        return self.config.checkpoint.validation_samples > 0 and bool(held_out)
+        return self.config.checkpoint.validation_samples > 0 and self.config.data.has_validation
 
     def training(self, step: int) -> Iterator[Step]:
         """The steps of one training step, in order."""
@@ -190,6 +191,8 @@ def _sources(config: Config) -> dict[str, Any]:
     for name in ("data.source", "data.validation_source"):
         if settings[name] not in (None, "glyphs"):
             settings[name] = content_or_name(settings[name])
+    if config.data.source != "glyphs":
+        settings["reader version"] = READER
     return settings
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.errors import UserError
+from pipelines.images import Unusable, about, png
 from pipelines.records import Sample
-from pipelines.source_rows import IMAGE, Unusable, check_image, check_question
+from pipelines.source_rows import IMAGE, check_question
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -41,9 +41,10 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
         UserError: there is no such file, or it is no image.
     """
     if isinstance(image, Image.Image):
-        data = io.BytesIO()
-        image.convert("RGB").save(data, "PNG")
-        return data.getvalue()
+        try:
+            return png(image)
+        except Unusable as why:
+            raise UserError(place, f"{why}.", "Give it in 8 bits a channel.") from why
     if isinstance(image, (str, Path)):
         place = f"image {image}"
         try:
@@ -52,7 +53,7 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
             detail = getattr(error, "strerror", None) or str(error)
             raise UserError(place, f"cannot be read ({detail}).", "Check the path.") from error
     try:
-        check_image(image)
+        about(image)
     except Unusable as why:
         raise UserError(
             place,

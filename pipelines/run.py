@@ -13,15 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks import check_data
-from evals.questions import gather
+from evals.benchmark_sources import find_files
+from evals.benchmarks import OWN, check_data
+from evals.questions import gather, questions_step
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.errors import UserError
 from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
 from pipelines.ranks import ranks
 from pipelines.recorder import recording
+from pipelines.sources import check_sources
 from pipelines.step import Step, commit
 from pipelines.trackers import tracking
 from pipelines.watch import Watch
@@ -37,16 +40,37 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     story = list(chain.all()) if until is None or until >= last else list(chain.opening(until))
     missing = _missing(story)
     if missing:
+        ranks().on_main(lambda: check_inputs(chain))
         with held(chain.run):
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
-            check_data(chain.benchmarks, chain.config.data.source)
             # Now, not to learn it after the training.
             ranks().on_main(lambda: gather(chain.config, chain.benchmarks, watch))
             perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
     return missing
+
+
+def check_inputs(chain: Chain) -> None:
+    """What the run would refuse of its data, before it begins: cheap, and without the hub.
+
+    Raises:
+        UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing.
+    """
+    config = chain.config
+    check_data(chain.benchmarks, config.data.source)
+    if "validation" in chain.benchmarks and not config.data.has_validation:
+        raise UserError(
+            "eval.benchmarks: validation", "the settings hold no questions out.",
+            "Set data.validation_count, or name a data.validation_source.",
+        )  # fmt: skip
+    if chain.prepare.manifest() is None:
+        check_sources(config.data)
+    if config.eval.data_dir is not None:
+        for name in chain.benchmarks:
+            if name not in OWN and questions_step(name, config).manifest() is None:
+                find_files(name, config.eval.data_dir)
 
 
 def train_stage(

@@ -22,8 +22,9 @@ from evals.benchmark_rows import IMAGE, READ_IMAGE, Where, parse_options, with_o
 from evals.benchmarks import BENCHMARKS, EIGHT, canonical
 from evals.questions import gather, groups, questions_step, read_questions
 from pipelines import fingerprint, settings
+from pipelines.control_tokens import without_tokens
 from pipelines.errors import UserError
-from pipelines.source_rows import Unusable
+from pipelines.images import Unusable
 from pipelines.watch import Silent
 
 
@@ -816,4 +817,4 @@ def test_no_special_token_of_the_model_is_left_in_a_prompt():
     for token in tokenizer.all_special_tokens:
         text = f"a{token}b<|{token}|>"
         assert special & set(tokenizer(text)["input_ids"]), token
-        assert not special & set(tokenizer(benchmark_rows.without_tokens(text))["input_ids"]), token
+        assert not special & set(tokenizer(without_tokens(text))["input_ids"]), token

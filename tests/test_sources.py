@@ -17,8 +17,9 @@ from PIL import Image
 from pipelines import sources
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
+from pipelines.images import MAX_IMAGE_PIXELS, about
 from pipelines.records import Sample
-from pipelines.source_rows import MAX_IMAGE_PIXELS, RowParser, kind_of, unboxed
+from pipelines.source_rows import RowParser, kind_of, unboxed
 from pipelines.sources import read_source
 
 
@@ -298,7 +299,9 @@ def test_rejections(tmp_path, changes, reason, detail):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png())
-    monkeypatch.setattr("pipelines.source_rows.MAX_IMAGE_BYTES", len(png()) - 1)
+    for module in ("source_rows", "images"):
+        monkeypatch.setattr(f"pipelines.{module}.MAX_IMAGE_BYTES", len(png()) - 1)
+    about.cache_clear()
     assert parse(row(), tmp_path).reason == "image too large"
     assert parse(row(images=png()), tmp_path).reason == "image too large"
 

@@ -16,6 +16,7 @@ from pipelines import runs, settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.run import check_inputs
 from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
 from vppo_cli import capacity, display, facts
@@ -34,6 +35,7 @@ def plan(
         config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}"))
     )
     choice = choose(run, config, overrides, new=new)
+    check_inputs(choice.wanted)
     rows = plan_rows(choice.wanted)
     variants = list(other_variants(choice.wanted))
     asked = choice.wanted.config
