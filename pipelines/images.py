@@ -149,7 +149,7 @@ def _decoded(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
                 raise Unusable("image too large", f"{width} x {height} pixels")
             if width * height == 0:
                 raise Unusable("unreadable image", f"{width} x {height} pixels")
-            return seen(image), tuple(dict.fromkeys(str(one.message) for one in found))
+            return seen(image, data), tuple(dict.fromkeys(str(one.message) for one in found))
     except Unusable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -169,8 +169,11 @@ def _warnings() -> Iterator[list[warnings.WarningMessage]]:
         yield found
 
 
-def seen(image: Image.Image) -> Image.Image:
+def seen(image: Image.Image, data: bytes = b"") -> Image.Image:
     """An opened image of any mode as a person sees it: RGB, upright, on white.
+
+    Args:
+        data: the file it was opened from, if it was from one.
 
     Raises:
         Unusable: which of its values is white is not known.
@@ -182,10 +185,16 @@ def seen(image: Image.Image) -> Image.Image:
         shown = _narrowed(image)
     else:
         shown = _on_white(image, layout.args if layout and isinstance(layout.args, str) else "")
-    if image.format == "GIF" and layout and layout.extents:
-        shown = _first_frame(shown, layout.extents)
+    covered = _webp_frame(data) if image.format == "WEBP" else None
+    if image.format == "GIF" and layout:
+        covered = layout.extents
+    if covered and covered != (0, 0, *shown.size):  # the rest of the canvas is clear
+        white = Image.new("RGB", shown.size, "white")
+        white.paste(shown.crop(covered), covered[:2])
+        shown = white
     if orientation in _TURNS:
         shown = shown.transpose(_TURNS[orientation])
+    shown.info = {}  # nobody is to turn it again, or to take one of its colours for clear
     return shown
 
 
@@ -266,13 +275,21 @@ def _narrowed(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _first_frame(shown: Image.Image, extents: tuple[int, int, int, int]) -> Image.Image:
-    """A GIF's first frame on white, where it leaves a part of the canvas free."""
-    if tuple(extents) == (0, 0, *shown.size):
-        return shown
-    white = Image.new("RGB", shown.size, "white")
-    white.paste(shown.crop(extents), extents[:2])
-    return white
+def _webp_frame(data: bytes) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of what the first frame of an animated WebP covers of its canvas.
+
+    Encoders leave clear margins out, and then say that there is no alpha.
+    """
+    at = 12  # behind RIFF, size, WEBP
+    while at + 24 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name == b"ANMF":
+            left, top, width, height = (
+                int.from_bytes(data[at + 8 + 3 * i : at + 11 + 3 * i], "little") for i in range(4)
+            )
+            return 2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1
+        at += 8 + size + size % 2
+    return None
 
 
 class ImageTally:
