@@ -188,14 +188,14 @@ def check_place(what: str, path: Path) -> None:
     within = {str(real), *map(str, real.parents)}
     if str(real) in _TOPS or (within & set(_SYSTEM) and "/dev/shm" not in within):
         raise UserError(
-            what, "belongs to the system: it is no data.", "Name the data's own folder."
+            what, "belongs to the system: it is not read.", "Name another place."
         )
     if not (real.is_file() or real.is_dir()):
         raise UserError(what, "is neither a file nor a folder.", "Devices and pipes are not read.")
     if real.is_dir() and (real == home or real in home.parents):
         raise UserError(
             what, "is a home folder, or holds one: all of it would be read.",
-            "Name the data's own folder.",
+            "Name a folder in it.",
         )  # fmt: skip
 
 
