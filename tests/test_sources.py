@@ -542,12 +542,12 @@ def test_all_missing_columns_are_told_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "hidden",
-    [".ipynb_checkpoints/train-checkpoint.parquet", ".cache/huggingface/train.parquet",
-     "._train.parquet", "__MACOSX/train.parquet", "sub/.trash/train.parquet"],
+    [".ipynb_checkpoints/a-checkpoint.parquet", ".cache/huggingface/a.parquet", "._a.parquet",
+     "__MACOSX/a.parquet", "sub/.trash/a.parquet"],
 )  # fmt: skip
 def test_what_people_do_not_see_is_no_data(tmp_path, hidden):
     (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train.parquet", 3), (hidden, 5)):
+    for name, count in (("a.parquet", 3), (hidden, 5)):
         virl39k(count).to_parquet(str(tmp_path / name))
     assert len(read(tmp_path)) == 3
     assert len(read((tmp_path / hidden).parent)) in (3, 5)  # named itself, it is data
