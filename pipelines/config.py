@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MOST_STEPS = 100_000
+MOST_STEPS = 20_000
 MOST_SAMPLES, MOST_TOKENS, MOST_PROCESSES = 10_000, 2**24, 4096
 MOST_ROWS, MOST_PIXELS = 10**9, 10**9
 """No setting goes beyond these: what does is a slip, and would hang or fill memory before it fails."""

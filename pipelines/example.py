@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.errors import UserError
-from pipelines.images import Unusable, about, png
+from pipelines.images import MAX_IMAGE_BYTES, Unusable, about, png
 from pipelines.records import Sample
 from pipelines.source_rows import IMAGE, check_question
 
@@ -47,11 +48,7 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
             raise UserError(place, f"{why}.", "Give it in 8 bits a channel.") from why
     if isinstance(image, (str, Path)):
         place = f"image {image}"
-        try:
-            image = Path(image).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null character in the name
-            detail = getattr(error, "strerror", None) or str(error)
-            raise UserError(place, f"cannot be read ({detail}).", "Check the path.") from error
+        image = _content(Path(image), place)
     try:
         about(image)
     except Unusable as why:
@@ -61,3 +58,15 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
             "PNG, JPEG, WebP, GIF, BMP, TIFF and PPM are read.",
         ) from why
     return image
+
+
+def _content(path: Path, place: str) -> bytes:
+    try:
+        mode = path.stat().st_mode  # opening a pipe would wait for who writes into it
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(place, "is no file that ends.", "Devices and pipes are not read.")
+        with path.open("rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        detail = getattr(error, "strerror", None) or str(error)
+        raise UserError(place, f"cannot be read ({detail}).", "Check the path.") from error

@@ -139,7 +139,7 @@ def place_of(data: DataConfig, split: Literal["train", "validation"]) -> tuple[s
     return data.source, data.split
 
 
-def check_sources(data: DataConfig) -> None:
+def check_sources(data: DataConfig, *, examples: bool = False) -> None:
     """What reading will refuse, told before: sources that are not there, and columns they lack.
 
     A hub data set is not asked for.
@@ -148,12 +148,12 @@ def check_sources(data: DataConfig) -> None:
         UserError: as :func:`read_source`.
     """
     splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-    for split in splits[: 2 if data.validation_source else 1]:
+    for split in splits[: 2 if data.validation_source and not examples else 1]:
         name, _ = place_of(data, split)
         if name == "glyphs" and split == "train":
             return
         if exists(at_home(name)):
-            read_source(data, split=split)
+            read_source(data, split=split, examples=examples)
         else:
             _hub_id(name, validation=split == "validation")
 
@@ -187,9 +187,7 @@ def check_place(what: str, path: Path) -> None:
     real, home = path.resolve(), at_home("~").resolve()
     within = {str(real), *map(str, real.parents)}
     if str(real) in _TOPS or (within & set(_SYSTEM) and "/dev/shm" not in within):
-        raise UserError(
-            what, "belongs to the system: it is not read.", "Name another place."
-        )
+        raise UserError(what, "belongs to the system: it is not read.", "Name another place.")
     if not (real.is_file() or real.is_dir()):
         raise UserError(what, "is neither a file nor a folder.", "Devices and pipes are not read.")
     if real.is_dir() and (real == home or real in home.parents):

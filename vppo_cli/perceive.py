@@ -25,6 +25,7 @@ from pipelines.policy import Policy
 from pipelines.records import Perceived
 from pipelines.score import needs_two_views
 from pipelines.session import Session
+from pipelines.sources import check_sources
 from pipelines.watch import Silent
 from vppo_cli import display
 from vppo_cli.choose import choose
@@ -121,6 +122,7 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     if out is None:
         raise UserError("--out", "is needed with --dataset.", "Name a new folder.")
     check_new(out)
+    check_sources(asked.config.data, examples=True)  # before a model is loaded
     policy = asked.policy()
     if not as_json:
         display.line("model", f"{asked.name} on {policy.device.type}")
