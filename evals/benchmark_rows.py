@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.source_rows import Unusable, kind_of
-
-IMAGE = "<image>"  # as in pipelines.prompts, which needs torch
+from pipelines.control_tokens import IMAGE
+from pipelines.images import Unusable
+from pipelines.source_rows import kind_of
 
 LONGEST_OPTIONS = 100_000
 """Longer texts (characters) are not parsed as a list of options."""
@@ -74,7 +74,7 @@ def mathverse(raw: Mapping[str, Any], where: Where) -> Question | None:
     about = about if isinstance(about, Mapping) else {}
     return _one_image(
         raw["sample_index"], raw["question"], raw["image"], raw["answer"],
-        version=raw["problem_version"], problem=raw["problem_index"],
+        version=raw.get("problem_version"), problem=raw.get("problem_index"),
         subject=about.get("subject"), subfield=about.get("subfield"),
     )  # fmt: skip
 
@@ -93,13 +93,13 @@ def dynamath(raw: Mapping[str, Any], where: Where) -> Question | None:
     return _one_image(
         f"{raw['id']}-{variant}", raw["question"], raw["decoded_image"],
         gold.upper() if choice else gold, kind="choice" if choice else None,
-        seed=raw["id"], variant=variant, subject=raw["subject"], level=raw["knowledge_level"],
+        seed=raw["id"], variant=variant, subject=raw.get("subject"), level=raw.get("knowledge_level"),
     )  # fmt: skip
 
 
 def mmk12(raw: Mapping[str, Any], where: Where) -> Question | None:
     return _one_image(
-        raw["id"], raw["question"], raw["image"], raw["answer"], subject=raw["subject"]
+        raw["id"], raw["question"], raw["image"], raw["answer"], subject=raw.get("subject")
     )
 
 
@@ -117,7 +117,12 @@ def mathvision(raw: Mapping[str, Any], where: Where) -> Question | None:
         return None
     problem = with_options(_text(raw["question"]), parse_options(raw["options"] or []))
     return _one_image(
-        raw["id"], problem, raw["decoded_image"], gold, level=raw["level"], subject=raw["subject"]
+        raw["id"],
+        problem,
+        raw["decoded_image"],
+        gold,
+        level=raw.get("level"),
+        subject=raw.get("subject"),
     )
 
 
@@ -140,11 +145,13 @@ def logicvista(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 def mmmu_pro(raw: Mapping[str, Any], where: Where) -> Question | None:
     """The ``vision`` subset: question and options are in the image."""
-    return _one_image(raw["id"], READ_IMAGE, raw["image"], raw["answer"], subject=raw["subject"])
+    return _one_image(
+        raw["id"], READ_IMAGE, raw["image"], raw["answer"], subject=raw.get("subject")
+    )
 
 
 def mmmu_pro_standard(raw: Mapping[str, Any], where: Where) -> Question | None:
-    return _mmmu(raw, _text(raw["subject"]), choice=True)
+    return _mmmu(raw, _text(raw.get("subject")), choice=True)
 
 
 def mmmu_val(raw: Mapping[str, Any], where: Where) -> Question | None:
@@ -208,21 +215,6 @@ def without_instruction(text: str) -> str:
     """The question without the authors' instruction to think first and to box the answer."""
     start = text.lower().rfind(_INSTRUCTION)
     return text if start < 0 or len(text) - start > LONGEST_INSTRUCTION else text[:start].rstrip()
-
-
-# --- what a model would misread ---------------------------------------------------------------------
-
-_TOKEN = re.compile(r"<\|([^<>|\s]{1,64})\|>")
-"""A special token as chat models write it: ``<|im_end|>``, ``<|image_pad|>``."""
-
-
-def without_tokens(text: str) -> str:
-    """The text with such tokens pulled apart (``< |im_end| >``), visibly.
-
-    Tokenizers read them wherever they stand: as text of a question, one could end the user's turn or
-    announce an image that is not there.
-    """
-    return _TOKEN.sub(r"< |\1| >", text)
 
 
 # --- parts of the above ---------------------------------------------------------------------------

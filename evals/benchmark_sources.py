@@ -16,26 +16,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from evals.benchmark_rows import Where
 from evals.benchmarks import BENCHMARKS, EIGHT, Benchmark
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
 from pipelines.hub import check_commit, commit_of
+from pipelines.settings import plain_yaml
 from pipelines.sources import (
     BATCH,
-    PEEK,
     Part,
     RawRows,
     arrow,
-    broken,
     hub_caches,
+    is_hidden,
+    json_file,
     json_lines,
     parquet,
 )
@@ -43,8 +42,6 @@ from pipelines.sources import (
 if TYPE_CHECKING:
     import datasets
 
-LARGEST_JSON = 2 * 2**30
-"""Larger files (bytes) holding one JSON list are not read: such a list is in memory as a whole."""
 
 LONGEST_CARD = 2**18
 """Characters of a data set's README.md that are looked at."""
@@ -175,9 +172,9 @@ def _of_split(place: Path, subset: str | None, split: str, several: bool) -> lis
         return [place]
     if (place / "dataset_dict.json").is_file():
         return [place / split] if (place / split / "state.json").is_file() else []
-    for base in (place, place / "data", place / split):
-        for suffix in OPENERS:
-            files = sorted(base.glob(f"*{suffix}"))
+    for suffix in OPENERS:  # Parquet anywhere before JSON, which names its images at best
+        for base in (place, place / "data", place / split):
+            files = [f for f in sorted(base.glob(f"*{suffix}")) if not is_hidden(Path(f.name))]
             own = [f for f in files if base == place / split or _is_shard(f.stem, split)]
             if own:
                 return own
@@ -201,8 +198,8 @@ def _by_card(place: Path, subset: str | None, split: str) -> list[Path]:
         with (place / "README.md").open(encoding="utf-8") as file:
             text = file.read(LONGEST_CARD)
         head = _CARD_HEAD.match(text)
-        card = yaml.safe_load(head[1]) if head else None
-    except (OSError, yaml.YAMLError, RecursionError, ValueError):
+        card = plain_yaml(head[1]) if head else None
+    except (OSError, ValueError):
         return []
     configs = card.get("configs") if isinstance(card, dict) else None
     patterns: list[Any] = []
@@ -217,7 +214,10 @@ def _by_card(place: Path, subset: str | None, split: str) -> list[Path]:
     for pattern in patterns:
         if isinstance(pattern, str) and _stays_inside(pattern):
             try:
-                files += sorted(f for f in place.glob(pattern) if f.suffix in OPENERS)
+                files += sorted(
+                    f for f in place.glob(pattern)
+                    if f.suffix in OPENERS and not is_hidden(f.relative_to(place))
+                )  # fmt: skip
             except (ValueError, IndexError, NotImplementedError, RecursionError) as error:
                 raise UserError(
                     str(place / "README.md"),
@@ -247,38 +247,10 @@ def _saved(path: Path) -> Part:
     return arrow(table, str(path), (path,))
 
 
-def _json(path: Path, root: Path) -> Part:
-    """One JSON list of objects, or JSON Lines under this name."""
-    with broken(path, "JSON"), path.open("rb") as file:
-        start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if not start.startswith(b"["):
-        return json_lines(path, root)
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError(
-            str(path), "one JSON list is too large to be read.", "Write one object a line."
-        )
-
-    def rows() -> list[Mapping[str, Any]]:
-        try:
-            with broken(path, "JSON"):
-                content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                str(path), f"not JSON: {error}.", "Copy or download it again."
-            ) from error
-        if not all(isinstance(row, dict) for row in content):
-            raise UserError(str(path), "expected a list of objects.", "")
-        return content  # type: ignore[no-any-return]
-
-    content = rows()
-    columns = dict.fromkeys(key for row in content[:PEEK] for key in row)
-    return Part(str(path), list(columns), len(content), (root,), lambda wanted: iter(content))
-
-
 OPENERS: dict[str, Callable[[Path, Path], Part]] = {
     ".parquet": parquet,
     ".jsonl": json_lines,
-    ".json": _json,
+    ".json": json_file,
 }
 """File type -> how it is opened, best first where a folder holds a split twice."""
 

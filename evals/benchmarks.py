@@ -57,9 +57,9 @@ def _mmmu_pro_standard(options: int) -> Benchmark:
     return Benchmark(
         f"MMMU-Pro standard, {options} options",
         f"college questions with up to {options} options, images and text apart",
-        "MMMU/MMMU_Pro", ("id", "question", "options", "answer", "subject", "image_1"), 1730, 1730,
+        "MMMU/MMMU_Pro", ("id", "question", "options", "answer", "image_1"), 1730, 1730,
         benchmark_rows.mmmu_pro_standard, subsets=(f"standard ({options} options)",),
-        breakdowns=("subject",), optional=_IMAGES_1_TO_7[1:],
+        breakdowns=("subject",), optional=("subject", *_IMAGES_1_TO_7[1:]),
     )  # fmt: skip
 
 
@@ -67,22 +67,22 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mathverse": Benchmark(
         "MathVerse", "geometry and functions in five versions, from all text to all image",
         "AI4Math/MathVerse",
-        ("sample_index", "problem_index", "problem_version", "question", "image", "answer",
-         "question_type"), 3940, 2180, benchmark_rows.mathverse,
+        ("sample_index", "question", "image", "answer", "question_type"), 3940, 2180,
+        benchmark_rows.mathverse,
         subsets=("testmini",), splits=("testmini",), cluster="problem",
-        breakdowns=("version", "subject"), optional=("metadata",),
+        breakdowns=("version", "subject"), optional=("problem_index", "problem_version", "metadata"),
     ),
     "dynamath": Benchmark(
         "DynaMath", "501 seed questions in ten variants each", "DynaMath/DynaMath_Sample",
-        ("id", "question", "decoded_image", "ground_truth", "answer_type", "subject",
-         "knowledge_level"), 5010, 3666, benchmark_rows.dynamath,
+        ("id", "question", "decoded_image", "ground_truth", "answer_type"), 5010, 3666,
+        benchmark_rows.dynamath,
         splits=tuple(f"sample_variant{n}" for n in range(1, 11)), cluster="seed",
-        breakdowns=("subject", "level"), repeats="id",
+        breakdowns=("subject", "level"), optional=("subject", "knowledge_level"), repeats="id",
     ),
     "mmk12": Benchmark(
         "MMK12", "school mathematics, physics, chemistry, biology; the paper also validates on it",
-        "FanqingM/MMK12", ("id", "question", "image", "answer", "subject"), 2000, 2000,
-        benchmark_rows.mmk12, breakdowns=("subject",),
+        "FanqingM/MMK12", ("id", "question", "image", "answer"), 2000, 2000,
+        benchmark_rows.mmk12, breakdowns=("subject",), optional=("subject",),
     ),
     "geo3k": Benchmark(
         "Geometry3k", "plane geometry, answered by a value", "hiyouga/geometry3k",
@@ -90,8 +90,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "mathvision": Benchmark(
         "MathVision", "competition mathematics of five levels", "MathLLMs/MathVision",
-        ("id", "question", "options", "decoded_image", "answer", "level", "subject"), 3040, 2907,
-        benchmark_rows.mathvision, breakdowns=("level", "subject"),
+        ("id", "question", "options", "decoded_image", "answer"), 3040, 2907,
+        benchmark_rows.mathvision, breakdowns=("level", "subject"), optional=("level", "subject"),
     ),
     "wemath": Benchmark(
         "We-Math", "composite problems beside their one-step parts", "We-Math/We-Math",
@@ -104,8 +104,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "mmmu_pro": Benchmark(
         "MMMU-Pro", "college questions that are all image (the vision subset)", "MMMU/MMMU_Pro",
-        ("id", "image", "answer", "subject"), 1730, 1730, benchmark_rows.mmmu_pro,
-        subsets=("vision",), breakdowns=("subject",),
+        ("id", "image", "answer"), 1730, 1730, benchmark_rows.mmmu_pro,
+        subsets=("vision",), breakdowns=("subject",), optional=("subject",),
     ),
     "mmmu_val": Benchmark(
         "MMMU", "college questions of 30 subjects, the validation split", "MMMU/MMMU",
@@ -150,7 +150,7 @@ def canonical(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_data(names: Iterable[str], data_source: str) -> None:
-    """Refuse, before anything is trained, a benchmark that the run's data cannot serve.
+    """Refuse, before anything is made, a benchmark that the run's data cannot serve.
 
     Raises:
         UserError: glyphs is asked for and the data is not the embedded one.

@@ -26,7 +26,8 @@ from evals.statistics import Interval, bootstrap
 from pipelines import settings
 from pipelines.answer import extract_answer
 from pipelines.graders import GRADERS, GraderPool
-from pipelines.prompts import IMAGE, messages, open_image
+from pipelines.images import as_shown
+from pipelines.prompts import IMAGE, messages
 from pipelines.records import Sample, SampleTable
 from pipelines.reward import outcomes_of
 from pipelines.torchvision_ops import ensure_importable
@@ -85,8 +86,7 @@ def doc_to_image(doc: Mapping[str, Any]) -> list[Image.Image]:
 
 
 def _image(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))  # decoded when it is first looked at
-    return image if image.mode == "RGB" else open_image(data)
+    return Image.open(io.BytesIO(as_shown(data)))  # decoded when it is first looked at
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -15,15 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark_rows import Question, Where, authors, without_tokens
+from evals.benchmark_rows import Question, Where, authors
 from evals.benchmark_sources import commit_of_benchmark, find_files, open_files, open_hub
 from evals.benchmarks import BENCHMARKS, OWN, canonical
 from evals.scores import OWN_SCORES
 from pipelines.config import Config
+from pipelines.control_tokens import as_text
 from pipelines.errors import UserError
+from pipelines.images import ImageTally, Unusable
 from pipelines.lock import file_lock
 from pipelines.records import Sample, SampleTable, write_samples
-from pipelines.source_rows import ImageReader, UniqueNames, Unusable, check_question
+from pipelines.source_rows import READER, ImageReader, UniqueNames, check_question, listed
 from pipelines.sources import Part
 from pipelines.step import MANIFEST, Step, commit, read_manifest
 from pipelines.watch import Watch
@@ -50,7 +52,9 @@ def questions_step(name: str, config: Config) -> Step:
             source = f"content {find_files(name, data_dir).content()}"
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
-    settings = {"benchmark": name, "source": source, "splits": list(benchmark.splits)}
+    settings = {
+        "benchmark": name, "source": source, "splits": list(benchmark.splits), "reader version": READER
+    }  # fmt: skip
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
     return _of_a_commit(step) if data_dir is None else step
 
@@ -129,6 +133,7 @@ class _Reader:
         self.reasons: Counter[str] = Counter()
         self.example = ""
         self.tokens = 0  # questions with special tokens of chat models
+        self.images = ImageTally()
         self._grouped: set[str] = set()
         self._unique = UniqueNames()
         self._repeats: Counter[str] = Counter()
@@ -160,15 +165,17 @@ class _Reader:
                 f"{kept} after it, expected {expected.kept}"
             )
         if self.reasons:
-            listed = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
+            n = self.reasons.total()
             found.append(
-                f"{self.name}: {self.reasons.total()} rows left out ({listed}). {self.example}"
+                f"{self.name}: {n} row{'s' * (n > 1)} left out ({reasons}). {self.example}"
             )
-        if self.tokens:
+        if n := self.tokens:
             found.append(
-                f"{self.name}: special tokens of chat models in {self.tokens} questions, "
+                f"{self.name}: special tokens of chat models in {n} question{'s' * (n > 1)}, "
                 "written apart: <|name|> as < |name| >"
             )
+        found += [f"{self.name}: {line}" for line in self.images.told()]
         if ungrouped := self._ungrouped():
             found.append(f"{self.name}: {ungrouped}")
         return found
@@ -215,24 +222,28 @@ class _Reader:
         if {"messages", "images"} <= set(part.columns):
             self.filtered = True
             return [c for c in ("id", "messages", "images") if c in part.columns], authors
-        missing = [name for name in self.benchmark.columns if name not in part.columns]
+        found = part.columns
+        if part.scan and not set(self.benchmark.columns) <= set(found):
+            found = part.scan()
+        missing = [name for name in self.benchmark.columns if name not in found]
         if missing:
             raise UserError(
                 f"benchmark {self.name}, {part.place}",
-                f"no column {', '.join(missing)}; columns found: {', '.join(part.columns) or 'none'}.",
+                f"no column {', '.join(missing)}; columns found: {listed(found) or 'none'}.",
                 f"It should have the columns of {self.benchmark.hub} on the hub.",
             )  # fmt: skip
         wanted = (*self.benchmark.columns, *self.benchmark.optional)
-        return [name for name in wanted if name in part.columns], self.benchmark.row
+        return [name for name in wanted if name in found], self.benchmark.row
 
     def _sample(self, question: Question, images: ImageReader) -> Sample:
         if not question.answer:
             raise Unusable("no answer")
         data = images.read(question.images)
         check_question(question.problem, len(data))
-        problem = without_tokens(question.problem)
+        problem = as_text(question.problem)
         self.tokens += problem != question.problem
         self._grouped |= question.groups.keys()
+        self.images.add(data)
         return Sample(
             self._unique(question.id), problem, data, question.answer, question.kind,
             json.dumps({"groups": question.groups}, ensure_ascii=False, sort_keys=True),

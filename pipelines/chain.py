@@ -21,6 +21,8 @@ from pipelines.fingerprint import fingerprint, named_files
 from pipelines.part_sources import PartSources
 from pipelines.ranks import ranks
 from pipelines.settings import shipped_config
+from pipelines.source_rows import READER
+from pipelines.sources import check_places
 from pipelines.step import Step
 
 VERSIONS = {
@@ -58,6 +60,7 @@ class Chain:
 
     def __init__(self, config: Config, run: Path) -> None:
         self.config, self.run = config, run
+        check_places(config)
         self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
         self.model = Step("model", None, run, VERSIONS["model"], _model(config))
         self._sources = PartSources(run)
@@ -133,9 +136,7 @@ class Chain:
 
     def validates(self) -> bool:
         """Whether checkpoints are followed by an evaluation on the validation questions."""
-        data = self.config.data
-        held_out = data.validation_count or data.validation_source or data.source == "glyphs"
-        return self.config.checkpoint.validation_samples > 0 and bool(held_out)
+        return self.config.checkpoint.validation_samples > 0 and self.config.data.has_validation
 
     def training(self, step: int) -> Iterator[Step]:
         """The steps of one training step, in order."""
@@ -211,6 +212,8 @@ def _sources(config: Config) -> dict[str, Any]:
             settings[name] = content_or_name(str(path)) if path.exists() else where
             if path.is_file() and (named := named_files(path, path.parent)):
                 settings[f"files named by {name}"] = f"content {named}"
+    if config.data.source != "glyphs":
+        settings["reader version"] = READER
     return settings
 
 

@@ -15,6 +15,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+MOST_STEPS = 20_000
+MOST_SAMPLES, MOST_TOKENS, MOST_PROCESSES = 10_000, 2**24, 4096
+MOST_ROWS, MOST_PIXELS = 10**9, 10**9
+"""No setting goes beyond these: what does is a slip, and would hang or fill memory before it fails."""
+
 
 class Section(BaseModel):
     """A group of settings."""
@@ -55,11 +60,11 @@ class Section(BaseModel):
 class GlyphsConfig(Section):
     """The embedded data: questions about small grids of real handwritten digits."""
 
-    train: int = Field(default=4096, ge=1)
+    train: int = Field(default=4096, ge=1, le=MOST_ROWS)
     """Training questions made."""
-    validation: int = Field(default=128, ge=1)
+    validation: int = Field(default=128, ge=1, le=MOST_ROWS)
     """Validation questions made (used to choose the best checkpoint)."""
-    test: int = Field(default=512, ge=1)
+    test: int = Field(default=512, ge=1, le=MOST_ROWS)
     """Held-out questions made (used by the final evaluation)."""
     levels: tuple[int, ...] = (1, 2, 3)
     """Levels of difficulty to draw from, equally often: any of 1, 2, 3."""
@@ -94,26 +99,31 @@ class DataConfig(Section):
     """The split of a hub ``validation_source``."""
     validation_revision: str | None = None
     """The git revision of a hub ``validation_source``; none: as for ``revision``."""
-    validation_count: int = Field(default=128, ge=0)
+    validation_count: int = Field(default=128, ge=0, le=MOST_ROWS)
     """Rows held out of the source for validation where ``validation_source`` is not set."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column -> theirs, for id, problem, images, answer, kind: ``{problem: question}``. The
     defaults are ViRL39K's names: problem, images, answer."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Take only the first rows."""
     instruction: str = ""
     """Text put after the question, following a blank line (the paper's asks for <think> and box)."""
-    max_prompt_tokens: int = Field(default=4096, ge=1)
+    max_prompt_tokens: int = Field(default=4096, ge=1, le=MOST_TOKENS)
     """Longer prompts (tokens, image tokens included) are left out and listed. Paper: 4096."""
-    min_pixels: int | None = Field(default=None, ge=1)
+    min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
     """Images are enlarged to at least this many pixels; none: the processor's own. Paper: 200704."""
-    max_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
     """Images are shrunk to at most this many pixels; none: the processor's own. Paper: 1003520."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     """Processes (of each rank) that decode and cut the next prompts' images while the model computes;
     0: done when they are needed."""
     glyphs: GlyphsConfig = GlyphsConfig()
     """Settings of the embedded data."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation questions."""
+        return bool(self.source == "glyphs" or self.validation_source or self.validation_count)
 
 
 class ModelConfig(Section):
@@ -149,26 +159,26 @@ class RolloutConfig(Section):
     server: str | None = None
     """Address of a running ``vllm serve``, such as http://node7:8000; none: vLLM in this process. Its
     samples are those of the same engine, but for rounding."""
-    tensor_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, le=MOST_PROCESSES)
     """Ranks that share one vLLM engine; divides the number of ranks of a node."""
     memory_fraction: float = Field(default=0.4, gt=0, lt=1)
     """Share of a GPU's memory that vLLM may take while it generates (weights and KV cache)."""
     mismatch_limit: float | None = Field(default=None, gt=0)
     """Stop if the engine's log-probs are further than this from the trainer's (mean |difference|,
     nats); none: ten times that of the first step, and 0.001 at least."""
-    prompts_per_step: int = Field(default=384, ge=1)
+    prompts_per_step: int = Field(default=384, ge=1, le=MOST_ROWS)
     """Groups a step trains on (prompts, after dynamic sampling). Paper: 384."""
-    samples_per_prompt: int = 8
+    samples_per_prompt: int = Field(default=8, le=MOST_SAMPLES)
     """Responses per prompt, G. Paper: 8."""
-    max_new_tokens: int = Field(default=2048, ge=1)
+    max_new_tokens: int = Field(default=2048, ge=1, le=MOST_TOKENS)
     """Longest response, in tokens. Paper: 2048 (7B)."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature. Paper: 1."""
     top_p: float = Field(default=0.99, gt=0, le=1)
     """Nucleus sampling mass; 1 is off. Paper: 0.99."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, le=MOST_TOKENS)
     """Sample among the k likeliest tokens; 0 is off."""
-    batch_prompts: int = Field(default=64, ge=1)
+    batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Prompts generated together: memory and speed. In float32 the same tokens are sampled, but for a
     rare tie within rounding; in bfloat16 last bits move, and now and then a token with them."""
     dynamic_sampling: bool = True
@@ -177,7 +187,7 @@ class RolloutConfig(Section):
     """Groups whose mean accuracy is not above this are dropped (DAPO)."""
     accuracy_high: float = Field(default=0.99, ge=0, le=1)
     """Groups whose mean accuracy is not below this are dropped (DAPO)."""
-    max_tries: int = Field(default=10, ge=1)
+    max_tries: int = Field(default=10, ge=1, le=MOST_ROWS)
     """Give up, with advice, after this many rounds of sampling for one step."""
 
     @field_validator("samples_per_prompt")
@@ -203,7 +213,7 @@ class RewardConfig(Section):
     deadline: float = Field(default=5.0, gt=0)
     """Seconds of processor time one answer may take to grade before its worker is killed. One that
     waits without computing is ended after ten times that and 30 s more."""
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)
     """Grader processes."""
 
 
@@ -226,12 +236,12 @@ class ScoreConfig(Section):
     """One perturbed image shared by a prompt's responses, or one for each (the reference code)."""
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
-    batch_prompts: int = Field(default=16, ge=1)
+    batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Prompts scored together, at most: memory and speed; results but for rounding the same."""
-    batch_tokens: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Tokens of a forward pass, at most (a longer group goes alone): passes of about the same work;
     none: only ``batch_prompts`` counts."""
-    looks: int = Field(default=4, ge=0)
+    looks: int = Field(default=4, ge=0, le=MOST_ROWS)
     """Groups of each step kept to be looked at, with their images as PNG and what else each token could
     have been (looks.parquet, for vppo report); 0 keeps none."""
 
@@ -266,32 +276,32 @@ class UpdateConfig(Section):
     """Keep DeepSpeed's optimizer state, and with ZeRO-3 the weights, in the machine's memory."""
     freeze_vision: bool = False
     """Leave the vision tower and its projector as they are."""
-    lora_rank: int = Field(default=0, ge=0)
+    lora_rank: int = Field(default=0, ge=0, le=MOST_TOKENS)
     """Train LoRA adapters of this rank on the language model's linear layers, and nothing else; 0: train
     all weights. Learning rates are some ten times higher than for all weights."""
-    lora_alpha: int = Field(default=32, gt=0)
+    lora_alpha: int = Field(default=32, gt=0, le=MOST_TOKENS)
     """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"
     """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/objectives.py)."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """AdamW's learning rate. Paper: 1e-6."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
     """Updates over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay. Paper: 0.01."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decay rates."""
+    """AdamW's moment decay rates, each at least 0 and below 1."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
-    batch_prompts: int = Field(default=128, ge=1)
+    batch_prompts: int = Field(default=128, ge=1, le=MOST_ROWS)
     """Groups per optimizer step (the update batch). Paper: 128."""
-    micro_batch_prompts: int = Field(default=16, ge=1)
+    micro_batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
     same; with ``shaping_statistics: micro_batch`` it decides the shaping weights."""
-    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
     same work; none: only ``micro_batch_prompts`` counts."""
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Passes over each step's rollouts. Paper: 1."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, same result but for
@@ -315,7 +325,7 @@ class UpdateConfig(Section):
     """``sampled``: mean of -log p of the sampled tokens (reference code); ``exact``: full vocabulary."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Coefficient of the k3 KL to the starting policy; 0 (paper) loads no reference model."""
-    overlong_cache: int = Field(default=0, ge=0)
+    overlong_cache: int = Field(default=0, ge=0, le=MOST_TOKENS)
     """DAPO's soft overlong penalty over the last this many tokens before the limit; 0 is off."""
     mask_truncated: bool = False
     """Leave truncated responses out of the loss."""
@@ -331,19 +341,26 @@ class UpdateConfig(Section):
             )
         return self
 
+    @field_validator("adam_betas")
+    @classmethod
+    def _moments_decay(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"adam_betas is {list(value)}; each must be at least 0 and below 1")
+        return value
+
 
 class CheckpointConfig(Section):
     """What is kept on disk."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"every", "keep_last", "keep_best"})
 
-    every: int = Field(default=20, ge=1)
+    every: int = Field(default=20, ge=1, le=MOST_ROWS)
     """Updates between checkpoints; the last update always gets one."""
-    keep_last: int = Field(default=2, ge=1)
+    keep_last: int = Field(default=2, ge=1, le=MOST_ROWS)
     """Newest checkpoints whose weights are kept."""
-    keep_best: int = Field(default=1, ge=0)
+    keep_best: int = Field(default=1, ge=0, le=MOST_ROWS)
     """Checkpoints with the highest validation accuracy whose weights are kept besides."""
-    validation_samples: int = Field(default=4, ge=0)
+    validation_samples: int = Field(default=4, ge=0, le=MOST_SAMPLES)
     """Samples per validation question at each checkpoint; 0 skips validation."""
 
 
@@ -356,7 +373,8 @@ class EvalConfig(Section):
     shapes: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
 
     benchmarks: tuple[str, ...] = ("glyphs",)
-    """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks.py."""
+    """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks.py.
+    Where ``data.source`` is one's own: ``validation``, if there are such questions."""
     data_dir: str | None = None
     """A folder with local copies of the benchmarks; none: the hub."""
     baseline: bool = True
@@ -367,25 +385,25 @@ class EvalConfig(Section):
     graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
     """Graders of every answer, the one that decides first; an import path works as well. On the run's
     own questions ``reward.grader`` decides."""
-    samples: int = Field(default=8, ge=1)
+    samples: int = Field(default=8, ge=1, le=MOST_SAMPLES)
     """Samples per question; accuracy is their mean ("avg@8"). Paper: 8."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Take only the first questions."""
     temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature; none: the profile's. Paper: 1."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Nucleus sampling mass; 1 is off; none: the profile's. Paper: 1."""
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
     """Sample among the k likeliest tokens; 0 is off; none: the profile's. Paper: 50."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Longest response, in tokens; none: the profile's. Paper: 2048 (7B), 4096 (32B), 8192 (8B)."""
-    min_pixels: int | None = Field(default=None, ge=1)
+    min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
     """Images are enlarged to at least this many pixels; none: the profile's. Paper: 1024."""
-    max_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
     """Images are shrunk to at most this many pixels; none: the profile's. Paper: 589824."""
     instruction: str | None = None
     """Text put after the question, following a blank line; none: the profile's."""
-    batch_prompts: int = Field(default=64, ge=1)
+    batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Prompts generated together: memory and speed, as ``rollout.batch_prompts``."""
 
     @field_validator("graders")
@@ -401,9 +419,9 @@ class RunConfig(Section):
 
     shapes: ClassVar[frozenset[str]] = frozenset({"threads", "device"})
 
-    steps: int = Field(default=100, ge=1)
+    steps: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Policy-update steps. Raise it to extend a finished run."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     """CPU threads for torch; 0 is torch's own choice."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``."""
@@ -417,12 +435,12 @@ class Config(Section):
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"run"})
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """What the run's folder is called, followed by a hash of the settings."""
     mode: Literal["paper", "reference"] = "paper"
     """``paper``: the method as published, exact. ``reference``: the public code's approximations, for
     comparison; sets the fields listed in ``pipelines.settings.MODES`` unless they are given."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seeds every random draw of the run."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -433,6 +451,13 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _own_data_are_evaluated_on_their_own(self) -> Config:
+        if self.data.source != "glyphs" and "benchmarks" not in self.eval.model_fields_set:
+            names = ("validation",) if self.data.has_validation else ()
+            self.__dict__["eval"] = self.eval.model_copy(update={"benchmarks": names})
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.errors import UserError
+from pipelines.images import MAX_IMAGE_BYTES, Unusable, about, png
 from pipelines.records import Sample
-from pipelines.source_rows import IMAGE, Unusable, check_image, check_question
+from pipelines.source_rows import IMAGE, check_question
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -41,18 +42,15 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
         UserError: there is no such file, or it is no image.
     """
     if isinstance(image, Image.Image):
-        data = io.BytesIO()
-        image.convert("RGB").save(data, "PNG")
-        return data.getvalue()
+        try:
+            return png(image)
+        except Unusable as why:
+            raise UserError(place, f"{why}.", "Give it in 8 bits a channel.") from why
     if isinstance(image, (str, Path)):
         place = f"image {image}"
-        try:
-            image = Path(image).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null character in the name
-            detail = getattr(error, "strerror", None) or str(error)
-            raise UserError(place, f"cannot be read ({detail}).", "Check the path.") from error
+        image = _content(Path(image), place)
     try:
-        check_image(image)
+        about(image)
     except Unusable as why:
         raise UserError(
             place,
@@ -60,3 +58,15 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
             "PNG, JPEG, WebP, GIF, BMP, TIFF and PPM are read.",
         ) from why
     return image
+
+
+def _content(path: Path, place: str) -> bytes:
+    try:
+        mode = path.stat().st_mode  # opening a pipe would wait for who writes into it
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(place, "is no file that ends.", "Devices and pipes are not read.")
+        with path.open("rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        detail = getattr(error, "strerror", None) or str(error)
+        raise UserError(place, f"cannot be read ({detail}).", "Check the path.") from error

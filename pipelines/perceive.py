@@ -23,6 +23,7 @@ from typing import Any
 
 from pipelines import settings as config_files
 from pipelines.config import Config
+from pipelines.control_tokens import as_text, control_tokens
 from pipelines.engines import HuggingFaceEngine, Name, Response, encoded
 from pipelines.errors import UserError
 from pipelines.example import ImageLike, example
@@ -223,6 +224,8 @@ def see(
         masks: perturbed images to average over.
         first: the number of the first question; seeds what is drawn.
     """
+    tokens = control_tokens(policy.processor)
+    samples = [replace(one, problem=as_text(one.problem, tokens)) for one in samples]
     for sample in samples:
         encoded(policy, sample)  # which tells of a question that the processor refuses
     found = _responses(config, policy, samples, responses, first)
@@ -295,7 +298,10 @@ def as_response(policy: Policy, text: str) -> Response:
     ids = list(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise UserError("response", "is empty: it has no token.", "Leave it out to sample one.")
-    never = set(policy.suppressed_ids.tolist()) | set(policy.eos_ids)
+    control = control_tokens(policy.processor)
+    added = policy.tokenizer.added_tokens_decoder.items()
+    never = {index for index, token in added if token.content in control}
+    never |= set(policy.suppressed_ids.tolist()) | set(policy.eos_ids)
     for token in ids:
         if token in never:
             raise UserError(

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.images import image_size
 from pipelines.perturb import patches_to_image
 
 _CUT = re.compile(r"<row_(\d+)_col_(\d+)>|<global-img>")
@@ -129,7 +130,7 @@ def _counted(input_ids: Tensor, processor: Any, images: Sequence[bytes]) -> list
         return []
     found: list[Cut] = []
     for count, image in zip(runs, images, strict=True):
-        width, height = Image.open(io.BytesIO(image)).size
+        height, width = image_size(image)
         shapes = [(r, (count - 1) // r) for r in range(1, count) if (count - 1) % r == 0]
         nearest = min(shapes, key=lambda s: abs(width / height - s[1] / s[0]), default=None)
         found.append((nearest, count))

@@ -1,14 +1,14 @@
 """The prepare stage: any source -> Parquet files of usable samples.
 
 What cannot be used (unreadable image, no answer, over-long prompt ...) is left out, counted by
-reason and listed in ``rejected.jsonl``. Rows are streamed: memory holds one row group and the rows
-held out for validation.
+reason and listed in ``rejected.jsonl``. What is odd but used (control tokens in a question, which are
+pulled apart, images of a single colour, questions without image, columns that nothing is made of) is
+told. Rows are streamed: memory holds one row group and the rows held out for validation.
 """
 
 from __future__ import annotations
 
 import heapq
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
 
-from PIL import Image
-
 from pipelines import glyphs
 from pipelines.config import Config, DataConfig
+from pipelines.control_tokens import as_text, control_tokens, without_tokens
 from pipelines.errors import UserError
-from pipelines.prompts import PromptEncoder, load_processor, messages, open_image
+from pipelines.images import ImageTally, image_size, open_image
+from pipelines.prompts import PromptEncoder, load_processor, messages
 from pipelines.records import Sample, write_samples
 from pipelines.seeds import generator
 from pipelines.source_rows import Rejected, UniqueNames
@@ -44,7 +44,9 @@ def prepare(config: Config, out: Path, watch: Watch) -> dict[str, float | int]:
     id, reason and detail of what is left out.
 
     Returns:
-        Counts: train, validation, test, rejected, and ``rejected_<reason>`` for each reason met.
+        Counts: train, validation, test, rejected; where there are any: ``rejected_<reason>`` for each
+        reason met, ``defused`` (questions with control tokens), ``single_colour`` and ``warned``
+        (images, and those that Pillow warns of).
 
     Raises:
         UserError: a source cannot be read, or no usable row is left in one.
@@ -69,7 +71,12 @@ def prepare(config: Config, out: Path, watch: Watch) -> dict[str, float | int]:
             )
         counts["validation"] = write_samples(out / "validation.parquet", held)
     reasons = {f"rejected_{why.replace(' ', '_')}": n for why, n in sorted(screen.reasons.items())}
-    return {**counts, "rejected": screen.reasons.total(), **reasons}
+    odd = {
+        "defused": screen.defused, "single_colour": screen.images.single_colour,
+        "warned": screen.images.warned,
+    }  # fmt: skip
+    odd = {name: n for name, n in odd.items() if n}
+    return {**counts, "rejected": screen.reasons.total(), **reasons, **odd}
 
 
 def _open_sources(data: DataConfig) -> dict[str, Source]:
@@ -124,6 +131,9 @@ class Screen:
         self.longest = config.data.max_prompt_tokens
         self.listing, self.watch = listing, watch
         self.reasons: Counter[str] = Counter()
+        self.defused = 0
+        self.images = ImageTally()
+        self._tokens = control_tokens(self.lengths.processor)
         self._unique = UniqueNames()
 
     def usable(self, source: Source, split: str) -> Iterator[Sample]:
@@ -134,11 +144,17 @@ class Screen:
         """
         reasons: Counter[str] = Counter()
         example: Rejected | None = None
-        rows = renamed = 0
+        images, made_here = ImageTally(), source.name == "glyphs"
+        rows = renamed = defused = golds = pictured = 0
         for rows, item in enumerate(source.rows, 1):
             if rows % PROGRESS_EVERY == 0:
                 self.watch.progress(f"prepare {split}", rows, source.total)
             found = self._check(rows - 1, item) if isinstance(item, Sample) else item
+            if isinstance(item, Sample) and isinstance(found, Sample) and not made_here:
+                images.add(found.images)
+                defused += found.problem != item.problem
+                golds += without_tokens(found.answer, self._tokens) != found.answer
+                pictured += bool(found.images)
             if isinstance(found, Rejected):
                 reasons[found.reason] += 1
                 example = example or found
@@ -156,10 +172,28 @@ class Screen:
                 f"{split}: {reasons.total()} of {rows} rows left out ({_listed(reasons)}); "
                 "rejected.jsonl lists them"
             )
+        usable = rows - reasons.total()
+        told = source.remarks()
         if renamed:
-            self.watch.note(f"{split}: {renamed} repeated ids got a number after them")
+            told.append(f"{renamed} repeated id{'s' * (renamed > 1)} got a number after them")
+        if defused:
+            told.append(
+                f"control tokens of the model in {defused} question{'s' * (defused > 1)}, written "
+                "apart: <|name|> as < |name| >"
+            )
+        if golds:
+            told.append(
+                f"control tokens of the model in {golds} answer{'s' * (golds > 1)}: compared as text"
+            )
+        if 0 < pictured < usable:
+            told.append(f"{usable - pictured} of {usable} questions have no image")
+        for line in [*told, *images.told()]:
+            self.watch.note(f"{split}: {line}")
+        self.defused += defused
+        self.images += images
 
     def _check(self, row: int, sample: Sample) -> Sample | Rejected:
+        sample = replace(sample, problem=as_text(sample.problem, self._tokens))
         try:
             tokens = self.lengths.count(sample)
         except ValueError as error:  # the processor's own checks, such as the aspect ratio
@@ -221,7 +255,7 @@ class PromptLengths:
         return int(self.encoder.encode_images(sample, images)["input_ids"].shape[-1])
 
     def _from_sizes(self, sample: Sample) -> int:
-        chat = messages(sample, self.encoder.instruction)
+        chat = messages(sample, self.encoder.instruction, self.processor)
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = self.processor.tokenizer(text, verbose=False)["input_ids"]
         places = ids.count(self.processor.image_token_id)
@@ -233,9 +267,3 @@ class PromptLengths:
         sizes = [image_size(data) for data in sample.images]
         images = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         return len(ids) - places + sum(images)
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """An encoded image's (height, width), from its header."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.height, image.width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
@@ -14,12 +13,13 @@ from PIL import Image
 
 from pipelines.ahead import Ahead, Key
 from pipelines.config import Config, ModelConfig
+from pipelines.control_tokens import IMAGE, control_tokens, without_tokens
 from pipelines.errors import UserError
+from pipelines.images import open_image
 from pipelines.records import Sample
 from pipelines.settings import shipped_config
 from pipelines.torchvision_ops import ensure_importable
 
-IMAGE = "<image>"
 HUB_TIMEOUT_S = 10.0
 CACHED_BYTES = 4 * 2**30
 """Of encoded prompts: an image of a million pixels has 24 MB."""
@@ -119,14 +119,15 @@ def cannot_load(where: str, error: Exception) -> UserError:
     )  # fmt: skip
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Decode an image to RGB. Raises OSError (or PIL's subclasses) when it is not one."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
+def messages(sample: Sample, instruction: str, processor: Any = None) -> list[dict[str, Any]]:
+    """The chat turn: images where ``<image>`` stands (or first), the question, the instruction.
 
-
-def messages(sample: Sample, instruction: str) -> list[dict[str, Any]]:
-    """The chat turn: images where ``<image>`` stands (or first), the question, the instruction."""
-    parts = sample.problem.split(IMAGE)
+    Args:
+        processor: the model's, whose control tokens stay text in the question; None: whoever reads the
+            turn is not known, and only the commonest are pulled apart. The instruction is the user's own.
+    """
+    tokens = frozenset() if processor is None else control_tokens(processor)
+    parts = [without_tokens(part, tokens) for part in sample.problem.split(IMAGE)]
     if len(parts) == 1:
         parts = [""] * len(sample.images) + parts
     content: list[dict[str, Any]] = []
@@ -199,7 +200,7 @@ def encode_images(
     processor: Any, instruction: str, sample: Sample, images: list[Image.Image]
 ) -> dict[str, torch.Tensor]:
     """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
-    chat = messages(sample, instruction)
+    chat = messages(sample, instruction, processor)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     batch = processor(text=[text], images=images or None, return_tensors="pt")
     encoded = {name: value for name, value in batch.items() if name != "attention_mask"}

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks import check_data
-from evals.questions import gather
+from evals.benchmark_sources import find_files
+from evals.benchmarks import OWN, check_data
+from evals.questions import gather, questions_step
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain
 from pipelines.config import Config
@@ -24,6 +25,7 @@ from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
 from pipelines.ranks import ranks
 from pipelines.recorder import recording
+from pipelines.sources import check_sources
 from pipelines.step import Step, commit
 from pipelines.trackers import tracking
 from pipelines.watch import Watch
@@ -36,6 +38,8 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
         The steps that were made; none if there was nothing to do.
     """
     missing = _missing(_story(chain, until))
+    if missing:
+        ranks().on_main(lambda: check_inputs(chain))
     ranks().on_main(lambda: sweep(chain.run))
     told_otherwise = ranks().on_main(
         lambda: runs.config_text(chain.run) != runs.marked(chain.config)
@@ -53,7 +57,6 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
             _check_model(chain.config, missing)
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
-            check_data(chain.benchmarks, chain.config.data.source)
             # Now, not to learn it after the training.
             ranks().on_main(lambda: gather(chain.config, chain.benchmarks, watch))
             # Once more: the questions' commits, part of the evaluations' keys, are known only now.
@@ -65,6 +68,27 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
 def _story(chain: Chain, until: int | None) -> list[Step]:
     whole = until is None or until >= chain.config.run.steps
     return list(chain.all() if whole else chain.opening(until or 0))
+
+
+def check_inputs(chain: Chain) -> None:
+    """What the run would refuse of its data, before it begins: cheap, and without the hub.
+
+    Raises:
+        UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing.
+    """
+    config = chain.config
+    check_data(chain.benchmarks, config.data.source)
+    if "validation" in chain.benchmarks and not config.data.has_validation:
+        raise UserError(
+            "eval.benchmarks: validation", "the settings hold no questions out.",
+            "Set data.validation_count, or name a data.validation_source.",
+        )  # fmt: skip
+    if chain.prepare.manifest() is None:
+        check_sources(config.data)
+    if config.eval.data_dir is not None:
+        for name in chain.benchmarks:
+            if name not in OWN and questions_step(name, config).manifest() is None:
+                find_files(name, config.eval.data_dir)
 
 
 def train_stage(

@@ -41,6 +41,85 @@ MODES: dict[str, dict[str, Any]] = {
 
 DEFAULT_CONFIG = "tiny.yaml"
 
+LARGEST_CONFIG = 2**17
+"""Longer config files (characters) are refused."""
+
+MOST_BASES = 16
+"""Files that one config may be based on, one on the other."""
+
+MOST_VALUES, DEEPEST = 100_000, 50
+"""Values that a YAML text may come to once its aliases are written out, and how deep they may nest."""
+
+
+class NotPlain(ValueError):
+    """A YAML text that is broken, or stands for more than a config can be.
+
+    ``line`` counts from 1; 0 where it is not known.
+    """
+
+    def __init__(self, problem: str, line: int = 0) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def plain_yaml(text: str) -> Any:
+    """What a YAML text says; its size is known before anything is made of it.
+
+    Raises:
+        NotPlain: it is not YAML, or its aliases or nesting have no end.
+    """
+    return _construct(_composed(text))
+
+
+def _composed(text: str) -> yaml.Node | None:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise NotPlain(problem, mark.line + 1 if mark else 0) from error
+    except RecursionError as error:
+        raise NotPlain("it nests too deeply") from error
+    if root is not None:
+        _count(root, {}, 0)
+    return root
+
+
+def _construct(root: yaml.Node | None) -> Any:
+    if root is None:
+        return None
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not plain YAML"
+        raise NotPlain(str(problem), mark.line + 1 if mark else 0) from error
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:  # 2026-02-30, for one
+        raise NotPlain(f"a value that cannot be read ({str(error)[:100]})") from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values a node comes to, aliases written out.
+
+    Raises:
+        NotPlain: too many, too deep, or without end.
+    """
+    if depth > DEEPEST:
+        raise NotPlain("it nests too deeply", node.start_mark.line + 1)
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # until it is known: a node inside itself has no end
+        inside = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else ()
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in parts)
+    if known[id(node)] >= MOST_VALUES:
+        raise NotPlain(
+            "it comes to too many values (its aliases repeat each other)", node.start_mark.line + 1
+        )
+    return known[id(node)]
+
 
 class _Layer:
     """Settings of one source, flat (dotted key -> value), with where each was written."""
@@ -102,11 +181,12 @@ def load(
         if not separator:
             raise UserError(f"--set {text}", "no value.", "Write --set section.key=value.")
         try:
-            asked.put(key.strip(), yaml.safe_load(value), key.strip())
-        except yaml.YAMLError as error:
+            asked.put(key.strip(), plain_yaml(value), key.strip())
+        except NotPlain as error:
             raise UserError(
-                f"--set {text}", f"{value!r} is not YAML.", "Quote it, or mind the brackets."
-            ) from error
+                f"--set {shortened(text)}", f"{shortened(value)!r} is not YAML: {error}.",
+                "Quote it, or mind the brackets.",
+            ) from error  # fmt: skip
     return _validate(_with_mode(asked).over(layer))
 
 
@@ -118,24 +198,30 @@ def _with_mode(layer: _Layer) -> _Layer:
 
 
 def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
-    found = next((p for p in (path, shipped_config(path.name)) if p.is_file()), None)
+    found = next((p for p in (path, shipped_config(path.name)) if _is_file(p)), None)
+    place = shortened(str(path))
     if found is None:
         shipped = sorted(p.name for p in shipped_config(".").glob("*.yaml"))
-        raise UserError(str(path), "no such config file.", f"Shipped ones: {' '.join(shipped)}.")
+        raise UserError(place, "no such config file.", f"Shipped ones: {' '.join(shipped)}.")
     if found in seen:
+        raise UserError(place, "base: goes round in a circle.", "Remove one of the base: lines.")
+    if len(seen) > MOST_BASES:
         raise UserError(
-            str(path), "base: goes round in a circle.", "Remove one of the base: lines."
-        )
+            place, f"is the base of a base, {len(seen)} files deep; {MOST_BASES} are read.",
+            "Write their settings into one file.",
+        )  # fmt: skip
     try:
-        root = yaml.compose(found.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not a text file"
+        with found.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise NotPlain("it is too long for a config")
+        root = _composed(text)
+        values = _construct(root)
+    except (NotPlain, UnicodeDecodeError) as error:
+        at = error.line if isinstance(error, NotPlain) else 0
         raise UserError(
-            f"{path}{line}",
-            f"not YAML: {problem}.",
+            f"{path}, line {at}" if at else str(path),
+            f"not YAML: {error if isinstance(error, NotPlain) else 'not a text file'}.",
             "Settings are written as in configs/tiny.yaml.",
         ) from error
     layer = _Layer()
@@ -172,6 +258,18 @@ def _is_young(setting: str) -> bool:
     return name in getattr(holder, "introduced", ())
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null character
+        return False
+
+
+def shortened(text: str) -> str:
+    """A value for a message, which may have come with any length."""
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+
+
 def _open_mappings() -> set[str]:
     """Settings whose value is itself a free mapping, such as data.columns."""
     return {"data.columns"}
@@ -199,7 +297,12 @@ def _validate(layer: _Layer) -> Config:
     nested: dict[str, Any] = {}
     for key, value in layer.values.items():
         if key not in known:
-            raise _unknown(key, layer.places[key], list(known))
+            raise _unknown(shortened(key), shortened(layer.places[key]), list(known))
+        if (wrong := _no_text(value)) is not None:
+            raise UserError(
+                layer.places[key], f"{shortened(ascii(wrong))} is not text: it holds half of a surrogate "
+                "pair, or a null character.", "Write it again.",
+            )  # fmt: skip
         *sections, name = key.split(".")
         holder = nested
         for section in sections:
@@ -215,9 +318,26 @@ def _validate(layer: _Layer) -> Config:
         place = layer.places.get(key) or ".".join(map(str, first["loc"])) or "config"
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error":
-            problem = f"{first['input']!r}: {problem[0].lower()}{problem[1:]}"
+            problem = f"{shortened(_written(first['input']))}: {problem[0].lower()}{problem[1:]}"
         about = f"It means: {known[key].replace('``', '')}" if key in known else ""
         raise UserError(place, problem + ".", about) from error
+
+
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__} too long to be written"
+
+
+def _no_text(value: Any) -> str | None:
+    """A text in a value that no file can hold."""
+    if isinstance(value, str):
+        return value if "\0" in value or value.encode(errors="replace").decode() != value else None
+    inside = (*value, *value.values()) if isinstance(value, Mapping) else value
+    if isinstance(inside, (list, tuple)):
+        return next((found for found in map(_no_text, inside) if found is not None), None)
+    return None
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -1,21 +1,16 @@
 """One row of somebody's data set -> a Sample, or the reason why it is left out.
 
-Data sets are not trusted: an image path may only lead to a file inside the data set's own folder,
-an image must decode completely, in a format that needs no outside program, and a header that
-announces absurd sizes is refused before anything is decoded.
+Data sets are not trusted: an image path may only lead to a file inside the data set's own folder, and
+what is found there must be an image (pipelines/images.py).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import os
 import re
-import struct
-import warnings
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +19,9 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines.control_tokens import IMAGE
 from pipelines.errors import UserError
+from pipelines.images import MAX_IMAGE_BYTES, Unusable, about, png
 from pipelines.records import Sample
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -42,6 +39,10 @@ OPTIONAL = frozenset({"id", "kind"})
 RESPONSE = "response"
 """A column of rows that are only looked at (vppo perceive): what some model answered."""
 
+READER = 2
+"""Raised when the same row becomes another sample, or another picture: part of the keys of what is made
+from rows that come from outside."""
+
 _LIKELY = {
     "problem": ("question", "prompt", "query", "instruction", "text"),
     "images": ("decoded_image", "picture", "img", "image_path", "file"),
@@ -49,14 +50,14 @@ _LIKELY = {
 }
 """What others call our columns: only ever suggested, never assumed."""
 
-MAX_IMAGE_BYTES = 64 * 2**20
-"""Larger encoded images are left out."""
+_IMAGE_LIKE = re.compile(
+    r"image|img|pic|photo|figure|diagram|screenshot|^file|path$", re.IGNORECASE
+)
+"""Names of columns that may hold images."""
 
-MAX_IMAGE_PIXELS = 64_000_000
-"""Larger images are left out: decoded, such an image takes 192 MB. Models shrink to about 1 M."""
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats that PIL decodes by itself (EPS, for one, would run Ghostscript on the data)."""
+_IMAGE_FILE = re.compile(
+    r"(?s)data:image/.*|.*\.(png|jpe?g|webp|gif|bmp|tiff?|p[gpn]m)", re.IGNORECASE
+)
 
 SHORTEST_BASE64 = 64
 """Shorter texts are taken for paths only; no image fits into fewer characters."""
@@ -64,13 +65,7 @@ SHORTEST_BASE64 = 64
 LONGEST_PATH = 1024
 """Longer texts are not looked up as paths."""
 
-IMAGE = "<image>"  # as in pipelines.prompts, which needs torch
 _CHOICE = re.compile(r"[A-Z](?:\s*(?:,|;|and|&)\s*[A-Z])*")
-_UNDECODABLE = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
-"""What PIL's decoders raise on damaged data."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +80,6 @@ class Rejected:
     id: str
     reason: str
     detail: str = ""
-
-
-class Unusable(Exception):
-    """Why the row at hand cannot be used (turned into a ``Rejected`` by ``RowParser.parse``)."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 class UniqueNames:
@@ -111,18 +98,24 @@ class UniqueNames:
 
 
 def match_columns(
-    asked: Mapping[str, str], found: Sequence[str], place: str, *, examples: bool = False
-) -> dict[str, str]:
-    """Our column -> theirs, for the columns a source has.
+    asked: Mapping[str, str],
+    found: Sequence[str],
+    place: str,
+    *,
+    examples: bool = False,
+    ragged: bool = False,
+) -> dict[str, tuple[str, ...]]:
+    """Our column -> theirs, for the columns a source has: the names that may hold it, best first.
 
     Args:
         asked: ``data.columns``.
         found: the source's column names.
         place: the source, for the message.
         examples: rows to look at, not to train on: they need no answer, and may have a response.
+        ragged: a row may have other columns than those found, under another of our names.
 
     Raises:
-        UserError: ``asked`` names no column of ours, or a required column is not there.
+        UserError: ``asked`` names no column of ours, or required columns are not there.
     """
     columns = COLUMNS | ({RESPONSE: (RESPONSE,)} if examples else {})
     optional = OPTIONAL | ({"answer", RESPONSE} if examples else set())
@@ -132,27 +125,52 @@ def match_columns(
                 f"data.columns, {ours}", f"not one of our columns ({', '.join(columns)}).",
                 "Write ours first, then theirs: --set data.columns='{problem: question}'.",
             )  # fmt: skip
-    matched = {}
+    matched, missing = {}, {}
     for ours, names in columns.items():
         candidates = (asked[ours],) if ours in asked else names
-        theirs = next((name for name in candidates if name in found), None)
-        if theirs is not None:
-            matched[ours] = theirs
+        theirs = tuple(name for name in candidates if name in found)
+        if theirs or (ragged and ours in optional and ours not in (*asked, RESPONSE)):
+            matched[ours] = tuple(candidates) if ragged else theirs
         elif ours in asked or ours not in optional:
-            raise _missing_column(ours, candidates[0], asked, found, place)
+            missing[ours] = candidates[0]
+    if missing:
+        raise _missing_columns(missing, asked, found, place)
     return matched
 
 
-def _missing_column(
-    ours: str, wanted: str, asked: Mapping[str, str], found: Sequence[str], place: str
+def _missing_columns(
+    missing: Mapping[str, str], asked: Mapping[str, str], found: Sequence[str], place: str
 ) -> UserError:
-    guess = next((name for name in _LIKELY.get(ours, ()) if name in found), "THEIR_NAME")
-    mapping = ", ".join(f"{key}: {value}" for key, value in {**asked, ours: guess}.items())
+    guesses = {
+        ours: next((name for name in _LIKELY.get(ours, ()) if name in found), "THEIR_NAME")
+        for ours in missing
+    }
+    mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**asked, **guesses}.items())
+    lacking = ", ".join(f"no column {theirs!r} (our {ours!r})" for ours, theirs in missing.items())
     return UserError(
         place,
-        f"no column {wanted!r} (our {ours!r}); columns found: {', '.join(found) or 'none'}.",
-        f"Say which one it is: --set data.columns='{{{mapping}}}'.",
+        f"{lacking}; columns found: {listed(found) or 'none'}.",
+        f"Say which {'they are' if len(missing) > 1 else 'one it is'}: "
+        f"--set data.columns='{{{mapping}}}'.",
     )
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Column names for a message, which a data set may have made long or many."""
+    told = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, names[:most])]
+    return ", ".join([*told, f"{len(names) - most} more"] if len(names) > most else told)
+
+
+def may_hold(ours: str, name: str) -> bool:
+    """Whether a column of theirs that was not named may be what ours lacks, by its name."""
+    if ours == "images" and _IMAGE_LIKE.search(name):
+        return True
+    return name in _LIKELY.get(ours, ()) or name in COLUMNS[ours]
+
+
+def worth_a_look(found: Sequence[str]) -> list[str]:
+    """Columns to read besides those that were matched, so as to notice what a row has elsewhere."""
+    return [name for name in found if any(may_hold(ours, name) for ours in _LIKELY)]
 
 
 class ImageReader:
@@ -178,7 +196,7 @@ class ImageReader:
         for index, item in enumerate(values, 1):
             try:
                 data = self._image_bytes(item)
-                check_image(data)
+                about(data)  # which decodes it
             except Unusable as why:
                 raise Unusable(why.reason, f"image {index}: {why.detail}") from why
             images.append(data)
@@ -191,9 +209,7 @@ class ImageReader:
         if isinstance(value, (bytes, bytearray)):
             return bytes(value)
         if isinstance(value, Image.Image):
-            buffer = io.BytesIO()
-            value.save(buffer, "PNG")
-            return buffer.getvalue()
+            return png(value)
         if isinstance(value, str) and value:
             return self._image_from_text(value)
         found = "empty" if value is None or value == "" else f"a {type(value).__name__}"
@@ -243,25 +259,33 @@ class RowParser:
     """
 
     def __init__(
-        self, columns: Mapping[str, str], roots: Sequence[Path], prefix: str, strict_kind: bool,
-        examples: bool = False,
+        self, columns: Mapping[str, Sequence[str]], roots: Sequence[Path], prefix: str,
+        strict_kind: bool, examples: bool = False,
     ) -> None:  # fmt: skip
-        self.columns, self.prefix, self.strict_kind = columns, prefix, strict_kind
-        self.examples = examples
+        self.columns = {
+            ours: (n,) if isinstance(n, str) else tuple(n) for ours, n in columns.items()
+        }
+        self.prefix, self.strict_kind, self.examples = prefix, strict_kind, examples
         self.images = ImageReader(roots)
+        self._theirs = {name for names in self.columns.values() for name in names}
 
     def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
         """The row's sample, or why there is none."""
-        values = {ours: raw.get(theirs) for ours, theirs in self.columns.items()}
+        values = {ours: _first(raw, theirs) for ours, theirs in self.columns.items()}
         name = f"{self.prefix}{row}"
         try:
             name = _text(values.get("id"), "id") or name
             answer = unboxed(_text(values.get("answer"), "answer"))
             if not answer and not self.examples:
-                raise Unusable("no answer")
+                raise Unusable("no answer", self._elsewhere("answer", raw))
             problem = _text(values["problem"], "problem")
             images = self.images.read(values["images"])
+            for ours, there in (("images", images), ("problem", problem.strip())):
+                if not there and (elsewhere := self._elsewhere(ours, raw)):
+                    raise Unusable(f"{ours} in another column", elsewhere)
             check_question(problem, len(images))
+            if not problem.strip() and not any(name in raw for name in self.columns["problem"]):
+                raise Unusable("no question", f"the row's columns: {listed(list(raw))}")
             kind = self._kind(values.get("kind"), answer)
             metadata = {}
             if RESPONSE in values:
@@ -272,12 +296,42 @@ class RowParser:
             return Rejected(row, name, why.reason, why.detail)
         return Sample(name, problem, images, answer, kind, json.dumps(metadata))
 
+    def _elsewhere(self, ours: str, raw: Mapping[str, Any]) -> str:
+        """Which other column of this row has what ours lacks, told; "" if none has."""
+        for name, value in raw.items():
+            if name in self._theirs or not isinstance(name, str) or not may_hold(ours, name):
+                continue
+            if _looks_like_image(value) if ours == "images" else isinstance(value, str) and value:
+                mine = "/".join(self.columns[ours])
+                return f"no {mine} here, but {name[:40]!r}: data.columns may name it"
+        return ""
+
     def _kind(self, value: Any, answer: str) -> str:
         if value in ("value", "choice"):
             return str(value)
         if self.strict_kind and value is not None:
             raise Unusable("unknown kind", f"{value!r}: it must be value or choice")
         return kind_of(answer)
+
+
+def _first(raw: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """A row's value under the first of these names that has one."""
+    values = [raw.get(name) for name in names]
+    return next((value for value in values if not _is_empty(value)), values[0] if values else None)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, (str, list, tuple)) and not value)
+
+
+def _looks_like_image(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_looks_like_image, value))
+    if isinstance(value, Mapping):
+        return bool(value.get("bytes") or value.get("path"))
+    if isinstance(value, str):
+        return bool(_IMAGE_FILE.fullmatch(value)) or len(value) > LONGEST_PATH
+    return isinstance(value, (bytes, bytearray, Image.Image))
 
 
 def _read_file(path: Path) -> bytes:
@@ -342,29 +396,3 @@ def kind_of(answer: str) -> str:
     Letters without a separator ("AC") are a value: geometry names lines like that.
     """
     return "choice" if _CHOICE.fullmatch(answer) else "value"
-
-
-def check_image(data: bytes) -> None:
-    """Decode an encoded image to the end, as training will, and drop the pixels.
-
-    Raises:
-        Unusable: it is not an image, is damaged, or is beyond the size limits.
-    """
-    if len(data) > MAX_IMAGE_BYTES:
-        raise Unusable("image too large", f"{len(data)} bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_IMAGE_PIXELS:
-                    raise Unusable("image too large", f"{width} x {height} pixels")
-                if width * height == 0:
-                    raise Unusable("unreadable image", f"{width} x {height} pixels")
-                image.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unusable("image too large", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise Unusable("unreadable image", f"{len(data)} bytes that are not an image") from error
-    except _UNDECODABLE as error:
-        raise Unusable("unreadable image", str(error) or type(error).__name__) from error

@@ -9,7 +9,6 @@ ends with careless transcripts: a model that knows how, and slips often.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
 from pipelines import glyphs
+from pipelines.images import open_image
 from pipelines.records import Sample
 from pipelines.seeds import generator
 from pipelines.torchvision_ops import ensure_importable
@@ -195,11 +194,6 @@ def messages_of(sample: Sample) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def open_image(sample: Sample) -> Image.Image:
-    """The sample's image, decoded."""
-    return Image.open(io.BytesIO(sample.images[0]))
-
-
 class Prompts:
     """Samples made ready once: prompt ids, and pixels as the processor gives them."""
 
@@ -214,7 +208,7 @@ class Prompts:
     def _add(self, samples: Sequence[Sample]) -> None:
         chats = [messages_of(sample) for sample in samples]
         texts = self.processor.apply_chat_template(chats, add_generation_prompt=True)
-        encoded = self.processor(text=texts, images=[[open_image(s)] for s in samples])
+        encoded = self.processor(text=texts, images=[[open_image(s.images[0])] for s in samples])
         grids = torch.as_tensor(encoded["image_grid_thw"])
         pixels = torch.as_tensor(encoded["pixel_values"])
         self.ids += encoded["input_ids"]
@@ -414,7 +408,7 @@ def answer_all(
                 [messages_of(sample) for sample in part], add_generation_prompt=True
             )
             inputs = processor(
-                text=texts, images=[[open_image(sample)] for sample in part], padding=True,
+                text=texts, images=[[open_image(sample.images[0])] for sample in part], padding=True,
                 padding_side="left", return_tensors="pt",
             )  # fmt: skip
             ids_BL = engine.generate(

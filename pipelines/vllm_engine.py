@@ -167,7 +167,7 @@ class VLLMEngine:
 
 def prompt(policy: Policy, sample: Sample) -> dict[str, Any]:
     """A sample as vLLM takes it: the chat's text, and its images before any resizing."""
-    chat = messages(sample, policy.encoder.instruction)
+    chat = messages(sample, policy.encoder.instruction, policy.processor)
     text = policy.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     request: dict[str, Any] = {"prompt": text}
     if sample.images:

@@ -240,7 +240,7 @@ class _Weights:
 
 def _with_images(policy: Policy, sample: Sample) -> list[dict[str, Any]]:
     """The chat turn with its images inside, as PNG: the server sees the very pixels."""
-    chat = messages(sample, policy.encoder.instruction)
+    chat = messages(sample, policy.encoder.instruction, policy.processor)
     pictures = iter(images(sample))
     for turn in chat:
         turn["content"] = [

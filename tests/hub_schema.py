@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from evals.benchmark_rows import Where
 from evals.benchmarks import BENCHMARKS, EIGHT
-from pipelines.source_rows import Unusable
+from pipelines.images import Unusable
 
 Rows = list[dict[str, Any]]
 Shards = dict[str, Rows]

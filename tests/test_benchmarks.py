@@ -2,8 +2,10 @@
 
 import base64
 import fcntl
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,14 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_schema import png
+from PIL import Image
 
 from evals import benchmark_rows, benchmarks
 from evals.benchmark_rows import IMAGE, READ_IMAGE, Where, parse_options, with_options
 from evals.benchmarks import BENCHMARKS, EIGHT, canonical
 from evals.questions import gather, groups, questions_step, read_questions
 from pipelines import fingerprint, settings
+from pipelines.control_tokens import without_tokens
 from pipelines.errors import UserError
-from pipelines.source_rows import Unusable
+from pipelines.images import Unusable
 from pipelines.watch import Silent
 
 
@@ -816,4 +820,65 @@ def test_no_special_token_of_the_model_is_left_in_a_prompt():
     for token in tokenizer.all_special_tokens:
         text = f"a{token}b<|{token}|>"
         assert special & set(tokenizer(text)["input_ids"]), token
-        assert not special & set(tokenizer(benchmark_rows.without_tokens(text))["input_ids"]), token
+        assert not special & set(tokenizer(without_tokens(text))["input_ids"]), token
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("mmk12", ["subject"]), ("mathverse", ["problem_version", "problem_index", "metadata"]),
+        ("dynamath", ["subject", "knowledge_level"]), ("mathvision", ["subject", "level"]),
+        ("mmmu_pro", ["subject"]),
+    ],
+)  # fmt: skip
+def test_what_only_a_breakdown_needs_may_be_missing(tmp_path, name, lacking):
+    columns = {"question_type": "multi-choice", "answer_type": "integer", "sample_index": 1,
+               "problem_index": 1, "problem_version": "Vision Only", "id": 1, "question": "How many?",
+               "options": [], "answer": "3", "ground_truth": "3"}  # fmt: skip
+    images = dict.fromkeys(("image", "decoded_image"), png_text(1))
+    row = {k: v for k, v in (columns | images).items() if k not in lacking}
+    (tmp_path / f"{name}.json").write_text(json.dumps([row]))
+    found, metrics = gathered(name, tmp_path)
+    assert len(found) == 1
+    assert any("there are no breakdowns by" in line for line in metrics["warnings"])
+
+
+def test_what_is_odd_about_the_images_is_told(tmp_path):
+    row = {"problem": "How many?", "answer": "3"}
+    buffer = io.BytesIO()
+    Image.new("RGBA", (30, 30)).save(buffer, "PNG")  # a clear sheet
+    blank = base64.b64encode(buffer.getvalue()).decode()
+    rows = [{"id": 1, "images": [blank], **row}, {"id": 2, "images": ["gone.png"], **row}]
+    (tmp_path / "geo3k.json").write_text(json.dumps(rows))
+    _, metrics = gathered("geo3k", tmp_path)
+    assert "geo3k: 1 image is a single colour" in metrics["warnings"]
+    assert any("geo3k: 1 row left out (1 image not found)" in line for line in metrics["warnings"])
+
+
+@pytest.mark.parametrize("content", ["by id", "data"])
+def test_json_of_other_shapes(tmp_path, content):
+    row = {"problem": "How many?", "answer": "3", "images": [png_text(1)]}
+    whole = {"7": row} if content == "by id" else {"data": [{"id": 7, **row}]}
+    (tmp_path / "geo3k.json").write_text(json.dumps(whole))
+    assert [sample.id for sample in gathered("geo3k", tmp_path)[0]] == ["7"]
+
+
+def test_parquet_in_data_goes_before_json_beside_it(hub, tmp_path):
+    shutil.copytree(hub / "We-Math" / "We-Math", tmp_path / "wemath")
+    (tmp_path / "wemath" / "README.md").unlink(missing_ok=True)
+    (tmp_path / "wemath" / "testmini.json").write_text("[{}]")
+    files = benchmark_sources.find_files("wemath", str(tmp_path)).files
+    assert [path.suffix for _, path in files] == [".parquet"]
+
+
+def test_hidden_files_are_no_shards(hub, tmp_path):
+    shutil.copytree(hub / "hiyouga" / "geometry3k", tmp_path / "geo3k")
+    shard = next((tmp_path / "geo3k").rglob("*.parquet"))
+    shutil.copy(shard, shard.with_name("._" + shard.name))
+    (shard.parent / ".ipynb_checkpoints").mkdir()
+    shutil.copy(shard, shard.parent / ".ipynb_checkpoints" / shard.name)
+    (tmp_path / "geo3k" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: '**/*.parquet'\n---\n"
+    )
+    files = benchmark_sources.find_files("geo3k", str(tmp_path)).files
+    assert [path for _, path in files] == [shard]

@@ -376,6 +376,8 @@ WRONG = [
     ("--image a.png", ("--prompt", "missing")),
     ("--image nowhere.png --prompt x", ("image nowhere.png", "No such file")),
     ("--image . --prompt x", ("image .", "cannot be read")),
+    ("--image /dev/zero --prompt x", ("image /dev/zero", "no file that ends")),
+    ("--dataset /dev/zero --out out", ("data.source /dev/zero", "belongs to the system")),
     ("--image text.png --prompt x", ("image text.png", "not an image")),
     ("--image cut.png --prompt x", ("image cut.png", "unreadable image")),
     ("--image a.png --prompt ''", ("prompt", "is empty")),

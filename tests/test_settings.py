@@ -1,13 +1,16 @@
 """Layers of settings, modes, and errors that say where and what instead."""
 
+from json import dumps
 from pathlib import Path
 
 import pytest
 import yaml
+from annotated_types import Le
+from pydantic import BaseModel
 
 from pipelines import settings
 from pipelines.chain import Chain
-from pipelines.config import Config
+from pipelines.config import Config, DataConfig
 from pipelines.errors import UserError
 from pipelines.objectives import OBJECTIVES
 
@@ -181,6 +184,129 @@ def test_a_file_that_is_not_yaml_names_the_line(tmp_path):
 def test_a_circle_of_bases(tmp_path):
     write(tmp_path, "b.yaml", "base: a.yaml\n")
     assert "circle" in refused(write(tmp_path, "a.yaml", "base: b.yaml\n")).problem
+
+
+# --- what would hang, fill memory or end in a traceback ------------------------------------------------
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{this}: &{this} [{', '.join(['*' + below] * 9)}]\n" for below, this in zip("abcdefgh", "bcdefghi", strict=True)
+)  # fmt: skip
+"""9 ** 9 values in 300 characters."""
+
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{this}: &{this} {{<<: [{', '.join(['*' + below] * 9)}]}}\n"
+    for below, this in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (BOMB, "too many values"),
+        (MERGED, "too many values"),
+        ("seed: &a [*a]\n", "too many values"),
+        ("seed: " + "[" * 5000, "nests too deeply"),
+        ("seed: " + "[" * 60 + "]" * 60, "nests too deeply"),
+        ("a: " * 1, "no such setting"),
+        ("seed: 2026-02-30", "cannot be read"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("seed: 0x" + "f" * 6000, "seed"),
+        ("name: " + "x" * 200_000, "too long"),
+        ('data: {instruction: "\\ud800"}', "half of a surrogate pair"),
+        ('data: {columns: {problem: "\\udc00"}}', "half of a surrogate pair"),
+        ('eval: {benchmarks: ["a\\0b"]}', "null character"),
+        ('"\\ud800": 1', "no such setting"),
+    ],
+)  # fmt: skip
+def test_bombs_and_broken_values_are_told(tmp_path, text, problem):
+    error = refused(write(tmp_path, "a.yaml", text))
+    assert problem in f"{error.place} {error.problem}"
+    assert len(str(error)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.columns={a: &a [*a]}", "too many values"),
+        ("seed=" + "[" * 5000, "nests too deeply"),
+        ("seed=2026-02-30", "cannot be read"),
+        ("seed=" + "9" * 5000, "cannot be read"),
+        ('data.instruction="\\ud800"', "half of a surrogate pair"),
+        ("data.source=\udcff.jsonl", "not a text file"),
+        ("update.adam_betas=[1, 1]", "at least 0 and below 1"),
+        ("update.adam_betas=[0.9, -0.1]", "at least 0 and below 1"),
+        ("update.adam_betas=[0.9, 0.99, 0.999]", "at most 2 items"),
+        ("name=" + "x" * 300, "at most 100"),
+        ("x" * 5000 + "=1", "no such setting"),
+        ("run.steps=99999999999", "less than or equal to 20000"),
+        ("run.threads=1000000", "less than or equal to 4096"),
+        ("data.workers=1000000", "less than or equal to 4096"),
+        ("reward.workers=1000000", "less than or equal to 4096"),
+        ("eval.samples=99999999999", "less than or equal to 10000"),
+        ("rollout.samples_per_prompt=99999999999", "less than or equal to 10000"),
+        ("rollout.max_new_tokens=99999999999", "less than or equal to 16777216"),
+        ("data.glyphs.train=99999999999", "less than or equal to 1000000000"),
+        (f"seed={2**63}", f"less than or equal to {2**63 - 1}"),
+    ],
+)  # fmt: skip
+def test_values_beyond_all_sense_are_told(override, problem):
+    error = refused(None, override)
+    assert problem in error.problem
+    assert len(str(error)) < 1500
+
+
+def test_aliases_that_save_typing_are_fine(tmp_path):
+    path = write(
+        tmp_path, "a.yaml", "eval: &how {samples: 2, limit: 5}\nname: a\nseed: 3\n"
+        "data: {limit: 7, glyphs: {levels: &l [1, 2]}}\n",
+    )  # fmt: skip
+    config = settings.load(path)
+    assert (config.eval.samples, config.data.limit) == (2, 7)
+
+
+def test_no_whole_number_is_without_a_bound():
+    def unbounded(model, prefix=""):
+        for name, info in model.model_fields.items():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                yield from unbounded(info.annotation, f"{prefix}{name}.")
+            elif info.annotation in (int, int | None):
+                if not any(isinstance(limit, Le) for limit in info.metadata):
+                    yield prefix + name
+
+    assert list(unbounded(Config)) == []
+
+
+def test_a_long_chain_of_bases(tmp_path):
+    for n in range(1200):
+        write(tmp_path, f"{n}.yaml", f"base: {n + 1}.yaml\n")
+    error = refused(tmp_path / "0.yaml")
+    assert "16 are read" in error.problem
+    for n in range(16):  # as many as are read
+        write(tmp_path, f"ok{n}.yaml", f"base: ok{n + 1}.yaml\n")
+    write(tmp_path, "ok16.yaml", "seed: 3\n")
+    assert settings.load(tmp_path / "ok0.yaml").seed == 3
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".yaml", "a\0.yaml", "/dev/zero"])
+def test_a_base_that_can_be_no_file(tmp_path, name):
+    assert (
+        "no such config file" in refused(write(tmp_path, "a.yaml", f"base: {dumps(name)}")).problem
+    )
+
+
+# --- own data are evaluated on their own questions ------------------------------------------------
+
+
+def test_benchmarks_of_own_data():
+    own = "data.source=q.jsonl"
+    assert settings.load(None).eval.benchmarks == ("glyphs",)
+    assert settings.load(None, [own]).eval.benchmarks == ("validation",)
+    assert settings.load(None, [own, "data.validation_count=0"]).eval.benchmarks == ()
+    assert settings.load(None, [own, "eval.benchmarks=[geo3k]"]).eval.benchmarks == ("geo3k",)
+    assert settings.load(None, [own, "eval.samples=2"]).eval.samples == 2
+    assert Config(data=DataConfig(source="q.jsonl")).eval.benchmarks == ("validation",)
+    stored = settings.load(None).model_dump(mode="json")  # says glyphs itself: told, not guessed
+    assert settings.load(None, [own], base=stored).eval.benchmarks == ("glyphs",)
 
 
 # --- files ----------------------------------------------------------------------------------------

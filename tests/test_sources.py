@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import socket
 import struct
 import zlib
 
@@ -15,10 +16,12 @@ import pytest
 from PIL import Image
 
 from pipelines import sources
-from pipelines.config import DataConfig
+from pipelines.chain import Chain
+from pipelines.config import Config, DataConfig, ModelConfig
 from pipelines.errors import UserError
+from pipelines.images import MAX_IMAGE_PIXELS, about
 from pipelines.records import Sample
-from pipelines.source_rows import MAX_IMAGE_PIXELS, RowParser, kind_of, unboxed
+from pipelines.source_rows import RowParser, kind_of, unboxed
 from pipelines.sources import read_source
 
 
@@ -298,7 +301,9 @@ def test_rejections(tmp_path, changes, reason, detail):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png())
-    monkeypatch.setattr("pipelines.source_rows.MAX_IMAGE_BYTES", len(png()) - 1)
+    for module in ("source_rows", "images"):
+        monkeypatch.setattr(f"pipelines.{module}.MAX_IMAGE_BYTES", len(png()) - 1)
+    about.cache_clear()
     assert parse(row(), tmp_path).reason == "image too large"
     assert parse(row(images=png()), tmp_path).reason == "image too large"
 
@@ -435,3 +440,229 @@ def test_nothing_is_decoded_ahead(tmp_path):
     assert next(rows).images == [png()]
     with pytest.raises(UserError, match=f"line {sources.PEEK + 2}"):
         list(rows)
+
+
+# --- rows that differ in their columns ---
+
+
+def reasons(found):
+    return [item.reason for item in found if not isinstance(item, Sample)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_rows_may_call_their_images_either_name(tmp_path, suffix):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(png())
+    rows = [
+        {"problem": "?", ("images", "image")[n % 2]: f"{'ab'[n % 2]}.png", "answer": "1"}
+        for n in range(2 * sources.PEEK + 2)
+    ]
+    rows[:-1] = sorted(rows[:-1], key=lambda row: "image" in row)  # the other name comes late
+    path = tmp_path / f"q{suffix}"
+    columns = ["problem", "images", "image", "answer"]
+    if suffix == ".jsonl":
+        write_lines(path, *rows)
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".csv":
+        lines = [",".join(str(row.get(name, "")) for name in columns) for row in rows]
+        path.write_text("\n".join([",".join(columns), *lines]) + "\n")
+    else:
+        table = {name: [row.get(name) for row in rows] for name in columns}
+        pq.write_table(pa.table(table), path)
+    found = read(path)
+    assert len(found) == len(rows)
+    assert [len(sample.images) for sample in found] == [1] * len(rows)
+
+
+def test_a_column_may_begin_late(tmp_path):
+    text_only = [{"problem": "1 + 2?", "answer": "3"}] * (sources.PEEK + 3)
+    path = write_lines(tmp_path / "q.jsonl", *text_only, row(images=data_address(png()), id="z"))
+    found = read(path)
+    assert found[-1] == Sample("z", "<image>How many?", [png()], "3")
+
+
+def data_address(data):
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("name", ["img", "decoded_image", "picture_1", "image_path", "photo"])
+@pytest.mark.parametrize("value", [data_address(png()), "a.png", ["a.png"], {"path": "a.png"}])
+def test_a_picture_in_a_column_that_was_not_named_is_never_lost_in_silence(tmp_path, name, value):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(
+        tmp_path / "q.jsonl", row(problem="?"), {"problem": "?", name: value, "answer": "3"}
+    )
+    found = read(path)
+    assert reasons(found) == ["images in another column"]
+    assert repr(name) in found[1].detail
+    source = read_source(DataConfig(source=str(path)), split="train")
+    list(source.rows)
+    assert source.remarks() == [f"columns not used: {name}"]
+
+
+def test_the_same_in_parquet_whose_rows_have_all_columns(tmp_path):
+    table = pa.table(
+        {"problem": ["?", "?"], "images": [png(), None], "img": [None, png()], "answer": ["1", "2"],
+         "image_width": [28, 28], "topic": ["a", "b"]}
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "q.parquet")
+    found = read(tmp_path / "q.parquet")
+    assert reasons(found) == ["images in another column"]
+    source = read_source(DataConfig(source=str(tmp_path / "q.parquet")), split="train")
+    list(source.rows)
+    assert source.remarks() == ["columns not used: img, image_width, topic"]
+
+
+def test_a_question_or_answer_under_another_name_is_told_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(
+        tmp_path / "q.jsonl", row(),
+        {"question": "What?", "images": ["a.png"], "answer": "3"},
+        {"images": ["a.png"], "answer": "3"},
+        {"problem": "?", "images": ["a.png"], "solution": "3"},
+    )  # fmt: skip
+    found = read(path)
+    assert reasons(found) == ["problem in another column", "no question", "no answer"]
+    assert "'question'" in found[1].detail
+    assert "'solution'" in found[3].detail
+
+
+def test_all_missing_columns_are_told_at_once(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", {"question": "x", "img": "a.png", "gold": "1"})
+    with pytest.raises(UserError) as caught:
+        read(path)
+    for ours in ("problem", "images", "answer"):
+        assert f"no column {ours!r}" in caught.value.problem
+    assert "'{problem: question, images: img, answer: gold}'" in caught.value.fix
+
+
+# --- folders that hold more than data ---
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [".ipynb_checkpoints/a-checkpoint.parquet", ".cache/huggingface/a.parquet", "._a.parquet",
+     "__MACOSX/a.parquet", "sub/.trash/a.parquet"],
+)  # fmt: skip
+def test_what_people_do_not_see_is_no_data(tmp_path, hidden):
+    (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+    for name, count in (("a.parquet", 3), (hidden, 5)):
+        virl39k(count).to_parquet(str(tmp_path / name))
+    assert len(read(tmp_path)) == 3
+    assert len(read((tmp_path / hidden).parent)) in (3, 5)  # named itself, it is data
+
+
+def test_copies_and_missing_shards_are_told(tmp_path):
+    virl39k(2).to_parquet(str(tmp_path / "train-00000-of-00003.parquet"))
+    virl39k(3).to_parquet(str(tmp_path / "train-00001-of-00003.parquet"))
+    copied = tmp_path / "train-00001-of-00003.parquet"
+    (tmp_path / "train.parquet").write_bytes(copied.read_bytes())
+    source = read_source(DataConfig(source=str(tmp_path)), split="train")
+    assert len(list(source.rows)) == 8
+    assert source.remarks() == [
+        "train.parquet is a copy of train-00001-of-00003.parquet: its questions count twice",
+        "2 of the 3 shards of train are there",
+    ]
+
+
+def test_a_long_csv_field_is_an_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    assert len(text) > 131072  # Python's own limit of a field
+    (tmp_path / "q.csv").write_text(f"problem,images,answer\n?,{text},1\n")
+    assert read(tmp_path / "q.csv")[0].images == [buffer.getvalue()]
+
+
+def test_a_csv_field_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)
+    (tmp_path / "q.csv").write_text('problem,images,answer\n?,"' + "x" * 2000)
+    with pytest.raises(UserError, match="not CSV: field larger than field limit"):
+        read(tmp_path / "q.csv")
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+    write_lines(tmp_path / "q.jsonl", row(problem="?" * 2000))
+    with pytest.raises(UserError, match="line 1: is longer than 1000 bytes"):
+        read(tmp_path / "q.jsonl")
+
+
+# --- JSON of other shapes ---
+
+
+def plain(**changes):
+    return {"problem": "How many?", "images": data_address(png()), "answer": "3"} | changes
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        ([plain(), plain()], ["row-0", "row-1"]),
+        ({"x1": plain(), "x2": plain()}, ["x1", "x2"]),
+        ({"x1": plain(id="own"), "7": plain()}, ["own", "7"]),
+        ({"version": 1, "data": [plain(), plain(id=5)]}, ["row-0", "5"]),
+        ({"data": {"x1": plain()}}, ["x1"]),
+        (plain(id="one"), ["one"]),
+    ],
+)
+def test_json_of_one_value(tmp_path, content, ids, indent):
+    (tmp_path / "q.json").write_text(json.dumps(content, indent=indent))
+    found = read(tmp_path / "q.json")
+    assert [sample.id for sample in found] == ids
+    assert all(sample.images == [png()] for sample in found)
+
+
+def test_json_lines_under_the_name_json(tmp_path):
+    write_lines(tmp_path / "q.json", plain(), plain())
+    assert len(read(tmp_path / "q.json")) == 2
+    (tmp_path / "q.json").write_text('{"problem": \n')
+    with pytest.raises(UserError, match="line 1: not JSON"):
+        read(tmp_path / "q.json")
+    (tmp_path / "q.json").write_text('[{"problem": \n')
+    with pytest.raises(UserError, match="not JSON"):
+        read(tmp_path / "q.json")
+    (tmp_path / "q.json").write_text('["a", "b"]')
+    with pytest.raises(UserError, match="expected a list of objects"):
+        read(tmp_path / "q.json")
+
+
+# --- what is no data at all ---
+
+
+def test_devices_pipes_and_system_folders_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "me").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    os.symlink("/dev/zero", tmp_path / "zero.jsonl")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(tmp_path / "s.parquet"))
+        for place in ("/dev/zero", "/", "/proc", "/proc/meminfo", "/sys", "/usr", "~", tmp_path,
+                      tmp_path / "pipe.jsonl", tmp_path / "zero.jsonl", tmp_path / "s.parquet"):  # fmt: skip
+            with pytest.raises(UserError) as caught:
+                read(place)
+            assert caught.value.place == f"data.source {place}"
+            with pytest.raises(UserError):
+                Chain(Config(data=DataConfig(source=str(place))), tmp_path / "run")
+            with pytest.raises(UserError):
+                Chain(Config(model=ModelConfig(path=str(place))), tmp_path / "run")
+
+
+def test_a_pipe_among_shards_and_images_is_no_data(tmp_path):
+    virl39k(2).to_parquet(str(tmp_path / "a.parquet"))
+    os.mkfifo(tmp_path / "b.parquet")
+    assert len(read(tmp_path)) == 2
+    path = write_lines(tmp_path / "q.jsonl", row(images="b.parquet"), row(images="/dev/zero"))
+    assert reasons(read(path)) == ["image not found", "image outside the data folder"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x.jsonl", "~nobody-here/x.jsonl"])
+def test_a_name_that_is_no_path_is_told(tmp_path, name):
+    with pytest.raises(UserError, match=r"data\.source"):
+        read(name)
+    if len(name) > 255:
+        with pytest.raises(UserError, match=r"data\.source"):
+            Chain(Config(data=DataConfig(source=name)), tmp_path / "run")

@@ -107,6 +107,20 @@ SETTINGS = [
     Case("unknown device", "train --set run.device=tpu", ("run.device", "'tpu'", "cuda")),
     Case("missing model folder", "train --set model.path=./nowhere",
          ("model.path: ./nowhere", "no such folder")),
+    Case("a run of 300 letters", f"train --run {'x' * 300}", ("--run xxx", "is not a name")),
+    Case("more steps than anybody", "plan --set run.steps=99999999999",
+         ("run.steps", "99999999999", "less than or equal")),
+    Case("a long range of steps", "train --stage score --run r --steps 1..99999999999",
+         ("run r", "no such run")),
+    Case("half a surrogate pair", r"""train --set 'data.instruction="\ud800"'""",
+         ("data.instruction", "surrogate")),
+    Case("betas of one", "train --set update.adam_betas=[1,1]", ("adam_betas", "below 1")),
+    Case("an alias bomb", "plan --config my.yaml", ("my.yaml", "too many values"),
+         {"my.yaml": b"a: &a [*a, *a]\n"}),
+    Case("data without end", "train --set data.source=/dev/zero",
+         ("data.source /dev/zero", "belongs to the system")),
+    Case("all of the disk", "plan --set data.source=/", ("data.source /:", "belongs to the system")),
+    Case("a model without end", "plan --set model.path=/dev/zero", ("model.path /dev/zero",)),
     Case("unknown section", "config scor", ("config scor", "no such section", "score")),
 ]  # fmt: skip
 
@@ -181,6 +195,46 @@ def test_wrong_data_and_models_are_refused(case: Case, tmp_path: Path) -> None:
     refused(command, *case.expected)
     told = vppo("status", "--json", runs=runs).succeeded().json
     assert told["steps_done"] == 0
+
+
+PLANNED = [
+    Case("glyphs on own data", "--set data.source=q.jsonl --set eval.benchmarks=[glyphs]",
+         ("eval.benchmarks: glyphs", "needs the embedded data"), {"q.jsonl": lines(**GOOD)}),
+    Case("validation without questions",
+         "--set data.source=q.jsonl --set data.validation_count=0 --set eval.benchmarks=[validation]",
+         ("eval.benchmarks: validation", "data.validation_source"), {"q.jsonl": lines(**GOOD)}),
+    Case("missing columns", "--set data.source=q.jsonl",
+         ("no column 'problem'", "no column 'images'", "no column 'answer'"),
+         {"q.jsonl": lines(question="?", img="a.png", gold="1")}),
+    Case("missing columns of the validation source",
+         "--set data.source=q.jsonl --set data.validation_source=v.jsonl",
+         ("v.jsonl", "no column 'answer'"),
+         {"q.jsonl": lines(**GOOD), "v.jsonl": lines(problem="?", images="a.png", gold="1")}),
+    Case("a missing file", "--set data.source=nowhere/q.jsonl",
+         ("data.source nowhere/q.jsonl", "no such file or folder")),
+    Case("a folder without data", "--set data.source=data", ("holds no data set",),
+         {"data/readme.txt": b"nothing"}),
+    Case("a missing local copy of a benchmark",
+         "--set eval.benchmarks=[geo3k] --set eval.data_dir=data", ("benchmark geo3k", "no local copy"),
+         {"data/readme.txt": b"nothing"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.name)
+def test_plan_refuses_what_train_would(case: Case, tmp_path: Path) -> None:
+    for name, data in case.files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for command in ("plan", "train"):
+        refused(vppo(command, *shlex.split(case.arguments), runs=tmp_path / "runs"), *case.expected)
+
+
+def test_own_data_are_evaluated_on_their_own_questions(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(lines(**GOOD) * 100)
+    told = vppo("plan", "--set", "data.source=q.jsonl", "--json", runs=tmp_path / "runs")
+    names = {row["step"] for row in told.succeeded().json["plan"]}
+    assert "validation" in names
+    assert "glyphs" not in names
 
 
 PARTS = [

@@ -37,12 +37,14 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         new: whether the command may start a run.
     """
     note = ""
-    if name is not None and not (runs.runs_folder() / name / runs.CONFIG).is_file():
+    named = name is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name)
+    if name is not None and not (named and (runs.runs_folder() / name / runs.CONFIG).is_file()):
         if not new:
             runs.find_run(name)  # says which runs there are
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not named:
             raise UserError(
-                f"--run {name}", "is not a name (letters, digits, dot, dash, underscore).",
+                f"--run {settings.shortened(name)}",
+                "is not a name (at most 200 letters, digits, dot, dash, underscore).",
                 "Runs lie in runs/ (VPPO_RUNS).",
             )  # fmt: skip
         asked = settings.load(config, overrides)

@@ -19,7 +19,9 @@ def in_words(chain: Chain) -> str:
     last, names = chain.config.run.steps, chain.benchmarks
     saved = sum(chain.has_checkpoint(step) for step in range(1, last + 1))
     told = ", ".join(names) if len(names) < 4 else f"{len(names)} benchmarks"
-    return f"{last} steps of rollout, score, update; {saved} checkpoints; eval on {told}"
+    return (
+        f"{last} steps of rollout, score, update; {saved} checkpoints; eval on {told or 'nothing'}"
+    )
 
 
 def step_line(row: Mapping[str, Any], last: int) -> str:

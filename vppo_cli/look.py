@@ -18,6 +18,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.hub import named_on_hub
 from pipelines.part_sources import check_part_sources
+from pipelines.run import check_inputs
 from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
 from vppo_cli import capacity, display, facts
@@ -37,6 +38,7 @@ def plan(
     )
     choice = choose(run, config, overrides, new=new)
     check_part_sources(choice.wanted.config)
+    check_inputs(choice.wanted)
     rows = plan_rows(choice.wanted)
     variants = list(other_variants(choice.wanted))
     asked = choice.wanted.config

@@ -18,12 +18,14 @@ from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.example import example
+from pipelines.images import ImageTally
 from pipelines.perceive import DEFAULTS, Perception, check, load, see
 from pipelines.perceive_data import PAGE, ROWS, check_new, perceive_dataset
 from pipelines.policy import Policy
 from pipelines.records import Perceived
 from pipelines.score import needs_two_views
 from pipelines.session import Session
+from pipelines.sources import check_sources
 from pipelines.watch import Silent
 from vppo_cli import display
 from vppo_cli.choose import choose
@@ -84,11 +86,21 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
     [found] = see(asked.config, policy, [sample], [response], asked.masks)
     if out:
         found.to_html(out)
+    odd = ImageTally()
+    odd.add(sample.images)
+    notes = odd.told()
+    if found.problem != sample.problem:
+        notes.append(
+            "control tokens of the model in the question, written apart: <|name|> as < |name| >"
+        )
     if as_json:
-        display.print_json(_about(asked) | _columns(found) | {"page": str(out) if out else None})
+        about = _about(asked) | _columns(found) | {"page": str(out) if out else None}
+        display.print_json(about | {"notes": notes})
         return
     display.line("model", f"{asked.name} on {policy.device.type}")
     display.line("measured", _measured(asked))
+    for note in notes:
+        display.line("note", note)
     if display.console.is_terminal:
         _show(asked.config, found, asked.masks)
     else:
@@ -110,6 +122,7 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     if out is None:
         raise UserError("--out", "is needed with --dataset.", "Name a new folder.")
     check_new(out)
+    check_sources(asked.config.data, examples=True)  # before a model is loaded
     policy = asked.policy()
     if not as_json:
         display.line("model", f"{asked.name} on {policy.device.type}")

@@ -12,6 +12,7 @@ from pipelines.checkpoint import newest
 from pipelines.errors import UserError
 from pipelines.ranks import ranks
 from pipelines.run import train, train_stage
+from pipelines.settings import shortened
 from vppo_cli import display
 from vppo_cli.choose import Choice, choose
 from vppo_cli.live import watching
@@ -128,15 +129,17 @@ def parse_steps(text: str | None, chain: Chain, lowest: int = 1) -> list[int]:
     if text is None:
         return []
     first, _, last = text.partition("..")
-    if not first.isdigit() or not (last or first).isdigit():
-        raise UserError(f"--steps {text}", "is neither a step nor a range.", "Write 3 or 3..5.")
-    steps = list(range(int(first), int(last or first) + 1))
+    if not all(number.isdecimal() and len(number) < 1000 for number in (first, last or first)):
+        raise UserError(
+            f"--steps {shortened(text)}", "is neither a step nor a range.", "Write 3 or 3..5."
+        )
+    steps = range(int(first), int(last or first) + 1)
     if not steps or steps[0] < lowest or steps[-1] > chain.config.run.steps:
         raise UserError(
-            f"--steps {text}", f"the run has steps {lowest}..{chain.config.run.steps}.",
+            f"--steps {shortened(text)}", f"the run has steps {lowest}..{chain.config.run.steps}.",
             "Extend it with --set run.steps=N.",
         )  # fmt: skip
-    return steps
+    return list(steps)
 
 
 def default_steps(chain: Chain, stage: str) -> list[int]:

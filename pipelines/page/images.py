@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 
-from PIL import Image
+from pipelines.images import Unusable, as_shown, open_image
 
 LARGE = 60_000
 """Bytes beyond which an image is made smaller for the page."""
@@ -28,26 +28,26 @@ class PageImages:
         return [self._url(image) for image in images]
 
     def _url(self, image: bytes) -> str:
-        kind = next((name for start, name in _KINDS.items() if image.startswith(start)), None)
-        if kind and len(image) <= LARGE:
-            return _data_url(kind, image)
         try:
+            shown = as_shown(image)
+            kind = next((name for start, name in _KINDS.items() if shown.startswith(start)), None)
+            if kind and len(shown) <= LARGE:
+                return _data_url(kind, shown)
             small = smaller(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except Unusable:
             self.unreadable += 1
             return ""
-        self.shrunk += len(image) > LARGE
+        self.shrunk += len(shown) > LARGE
         return _data_url("webp", small)
 
 
 def smaller(image: bytes, side: int = SIDE, quality: int = 82) -> bytes:
-    """The image as WebP, no side longer than ``side`` pixels.
+    """The image, as the model gets it, as WebP, no side longer than ``side`` pixels.
 
     Raises:
-        OSError: it is not a readable image (Pillow's UnidentifiedImageError is one).
+        Unusable: it is not a readable image.
     """
-    with Image.open(io.BytesIO(image)) as opened:
-        picture = opened.convert("RGB")
+    picture = open_image(image)
     picture.thumbnail((side, side))
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=quality)
