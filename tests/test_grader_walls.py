@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import psutil
 import pytest
 from attacks import ATTACKS, docstring, exploit, payloads
 from command_line import vppo
