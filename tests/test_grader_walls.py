@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import psutil
 import pytest
 from attacks import ATTACKS, docstring, exploit, payloads
 from command_line import vppo
