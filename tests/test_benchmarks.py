@@ -20,7 +20,7 @@ import pytest
 from hub_schema import png
 from PIL import Image
 
-from evals import benchmark_rows, benchmarks
+from evals import benchmark_rows, benchmark_sources, benchmarks
 from evals.benchmark_rows import IMAGE, READ_IMAGE, Where, parse_options, with_options
 from evals.benchmarks import BENCHMARKS, EIGHT, canonical
 from evals.questions import gather, groups, questions_step, read_questions
@@ -878,7 +878,8 @@ def test_hidden_files_are_no_shards(hub, tmp_path):
     (shard.parent / ".ipynb_checkpoints").mkdir()
     shutil.copy(shard, shard.parent / ".ipynb_checkpoints" / shard.name)
     (tmp_path / "geo3k" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: '**/*.parquet'\n---\n"
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n"
+        "    path: '**/*.parquet'\n---\n"
     )
     files = benchmark_sources.find_files("geo3k", str(tmp_path)).files
     assert [path for _, path in files] == [shard]

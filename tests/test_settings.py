@@ -189,7 +189,8 @@ def test_a_circle_of_bases(tmp_path):
 # --- what would hang, fill memory or end in a traceback ------------------------------------------------
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{this}: &{this} [{', '.join(['*' + below] * 9)}]\n" for below, this in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{this}: &{this} [{', '.join(['*' + below] * 9)}]\n"
+    for below, this in zip("abcdefgh", "bcdefghi", strict=True)
 )  # fmt: skip
 """9 ** 9 values in 300 characters."""
 
@@ -269,9 +270,10 @@ def test_no_whole_number_is_without_a_bound():
         for name, info in model.model_fields.items():
             if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
                 yield from unbounded(info.annotation, f"{prefix}{name}.")
-            elif info.annotation in (int, int | None):
-                if not any(isinstance(limit, Le) for limit in info.metadata):
-                    yield prefix + name
+            elif info.annotation in (int, int | None) and not any(
+                isinstance(limit, Le) for limit in info.metadata
+            ):
+                yield prefix + name
 
     assert list(unbounded(Config)) == []
 
