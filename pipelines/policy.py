@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from pipelines import shared_prefix
+from pipelines import chat_template, shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.model_files import check_weights, other_sizes, reading
 from pipelines.packing import Costs, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
     PromptEncoder,
-    cannot_load,
     limit_pixels,
     load_processor,
     model_location,
@@ -73,15 +73,14 @@ class Policy:
         self.device = (
             next(model.parameters()).device if placement is None else choose_device(config)
         )
-        eos = model.generation_config.eos_token_id
-        eos = self.tokenizer.eos_token_id if eos is None else eos
-        self.eos_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        known = model.get_output_embeddings().weight.shape[0]
+        self.eos_ids = _end_ids(model, processor, known)
         special = set(self.tokenizer.all_special_ids) | {
             index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }
-        unused = set(range(len(self.tokenizer), model.get_output_embeddings().weight.shape[0]))
+        special |= set(range(len(self.tokenizer), known))  # unused
         self.suppressed_ids = torch.tensor(
-            sorted((special | unused) - set(self.eos_ids)), device=self.device
+            sorted(i for i in special - set(self.eos_ids) if i < known), device=self.device
         )
 
     @classmethod
@@ -98,8 +97,11 @@ class Policy:
         processor = load_processor(config, where)
         device = choose_device(config)
         if config.update.engine != "deepspeed":
-            return cls(_pretrained(where, config).to(device), processor, config)
+            model = _pretrained(where, config)
+            _check_ids(where, model, processor)
+            return cls(model.to(device), processor, config)
         model = ranks().first(lambda: _pretrained(where, config), lambda: _shapes(where, config))
+        _check_ids(where, model, processor)
         model.generation_config = ranks().agree(model.generation_config)
         return cls(model, processor, config, OnMain(device))
 
@@ -282,6 +284,59 @@ def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
     return (same_BLL | prompt_BLL) & causal_LL
 
 
+def _end_ids(model: Any, processor: Any, known: int) -> list[int]:
+    """What ends a response: the end of a turn by the chat template, the tokenizer's end token, and those
+    of the generation config. Each may be the one that the model was trained to say.
+
+    Args:
+        known: tokens that the model can say.
+
+    Raises:
+        UserError: there is none, or one that the model does not have.
+    """
+    theirs = model.generation_config.eos_token_id
+    theirs = theirs if isinstance(theirs, list | tuple) else [theirs]
+    named = {
+        "the chat template": [chat_template.turn_end(processor)],
+        "the tokenizer": [processor.tokenizer.eos_token_id],
+        "generation_config.json": theirs,
+    }
+    found: dict[int, None] = {}
+    for who, ids in named.items():
+        for index in ids:
+            if index is not None and not (isinstance(index, int) and 0 <= index < known):
+                raise UserError(
+                    f"model.path {model.config.name_or_path}",
+                    f"{who} ends a response with token {index}, and the model has {known} tokens.",
+                    "Take the tokenizer and the generation config that came with the weights.",
+                )
+            if index is not None:
+                found[index] = None
+    if not found:
+        raise UserError(
+            f"model.path {model.config.name_or_path}", "names no token that ends a response.",
+            "Set eos_token in its tokenizer_config.json.",
+        )  # fmt: skip
+    return list(found)
+
+
+def _check_ids(where: str, model: Any, processor: Any) -> None:
+    """See that the model has every token of its tokenizer.
+
+    Raises:
+        UserError: they do not belong together.
+    """
+    have = model.get_input_embeddings().weight.shape[0]
+    vocabulary = processor.tokenizer.get_vocab()
+    token = max(vocabulary, key=vocabulary.__getitem__, default="")
+    if vocabulary and vocabulary[token] >= have:
+        raise UserError(
+            f"model.path {where}",
+            f"its tokenizer has the token {token!r} with id {vocabulary[token]}, and the model has "
+            f"{have} tokens.", "Take the tokenizer that came with the weights.",
+        )  # fmt: skip
+
+
 def _costs(model: Any) -> Costs:
     """Operations of its forward pass; of an image's, for each of its numbers."""
     language, text = {id(m) for m in model.get_decoder().modules()}, model.config.get_text_config()
@@ -297,34 +352,49 @@ def _costs(model: Any) -> Costs:
 
 
 def _pretrained(where: str, config: Config) -> Any:
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            where, revision=config.model.revision, dtype=torch.float32,
-            attn_implementation=config.model.attention, use_safetensors=True,
-            local_files_only=only_local(where),
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise cannot_load(where, error) from error
+    with reading(where):
+        try:
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                where, revision=config.model.revision, dtype=torch.float32,
+                attn_implementation=config.model.attention, use_safetensors=True,
+                local_files_only=only_local(where), trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "mismatched" in str(error):
+                _tell_sizes(where, config)
+            raise
+    check_weights(where, info)
     return model.requires_grad_(True).eval()
+
+
+def _tell_sizes(where: str, config: Config) -> None:
+    """Name the tensors whose sizes are others than the model's, if they can be told."""
+    shapes = {n: tuple(value.shape) for n, value in _shapes(where, config).state_dict().items()}
+    if found := other_sizes(where, shapes):
+        raise UserError(
+            f"model.path {where}",
+            f"holds {len(found)} tensors of another size than config.json says: {found[0]}.",
+            "Its config.json must be that of the weights.",
+        )
 
 
 def _shapes(where: str, config: Config) -> Any:
     """The same model without its weights (meta tensors)."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    try:
+    with reading(where):
         described = AutoConfig.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where)
-        )
+            where, revision=config.model.revision, local_files_only=only_local(where),
+            trust_remote_code=False,
+        )  # fmt: skip
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(
-                described, dtype=torch.float32, attn_implementation=config.model.attention
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_load(where, error) from error
+                described, dtype=torch.float32, attn_implementation=config.model.attention,
+                trust_remote_code=False,
+            )  # fmt: skip
     return model.requires_grad_(True).eval()
 
 

@@ -18,7 +18,7 @@ from typing import TextIO
 
 from PIL import Image
 
-from pipelines import glyphs
+from pipelines import chat_template, glyphs
 from pipelines.config import Config, DataConfig
 from pipelines.errors import UserError
 from pipelines.prompts import PromptEncoder, load_processor, messages, open_image
@@ -222,7 +222,7 @@ class PromptLengths:
 
     def _from_sizes(self, sample: Sample) -> int:
         chat = messages(sample, self.encoder.instruction)
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = chat_template.render(self.processor, chat)
         ids = self.processor.tokenizer(text, verbose=False)["input_ids"]
         places = ids.count(self.processor.image_token_id)
         if places != len(sample.images):
