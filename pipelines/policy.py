@@ -4,14 +4,20 @@ A *row* is one prompt followed by one or more responses to it. With several, the
 by side behind one copy of the prompt and its image: attention lets each response see the prompt
 and itself only, and each starts at the same position id, so every number is what it would be alone,
 while the prompt is read once. With one response a row is an ordinary sequence.
+
+That is right for models whose every layer attends to all that came before. For the others there is the
+*plain* way: each response in a padded row of its own, with the model's own masks and positions.
+Which way a model takes is measured on its first use (pipelines/model_check.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,7 @@ from pipelines import chat_template, shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.model_files import check_weights, other_sizes, reading
-from pipelines.packing import Costs, share, tokens
+from pipelines.packing import Costs, Setting, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
@@ -36,8 +42,12 @@ from pipelines.ranks import ranks
 from pipelines.torchvision_ops import ensure_importable
 
 Encoded = dict[str, torch.Tensor]
-PER_TOKEN = ("input_ids", "mm_token_type_ids", "position_ids")
+TYPES = ("mm_token_type_ids", "token_type_ids")
+"""What kind of token each is: text, image, or (PaliGemma) prompt and response."""
+PER_TOKEN = ("input_ids", "position_ids", *TYPES)
 """Entries of an encoded prompt that have one value per token; the others belong to its images."""
+RESPONSE_TYPES = {"paligemma": 1}
+"""``token_type_ids`` of a response, where it is not 0, by model type."""
 
 
 @dataclass
@@ -55,6 +65,8 @@ class Policy:
         suppressed_ids: special, image and unused ids that are never sampled [K]; the policy is the
             distribution over the others.
         eos_ids: ids that end a response.
+        plain: whether the model takes the plain way.
+        notes: what a user should know of it.
     """
 
     def __init__(
@@ -63,9 +75,9 @@ class Policy:
         self.model, self.processor, self.config = model, processor, config
         self.placement = placement or Placement()
         self.costs = _costs(model)
-        self.grouped = config.model.attention == "sdpa"
-        if self.grouped:
-            shared_prefix.use(model)
+        self.dtype = config.model.dtype
+        self.notes: list[str] = []
+        self.take(plain=False)
         self.encoder = PromptEncoder(
             processor, config.data.instruction, workers=config.data.workers
         )
@@ -90,8 +102,10 @@ class Policy:
         For an update engine that divides the weights they stay with rank 0, in host memory.
 
         Raises:
-            UserError: it cannot be loaded, or is not an image-text-to-text model.
+            UserError: it cannot be loaded, is not an image-text-to-text model, or is not computed right.
         """
+        from pipelines.model_check import settled  # which needs a policy
+
         ensure_importable()
         where = str(location or model_location(config.model))
         processor = load_processor(config, where)
@@ -99,11 +113,20 @@ class Policy:
         if config.update.engine != "deepspeed":
             model = _pretrained(where, config)
             _check_ids(where, model, processor)
-            return cls(model.to(device), processor, config)
+            return settled(cls(model.to(device), processor, config))
         model = ranks().first(lambda: _pretrained(where, config), lambda: _shapes(where, config))
         _check_ids(where, model, processor)
         model.generation_config = ranks().agree(model.generation_config)
-        return cls(model, processor, config, OnMain(device))
+        return settled(cls(model, processor, config, OnMain(device)))
+
+    def take(self, *, plain: bool) -> None:
+        """Go the plain way from now on, or the fast one."""
+        self.plain = plain
+        self.grouped = not plain and self.config.model.attention == "sdpa"
+        if self.grouped:
+            shared_prefix.use(self.model)
+        else:
+            self.model.set_attn_implementation({"text_config": self.config.model.attention})
 
     def spread(self) -> Policy:
         """The same, with whole weights on every rank's device; every rank calls it."""
@@ -132,7 +155,7 @@ class Policy:
 
     def compute_type(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context of ``model.dtype``; weights themselves stay float32."""
-        if self.config.model.dtype == "float32":
+        if self.dtype == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -158,7 +181,7 @@ class Policy:
             hidden_ND: one vector per response token, in the order row, response, token
             (N = total response tokens).
         """
-        batch = self._pack(rows)
+        batch = self._plain(rows) if self.plain else self._pack(rows)
         where = batch.pop("where")
         with self.compute_type():
             output = self.model.base_model(**batch, use_cache=False)
@@ -208,6 +231,52 @@ class Policy:
             batch = self._padded(ids, positions, segments) | {"where": where_2N}
         batch |= self._images([row.prompt for row in rows])
         return {name: value.to(self.device) for name, value in batch.items()}
+
+    def _plain(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The same the plain way: right-padded rows of a prompt and one response."""
+        flat = [(row.prompt, response) for row in rows for response in row.responses]
+        texts = [self.joined(prompt, response[:-1]) for prompt, response in flat]
+        length_B = torch.tensor([len(text["input_ids"]) for text in texts])
+        fed_B = torch.tensor([len(response) for _, response in flat])
+        longest, row_N = int(length_B.max()), torch.arange(len(flat)).repeat_interleave(fed_B)
+        first_N = (length_B - fed_B).repeat_interleave(fed_B)
+        within_N = torch.cat([torch.arange(count) for count in fed_B])
+        batch = {
+            name: torch.stack([
+                torch.nn.functional.pad(text[name], (0, longest - len(text[name])), value=value)
+                for text in texts
+            ])
+            for name, value in self._padding(texts[0]).items()
+        }  # fmt: skip
+        batch["attention_mask"] = (torch.arange(longest) < length_B[:, None]).long()
+        batch |= self._images([prompt for prompt, _ in flat])
+        batch["where"] = torch.stack([row_N, first_N + within_N])
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def joined(self, prompt: Encoded, response: Sequence[int]) -> Encoded:
+        """What the model takes for each token of a prompt and what follows it, [L] each."""
+        tokens = torch.tensor(response, dtype=torch.long)
+        text = {"input_ids": torch.cat([prompt["input_ids"], tokens])}
+        for name in TYPES:
+            if name in prompt and name in self._accepted:
+                kind = RESPONSE_TYPES.get(self.model.config.model_type, 0) if name == "token_type_ids" else 0
+                text[name] = torch.cat([prompt[name], torch.full_like(tokens, kind)])
+        return text
+
+    def _padding(self, text: Encoded) -> dict[str, int]:
+        """What fills up each of these, where nothing looks."""
+        return {name: self.eos_ids[0] if name == "input_ids" else int(text[name][-1]) for name in text}
+
+    @cached_property
+    def _accepted(self) -> set[str]:
+        """What the model's own forward takes by name."""
+        return set(inspect.signature(self.model.base_model.forward).parameters)
+
+    def copies(self, prompt: Encoded, count: int) -> dict[str, Any]:
+        """Tensors of one pass over so many copies of a prompt, as its model's own ``generate`` takes them."""
+        text = {name: value.expand(count, -1) for name, value in self.joined(prompt, []).items()}
+        batch = text | {"attention_mask": torch.ones_like(text["input_ids"])}
+        return {n: v.to(self.device) for n, v in (batch | self._images([prompt] * count)).items()}
 
     def prompts(self, prompts: Sequence[Encoded]) -> dict[str, Any]:
         """Tensors of one forward pass over prompts alone, one after another without padding."""
@@ -259,7 +328,7 @@ class Policy:
         images = prompt["pixel_values"].numel() if "pixel_values" in prompt else 0
         costs = replace(self.costs, image=self.costs.image * images)
         fed = [len(response) - 1 for response in responses]
-        if share(self.config.model.shared_prefix, costs, len(prompt["input_ids"]), fed):
+        if share(self._sharing, costs, len(prompt["input_ids"]), fed):
             return [Row(prompt, responses)]
         return [Row(prompt, [response]) for response in responses]
 
@@ -267,9 +336,11 @@ class Policy:
         """Tokens that a pass feeds for one group, with a prompt of so many."""
         fed = [len(response) - 1 for response in responses]
         without_image = replace(self.costs, image=0)
-        return int(
-            tokens(prompt, fed, share(self.config.model.shared_prefix, without_image, prompt, fed))
-        )
+        return int(tokens(prompt, fed, share(self._sharing, without_image, prompt, fed)))
+
+    @property
+    def _sharing(self) -> Setting:
+        return False if self.plain else self.config.model.shared_prefix
 
 
 def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,14 +122,15 @@ def limit_pixels(image_processor: Any, pixels: PixelLimits, section: str = "data
     if not given:
         return
     size = {name: image_processor.size[name] for name in limits if image_processor.size[name]}
-    if len(size) < len(limits) or "smart_resize" not in dir(
-        sys.modules[type(image_processor).__module__]
-    ):
+    resize = getattr(sys.modules[type(image_processor).__module__], "smart_resize", None)
+    if len(size) < len(limits) or resize is None:
         raise UserError(
             f"{section}.min_pixels, {section}.max_pixels",
             f"{type(image_processor).__name__} does not limit images by area.",
             "Leave them unset." if section == "data" else "Use --profile matched.",
         )  # fmt: skip
+    if "num_frames" in signature(resize).parameters:  # GLM-4V counts the pixels of all frames
+        given = {name: value * image_processor.temporal_patch_size for name, value in given.items()}
     image_processor.size = size | given
 
 
@@ -214,11 +216,13 @@ def encode_images(
     """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
     chat = messages(sample, instruction)
     text = chat_template.render(processor, chat)
-    batch = processor(text=[text], images=images or None, return_tensors="pt")
+    # A list for each text: of a flat one LLaVA-OneVision would take each image for a text of its own.
+    shown = [images] if images else None
+    batch = processor(text=[text], images=shown, return_tensors="pt")
     bos = processor.tokenizer.bos_token
     if bos and text.startswith(bos) and (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() > 1:
         text = text.removeprefix(bos)  # the processor itself adds one, as PaliGemma's does
-        batch = processor(text=[text], images=images or None, return_tensors="pt")
+        batch = processor(text=[text], images=shown, return_tensors="pt")
     encoded = {n: value for n, value in batch.items() if n not in ("attention_mask", "labels")}
     for name in ("input_ids", "mm_token_type_ids", "token_type_ids"):
         if name in encoded:
