@@ -117,9 +117,14 @@ def _generate(
     )  # fmt: skip
     try:
         for prompt, uniform_GT in zip(prompts, uniform_RT.split(sampling.samples), strict=True):
-            batch, sampler = policy.copies(prompt, sampling.samples), _Sampler(policy, uniform_GT, sampling)
+            batch, sampler = (
+                policy.copies(prompt, sampling.samples),
+                _Sampler(policy, uniform_GT, sampling),
+            )
             with policy.compute_type():
-                model.generate(**batch, logits_processor=LogitsProcessorList([sampler]), use_cache=True)
+                model.generate(
+                    **batch, logits_processor=LogitsProcessorList([sampler]), use_cache=True
+                )
             ids += torch.stack(sampler.token_TG, 1).tolist()
             logp += torch.stack(sampler.logp_TG, 1).tolist()
     finally:

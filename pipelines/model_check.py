@@ -2,9 +2,9 @@
 
 A picture and a question are answered with random tokens, several answers behind one prompt, and their
 log-probs compared with the model's own forward: its processor's tensors, one row, nothing filled up, its
-own masks and positions. One response is generated and its recorded log-probs are compared in the same
-way. Where the fast way is off by more than rounding, the plain way is measured and taken; what is off in
-both is refused.
+own masks and positions. (With another picture these must differ.) One response is generated and its
+recorded log-probs are compared in the same way. Where the fast way is off by more than rounding, the
+plain way is measured and taken; what is off in both is refused.
 
 The outcome holds for all weights of a config, so no checkpoint pays for it again. It is remembered in the
 user's cache folder as a JSON file that names nothing to run; one that cannot be read is made again.
@@ -20,7 +20,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ PICTURE = (160, 128)
 _CODE = (__file__, decoding.__file__, divergence.__file__, packing.__file__, policies.__file__,
          shared_prefix.__file__)  # fmt: skip
 
+Dtype = Literal["float32", "bfloat16"]
 Group = tuple[Encoded, list[list[int]]]
 
 
@@ -74,24 +75,28 @@ def settled(policy: Policy) -> Policy:
     Raises:
         UserError: no way is.
     """
-    way = ranks().on_main(lambda: _known(policy))
+    way, new = ranks().on_main(lambda: _known(policy))
     policy.take(plain=way.plain)
-    if way.reason:
+    within = f"log-probs within {way.difference:.0e} nats of its own forward"
+    if way.plain:
         policy.notes.append(
-            f"this model takes the plain way (padded rows, its own masks and generate): {way.reason}"
+            f"this model takes the plain way (padded rows, its own masks and generate): {way.reason}; "
+            f"{within}"
         )
+    elif new:
+        policy.notes.append(f"first use of this model here: {within}, shared prompts and all")
     return policy
 
 
-def _known(policy: Policy) -> Way:
-    """The way that is remembered, or measured now."""
+def _known(policy: Policy) -> tuple[Way, bool]:
+    """The way, and whether it was measured now: else it is remembered."""
     name = _key(policy)
     file = _folder() / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         found = json.loads(file.read_text(encoding="utf-8"))
         way = Way(bool(found["plain"]), float(found["difference"]), str(found["reason"]))
         if found == asdict(way) | {"key": name}:
-            return way
+            return way, False
     whole = policy
     if isinstance(policy.placement, OnMain):  # measured where the weights are
         whole = Policy(policy.model, policy.processor, policy.config)
@@ -101,7 +106,7 @@ def _known(policy: Policy) -> Way:
         partial = file.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(asdict(way) | {"key": name}), encoding="utf-8")
         partial.replace(file)
-    return way
+    return way, True
 
 
 def _folder() -> Path:
@@ -124,7 +129,13 @@ def _architecture(config: Any) -> Any:
     """A config without what differs between copies of one model."""
     if not isinstance(config, dict):
         return config
-    passing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
+    passing = (
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_attn_implementation",
+    )
     return {n: _architecture(value) for n, value in config.items() if n not in passing}
 
 
@@ -152,6 +163,14 @@ def find_way(policy: Policy) -> Way:
                 where, f"its own forward fails on a picture and a question ({_said(error)}).",
                 "Its config, weights and processor must belong together.",
             ) from error  # fmt: skip
+        (prompt, answers), *_ = groups
+        other = prompt | {"pixel_values": -prompt["pixel_values"]}
+        first_N = own_N[: sum(map(len, answers))]
+        if torch.equal(_own_logp(policy, [(other, answers)]), first_N):
+            raise UserError(
+                where, "does not look at the picture: another one gives the same answers to the last bit.",
+                "Its config's image token must be the one that its processor writes.",
+            )  # fmt: skip
         reason = _windows(policy) or ""
         for plain in (False, True):
             if reason and not plain:
@@ -180,7 +199,7 @@ def _windows(policy: Policy) -> str | None:
 
 
 def _measured(
-    policy: Policy, groups: Sequence[Group], own_N: torch.Tensor, dtype: str
+    policy: Policy, groups: Sequence[Group], own_N: torch.Tensor, dtype: Dtype
 ) -> tuple[float, str]:
     """The largest difference to the model's own log-probs, and what is wrong if that is too large."""
     try:
@@ -221,7 +240,10 @@ def _groups(policy: Policy) -> list[Group]:
     never = {*policy.suppressed_ids.tolist(), *policy.eos_ids}
     usual = [i for i in range(len(policy.head_weight)) if i not in never]
     groups: list[Group] = []
-    for text, images in ((f"{IMAGE}What does the picture show?", [picture]), ("What is 3 + 4?", [])):
+    for text, images in (
+        (f"{IMAGE}What does the picture show?", [picture]),
+        ("What is 3 + 4?", []),
+    ):
         asked = Sample("", text, [], "")
         try:
             prompt = encode_images(policy.processor, policy.encoder.instruction, asked, images)
@@ -252,7 +274,10 @@ def _own_logp(policy: Policy, groups: Sequence[Group]) -> torch.Tensor:
     for prompt, answers in groups:
         for ids in answers:
             batch = policy.copies(prompt, 1)
-            text = {name: value[None].to(policy.device) for name, value in policy.joined(prompt, ids).items()}
+            text = {
+                name: value[None].to(policy.device)
+                for name, value in policy.joined(prompt, ids).items()
+            }
             batch |= text | {"attention_mask": torch.ones_like(text["input_ids"])}
             with policy.compute_type():
                 logits_LV = policy.model(**batch, use_cache=False).logits[0]

@@ -259,13 +259,19 @@ class Policy:
         text = {"input_ids": torch.cat([prompt["input_ids"], tokens])}
         for name in TYPES:
             if name in prompt and name in self._accepted:
-                kind = RESPONSE_TYPES.get(self.model.config.model_type, 0) if name == "token_type_ids" else 0
+                kind = (
+                    RESPONSE_TYPES.get(self.model.config.model_type, 0)
+                    if name == "token_type_ids"
+                    else 0
+                )
                 text[name] = torch.cat([prompt[name], torch.full_like(tokens, kind)])
         return text
 
     def _padding(self, text: Encoded) -> dict[str, int]:
         """What fills up each of these, where nothing looks."""
-        return {name: self.eos_ids[0] if name == "input_ids" else int(text[name][-1]) for name in text}
+        return {
+            name: self.eos_ids[0] if name == "input_ids" else int(text[name][-1]) for name in text
+        }
 
     @cached_property
     def _accepted(self) -> set[str]:
@@ -273,7 +279,7 @@ class Policy:
         return set(inspect.signature(self.model.base_model.forward).parameters)
 
     def copies(self, prompt: Encoded, count: int) -> dict[str, Any]:
-        """Tensors of one pass over so many copies of a prompt, as its model's own ``generate`` takes them."""
+        """Tensors of one pass over copies of a prompt, as the model's own ``generate`` takes them."""
         text = {name: value.expand(count, -1) for name, value in self.joined(prompt, []).items()}
         batch = text | {"attention_mask": torch.ones_like(text["input_ids"])}
         return {n: v.to(self.device) for n, v in (batch | self._images([prompt] * count)).items()}
@@ -427,7 +433,7 @@ def _pretrained(where: str, config: Config) -> Any:
 
     with reading(where):
         try:
-            model, info = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 where, revision=config.model.revision, dtype=torch.float32,
                 attn_implementation=config.model.attention, use_safetensors=True,
                 local_files_only=only_local(where), trust_remote_code=False,
@@ -437,6 +443,7 @@ def _pretrained(where: str, config: Config) -> Any:
             if "mismatched" in str(error):
                 _tell_sizes(where, config)
             raise
+    model, info = loaded
     check_weights(where, info)
     return model.requires_grad_(True).eval()
 

@@ -220,7 +220,11 @@ def encode_images(
     shown = [images] if images else None
     batch = processor(text=[text], images=shown, return_tensors="pt")
     bos = processor.tokenizer.bos_token
-    if bos and text.startswith(bos) and (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() > 1:
+    if (
+        bos
+        and text.startswith(bos)
+        and (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() > 1
+    ):
         text = text.removeprefix(bos)  # the processor itself adds one, as PaliGemma's does
         batch = processor(text=[text], images=shown, return_tensors="pt")
     encoded = {n: value for n, value in batch.items() if n not in ("attention_mask", "labels")}

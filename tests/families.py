@@ -209,7 +209,11 @@ def qwen3_vl_moe() -> Any:
 
 def qwen3_5() -> Any:
     """Two layers of linear attention (a gated delta rule), then one of full attention."""
-    rope = MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2]}
+    rope = MROPE | {
+        "mrope_interleaved": True,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [4, 2, 2],
+    }
     return qwen(
         "qwen3_5", 16,
         {"head_dim": 32, "rope_parameters": rope, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
@@ -285,7 +289,8 @@ def llava_next() -> Any:
         num_additional_image_tokens=1, chat_template=LLAVA_CHAT,
     )  # fmt: skip
     config = AutoConfig.for_model(
-        "llava_next", text_config=TEXT | {"model_type": "mistral", "vocab_size": len(words), "sliding_window": None},
+        "llava_next",
+        text_config=TEXT | {"model_type": "mistral", "vocab_size": len(words), "sliding_window": None},
         vision_config=VISION | {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14},
         image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16,
         vision_feature_layer=-1, image_grid_pinpoints=PINPOINTS, tie_word_embeddings=False,

@@ -57,7 +57,9 @@ def rollouts(family):
     """Three responses to each of the questions, generated in one batch; one of three is right."""
     sampling = Sampling(1.0, 1.0, 0, 10, 3, seed=0)
     names = [(1, position) for position in range(len(family.asked))]
-    generated = HuggingFaceEngine(family.policy).generate(list(family.asked.values()), names, sampling)
+    generated = HuggingFaceEngine(family.policy).generate(
+        list(family.asked.values()), names, sampling
+    )
     return [
         Rollout(
             sample_id=sample.id, position=position,
@@ -106,7 +108,9 @@ def straight(policy, groups):
             messages(sample, policy.config.data.instruction), add_generation_prompt=True
         )
         images = [open_image(data) for data in sample.images]
-        inputs = policy.processor(text=[text], images=[images] if images else None, return_tensors="pt")
+        inputs = policy.processor(
+            text=[text], images=[images] if images else None, return_tensors="pt"
+        )
         inputs.pop("labels", None)  # PaliGemma's
         for response in responses:
             fed = dict(inputs) | {
@@ -115,7 +119,9 @@ def straight(policy, groups):
             fed["attention_mask"] = torch.ones_like(fed["input_ids"])
             for kind in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
                 # PaliGemma's tell what follows the prompt; the others' tell images.
-                types = torch.full((1, len(response)), int("paligemma" == policy.model.config.model_type))
+                types = torch.full(
+                    (1, len(response)), int(policy.model.config.model_type == "paligemma")
+                )
                 fed[kind] = torch.cat([inputs[kind], types], 1)
             logits = policy.model(**fed, use_cache=False).logits[0, -len(response) - 1 : -1]
             logits[:, policy.suppressed_ids] = -torch.inf
@@ -270,7 +276,9 @@ def test_black_patches_are_squares_of_the_image(family):
     pixels[drawn.repeat(p, 0).repeat(p, 1)] = 0
     painted = family.policy.encoder.encode_images(sample, [Image.fromarray(pixels)])
     prompt, view = view_of(family, sample)
-    before, found, expected = (patches_of(family, x["pixel_values"]) for x in (prompt, view, painted))
+    before, found, expected = (
+        patches_of(family, x["pixel_values"]) for x in (prompt, view, painted)
+    )
     whole = slice(0, drawn.size) if overview != 0 else slice(16, None)
     torch.testing.assert_close(found[whole], expected[whole], atol=1e-5, rtol=0)
     if overview is not None:

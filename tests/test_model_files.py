@@ -1,5 +1,6 @@
 """Model folders that are not what they say: each is refused by name, and nothing in one is ever run."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +10,14 @@ import torch
 from command_line import given, vppo
 from safetensors.torch import load_file, save_file
 
+from pipelines.engines import encoded
 from pipelines.errors import UserError
 from pipelines.policy import Policy
-from pipelines.prompts import load_processor
+from pipelines.prompts import encode_sample, load_processor
 from pipelines.records import Sample
 from pipelines.settings import shipped_config
 
 WEIGHTS = "model.safetensors"
-PLAIN_BPE = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<|image_pad|>"
 
 
 @pytest.fixture
@@ -110,9 +111,8 @@ CODE = "import pathlib\npathlib.Path({!r}).write_text('ran')\nclass Own: pass\n"
 def test_code_of_a_folder_is_never_run(folder, load, tmp_path, monkeypatch, known):
     ran = tmp_path / "ran"
     (folder / "own.py").write_text(CODE.format(str(ran)))
-    own = {name: "own.Own" for name in (
-        "AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor",
-    )}  # fmt: skip
+    kinds = ("Config", "Model", "ModelForImageTextToText", "Processor", "ImageProcessor")
+    own = {f"Auto{kind}": "own.Own" for kind in kinds}
     change(folder / "config.json", auto_map=own)
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -125,7 +125,7 @@ def test_code_of_a_folder_is_never_run(folder, load, tmp_path, monkeypatch, know
     if known:  # of a family that the library has
         load(folder)
     else:
-        with pytest.raises(UserError, match="model.path"):
+        with pytest.raises(UserError, match=r"model\.path"):
             load(folder)
     assert not ran.exists()
 
@@ -166,7 +166,9 @@ def test_a_start_token_stands_once(folder, configure, adds, written):
         tokenizer["post_processor"] = {
             "type": "TemplateProcessing", "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+            "special_tokens": {
+                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+            },
         }  # fmt: skip
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     change(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
@@ -174,9 +176,9 @@ def test_a_start_token_stands_once(folder, configure, adds, written):
     if written:
         template.write_text("{{ bos_token }}" + template.read_text())
     config = configure(f"model.path={folder}")
-    from pipelines.prompts import encode_sample
-
-    ids = encode_sample(load_processor(config), "", Sample("a", "What is 3 + 4?", [], "7"))["input_ids"]
+    ids = encode_sample(load_processor(config), "", Sample("a", "What is 3 + 4?", [], "7"))[
+        "input_ids"
+    ]
     assert ids.tolist().count(0) == (adds or written)
     assert ids[0] == 0 or not (adds or written)
 
@@ -194,12 +196,12 @@ def test_files_of_another_shape_are_told(folder, load, name):
     before = (folder / name).read_text()
     for shape in SHAPES:
         (folder / name).write_text(shape)
-        try:
-            load(folder)
-        except UserError as error:
-            assert str(folder) in str(error)
-        else:  # an object without what matters can be as good as no file
-            assert shape.startswith("{") and shape.endswith("}"), shape
+        if shape[:1] + shape[-1:] == "{}":  # without what matters it can be as good as no file
+            with contextlib.suppress(UserError):
+                load(folder)
+        else:
+            with pytest.raises(UserError, match=str(folder)):
+                load(folder)
         (folder / name).write_text(before)
 
 
@@ -230,7 +232,7 @@ def nested(values, changes):
 def test_numbers_that_cannot_be_are_told(folder, load, file, changes):
     values = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(nested(values, changes)))
-    with pytest.raises(UserError, match="model.path"):
+    with pytest.raises(UserError, match=r"model\.path"):
         load(folder)
 
 
@@ -270,7 +272,7 @@ TEMPLATES = [
 )
 def test_a_template_that_fails_is_told_by_name(folder, configure, template, expected):
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(UserError, match="model.path") as raised:
+    with pytest.raises(UserError, match=r"model\.path") as raised:
         load_processor(configure(f"model.path={folder}"))
     assert expected in str(raised.value)
     assert "question" not in str(raised.value)
@@ -289,8 +291,6 @@ def test_a_question_that_the_template_refuses_is_told(folder, configure):
         "{% if 'forbidden' in messages[0].content[-1].text %}{{ raise_exception('never') }}{% endif %}"
         + template.read_text()
     )
-    from pipelines.engines import encoded
-
     policy = Policy.load(configure(f"model.path={folder}", "data.instruction=''"))
     encoded(policy, Sample("fine", "What is 3 + 4?", [], "7"))
     with pytest.raises(UserError, match=r"question bad.*never"):
