@@ -97,7 +97,8 @@ def test_an_index_that_leads_outside(folder, load):
     (folder / WEIGHTS).rename(folder.parent / WEIGHTS)
     index = folder / f"{WEIGHTS}.index.json"
     for place in (f"../{WEIGHTS}", str(folder.parent / WEIGHTS), "nowhere.safetensors", 7):
-        index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, place)}))
+        content = {"metadata": {}, "weight_map": dict.fromkeys(tensors, place)}
+        index.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"index\.json"):
             load(folder)
 
