@@ -277,8 +277,9 @@ class UpdateConfig(Section):
     freeze_vision: bool = False
     """Leave the vision tower and its projector as they are."""
     lora_rank: int = Field(default=0, ge=0, le=MOST_TOKENS)
-    """Train LoRA adapters of this rank on the language model's linear layers, and nothing else; 0: train
-    all weights. Learning rates are some ten times higher than for all weights."""
+    """Train LoRA adapters of this rank on the language model's linear layers, and nothing else (not the
+    experts of a mixture, which are no such layers); 0: train all weights. Learning rates are some ten
+    times higher than for all weights."""
     lora_alpha: int = Field(default=32, gt=0, le=MOST_TOKENS)
     """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"

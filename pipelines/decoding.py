@@ -1,5 +1,8 @@
 """Sampling token after token, with each prompt read and kept once for all its samples.
 
+(For a policy that takes the plain way it is the model's own ``generate``, one prompt at a time so that
+nothing is filled up, with our sampler.)
+
 Each step feeds the newest token of every response that goes on; the room of those that ended is given
 back. A token's attention goes in two parts, over its prompt (one product for all samples of the prompt) and
 over what its response has said so far, which are put together by their softmax denominators.
@@ -44,6 +47,8 @@ def sample(
         The ids of each response, and log pi of each (temperature applied, before top-k and top-p);
         what stands after the first end token is without meaning.
     """
+    if policy.plain:
+        return _generate(policy, prompts, uniform_RT, sampling)
     device = policy.device
     lengths = [len(prompt["input_ids"]) for prompt in prompts]
     reading = Reading(lengths, device)
@@ -96,6 +101,53 @@ def _draw(
     ]
     token_R, logp_R = (torch.cat(parts) for parts in zip(*found, strict=True))
     return token_R, logp_R
+
+
+def _generate(
+    policy: Policy, prompts: Sequence[Encoded], uniform_RT: Tensor, sampling: Sampling
+) -> tuple[list[list[int]], list[list[float]]]:
+    """``sample`` the plain way."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    model, ids, logp = policy.model, [], []
+    # The model's own settings have no say: a repetition penalty would sample from another policy.
+    own, model.generation_config = model.generation_config, GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=policy.eos_ids,
+        pad_token_id=policy.eos_ids[0],
+    )  # fmt: skip
+    try:
+        for prompt, uniform_GT in zip(prompts, uniform_RT.split(sampling.samples), strict=True):
+            batch, sampler = (
+                policy.copies(prompt, sampling.samples),
+                _Sampler(policy, uniform_GT, sampling),
+            )
+            with policy.compute_type():
+                model.generate(
+                    **batch, logits_processor=LogitsProcessorList([sampler]), use_cache=True
+                )
+            ids += torch.stack(sampler.token_TG, 1).tolist()
+            logp += torch.stack(sampler.logp_TG, 1).tolist()
+    finally:
+        model.generation_config = own
+    return ids, logp
+
+
+class _Sampler:
+    """Draws the next token of every sample of a prompt, and leaves ``generate`` that one alone."""
+
+    def __init__(self, policy: Policy, uniform_GT: Tensor, sampling: Sampling) -> None:
+        self._policy, self._uniform_GT, self._sampling = policy, uniform_GT, sampling
+        self.token_TG: list[Tensor] = []
+        self.logp_TG: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logits_GV = scores.float() / self._sampling.temperature
+        logits_GV[:, self._policy.suppressed_ids] = -torch.inf
+        uniform_G = self._uniform_GT[:, len(self.token_TG)]
+        token_G, logp_G = next_token(logits_GV.log_softmax(-1), uniform_G, self._sampling)
+        self.token_TG.append(token_G)
+        self.logp_TG.append(logp_G)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_G[:, None], 0.0)
 
 
 class Reading:

@@ -1,6 +1,7 @@
 """LoRA (arXiv 2106.09685) through peft: small adapters are trained, the model's own weights stay.
 
-Every linear layer of the language model gets one. To everything else (the rollout engine, checkpoints,
+Every linear layer of the language model gets one; what else has a matrix there, as the experts of a
+mixture do, is left as it is, and named. To everything else (the rollout engine, checkpoints,
 export) the policy is the merged model, under its own names: W + alpha / rank * B A.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,11 +45,31 @@ def attach(policy: Policy, config: Config) -> None:
             f"update.lora_rank: {config.update.lora_rank}", f"peft cannot be imported ({error}).",
             "pip install 'vppo[lora]'",
         ) from error  # fmt: skip
+    if left := _left_out(policy):
+        policy.notes.append(f"LoRA adapters reach linear layers alone: {left}")
     inject_adapter_in_model(_settings(policy, config), policy.model)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(initial(config, name, parameter.shape))
+
+
+def _left_out(policy: Policy) -> str:
+    """The matrices of the language model that get no adapter, with their share of its weights; or ""."""
+    kinds: dict[str, int] = {}
+    total = 0
+    embedding = policy.model.get_input_embeddings()
+    for path, module in policy.model.get_decoder().named_modules():
+        if module is embedding:
+            continue
+        for name, value in module.named_parameters(recurse=False):
+            total += value.numel()
+            if value.dim() > 1 and not isinstance(module, torch.nn.Linear):
+                kind = re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}")
+                kinds[kind] = kinds.get(kind, 0) + value.numel()
+    if not kinds:
+        return ""
+    return f"{', '.join(kinds)} stay as they are ({sum(kinds.values()) / total:.0%} of its weights)"
 
 
 def initial(config: Config, name: str, shape: Sequence[int]) -> torch.Tensor:

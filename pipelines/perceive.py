@@ -158,7 +158,7 @@ def perceive(
     given = [f"{name}={dumps(value)}" for name, value in asked.items()]
     config = config_files.load(None, [*defaults, *given, *settings], base=base)
     check(config, masks)
-    policy = model if isinstance(model, Policy) else load(config)
+    policy = model if isinstance(model, Policy) else Policy.load(config)
     return see(config, remembering(policy, 1), [sample], [response], masks)[0]
 
 
@@ -184,23 +184,6 @@ def check(config: Config, masks: int) -> None:
             f"masks: {masks}", f"{score.perturbation} draws nothing at random: all would be the same.",
             "Leave it at 1, or take the perturbation patch_black.",
         )  # fmt: skip
-
-
-def load(config: Config) -> Policy:
-    """The model that the settings name.
-
-    Raises:
-        UserError: it cannot be loaded, or cannot be shown images.
-    """
-    try:
-        return Policy.load(config)
-    except AttributeError as error:  # what AutoProcessor gives for a model of text alone
-        if "image_processor" not in str(error):
-            raise
-        raise UserError(
-            f"model.path {config.model.path}", "is a model of text alone: it has no image processor.",
-            "Name a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct.",
-        ) from error  # fmt: skip
 
 
 def remembering(policy: Policy, prompts: int) -> Policy:

@@ -4,29 +4,35 @@ A *row* is one prompt followed by one or more responses to it. With several, the
 by side behind one copy of the prompt and its image: attention lets each response see the prompt
 and itself only, and each starts at the same position id, so every number is what it would be alone,
 while the prompt is read once. With one response a row is an ordinary sequence.
+
+That is right for models whose every layer attends to all that came before. For the others there is the
+*plain* way: each response in a padded row of its own, with the model's own masks and positions.
+Which way a model takes is measured on its first use (pipelines/model_check.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines import shared_prefix
+from pipelines import chat_template, shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
-from pipelines.packing import Costs, share, tokens
+from pipelines.model_files import cannot_load, check_weights, other_sizes, reading
+from pipelines.packing import Costs, Setting, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
     PixelLimits,
     PromptEncoder,
-    cannot_load,
     limit_pixels,
     load_processor,
     model_location,
@@ -37,8 +43,12 @@ from pipelines.ranks import ranks
 from pipelines.torchvision_ops import ensure_importable
 
 Encoded = dict[str, torch.Tensor]
-PER_TOKEN = ("input_ids", "mm_token_type_ids", "position_ids")
+TYPES = ("mm_token_type_ids", "token_type_ids")
+"""What kind of token each is: text, image, or (PaliGemma) prompt and response."""
+PER_TOKEN = ("input_ids", "position_ids", *TYPES)
 """Entries of an encoded prompt that have one value per token; the others belong to its images."""
+RESPONSE_TYPES = {"paligemma": 1}
+"""``token_type_ids`` of a response, where it is not 0, by model type."""
 
 
 @dataclass
@@ -56,6 +66,8 @@ class Policy:
         suppressed_ids: special, image and unused ids that are never sampled [K]; the policy is the
             distribution over the others.
         eos_ids: ids that end a response.
+        plain: whether the model takes the plain way.
+        notes: what a user should know of it.
     """
 
     def __init__(
@@ -64,9 +76,9 @@ class Policy:
         self.model, self.processor, self.config = model, processor, config
         self.placement = placement or Placement()
         self.costs = _costs(model)
-        self.grouped = config.model.attention == "sdpa"
-        if self.grouped:
-            shared_prefix.use(model)
+        self.dtype = config.model.dtype
+        self.notes: list[str] = []
+        self.take(plain=False)
         self.encoder = PromptEncoder(
             processor, config.data.instruction, workers=config.data.workers
         )
@@ -74,15 +86,14 @@ class Policy:
         self.device = (
             next(model.parameters()).device if placement is None else choose_device(config)
         )
-        eos = model.generation_config.eos_token_id
-        eos = self.tokenizer.eos_token_id if eos is None else eos
-        self.eos_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        known = model.get_output_embeddings().weight.shape[0]
+        self.eos_ids = _end_ids(model, processor, known)
         special = set(self.tokenizer.all_special_ids) | {
             index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }
-        unused = set(range(len(self.tokenizer), model.get_output_embeddings().weight.shape[0]))
+        special |= set(range(len(self.tokenizer), known))  # unused
         self.suppressed_ids = torch.tensor(
-            sorted((special | unused) - set(self.eos_ids)), device=self.device
+            sorted(i for i in special - set(self.eos_ids) if i < known), device=self.device
         )
 
     @classmethod
@@ -92,17 +103,31 @@ class Policy:
         For an update engine that divides the weights they stay with rank 0, in host memory.
 
         Raises:
-            UserError: it cannot be loaded, or is not an image-text-to-text model.
+            UserError: it cannot be loaded, is not an image-text-to-text model, or is not computed right.
         """
+        from pipelines.model_check import settled  # which needs a policy
+
         ensure_importable()
         where = str(location or model_location(config.model))
         processor = load_processor(config, where)
         device = choose_device(config)
         if config.update.engine != "deepspeed":
-            return cls(_pretrained(where, config).to(device), processor, config)
+            model = _pretrained(where, config)
+            _check_ids(where, model, processor)
+            return settled(cls(model.to(device), processor, config))
         model = ranks().first(lambda: _pretrained(where, config), lambda: _shapes(where, config))
+        _check_ids(where, model, processor)
         model.generation_config = ranks().agree(model.generation_config)
-        return cls(model, processor, config, OnMain(device))
+        return settled(cls(model, processor, config, OnMain(device)))
+
+    def take(self, *, plain: bool) -> None:
+        """Go the plain way from now on, or the fast one."""
+        self.plain = plain
+        self.grouped = not plain and self.config.model.attention == "sdpa"
+        if self.grouped:
+            shared_prefix.use(self.model)
+        else:
+            self.model.set_attn_implementation({"text_config": self.config.model.attention})
 
     def spread(self) -> Policy:
         """The same, with whole weights on every rank's device; every rank calls it."""
@@ -131,7 +156,7 @@ class Policy:
 
     def compute_type(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context of ``model.dtype``; weights themselves stay float32."""
-        if self.config.model.dtype == "float32":
+        if self.dtype == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -157,7 +182,7 @@ class Policy:
             hidden_ND: one vector per response token, in the order row, response, token
             (N = total response tokens).
         """
-        batch = self._pack(rows)
+        batch = self._plain(rows) if self.plain else self._pack(rows)
         where = batch.pop("where")
         with self.compute_type():
             output = self.model.base_model(**batch, use_cache=False)
@@ -207,6 +232,58 @@ class Policy:
             batch = self._padded(ids, positions, segments) | {"where": where_2N}
         batch |= self._images([row.prompt for row in rows])
         return {name: value.to(self.device) for name, value in batch.items()}
+
+    def _plain(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The same the plain way: right-padded rows of a prompt and one response."""
+        flat = [(row.prompt, response) for row in rows for response in row.responses]
+        texts = [self.joined(prompt, response[:-1]) for prompt, response in flat]
+        length_B = torch.tensor([len(text["input_ids"]) for text in texts])
+        fed_B = torch.tensor([len(response) for _, response in flat])
+        longest, row_N = int(length_B.max()), torch.arange(len(flat)).repeat_interleave(fed_B)
+        first_N = (length_B - fed_B).repeat_interleave(fed_B)
+        within_N = torch.cat([torch.arange(count) for count in fed_B])
+        batch = {
+            name: torch.stack([
+                torch.nn.functional.pad(text[name], (0, longest - len(text[name])), value=value)
+                for text in texts
+            ])
+            for name, value in self._padding(texts[0]).items()
+        }  # fmt: skip
+        batch["attention_mask"] = (torch.arange(longest) < length_B[:, None]).long()
+        batch |= self._images([prompt for prompt, _ in flat])
+        batch["where"] = torch.stack([row_N, first_N + within_N])
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def joined(self, prompt: Encoded, response: Sequence[int]) -> Encoded:
+        """What the model takes for each token of a prompt and what follows it, [L] each."""
+        tokens = torch.tensor(response, dtype=torch.long)
+        text = {"input_ids": torch.cat([prompt["input_ids"], tokens])}
+        for name in TYPES:
+            if name in prompt and name in self._accepted:
+                kind = (
+                    RESPONSE_TYPES.get(self.model.config.model_type, 0)
+                    if name == "token_type_ids"
+                    else 0
+                )
+                text[name] = torch.cat([prompt[name], torch.full_like(tokens, kind)])
+        return text
+
+    def _padding(self, text: Encoded) -> dict[str, int]:
+        """What fills up each of these, where nothing looks."""
+        return {
+            name: self.eos_ids[0] if name == "input_ids" else int(text[name][-1]) for name in text
+        }
+
+    @cached_property
+    def _accepted(self) -> set[str]:
+        """What the model's own forward takes by name."""
+        return set(inspect.signature(self.model.base_model.forward).parameters)
+
+    def copies(self, prompt: Encoded, count: int) -> dict[str, Any]:
+        """Tensors of one pass over copies of a prompt, as the model's own ``generate`` takes them."""
+        text = {name: value.expand(count, -1) for name, value in self.joined(prompt, []).items()}
+        batch = text | {"attention_mask": torch.ones_like(text["input_ids"])}
+        return {n: v.to(self.device) for n, v in (batch | self._images([prompt] * count)).items()}
 
     def prompts(self, prompts: Sequence[Encoded]) -> dict[str, Any]:
         """Tensors of one forward pass over prompts alone, one after another without padding."""
@@ -258,7 +335,7 @@ class Policy:
         images = prompt["pixel_values"].numel() if "pixel_values" in prompt else 0
         costs = replace(self.costs, image=self.costs.image * images)
         fed = [len(response) - 1 for response in responses]
-        if share(self.config.model.shared_prefix, costs, len(prompt["input_ids"]), fed):
+        if share(self._sharing, costs, len(prompt["input_ids"]), fed):
             return [Row(prompt, responses)]
         return [Row(prompt, [response]) for response in responses]
 
@@ -266,9 +343,11 @@ class Policy:
         """Tokens that a pass feeds for one group, with a prompt of so many."""
         fed = [len(response) - 1 for response in responses]
         without_image = replace(self.costs, image=0)
-        return int(
-            tokens(prompt, fed, share(self.config.model.shared_prefix, without_image, prompt, fed))
-        )
+        return int(tokens(prompt, fed, share(self._sharing, without_image, prompt, fed)))
+
+    @property
+    def _sharing(self) -> Setting:
+        return False if self.plain else self.config.model.shared_prefix
 
 
 def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
@@ -281,6 +360,59 @@ def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:
     length = segment_BL.shape[1]
     causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
     return (same_BLL | prompt_BLL) & causal_LL
+
+
+def _end_ids(model: Any, processor: Any, known: int) -> list[int]:
+    """What ends a response: the end of a turn by the chat template, the tokenizer's end token, and those
+    of the generation config. Each may be the one that the model was trained to say.
+
+    Args:
+        known: tokens that the model can say.
+
+    Raises:
+        UserError: there is none, or one that the model does not have.
+    """
+    theirs = model.generation_config.eos_token_id
+    theirs = theirs if isinstance(theirs, list | tuple) else [theirs]
+    named = {
+        "the chat template": [chat_template.turn_end(processor)],
+        "the tokenizer": [processor.tokenizer.eos_token_id],
+        "generation_config.json": theirs,
+    }
+    found: dict[int, None] = {}
+    for who, ids in named.items():
+        for index in ids:
+            if index is not None and not (isinstance(index, int) and 0 <= index < known):
+                raise UserError(
+                    f"model.path {model.config.name_or_path}",
+                    f"{who} ends a response with token {index}, and the model has {known} tokens.",
+                    "Take the tokenizer and the generation config that came with the weights.",
+                )
+            if index is not None:
+                found[index] = None
+    if not found:
+        raise UserError(
+            f"model.path {model.config.name_or_path}", "names no token that ends a response.",
+            "Set eos_token in its tokenizer_config.json.",
+        )  # fmt: skip
+    return list(found)
+
+
+def _check_ids(where: str, model: Any, processor: Any) -> None:
+    """See that the model has every token of its tokenizer.
+
+    Raises:
+        UserError: they do not belong together.
+    """
+    have = model.get_input_embeddings().weight.shape[0]
+    vocabulary = processor.tokenizer.get_vocab()
+    token = max(vocabulary, key=vocabulary.__getitem__, default="")
+    if vocabulary and vocabulary[token] >= have:
+        raise UserError(
+            f"model.path {where}",
+            f"its tokenizer has the token {token!r} with id {vocabulary[token]}, and the model has "
+            f"{have} tokens.", "Take the tokenizer that came with the weights.",
+        )  # fmt: skip
 
 
 def _costs(model: Any) -> Costs:
@@ -298,17 +430,22 @@ def _costs(model: Any) -> Costs:
 
 
 def _pretrained(where: str, config: Config) -> Any:
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            where, revision=config.model.revision, dtype=torch.float32,
-            attn_implementation=config.model.attention, use_safetensors=True,
-            local_files_only=only_local(where),
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise cannot_load(where, error) from error
+    with reading(where):
+        try:
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                where, revision=config.model.revision, dtype=torch.float32,
+                attn_implementation=config.model.attention, use_safetensors=True,
+                local_files_only=only_local(where), trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "mismatched" in str(error):
+                _tell_sizes(where, config)
+            raise
+    model, info = loaded
+    check_weights(where, info)
     if found := first_not_finite(model.named_parameters()):
         raise cannot_load(
             where, ValueError(f"its weights are not finite ({found[0]}: {found[1]}).")
@@ -316,20 +453,31 @@ def _pretrained(where: str, config: Config) -> Any:
     return model.requires_grad_(True).eval()
 
 
+def _tell_sizes(where: str, config: Config) -> None:
+    """Name the tensors whose sizes are others than the model's, if they can be told."""
+    shapes = {n: tuple(value.shape) for n, value in _shapes(where, config).state_dict().items()}
+    if found := other_sizes(where, shapes):
+        raise UserError(
+            f"model.path {where}",
+            f"holds {len(found)} tensors of another size than config.json says: {found[0]}.",
+            "Its config.json must be that of the weights.",
+        )
+
+
 def _shapes(where: str, config: Config) -> Any:
     """The same model without its weights (meta tensors)."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    try:
+    with reading(where):
         described = AutoConfig.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where)
-        )
+            where, revision=config.model.revision, local_files_only=only_local(where),
+            trust_remote_code=False,
+        )  # fmt: skip
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(
-                described, dtype=torch.float32, attn_implementation=config.model.attention
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_load(where, error) from error
+                described, dtype=torch.float32, attn_implementation=config.model.attention,
+                trust_remote_code=False,
+            )  # fmt: skip
     return model.requires_grad_(True).eval()
 
 

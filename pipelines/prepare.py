@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
 
-from pipelines import glyphs
+from pipelines import chat_template, glyphs
 from pipelines.config import Config, DataConfig
 from pipelines.control_tokens import as_text, control_tokens, without_tokens
 from pipelines.errors import UserError
@@ -256,7 +256,7 @@ class PromptLengths:
 
     def _from_sizes(self, sample: Sample) -> int:
         chat = messages(sample, self.encoder.instruction, self.processor)
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = chat_template.render(self.processor, chat)
         ids = self.processor.tokenizer(text, verbose=False)["input_ids"]
         places = ids.count(self.processor.image_token_id)
         if places != len(sample.images):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from pipelines import chat_template
 from pipelines.ahead import Ahead, Key
 from pipelines.config import Config, ModelConfig
 from pipelines.control_tokens import IMAGE, control_tokens, without_tokens
 from pipelines.errors import UserError
 from pipelines.images import open_image
+from pipelines.model_files import check_folder, reading
 from pipelines.records import Sample
 from pipelines.settings import shipped_config
 from pipelines.torchvision_ops import ensure_importable
@@ -40,14 +43,39 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
     from transformers import AutoProcessor
 
     where = str(location or model_location(config.model))
-    try:
-        processor = AutoProcessor.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where)
-        )
-    except (OSError, ValueError, ImportError) as error:  # some processors want another package
-        raise cannot_load(where, error) from error
+    check_folder(where)
+    with reading(where):
+        processor: Any = AutoProcessor.from_pretrained(
+            where, revision=config.model.revision, local_files_only=only_local(where),
+            trust_remote_code=False,
+        )  # fmt: skip
+    if not hasattr(processor, "image_processor"):
+        raise UserError(
+            f"model.path {where}", "is a model of text alone: it has no image processor.",
+            "Name a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct.",
+        )  # fmt: skip
     limit_pixels(processor.image_processor, config.data)
+    chat_template.check(processor, where)
+    _check_picture(processor, where)
     return processor
+
+
+def _check_picture(processor: Any, where: str) -> None:
+    """See that the processor can read a picture and a question.
+
+    Raises:
+        UserError: it cannot, so no question is at fault.
+    """
+    asked = Sample("", f"{IMAGE}What is this?", [], "")
+    try:
+        encode_images(processor, "", asked, [Image.new("RGB", (128, 96))])
+    except Exception as error:  # its own checks, and whatever wrong numbers in its files lead to
+        detail = (str(error).strip().splitlines() or ["no reason told"])[0]
+        raise UserError(
+            f"model.path {where}",
+            f"its processor cannot read a picture ({type(error).__name__}: {detail}).",
+            "Take the processor's files and the chat template that came with the weights.",
+        ) from error  # fmt: skip
 
 
 @cache
@@ -94,29 +122,16 @@ def limit_pixels(image_processor: Any, pixels: PixelLimits, section: str = "data
     if not given:
         return
     size = {name: image_processor.size[name] for name in limits if image_processor.size[name]}
-    if len(size) < len(limits) or "smart_resize" not in dir(
-        sys.modules[type(image_processor).__module__]
-    ):
+    resize = getattr(sys.modules[type(image_processor).__module__], "smart_resize", None)
+    if len(size) < len(limits) or resize is None:
         raise UserError(
             f"{section}.min_pixels, {section}.max_pixels",
             f"{type(image_processor).__name__} does not limit images by area.",
             "Leave them unset." if section == "data" else "Use --profile matched.",
         )  # fmt: skip
+    if "num_frames" in signature(resize).parameters:  # GLM-4V counts the pixels of all frames
+        given = {name: value * image_processor.temporal_patch_size for name, value in given.items()}
     image_processor.size = size | given
-
-
-def cannot_load(where: str, error: Exception) -> UserError:
-    """The error for a model or processor that transformers could not load."""
-    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if not Path(where).is_dir():
-        return UserError(
-            f"model.path {where}", f"cannot be loaded: {detail}",
-            "Give a folder in Hugging Face format, or a hub id this machine can reach.",
-        )  # fmt: skip
-    return UserError(
-        f"model.path {where}", f"is not a usable model folder: {detail}",
-        "It needs config.json, weights as safetensors, a processor and a chat template.",
-    )  # fmt: skip
 
 
 def messages(sample: Sample, instruction: str, processor: Any = None) -> list[dict[str, Any]]:
@@ -201,10 +216,20 @@ def encode_images(
 ) -> dict[str, torch.Tensor]:
     """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
     chat = messages(sample, instruction, processor)
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    batch = processor(text=[text], images=images or None, return_tensors="pt")
-    encoded = {name: value for name, value in batch.items() if name != "attention_mask"}
-    for name in ("input_ids", "mm_token_type_ids"):
+    text = chat_template.render(processor, chat)
+    # A list for each text: of a flat one LLaVA-OneVision would take each image for a text of its own.
+    shown = [images] if images else None
+    batch = processor(text=[text], images=shown, return_tensors="pt")
+    bos = processor.tokenizer.bos_token
+    if (
+        bos
+        and text.startswith(bos)
+        and (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() > 1
+    ):
+        text = text.removeprefix(bos)  # the processor itself adds one, as PaliGemma's does
+        batch = processor(text=[text], images=shown, return_tensors="pt")
+    encoded = {n: value for n, value in batch.items() if n not in ("attention_mask", "labels")}
+    for name in ("input_ids", "mm_token_type_ids", "token_type_ids"):
         if name in encoded:
             encoded[name] = encoded[name][0]
     return encoded

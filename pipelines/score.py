@@ -296,19 +296,45 @@ def perturbed_prompt(
     if settings.perturbation == "raw_black":
         images = [blacken_raw(open_image(i), rng, settings.probability) for i in sample.images]
         return policy.encoder.encode_images(sample, images)
-    processor = policy.processor.image_processor
+    processor, grid_thw = policy.processor.image_processor, prompt.get("image_grid_thw")
+    _check_layout(prompt, policy)
     vision = policy.model.config.vision_config
     sides = vision.patch_size  # InternVL names both
     pixels = perturb(
         prompt["pixel_values"], settings.perturbation, rng,
         image_mean=processor.image_mean, image_std=processor.image_std,
         patch_size=sides if isinstance(sides, int) else sides[0],
-        temporal_patch_size=getattr(vision, "temporal_patch_size", 2),
-        grid_thw=prompt.get("image_grid_thw"),
+        temporal_patch_size=getattr(vision, "temporal_patch_size", 2), grid_thw=grid_thw,
         merge_size=getattr(vision, "spatial_merge_size", 2),
         pixel_mask=prompt.get("pixel_attention_mask"), probability=settings.probability,
     )  # fmt: skip
     return prompt | {"pixel_values": pixels}
+
+
+def _check_layout(prompt: Encoded, policy: Policy) -> None:
+    """See that the family's pixels are laid out in one of the ways that can be perturbed.
+
+    Raises:
+        UserError: they are not, or the sides of its patches are not told.
+    """
+    pixels, mean = (
+        prompt.get("pixel_values"),
+        getattr(policy.processor.image_processor, "image_mean", None),
+    )
+    sides = getattr(getattr(policy.model.config, "vision_config", None), "patch_size", None)
+    square = isinstance(sides, int) or (isinstance(sides, list | tuple) and len({*sides}) == 1)
+    listed = "image_grid_thw" in prompt
+    if pixels is None:
+        known = False
+    elif listed:
+        known = pixels.dim() == 2
+    else:
+        known = pixels.dim() >= 4 and pixels.shape[-3] == len(mean or ())
+    if not (known and mean and square):
+        raise UserError(
+            "score.perturbation", f"the pixels of a {policy.model.config.model_type} model are laid out "
+            "in a way that is not known here.", "Take score.perturbation=raw_black, which needs none.",
+        )  # fmt: skip
 
 
 def scored_rows(

@@ -131,6 +131,7 @@ class Session:
         self._version = -1
         self._live: LiveEngine | None = None
         self._live_version: int | None = None
+        self._told: set[str] = set()
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
         # Bit-identical replay needs kernels that add in a fixed order.
@@ -231,16 +232,26 @@ class Session:
         if self._policy:
             self._policy.encoder.close()
         self._policy = Policy.load(self.config, weights)
+        self._tell()
         self._made_trainer = None
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
         if adapted:
             self._trainer()  # which has the adapters
         self._version = step
 
+    def _tell(self) -> None:
+        """Say what a user should know of the model, once."""
+        assert self._policy is not None
+        for note in self._policy.notes:
+            if note not in self._told:
+                self.watch.note(note)
+                self._told.add(note)
+
     def _trainer(self) -> Trainer:
         """The policy's trainer; made when first needed, as evaluations do without an optimizer."""
         if self._made_trainer is None:
             self._made_trainer = self._new_trainer(self.config)
+            self._tell()
             if self._trainer_at:
                 self._made_trainer.load(self._trainer_at)
         return self._made_trainer

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pipelines import chat_template
 from pipelines.config import Config
 from pipelines.engines import Engine, Name, Response, cut, encoded
 from pipelines.errors import UserError
@@ -168,8 +169,7 @@ class VLLMEngine:
 def prompt(policy: Policy, sample: Sample) -> dict[str, Any]:
     """A sample as vLLM takes it: the chat's text, and its images before any resizing."""
     chat = messages(sample, policy.encoder.instruction, policy.processor)
-    text = policy.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    request: dict[str, Any] = {"prompt": text}
+    request: dict[str, Any] = {"prompt": chat_template.render(policy.processor, chat)}
     if sample.images:
         request["multi_modal_data"] = {"image": images(sample)}
         request["mm_processor_kwargs"] = image_settings(policy)
@@ -261,6 +261,7 @@ def _start(config: Config, cuda: bool) -> Any:
         return LLM(
             model=model_location(config.model), revision=config.model.revision,
             dtype=config.model.dtype, max_model_len=-1, generation_config="vllm",
+            trust_remote_code=False,
             logprobs_mode=logprobs_mode(config), enable_prefix_caching=True, enforce_eager=not cuda,
             gpu_memory_utilization=config.rollout.memory_fraction, enable_sleep_mode=cuda,
             tensor_parallel_size=config.rollout.tensor_parallel, seed=0,

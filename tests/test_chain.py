@@ -207,3 +207,15 @@ def test_a_fingerprint_sees_names_and_content(tmp_path):
 def test_a_model_folder_that_is_not_there():
     with pytest.raises(UserError, match="no such folder"):
         chain("model.path=./nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays"), [("qwen2_5_vl", True), ("idefics3", True), ("gemma3", False)]
+)
+def test_models_of_families_that_were_computed_wrong_get_other_keys(
+    tmp_path, kind, stays, monkeypatch
+):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    key = chain(f"model.path={tmp_path}").model.key
+    monkeypatch.setattr("pipelines.chain._computed", lambda folder: {})
+    assert (chain(f"model.path={tmp_path}").model.key == key) == stays

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from command_line import SMALL, contents, given, vppo
+from families import write_folder
 from safetensors.torch import load_file
 
 from pipelines import lora
@@ -125,3 +126,23 @@ def test_peft_is_missing(monkeypatch, fresh_policy, configure):
     with pytest.raises(UserError, match=r"lora_rank: 4") as raised:
         TorchTrainer(fresh_policy(config), config)
     assert "vppo[lora]" in str(raised.value)
+
+
+def test_experts_of_a_mixture_are_left_out_and_named(configure, tmp_path):
+    folder = write_folder("qwen3_vl_moe", tmp_path)
+    config = configure(*LORA, f"model.path={folder}")
+    policy = Policy.load(config)
+    trainer = TorchTrainer(policy, config)
+    [note] = [note for note in policy.notes if "LoRA" in note]
+    assert "layers.*.mlp.experts.gate_up_proj" in note
+    assert "layers.*.mlp.experts.down_proj" in note
+    # Of each layer's weights: 4 experts of 3 x 64 x 48 each and a router of 4 x 64 have no adapter;
+    # q 64 x 64, k and v 64 x 32 each, o 64 x 64 do; norms 2 x 64 and 2 x 32; one more norm of 64.
+    without, others = 4 * 3 * 64 * 48 + 4 * 64, 64 * 64 + 2 * 64 * 32 + 64 * 64 + 2 * 64 + 2 * 32
+    assert f"({3 * without / (3 * (without + others) + 64):.0%} of its weights)" in note
+    assert not any("experts" in name for name, _ in trainer.named)
+
+
+def test_a_model_of_linear_layers_has_none_left_out(trained):
+    _, trainer, _ = trained
+    assert not [note for note in trainer.policy.notes if "LoRA" in note]

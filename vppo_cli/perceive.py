@@ -19,7 +19,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.example import example
 from pipelines.images import ImageTally
-from pipelines.perceive import DEFAULTS, Perception, check, load, see
+from pipelines.perceive import DEFAULTS, Perception, check, see
 from pipelines.perceive_data import PAGE, ROWS, check_new, perceive_dataset
 from pipelines.policy import Policy
 from pipelines.records import Perceived
@@ -69,7 +69,7 @@ class Asked:
     def policy(self) -> Policy:
         """The model, loaded."""
         if self._chain is None:
-            return load(self.config)
+            return Policy.load(self.config)
         return Session(self._chain, Silent(), self.config).policy(self._step).spread()
 
 

@@ -174,9 +174,11 @@ def _trl_trainer(work: Work, folder: Path, turns: Any, answers: Any) -> Any:
             turns.get()
             self.begun = time.perf_counter()
 
-    model = AutoModelForImageTextToText.from_pretrained(where, dtype="float32")
+    model = AutoModelForImageTextToText.from_pretrained(
+        where, dtype="float32", trust_remote_code=False
+    )
     each = work.micro_prompts * work.samples
-    processor = AutoProcessor.from_pretrained(where, padding_side="left")
+    processor = AutoProcessor.from_pretrained(where, padding_side="left", trust_remote_code=False)
     return GRPOTrainer(
         model=model, reward_funcs=reward, train_dataset=Dataset.from_list(rows),
         processing_class=processor, callbacks=[Turns()],
