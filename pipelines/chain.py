@@ -8,7 +8,7 @@ sampled by a policy that would no longer exist. Torch-free.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from evals.profiles import Evaluation, evaluation
 from evals.questions import questions_step
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.fingerprint import fingerprint
+from pipelines.fingerprint import fingerprint, named_files
+from pipelines.part_sources import PartSources
+from pipelines.ranks import ranks
 from pipelines.settings import shipped_config
 from pipelines.step import Step
 
@@ -42,6 +44,8 @@ class Cell:
     questions: Step
     results: Step
     journal: Path
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Of the model and of the questions, where they are from the hub."""
 
 
 class Chain:
@@ -56,6 +60,7 @@ class Chain:
         self.config, self.run = config, run
         self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
         self.model = Step("model", None, run, VERSIONS["model"], _model(config))
+        self._sources = PartSources(run)
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -96,6 +101,7 @@ class Chain:
         """
         config = config or self.config
         how = evaluation(config, benchmark, self.config)
+        sampler, graders = self._sources.of(how.engine), self._sources.of(*how.graders)
         own = benchmark in OWN
         questions = self.prepare if own else questions_step(benchmark, config)
         inputs = {"policy": self.policy_key(step), "questions": questions.key}
@@ -105,12 +111,17 @@ class Chain:
             step,
             parent / JOURNALS,
             VERSIONS["sampling"],
-            how.sampling_settings(),
+            how.sampling_settings() | sampler,
             inputs,
         )
         version = 100 * VERSIONS["sampling"] + VERSIONS["grading"]
-        results = Step(benchmark, step, parent, version, how.settings(), inputs)
-        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"))
+        settings = how.settings() | sampler | graders
+        shape = _shapes(config) | config.eval.shape("eval")
+        results = Step(benchmark, step, parent, version, settings, inputs, shape)
+        asked = questions.settings.get("data.revision" if own else "revision")
+        revisions = {"model": self.config.model.revision, "questions": asked}
+        known = {what: commit for what, commit in revisions.items() if commit}
+        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"), known)
 
     def eval(self, step: int, benchmark: str) -> Step:
         """The results of an evaluation as the run itself does it."""
@@ -155,7 +166,8 @@ class Chain:
         yield from self.evaluations()
 
     def _grow(self, step: int) -> None:
-        config = self.config
+        config, source = self.config, self._sources.of
+        shapes = _shapes(config)
         while len(self._updates) < step:
             index = len(self._updates) + 1
             parent = self.run / "steps" / f"{index:04d}"
@@ -165,16 +177,21 @@ class Chain:
                 inputs["previous rollout"] = self._rollouts[-1].key
             rollout = Step(
                 "rollout", index, parent, VERSIONS["rollout"],
-                config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed},
-                inputs,
+                config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed}
+                | source(config.rollout.engine, config.reward.function, config.reward.grader),
+                inputs, shapes | config.rollout.shape("rollout"),
             )  # fmt: skip
             score = Step(
                 "score", index, parent, VERSIONS["score"],
-                config.score.keyed("score") | {"seed": config.seed}, {"rollout": rollout.key},
+                config.score.keyed("score") | {"seed": config.seed}
+                | source(config.score.estimator, config.score.perturbation),
+                {"rollout": rollout.key}, shapes | config.score.shape("score"),
             )  # fmt: skip
             update = Step(
-                "update", index, parent, VERSIONS["update"], config.update.keyed("update"),
+                "update", index, parent, VERSIONS["update"],
+                config.update.keyed("update") | source(config.update.engine, config.update.objective),
                 {"rollout": rollout.key, "score": score.key, "policy": policy},
+                shapes | config.update.shape("update"),
             )  # fmt: skip
             self._rollouts.append(rollout)
             self._scores.append(score)
@@ -188,9 +205,18 @@ def _sources(config: Config) -> dict[str, Any]:
     """
     settings = config.data.keyed("data") | _model(config)
     for name in ("data.source", "data.validation_source"):
-        if settings[name] not in (None, "glyphs"):
-            settings[name] = content_or_name(settings[name])
+        where = settings[name]
+        if where not in (None, "glyphs"):
+            path = Path(where).expanduser()
+            settings[name] = content_or_name(str(path)) if path.exists() else where
+            if path.is_file() and (named := named_files(path, path.parent)):
+                settings[f"files named by {name}"] = f"content {named}"
     return settings
+
+
+def _shapes(config: Config) -> dict[str, Any]:
+    """What reaches the shape of kernels in every stage."""
+    return config.run.shape("run") | config.model.shape("model") | {"ranks": ranks().world}
 
 
 def _model(config: Config) -> dict[str, Any]:
@@ -203,4 +229,5 @@ def _model(config: Config) -> dict[str, Any]:
 
 def content_or_name(where: str) -> str:
     """A local file or folder by its content; anything else, a hub id, by its name."""
-    return f"content {fingerprint(Path(where))}" if Path(where).exists() else where
+    path = Path(where)
+    return f"content {fingerprint(path)}" if path.is_file() or path.is_dir() else where

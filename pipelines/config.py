@@ -4,8 +4,9 @@ Each field's docstring is its help text, with its unit and its source; "paper" i
 docs/method.md has the formulas. Objects are frozen: what a stage reads is what the file says. Reading
 files and overrides is in ``pipelines/settings.py``.
 
-``unkeyed`` names the fields that cannot change a result (how work is batched, where it runs, how long
-a run goes on). They are left out of a step's key, so that changing them redoes nothing.
+``unkeyed`` names the fields that change no result but for rounding (how work is batched, where it runs,
+how long a run goes on). They are left out of a step's key, so that changing them redoes nothing. Those
+that reach a kernel's shape (``shapes``) are recorded in the step's manifest: they move last bits.
 """
 
 from __future__ import annotations
@@ -22,19 +23,33 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
     unkeyed: ClassVar[frozenset[str]] = frozenset()
+    shapes: ClassVar[frozenset[str]] = frozenset()
+    introduced: ClassVar[dict[str, Any]] = {}
+    """Fields that keys did not hold from the first -> the value that all had before. At this value they
+    are left out of the key, so that folders made before keep theirs; it never changes."""
+
+    def left_out(self) -> frozenset[str]:
+        """The fields that are no part of a key; with some values of others, fewer than ``unkeyed``."""
+        return self.unkeyed
 
     def keyed(self, prefix: str) -> dict[str, Any]:
         """The fields that decide results, flattened to ``{"score.keep_fraction": 0.4}``."""
         flat: dict[str, Any] = {}
         for name in type(self).model_fields:
             value, key = getattr(self, name), f"{prefix}.{name}" if prefix else name
-            if name in self.unkeyed:
+            if name in self.left_out():
+                continue
+            if name in self.introduced and value == self.introduced[name]:
                 continue
             if isinstance(value, Section):
                 flat |= value.keyed(key)
             else:
                 flat[key] = list(value) if isinstance(value, tuple) else value
         return flat
+
+    def shape(self, prefix: str) -> dict[str, Any]:
+        """The fields that reach a kernel's shape, flattened in the same way."""
+        return {f"{prefix}.{name}": getattr(self, name) for name in sorted(self.shapes)}
 
 
 class GlyphsConfig(Section):
@@ -62,6 +77,7 @@ class DataConfig(Section):
     """Where the questions come from."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
+    introduced: ClassVar[dict[str, Any]] = {"validation_revision": None}
 
     source: str = "glyphs"
     """``glyphs`` (embedded), a hub data set id, or a local Parquet, JSONL or image folder path."""
@@ -70,11 +86,14 @@ class DataConfig(Section):
     split: str = "train"
     """The split of a hub data set to train on."""
     revision: str | None = None
-    """The hub data set's git revision; pin it to make a run repeatable."""
+    """The hub data set's git revision; none: the commit that it is at when the run begins, which the
+    run's config.yaml then has."""
     validation_source: str | None = None
     """A second source for validation, in the same columns; none: hold out ``validation_count``."""
     validation_split: str = "train"
     """The split of a hub ``validation_source``."""
+    validation_revision: str | None = None
+    """The git revision of a hub ``validation_source``; none: as for ``revision``."""
     validation_count: int = Field(default=128, ge=0)
     """Rows held out of the source for validation where ``validation_source`` is not set."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -101,18 +120,20 @@ class ModelConfig(Section):
     """The policy."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"shared_prefix"})
+    shapes: ClassVar[frozenset[str]] = unkeyed
 
     path: str = "tiny"
     """``tiny`` (shipped with the package), a hub id, or a folder in Hugging Face format."""
     revision: str | None = None
-    """The hub model's git revision; pin it to make a run repeatable."""
+    """The hub model's git revision; none: the commit that it is at when the run begins, which the run's
+    config.yaml then has."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Weights and optimizer state stay float32 in the torch engine."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """The attention implementation of transformers."""
     shared_prefix: Literal["auto"] | bool = "auto"
-    """Pack a prompt's G responses behind one copy of the prompt (same result): ``auto`` where it is less
-    work, which it is unless responses are much longer than their prompt."""
+    """Pack a prompt's G responses behind one copy of the prompt (same result but for rounding): ``auto``
+    where it is less work, which it is unless responses are much longer than their prompt."""
 
 
 class RolloutConfig(Section):
@@ -121,11 +142,13 @@ class RolloutConfig(Section):
     unkeyed: ClassVar[frozenset[str]] = frozenset(
         {"batch_prompts", "server", "tensor_parallel", "memory_fraction", "mismatch_limit"}
     )
+    shapes: ClassVar[frozenset[str]] = unkeyed - {"mismatch_limit"}
 
     engine: str = "hf"
     """Which engine generates: ``hf`` (transformers generate), ``vllm``, or an import path."""
     server: str | None = None
-    """Address of a running ``vllm serve``, such as http://node7:8000; none: vLLM in this process."""
+    """Address of a running ``vllm serve``, such as http://node7:8000; none: vLLM in this process. Its
+    samples are those of the same engine, but for rounding."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Ranks that share one vLLM engine; divides the number of ranks of a node."""
     memory_fraction: float = Field(default=0.4, gt=0, lt=1)
@@ -146,7 +169,8 @@ class RolloutConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """Sample among the k likeliest tokens; 0 is off."""
     batch_prompts: int = Field(default=64, ge=1)
-    """Prompts generated together; memory only, the samples do not depend on it."""
+    """Prompts generated together: memory and speed. In float32 the same tokens are sampled, but for a
+    rare tie within rounding; in bfloat16 last bits move, and now and then a token with them."""
     dynamic_sampling: bool = True
     """Drop groups that are all right or all wrong and sample more (DAPO)."""
     accuracy_low: float = Field(default=0.01, ge=0, le=1)
@@ -177,7 +201,8 @@ class RewardConfig(Section):
     grader: str = "mathruler"
     """``mathruler`` (the paper's), ``math-verify``, or an import path (answer, gold) -> bool."""
     deadline: float = Field(default=5.0, gt=0)
-    """Seconds one answer may take to grade before its worker is killed."""
+    """Seconds of processor time one answer may take to grade before its worker is killed. One that
+    waits without computing is ended after ten times that and 30 s more."""
     workers: int = Field(default=1, ge=1)
     """Grader processes."""
 
@@ -186,13 +211,15 @@ class ScoreConfig(Section):
     """Token perception: how much each token depends on the image (paper eq. 3)."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens", "looks"})
+    shapes: ClassVar[frozenset[str]] = unkeyed - {"looks"}
 
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
     token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
     perturbation: str = "patch_black"
     """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
-    code's: 14-pixel squares of the raw image, before the processor resizes it)."""
+    code's: 14-pixel squares of the raw image, before the processor resizes it), or an import path
+    (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened. Paper: 0.5."""
     mask_per: Literal["prompt", "response"] = "prompt"
@@ -200,7 +227,7 @@ class ScoreConfig(Section):
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
     batch_prompts: int = Field(default=16, ge=1)
-    """Prompts scored together, at most; memory and speed only."""
+    """Prompts scored together, at most: memory and speed; results but for rounding the same."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens of a forward pass, at most (a longer group goes alone): passes of about the same work;
     none: only ``batch_prompts`` counts."""
@@ -221,6 +248,14 @@ class UpdateConfig(Section):
             "offload",
         }
     )
+    shapes: ClassVar[frozenset[str]] = unkeyed
+    introduced: ClassVar[dict[str, Any]] = {"micro_batch_prompts": 16}
+
+    def left_out(self) -> frozenset[str]:
+        """All of ``unkeyed``, but for micro-batches whose statistics shape the advantages."""
+        own = ":" in self.objective  # it may look at micro-batches whatever the statistics
+        decides = own or self.shaping_statistics == "micro_batch"
+        return self.unkeyed - {"micro_batch_prompts"} if decides else self.unkeyed
 
     engine: str = "torch"
     """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
@@ -251,14 +286,16 @@ class UpdateConfig(Section):
     batch_prompts: int = Field(default=128, ge=1)
     """Groups per optimizer step (the update batch). Paper: 128."""
     micro_batch_prompts: int = Field(default=16, ge=1)
-    """Groups per forward and backward pass, at most; memory and speed only."""
+    """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
+    same; with ``shaping_statistics: micro_batch`` it decides the shaping weights."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
     same work; none: only ``micro_batch_prompts`` counts."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each step's rollouts. Paper: 1."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time, same result."""
+    """Recompute activations in the backward pass: less memory, more time, same result but for
+    rounding."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
     """The ratio is clipped below at 1 - this (PPO)."""
     clip_high: float = Field(default=0.28, ge=0)
@@ -316,6 +353,7 @@ class EvalConfig(Section):
     unkeyed: ClassVar[frozenset[str]] = frozenset(
         {"batch_prompts", "benchmarks", "baseline", "data_dir"}
     )
+    shapes: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
 
     benchmarks: tuple[str, ...] = ("glyphs",)
     """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks.py."""
@@ -348,7 +386,7 @@ class EvalConfig(Section):
     instruction: str | None = None
     """Text put after the question, following a blank line; none: the profile's."""
     batch_prompts: int = Field(default=64, ge=1)
-    """Prompts generated together; memory only."""
+    """Prompts generated together: memory and speed, as ``rollout.batch_prompts``."""
 
     @field_validator("graders")
     @classmethod
@@ -359,7 +397,9 @@ class EvalConfig(Section):
 
 
 class RunConfig(Section):
-    """How long and where; nothing here changes a result."""
+    """How long and where; nothing here changes a result but for rounding."""
+
+    shapes: ClassVar[frozenset[str]] = frozenset({"threads", "device"})
 
     steps: int = Field(default=100, ge=1)
     """Policy-update steps. Raise it to extend a finished run."""

@@ -67,7 +67,12 @@ def file_hash(path: Path, *, lasting: bool = True) -> str:
 
 
 def remembered(
-    what: str, path: Path, files: Sequence[Path], make: Callable[[], str], *, lasting: bool = True
+    what: str,
+    path: Path,
+    files: Sequence[Path | str],
+    make: Callable[[], str],
+    *,
+    lasting: bool = True,
 ) -> str:
     """``make()``, or what it gave for the same files when they were as they are now.
 
@@ -91,7 +96,7 @@ def remembered(
     return found
 
 
-def _state(files: Sequence[Path]) -> bytes:
+def _state(files: Sequence[Path | str]) -> bytes:
     """What the system says of the files (32 bytes)."""
     digest = hashlib.sha256()
     for file in files:
@@ -100,7 +105,7 @@ def _state(files: Sequence[Path]) -> bytes:
     return digest.digest()
 
 
-def _young(files: Sequence[Path]) -> bool:
+def _young(files: Sequence[Path | str]) -> bool:
     now = time.time()
     stats = map(os.stat, files)
     return any(now - max(s.st_mtime, s.st_ctime) < YOUNG_S for s in stats)

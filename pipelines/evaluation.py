@@ -43,14 +43,10 @@ def evaluate(
     from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(wanted.config)
-    # Model, data and history are the run's; where and by what is sampled and graded is asked for now.
-    asked = wanted.config
-    engine = chain.config.rollout.model_copy(update={"engine": asked.rollout.engine})
-    here = {"run": asked.run, "reward": asked.reward, "rollout": engine}
-    with closing(Session(chain, watch, chain.config.model_copy(update=here))) as session:
+    with closing(Session(chain, watch, wanted.config)) as session:
         for step in steps:
             watch.stage(step.name, step.index or 0)
-            metrics = evaluate_one(session, step, asked, watch, force=force)
+            metrics = evaluate_one(session, step, wanted.config, watch, force=force)
             watch.finished(step.name, step.index or 0, metrics)
 
 

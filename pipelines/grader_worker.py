@@ -1,16 +1,20 @@
-r"""The grading process: reads batches, answers one byte per item. Run as a script, never imported.
+r"""The grading process: reads batches, answers item by item. Run with ``python -m``, never imported.
 
-It stands alone (nothing of this project is imported) and is started as a fresh interpreter, so it
-holds no torch, GPU or thread of its parent. Per batch the parent sends one line of JSON,
-``{"grader": name, "items": [[answer, gold], ...]}``, and gets one byte once the grader is loaded
-(READY; or MISSING, followed by the reason and the end), then one byte per item as soon as it is
-known.
+It is started as a fresh interpreter and imports nothing of this project but its two walls, so it
+holds no torch, GPU or thread of its parent. Answers and golds are foreign text, which sympy would
+evaluate as Python: ``grader_guard.py`` refuses what is no formula, and before the first text arrives
+``grader_walls.py`` gives up network, files, processes and environment.
 
-The kernel enforces the deadline: SIGALRM keeps its default action, so it ends the process even
-inside one endless C call such as 3**10**8, and even after the parent has died.
+Per batch the parent sends one line of JSON, ``{"grader": name, "first": number, "items": [[answer,
+gold], ...]}``. Replies are a code (one byte) and a number (four): READY with ``first`` once the
+grader is loaded (or MISSING with a length, a reason, and the end), then each item's verdict with its
+number as soon as it is known, then DONE with the number that comes next.
 
-What is changed in the graders never changes a verdict, it only spares work; every such place says
-why, and ``tests/test_graders.py`` holds each against the unchanged package.
+The kernel enforces the deadline, in processor time: SIGPROF keeps its default action, so it ends the
+process even inside one endless C call such as 3**10**8, and even after the parent has died.
+
+What is changed in the graders besides the guard never changes a verdict, it only spares work; every
+such place says why, and ``tests/test_graders.py`` holds each against the unchanged package.
 """
 
 from __future__ import annotations
@@ -23,12 +27,17 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any
 
-READY, MISSING, TRUE, FALSE = b"R", b"X", b"T", b"F"
+from pipelines import grader_guard, grader_walls
+
+READY, MISSING, DONE, TRIED, TRUE, FALSE = b"R", b"X", b"D", b"P", b"T", b"F"
+REFUSED = b"G"  # false, and the guard kept some of it from sympy
 UNDECIDED, OPEN = b"U", b"O"  # no verdict: the process ends; no verdict: the process goes on
+REPLY = struct.Struct(">cI")
 _PR_SET_PDEATHSIG = 1
 _WARM_UP = (r"\frac{1}{2}", "0.5")
 _MEMORY_SHARE = 0.75
@@ -178,6 +187,7 @@ def _load_mathruler() -> Compare:
         except Exception:  # whatever sympy makes of text that is no formula: mathruler says unequal
             return False
 
+    grader_guard.install()
     grader.are_equal_under_sympy = equal_under_sympy
     grader._normalize = _kept(grader._normalize)
     grader.normalize_answer = _kept(grader.normalize_answer)
@@ -208,6 +218,7 @@ def _load_math_verify() -> Compare:
         gold_parsed, answer_parsed = read(gold), read(answer)
         return verify(gold_parsed, answer_parsed, timeout_seconds=None)
 
+    grader_guard.install()
     grader.sympy_symbolic_eq = equal_symbolically
     read = _kept(parsed)
     _refuse_huge_numbers()
@@ -221,16 +232,49 @@ def _load_path(name: str) -> Compare:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _guard_what_it_uses() -> None:
+    """Where a grader of one's own calls one of ours, that is guarded there as well."""
+    for package, load in (
+        ("mathruler.grader", _load_mathruler),
+        ("math_verify", _load_math_verify),
+    ):
+        if package in sys.modules:
+            load()
+
+
+def _load_published(name: str) -> Compare:
+    """The package's own comparison, with no change and no guard: what ours is held against."""
+    if name == "mathruler":
+        from mathruler import grader
+
+        return grader.grade_answer
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.disable(logging.WARNING)
+
+    def compare(answer: str, gold: str) -> bool:
+        texts = (gold, answer)
+        parsed = [parse(f"\\boxed{{{t}}}", parsing_timeout=None) for t in texts]  # type: ignore[arg-type]
+        return verify(*parsed, timeout_seconds=None)
+
+    return compare
+
+
 _LOADERS: dict[str, Callable[[], Compare]] = {
     "mathruler": _load_mathruler,
     "math-verify": _load_math_verify,
 }
 
 
-def _load(name: str) -> Compare:
+def _load(name: str, guarded: bool) -> Compare:
     if name not in _LOADERS:
-        return _load_path(name)
-    compare = _LOADERS[name]()
+        function = _load_path(name)
+        if guarded:
+            _guard_what_it_uses()
+        return function
+    compare = _LOADERS[name]() if guarded else _load_published(name)
     compare(*_WARM_UP)
     return compare
 
@@ -261,8 +305,8 @@ def _peak_bytes() -> int:
 
 def _grade(compare: Compare, answer: str, gold: str, deadline_s: float, peak_limit: float) -> bytes:
     """One verdict. A grader that fails instead of answering leaves the item without one."""
-    TooLarge.raised = False
-    signal.setitimer(signal.ITIMER_REAL, deadline_s)
+    TooLarge.raised = grader_guard.Refused.raised = False
+    signal.setitimer(signal.ITIMER_PROF, deadline_s)
     try:
         result = compare(answer, gold)
         verdict = TRUE if result == True else FALSE if result == False else OPEN  # noqa: E712
@@ -271,39 +315,71 @@ def _grade(compare: Compare, answer: str, gold: str, deadline_s: float, peak_lim
     except (Exception, TooLarge):
         verdict = OPEN
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     if _peak_bytes() > peak_limit:
         return UNDECIDED
-    return OPEN if TooLarge.raised else verdict
+    if TooLarge.raised:
+        return OPEN
+    return REFUSED if verdict == FALSE and grader_guard.Refused.raised else verdict
 
 
-def main(deadline_s: float, memory_mb: int, parent: int) -> None:
-    """Serve batches until the parent closes the pipe."""
-    _limit_resources(memory_mb << 20, parent)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    replies = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints must not enter the reply stream
-    peak_limit = _MEMORY_SHARE * (memory_mb << 20)
+class Replies:
+    """The way back to the parent: a descriptor that nothing else knows as its output.
+
+    Whatever a library or an answer prints goes nowhere.
+    """
+
+    def __init__(self) -> None:
+        self._pipe = os.dup(1)
+        os.dup2(2, 1)
+
+    def send(self, code: bytes, number: int, text: bytes = b"") -> None:
+        """One reply. ``number`` is the length of ``text`` where there is one."""
+        os.write(self._pipe, REPLY.pack(code, number) + text)
+
+
+def main(order: dict[str, Any]) -> None:
+    """Load the first grader, give up what no grader needs, and serve until the pipe closes."""
+    _limit_resources(order["memory_mb"] << 20, order["parent"])
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    replies, peak_limit = Replies(), _MEMORY_SHARE * (order["memory_mb"] << 20)
     loaded: dict[str, Compare] = {}
+
+    def load(name: str) -> None:
+        if name in loaded:
+            return
+        try:
+            loaded[name] = _load(name, order["guarded"])
+        except MemoryError:
+            sys.exit()
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:2_000]
+            replies.send(MISSING, len(reason), reason)
+            sys.exit()
+
+    load(order["grader"])
+    means: dict[str, str] = {}
+    if order["contained"]:
+        # A grader of one's own may start threads when it first computes, so it may later as well.
+        means = grader_walls.contain(threads=order["grader"] not in _LOADERS)
     for line in sys.stdin.buffer:
         batch = json.loads(line)
-        name = batch["grader"]
-        if name not in loaded:
-            try:
-                loaded[name] = _load(name)
-            except MemoryError:
-                return
-            except (Exception, SystemExit) as error:
-                reason = f"{type(error).__name__}: {error}"
-                os.write(replies, MISSING + reason.encode("utf-8", "replace")[:2_000])
-                return
-        os.write(replies, READY)
+        if "attempt" in batch:
+            found = {"means": means, "refused": grader_walls.attempt(*batch["attempt"])}
+            text = json.dumps(found).encode()
+            replies.send(TRIED, len(text), text)
+            continue
+        load(batch["grader"])
+        compare, number = loaded[batch["grader"]], batch["first"]
+        replies.send(READY, number)
         for answer, gold in batch["items"]:
-            verdict = _grade(loaded[name], answer, gold, deadline_s, peak_limit)
-            os.write(replies, verdict)
+            verdict = _grade(compare, answer, gold, order["deadline_s"], peak_limit)
+            replies.send(verdict, number)
             if verdict == UNDECIDED:
                 return  # what is left of this process after such a failure is not to be trusted
+            number += 1
+        replies.send(DONE, number)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(json.loads(sys.argv[1]))

@@ -1,8 +1,9 @@
 """Is this answer right? The project's graders behind one call that never stalls.
 
 ``mathruler`` reproduces the paper; ``math-verify`` knows sets, units and notation better. Both let
-sympy evaluate what a model wrote, so both run in killable processes with a deadline per answer and
-a memory limit (``grader_processes.py``, ``grader_worker.py``). Nothing here imports sympy.
+sympy evaluate what a model wrote, so both run guarded (``grader_guard.py``) in contained, killable
+processes (``grader_walls.py``) with a deadline per answer and a memory limit
+(``grader_processes.py``, ``grader_worker.py``). Nothing here imports sympy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Self
 
 from pipelines.answer import choice_verdict
 from pipelines.errors import UserError
-from pipelines.grader_processes import GraderProcess, grade_pairs
+from pipelines.grader_processes import Containment, GraderProcess, Walls, grade_pairs
 from pipelines.parts import find_part
 
 GRADERS = ("mathruler", "math-verify")
@@ -98,16 +99,25 @@ class GraderPool(Closing):
 
     Args:
         workers: how many processes.
-        deadline_s: seconds each answer gets; then its verdict is None and the process is replaced.
+        deadline_s: seconds of processor time that each answer gets; then its verdict is None and the
+            process is replaced.
         memory_mb: address space of each process, in MiB. Both graders loaded take about 70.
+        walls: what stands between answers and this machine; for tests and comparisons only.
     """
 
-    def __init__(self, workers: int = 2, deadline_s: float = 5.0, memory_mb: int = 1024) -> None:
+    def __init__(
+        self, workers: int = 2, deadline_s: float = 5.0, memory_mb: int = 1024,
+        walls: Walls | None = None,
+    ) -> None:  # fmt: skip
         for name, value in (("workers", workers), ("deadline_s", deadline_s)):
             if not value > 0:
                 raise UserError(name, f"{value} is not above 0.", "Grading needs at least some.")
-        self._processes = [GraderProcess(deadline_s, memory_mb) for _ in range(workers)]
+        self._processes = [GraderProcess(deadline_s, memory_mb, walls) for _ in range(workers)]
         self._memory: OrderedDict[tuple[str, str, str], bool | None] = OrderedDict()
+        self._refused: set[tuple[str, str, str]] = set()
+        self.refused = 0
+        """Answers so far, repeated ones included, that were wrong as they are no formula, though
+        sympy would have evaluated them."""
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -119,6 +129,15 @@ class GraderPool(Closing):
     def pids(self) -> list[int]:
         """Process ids of the workers that run now."""
         return [process.pid for process in self._processes if process.pid is not None]
+
+    def try_walls(self) -> Containment:
+        """Let a new worker try what it should be unable to do: what holds it on this machine.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        with self._lock:
+            return self._processes[0].try_walls()
 
     def grade(self, items: Sequence[Item], grader: str) -> list[bool | None]:
         """One verdict per item, in order: True, False, or None.
@@ -153,6 +172,13 @@ class GraderPool(Closing):
                 self._remember(grader, pair, verdict)
                 for i in places[pair]:
                     verdicts[i] = verdict
+            for process in self._processes:
+                self._refused |= {(grader, *pair) for pair in process.refused}
+                process.refused.clear()
+            if self._refused:
+                self.refused += sum(
+                    (grader, answer, gold) in self._refused for answer, gold, _ in items
+                )
             return verdicts
 
     def _remember(self, grader: str, pair: tuple[str, str], verdict: bool | None) -> None:

@@ -33,7 +33,7 @@ from typing import IO, Any
 import psutil
 
 from pipelines.contents import SEAL, intact, sealed
-from pipelines.disk import disk_errors, file_time, guarded, make_folder
+from pipelines.disk import check_owned, disk_errors, file_time, guarded, make_folder
 from pipelines.errors import LockLost, UserError
 
 SEAL_DIGITS = 16
@@ -112,7 +112,9 @@ def file_lock(
 
     Raises:
         UserError: another live process holds the lock.
+        LockLost: the folder that it lies in has gone to another process.
     """
+    check_owned(path)
     with disk_errors(path):
         make_folder(path.parent)
         mine, file = _acquire(path, what, fix, wait, tell)

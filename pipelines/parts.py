@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.errors import UserError
@@ -20,7 +23,8 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         name: a key of ``known``, or an import path.
         known: the built-in parts.
 
-    The current folder is searched as well.
+    The current folder is searched as well. What a function from an import path raises when it is
+    called becomes a UserError with the function's own lines.
 
     Raises:
         UserError: there is no such part; names the nearest, or what could not be imported.
@@ -51,4 +55,29 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         )
         fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
         raise UserError(f"{setting}: {name}", f"{module_name} has no function {attribute!r}.", fix)
-    return part
+    return _telling(f"{setting}: {name}", part) if inspect.isfunction(part) else part
+
+
+LINES = 6
+"""Lines of a part's own traceback that are told, innermost last."""
+
+
+def _telling(place: str, part: Callable[..., Any]) -> Callable[..., Any]:
+    """The part, whose exceptions are errors that name it and show where they were raised."""
+
+    @functools.wraps(part)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return part(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one
+            lines = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
+            said = str(error) or "no message"
+            raise UserError(
+                place, "\n".join([f"raised {type(error).__name__}: {said}", *lines[-LINES:]]),
+                "Mend it and give the same command again; what was committed is kept.",
+            ) from error  # fmt: skip
+
+    return call

@@ -22,6 +22,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pipelines.errors import UserError
+from pipelines.parts import find_part
+
 # The settings of the paper's ablation (arXiv 2510.09285), in units of 0..255 and of pixels.
 NOISE_SIGMA = 189.0
 BLUR_SIGMA = 6.0
@@ -92,7 +95,9 @@ def _grey(image_FCHW: Tensor, rng: np.random.Generator, scale: _Scale) -> Tensor
     return scale.normalize(GREY).expand_as(image_FCHW).clone()
 
 
-PERTURBATIONS: dict[str, Callable[[Tensor, np.random.Generator, _Scale], Tensor]] = {
+_Perturbation = Callable[[Tensor, np.random.Generator, _Scale], Tensor]
+
+PERTURBATIONS: dict[str, _Perturbation] = {
     "patch_black": _patch_black,
     "gaussian_noise": _gaussian_noise,
     "gaussian_blur": _gaussian_blur,
@@ -100,6 +105,30 @@ PERTURBATIONS: dict[str, Callable[[Tensor, np.random.Generator, _Scale], Tensor]
 }
 """Normalised float32 image -> perturbed image, both [F, C, H, W]. The paper's average over its
 benchmarks with each, in this order: 57.5, 56.5, 56.4, 56.4."""
+
+
+def _find(how: str) -> _Perturbation:
+    """A perturbation by name; one's own gets and returns pixels of 0..255.
+
+    Raises:
+        UserError: there is none, or one's own returns something else than an image of the same shape.
+    """
+    part = find_part("score.perturbation", how, PERTURBATIONS)
+    if how in PERTURBATIONS:
+        return part
+
+    def own(image_FCHW: Tensor, rng: np.random.Generator, scale: _Scale) -> Tensor:
+        result = part(scale.pixels(image_FCHW), rng)
+        shape = list(image_FCHW.shape)
+        if not isinstance(result, Tensor) or list(result.shape) != shape or result.isnan().any():
+            found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise UserError(
+                f"score.perturbation: {how}", f"returned {found} for an image of {shape}, or NaN.",
+                "Return a tensor of the same shape, [frames, channels, height, width], of 0..255.",
+            )  # fmt: skip
+        return scale.normalize(result.to(image_FCHW))
+
+    return own
 
 
 def patches_to_image(
@@ -159,7 +188,8 @@ def perturb(
 
     Args:
         pixel_values: as the processor made them, in one of the two layouts above.
-        how: a key of PERTURBATIONS.
+        how: a key of PERTURBATIONS, or the import path of a function from (pixels of 0..255,
+            [F, C, H, W] float32, numpy Generator) to such pixels.
         rng: one for all images of the call; the result is a function of it and the images.
         image_mean, image_std: of the processor, per channel, for pixels in 0..1.
         patch_size: side of the encoder's patches, in processed pixels.
@@ -169,7 +199,7 @@ def perturb(
             the largest; that stays.
         probability: of a black patch.
     """
-    function = PERTURBATIONS[how]
+    function = _find(how)
     mean_C11, std_C11 = (
         torch.tensor(list(values), dtype=torch.float32, device=pixel_values.device).view(-1, 1, 1)
         for values in (image_mean, image_std)

@@ -99,18 +99,37 @@ def rollout(
             watch.progress("groups", min(len(groups), settings.prompts_per_step),
                            settings.prompts_per_step)  # fmt: skip
             for group in everyone.share(part, sample, together):
-                keep = not settings.dynamic_sampling or is_informative(config, group)
-                counts.add(group, keep)
-                if keep:
+                informative = is_informative(config, group)
+                counts.add(group, informative)
+                if informative or not settings.dynamic_sampling:
                     groups.append(group)
         position += wanted
         tries += 1
         share = counts.informative / counts.groups
     used, surplus = groups[: settings.prompts_per_step], groups[settings.prompts_per_step :]
+    _warn(config, step, used, counts, watch)
     if everyone.main:
         write_rows(out / ROLLOUTS, Rollout, used)
         write_rows(out / SURPLUS, Rollout, surplus)
     return _metrics(counts, used, carried, len(surplus), position, tries, share)
+
+
+MOST_WITHOUT_VERDICT = 0.05
+"""A larger share of responses whose answer the grader came to no verdict on is warned of."""
+
+
+def _warn(config: Config, step: int, used: Sequence[Rollout], counts: Counts, watch: Watch) -> None:
+    """Say where a step has nothing to learn from, or a grader that fails."""
+    if all(len(set(group.reward)) == 1 for group in used):
+        watch.note(
+            f"WARNING step {step}: the responses to each prompt have equal rewards, so there is "
+            "nothing to learn from (all advantages are 0)"
+        )
+    if counts.timed_out > MOST_WITHOUT_VERDICT * counts.responses:
+        watch.note(
+            f"WARNING step {step}: {config.reward.grader} came to no verdict on {counts.timed_out} of "
+            f"{counts.responses} responses: it failed, or was too slow"
+        )
 
 
 def sample_groups(

@@ -35,9 +35,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     Returns:
         The steps that were made; none if there was nothing to do.
     """
-    last = chain.config.run.steps
-    story = list(chain.all()) if until is None or until >= last else list(chain.opening(until))
-    missing = _missing(story)
+    missing = _missing(_story(chain, until))
     ranks().on_main(lambda: sweep(chain.run))
     told_otherwise = ranks().on_main(
         lambda: runs.config_text(chain.run) != runs.marked(chain.config)
@@ -48,13 +46,25 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
                 return []
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
+            if shapes := runs.changed_shapes(chain):
+                watch.note(
+                    f"its steps so far were made with {shapes}: in bfloat16, last bits differ"
+                )
+            _check_model(chain.config, missing)
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
             check_data(chain.benchmarks, chain.config.data.source)
             # Now, not to learn it after the training.
             ranks().on_main(lambda: gather(chain.config, chain.benchmarks, watch))
+            # Once more: the questions' commits, part of the evaluations' keys, are known only now.
+            missing = missing[: missing[0] == chain.prepare] + _missing(_story(chain, until))
             perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
     return missing
+
+
+def _story(chain: Chain, until: int | None) -> list[Step]:
+    whole = until is None or until >= chain.config.run.steps
+    return list(chain.all() if whole else chain.opening(until or 0))
 
 
 def train_stage(
@@ -68,17 +78,29 @@ def train_stage(
         steps: training steps; ignored by ``prepare``.
         force: make steps again that are already there.
     """
+    ranks().on_main(lambda: sweep(chain.run))
+    if stage == "eval":  # whose keys hold the questions' commits
+        ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
     missing = list(asked.values()) if force else _missing(list(asked.values()))
     if missing and stage == "eval":
         evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
+        _check_model(wanted.config, missing)
         with held(chain.run, watch):
             # A run that is begun by one of its stages has the settings of that stage.
             if ranks().main and not runs.config_text(chain.run):
                 runs.write_config(chain.run, chain.config)
             perform(chain, wanted.config, missing, watch)
     return missing
+
+
+def _check_model(config: Config, steps: Sequence[Step]) -> None:
+    """Before what leads to checkpoints: see that the model can be written again."""
+    if any(step.name in ("rollout", "score", "update", "checkpoint") for step in steps):
+        from pipelines.session import check_saves  # brings torch
+
+        ranks().on_main(lambda: check_saves(config))
 
 
 def _missing(steps: Sequence[Step]) -> list[Step]:
@@ -150,7 +172,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     with (
         recording(chain, watch) as watch,
         tracking(chain, config, steps, watch) as tracked,
-        closing(Session(chain, watch)) as session,
+        closing(Session(chain, watch, config)) as session,
     ):
         for step in steps:
             index = step.index or 0

@@ -19,6 +19,7 @@ from pipelines.config import Config
 from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk import append_text, disk_errors, write_atomic
 from pipelines.errors import UserError
+from pipelines.hub import as_begun
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
 from pipelines.step import is_there, spent, unreadable
@@ -50,6 +51,60 @@ def find_run(name: str | None) -> Path:
         listed = " ".join(p.name for p in known) or "none"
         raise UserError(f"run {name}", f"no such run in {folder}/.", f"There: {listed}.")
     return folder / name
+
+
+DIGITS = (8, 4, 16, 32, 64)
+"""Of a config's hash in the name of its run. Runs had 4 once; more where 8 belong to other settings."""
+
+
+def run_of(config: Config) -> tuple[Path, str]:
+    """The folder of these settings' run, whether it is there or not yet.
+
+    A folder is theirs only if the whole hash of its config is: one whose settings differ is left
+    alone, and a longer name taken.
+
+    Returns:
+        The folder, and what is to be said of it ("" if nothing).
+
+    Raises:
+        UserError: the settings of a folder that may be theirs cannot be read.
+    """
+    free, others = None, []
+    for digits in DIGITS:
+        folder = runs_folder() / settings.run_name(config, digits)
+        if not (folder / CONFIG).is_file():
+            free = free or (folder if digits != 4 else None)
+        elif same_settings(config, read_config(folder)):
+            return folder, ""
+        elif digits != 4:
+            others.append(folder.name)
+    assert free is not None
+    note = f"{', '.join(others)} has other settings than these: the run is {free.name}"
+    return free, note if others else ""
+
+
+def models_folder(where: str) -> Path:
+    """Where evaluations of a model on its own lie; those made when names had 4 digits stay there.
+
+    Args:
+        where: its folder, resolved, or its hub id.
+    """
+    digits = hashlib.sha256(where.encode()).hexdigest()
+    base, name = runs_folder() / "models", Path(where).name
+    old = base / f"{name}-{digits[:4]}"
+    if (old / CONFIG).is_file():
+        path = read_config(old).model.path
+        if where in (path, str(Path(path).resolve())):
+            return old
+    return base / f"{name}-{digits[:8]}"
+
+
+def same_settings(asked: Config, stored: Config) -> bool:
+    """Whether a run with the stored settings is the one that is asked for, all of its hash compared.
+
+    A commit that was resolved when the run began makes it no other.
+    """
+    return settings.config_hash(as_begun(asked, stored, set())) == settings.config_hash(stored)
 
 
 def read_config(run: Path) -> Config:
@@ -212,6 +267,25 @@ def changed_versions(chain: Chain) -> str:
     then, now = manifest.get("provenance", {}), provenance()
     names = [name for name in then if name in now and then[name] != now[name]]
     return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names)
+
+
+def changed_shapes(chain: Chain) -> str:
+    """Settings that reach a kernel's shape and differ from those of the newest steps; "" if none does.
+
+    In float32 they change nothing that is worth a word.
+    """
+    if chain.config.model.dtype == "float32":
+        return ""
+    changed: dict[str, str] = {}
+    for stage in (chain.rollout, chain.score, chain.update):
+        made = [
+            step for t in range(1, chain.config.run.steps + 1) if (step := stage(t)).path.is_dir()
+        ]
+        then = (made[-1].manifest() or {}).get("shape", {}) if made else {}
+        for name, value in then.items():
+            if name in made[-1].shape and made[-1].shape[name] != value:
+                changed[name] = f"{name} {value} (now {made[-1].shape[name]})"
+    return ", ".join(changed.values())
 
 
 def step_metrics(chain: Chain, step: int) -> dict[str, Any] | None:

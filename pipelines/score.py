@@ -27,7 +27,7 @@ from pipelines.errors import UserError
 from pipelines.looks import TokenLooks, token_looks, write_looks
 from pipelines.packing import fill
 from pipelines.parts import find_part
-from pipelines.perturb import PERTURBATIONS, blacken_raw, perturb
+from pipelines.perturb import blacken_raw, perturb
 from pipelines.policy import Encoded, Policy, Row
 from pipelines.prompts import open_image
 from pipelines.ragged import pad_lists, split_like
@@ -117,9 +117,32 @@ def make_estimator(config: Config, step: int, policy: Policy) -> Estimator:
         return torch.tensor([float(role == "perception") for role in roles])
 
     known = {name: from_statistics(name) for name in ESTIMATORS}
-    return find_part(
-        "score.estimator", config.score.estimator, known | {"random": random, "oracle": oracle}
-    )
+    name = config.score.estimator
+    part = find_part("score.estimator", name, known | {"random": random, "oracle": oracle})
+    return part if name in ESTIMATOR_NAMES else _checked(name, part)
+
+
+def _checked(name: str, estimator: Estimator) -> Estimator:
+    """One's own estimator, whose result is looked at.
+
+    Raises:
+        UserError: it does not return one finite number for each response token.
+    """
+
+    def checked(
+        statistics: TokenStatistics, groups: Sequence[Rollout], samples: Sequence[Sample]
+    ) -> torch.Tensor:
+        found, wanted = estimator(statistics, groups, samples), list(statistics.logp.shape)
+        shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        if shape != wanted or not bool(torch.isfinite(found).all()):
+            bad = f"{shape}" if shape != wanted else "numbers that are not finite"
+            raise UserError(
+                f"score.estimator: {name}", f"returned {bad} for {wanted[0]} response tokens.",
+                "Return a tensor of one finite number for each, in the order of statistics.logp.",
+            )  # fmt: skip
+        return found.float()
+
+    return checked
 
 
 def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> list[str]:
@@ -273,7 +296,6 @@ def perturbed_prompt(
     if settings.perturbation == "raw_black":
         images = [blacken_raw(open_image(i), rng, settings.probability) for i in sample.images]
         return policy.encoder.encode_images(sample, images)
-    find_part("score.perturbation", settings.perturbation, PERTURBATIONS)
     processor = policy.processor.image_processor
     vision = policy.model.config.vision_config
     sides = vision.patch_size  # InternVL names both

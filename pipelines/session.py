@@ -7,10 +7,11 @@ deterministic, so the weights are bit for bit what they were. Generation is neve
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipelines.perturb import PERTURBATIONS
 from pipelines.placement import OnMain
 from pipelines.policy import Policy
 from pipelines.prepare import prepare
+from pipelines.prompts import model_location, only_local
 from pipelines.ranks import ranks
 from pipelines.records import Rollout, SampleTable, Scored, read_rows
 from pipelines.reward import RewardFunction, make_reward
@@ -61,6 +63,32 @@ def check_parts(config: Config) -> None:
     check_trackers(config)
 
 
+def check_saves(config: Config) -> None:
+    """See that the starting model's generation settings can be written again, with every checkpoint.
+
+    Raises:
+        UserError: transformers refuses to; said before any work is done.
+    """
+    from transformers import GenerationConfig
+
+    where = model_location(config.model)
+    try:
+        found = GenerationConfig.from_pretrained(
+            where, revision=config.model.revision or "main", local_files_only=only_local(where)
+        )
+    except (OSError, ValueError):  # it has none, or what is wrong is told when it is loaded
+        return
+    try:
+        found.validate(strict=True)
+    except ValueError as error:
+        wrong = [line for line in str(error).splitlines() if line.startswith("- ")]
+        raise UserError(
+            f"model.path {where}, generation_config.json",
+            f"transformers refuses to save it with a checkpoint: {(wrong or [str(error)])[0].lstrip('- ')}",
+            "Correct that file in a copy of the model: set do_sample to true, or take out what it names.",
+        ) from error  # fmt: skip
+
+
 def check_ranks(config: Config) -> None:
     """See that the update engine can work on all ranks there are.
 
@@ -74,17 +102,29 @@ def check_ranks(config: Config) -> None:
         )  # fmt: skip
 
 
+def _here(run: Config, asked: Config) -> Config:
+    """The run's settings, but for device, reward, graders and engine, which are as asked for now."""
+    engine = {name: getattr(asked.rollout, name) for name in ("engine", *asked.rollout.unkeyed)}
+    return run.model_copy(
+        update={
+            "run": asked.run, "reward": asked.reward,
+            "rollout": run.rollout.model_copy(update=engine),
+        }
+    )  # fmt: skip
+
+
 class Session:
     """Live engines over the artifacts of one chain.
 
     Args:
         chain: the run on disk that the policy's history is taken from.
         watch: told what happens.
-        config: the run's settings, but for devices, graders and engine; none: exactly the run's.
+        asked: the settings that are asked for now: where and by what is sampled, graded and rewarded.
+            Model, data and the policy's history are the run's in any case.
     """
 
-    def __init__(self, chain: Chain, watch: Watch, config: Config | None = None) -> None:
-        self.chain, self.watch, self.config = chain, watch, config or chain.config
+    def __init__(self, chain: Chain, watch: Watch, asked: Config) -> None:
+        self.chain, self.watch, self.config = chain, watch, _here(chain.config, asked)
         self._policy: Policy | None = None
         self._made_trainer: Trainer | None = None
         self._trainer_at: Path | None = None
@@ -103,7 +143,9 @@ class Session:
     @cached_property
     def reward(self) -> RewardFunction:
         settings = self.config.reward
-        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
+        return make_reward(
+            settings.function, settings.grader, settings.deadline, settings.workers, self.watch.note
+        )
 
     @cached_property
     def graders(self) -> GraderPool:
@@ -239,9 +281,12 @@ class Session:
 
         Args:
             config: the stage's own settings; the run's, or others for a stage run alone. Inputs and
-                policy are the run's in either case.
+                policy are the run's in either case, and so is every setting that is not the stage's: what
+                its key does not hold must not decide.
         """
         if step.name in STAGES:
+            own = {name: getattr(config, name) for name in READS[step.name]}
+            config = self.config.model_copy(update=own)
             return STAGES[step.name](self, config, step.index or 0, out)
         return self.evaluate(step.name, config, step.index or 0, out)
 
@@ -298,9 +343,15 @@ class Session:
                     "Start another run with it: vppo train --run NAME.",
                 )  # fmt: skip
         old, self._made_trainer = self._trainer(), self._new_trainer(config)
-        with tempfile.TemporaryDirectory() as folder:
-            old.save(Path(folder))
-            self._made_trainer.load(Path(folder))
+        everyone = ranks()
+        with contextlib.ExitStack() as stack:
+            # In the run's folder, which all nodes see.
+            where = partial(tempfile.TemporaryDirectory, suffix=".partial", dir=self.chain.run)
+            folder = Path(everyone.on_main(lambda: stack.enter_context(where())))
+            old.save(folder)
+            everyone.barrier()
+            self._made_trainer.load(folder)
+            everyone.barrier()
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
@@ -380,3 +431,12 @@ STAGES: dict[str, Callable[[Session, Config, int, Path], dict[str, Any]]] = {
     "checkpoint": Session.checkpoint,
 }
 """Stage by name; any other step is an evaluation on the benchmark of its name."""
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data", "model"),
+    "rollout": ("rollout", "reward", "seed"),
+    "score": ("score", "seed"),
+    "update": ("update",),
+    "checkpoint": (),
+}
+"""The settings that a stage has in its key (pipelines/chain.py), and that it may be given anew."""

@@ -245,7 +245,12 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def run_name(config: Config) -> str:
-    """``tiny-7f3a``: the config's name and a hash of every setting that decides a result."""
+def config_hash(config: Config) -> str:
+    """Hash of every setting that decides a result (hex, 64 digits)."""
     text = json.dumps(config.keyed(""), sort_keys=True)
-    return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(config: Config, digits: int = 8) -> str:
+    """``tiny-7f3a19c2``: the config's name and the first digits of its hash."""
+    return f"{config.name}-{config_hash(config)[:digits]}"

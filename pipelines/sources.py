@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
+from pipelines.hub import check_commit
 from pipelines.records import Sample
 from pipelines.source_rows import Rejected, RowParser, match_columns
 
@@ -290,8 +291,10 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
         raise UserError(f"{key} {name}", "no such file or folder.", "Check the path.")
     import datasets
 
-    # Subset and revision belong to data.source; a second data set has neither.
-    subset, revision = (None, None) if validation else (data.subset, data.revision)
+    # The subset belongs to data.source; a second data set has none.
+    subset, revision = data.subset, data.revision
+    if validation:
+        subset, revision = None, data.validation_revision
     tried = f"split {split}" + (f", subset {subset}" if subset else "")
     tried += f", revision {revision}" if revision else ""
     try:
@@ -305,6 +308,7 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
             f"Without a connection, point to a local copy: --set {key}=PATH (a Parquet or JSONL "
             "file, or a folder).",
         ) from error
+    check_commit(table, revision, f"{key} {name}")
     return arrow(table, f"{key} {name}", hub_caches())
 
 

@@ -61,6 +61,8 @@ class Step:
     version: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    shape: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Settings that move last bits only: recorded, and no part of the key."""
 
     @cached_property
     def key(self) -> str:
@@ -273,7 +275,7 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
             manifest = {
                 "format": MANIFEST_FORMAT, "step": step.name, "index": step.index,
                 "version": step.version, "key": step.key, "settings": step.settings,
-                "inputs": step.inputs,
+                "inputs": step.inputs, "shape": step.shape,
                 "metrics": metrics, "files": files,
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": round(time.time() - started, 3), "provenance": _provenance(),
@@ -354,7 +356,11 @@ def differences(manifest: dict[str, Any], step: Step) -> list[str]:
         reasons.append(f"its code changed (version {manifest.get('version')} -> {step.version})")
     old, new = manifest.get("settings", {}), step.settings
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        if " " in name and old.get(name) != new.get(
+            name
+        ):  # not a setting: a hash of what one names
+            reasons.append(f"{name} changed" if name in old else f"{name} was not part of its key")
+        elif old.get(name) != new.get(name):
             reasons.append(f"{name} {_short(old.get(name))} -> {_short(new.get(name))}")
     inputs = manifest.get("inputs", {})
     changed = [name for name, key in step.inputs.items() if inputs.get(name) != key]

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from pipelines import tracker_backends as backends
 from pipelines.chain import Chain
 from pipelines.config import Config
-from pipelines.errors import UserError
+from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
+from pipelines.errors import LockLost, UserError
 from pipelines.evaluation import is_evaluation
 from pipelines.parts import find_part
 from pipelines.ranks import ranks
@@ -143,8 +144,7 @@ class Tracked:
             return
         with self._forgiven(name):
             self._open[name].log(step.index or 0, metrics_of(self.chain, step))
-            with self._list(name).open("a", encoding="utf-8") as file:
-                file.write(label + "\n")
+            append_text(self._list(name), label + "\n")
             self._told[name].add(label)
 
     def _has_metrics(self, step: Step) -> bool:
@@ -166,6 +166,8 @@ class Tracked:
         """
         try:
             yield
+        except LockLost:
+            raise
         except but:
             raise
         except (Exception, SystemExit) as error:
@@ -185,8 +187,9 @@ def run_id(run: Path) -> str:
     path = run / FOLDER / "id"
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"{run.name}-{secrets.token_hex(4)}\n", encoding="utf-8")
+    with disk_errors(path):
+        make_folder(path.parent)
+    write_atomic(path, f"{run.name}-{secrets.token_hex(4)}\n")
     return run_id(run)
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -88,6 +89,7 @@ def start(
     env: Mapping[str, str] | None = None,
     largest_file: int = 0,
     plain_user: bool = False,
+    fault: Mapping[str, Any] | None = None,
 ) -> Command:
     """Start ``vppo`` and return at once.
 
@@ -97,6 +99,7 @@ def start(
         env: further environment variables.
         largest_file: no file may grow beyond this many bytes (0: no such limit).
         plain_user: give up root's right to ignore file permissions.
+        fault: a system call that fails (tests/fault_proof.py).
     """
     outputs = Path(tempfile.mkdtemp(prefix="command-", dir=_scratch()))
     outputs.chmod(0o777)
@@ -104,7 +107,7 @@ def start(
     pid = _ask(
         start=[str(a) for a in arguments], out=str(out), err=str(err), cwd=str(cwd or runs.parent),
         env={**ONE_THREAD, "VPPO_RUNS": str(runs), **(env or {})}, largest_file=largest_file,
-        plain_user=plain_user,
+        plain_user=plain_user, fault=fault,
     )  # fmt: skip
     return Command(pid, out, err)
 
@@ -158,10 +161,24 @@ def _scratch() -> Path:
 
 
 @cache
+def fault_shim() -> Path | None:
+    """The library by which system calls can be made to fail; None where no C compiler builds it."""
+    source, library = Path(__file__).with_name("fault_shim.c"), _scratch() / "fault_shim.so"
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not (compiler and sys.platform == "linux"):
+        return None
+    build = [compiler, "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    done = subprocess.run(build, capture_output=True, check=False)
+    return library if done.returncode == 0 else None
+
+
+@cache
 def _server() -> subprocess.Popen[str]:
+    shim = {"LD_PRELOAD": str(fault_shim())} if fault_shim() else {}  # asleep until it is armed
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **ONE_THREAD, **shim},
     )  # fmt: skip
     atexit.register(server.wait)
     assert server.stdin is not None
@@ -169,10 +186,14 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
+_asking = threading.Lock()
+
+
 def _ask(**request: Any) -> Any:
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
-    return json.loads(server.stdout.readline())
+    with _asking:
+        server = _server()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())

@@ -32,6 +32,9 @@ def serve() -> list[str] | None:
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
 
+    from pipelines import session  # noqa: F401
+    from vppo_cli import train  # noqa: F401
+
     gc.collect()
     gc.freeze()  # so that forks do not copy what is never collected
     answers = os.fdopen(os.dup(1), "w")
@@ -58,11 +61,20 @@ def become(request: dict[str, Any]) -> None:
     )):  # fmt: skip
         os.dup2(os.open(path, flags), number)
     os.chdir(request["cwd"])
+    if request["fault"]:
+        arm(**request["fault"])
     os.environ.update(request["env"])
     if request["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["plain_user"]:
         drop_privileges()
+
+
+def arm(folder: str, state: str, kind: int, number: int, error: int, sticky: bool) -> None:
+    """Let a system call fail (tests/fault_proof.py), by the library that this process was started with."""
+    names = [os.fsencode(name) for name in (folder, state)]
+    if ctypes.CDLL(None).fault_arm(*names, kind, ctypes.c_long(number), error, int(sticky)):
+        raise OSError("the fault cannot be armed")
 
 
 def drop_privileges() -> None:
@@ -92,6 +104,7 @@ if __name__ == "__main__":
         ("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):  # fmt: skip
         os.environ.setdefault(name, value)  # as vppo_cli.app does before they are imported
+    os.environ.pop("LD_PRELOAD", None)  # what a command starts is another matter
     arguments = serve()
     if arguments is not None:
         from vppo_cli.app import main

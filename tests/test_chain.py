@@ -1,10 +1,11 @@
 """What a changed setting makes stale, and what it leaves alone."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from pipelines import settings
+from pipelines import config, settings
 from pipelines.chain import Chain, fingerprint
 from pipelines.errors import UserError
 
@@ -92,6 +93,7 @@ def test_another_seed_keeps_the_questions():
     "override",
     [
         "rollout.batch_prompts=3", "score.batch_prompts=3", "update.micro_batch_prompts=3",
+        "update.micro_batch_tokens=99",
         "eval.batch_prompts=3", "model.shared_prefix=false", "update.gradient_checkpointing=true",
         "reward.workers=4", "run.threads=1", "run.device=cpu", "checkpoint.keep_last=1",
         "checkpoint.keep_best=0", "name=other",
@@ -99,6 +101,30 @@ def test_another_seed_keeps_the_questions():
 )  # fmt: skip
 def test_what_cannot_change_a_result_redoes_nothing(override):
     assert stale(override) == set()
+
+
+@pytest.mark.parametrize(
+    "decides", ["update.shaping_statistics=micro_batch", "update.objective=mine:objective"]
+)
+def test_a_micro_batch_that_decides_is_part_of_the_key(decides):
+    def keys(*overrides):
+        return [step.key for step in chain(decides, *overrides).all() if step.name == "update"]
+
+    assert keys("update.micro_batch_prompts=3") != keys()
+    # Tokens of a pass change what a pass holds, not what its shaping weights are taken over.
+    assert keys("update.micro_batch_tokens=99") == keys()
+    # At the value that all had when it was no part of it, folders keep their keys.
+    assert keys("update.micro_batch_prompts=16") == keys()
+
+
+def test_a_setting_at_the_default_it_came_with_is_left_out():
+    class Later(config.ScoreConfig):
+        introduced: ClassVar = {"sharpness": 2}
+        sharpness: int = 3  # the default moved since
+
+    before = config.ScoreConfig().keyed("score")
+    assert Later(sharpness=2).keyed("score") == before
+    assert Later().keyed("score") == before | {"score.sharpness": 3}
 
 
 def test_extending_keeps_everything_and_adds_steps():

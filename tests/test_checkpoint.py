@@ -42,7 +42,7 @@ def copied(trained, tmp_path):
 
 def weights(chain, step):
     """The weights after ``step`` updates, restored from what is on disk."""
-    with closing(Session(chain, Silent())) as session:
+    with closing(Session(chain, Silent(), chain.config)) as session:
         state = session.policy(step).model.state_dict()
         return {name: value.clone() for name, value in state.items()}
 

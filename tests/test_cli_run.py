@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,6 @@ from PIL import Image, ImageDraw
 
 from pipelines.records import Scored, read_rows
 from pipelines.settings import shipped_config
-from pipelines.torchvision_ops import ensure_importable
 
 Finished = tuple[Path, Command]
 
@@ -278,7 +280,6 @@ def test_an_exported_checkpoint_loads_with_plain_transformers(run: Path, tmp_pat
     out = tmp_path / "exported"
     told = vppo("export", out, "--json", runs=run.parent).succeeded().json
     assert told == {"run": "small", "step": 3, "out": str(out)}
-    ensure_importable()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(out)
@@ -299,11 +300,28 @@ def test_an_exported_checkpoint_loads_with_plain_transformers(run: Path, tmp_pat
     assert "is not an empty folder" in refused.err
 
 
+def test_an_interpreter_of_this_environment_imports_what_export_advises() -> None:
+    script = "from transformers import AutoProcessor"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
+
+
+def test_status_on_a_terminal_that_knows_ascii_only(run: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "vppo_cli", "status"], capture_output=True, text=True, check=False,
+        env={**os.environ, "VPPO_RUNS": str(run.parent), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "accuracy   ???" in shown.stdout
+
+
 def test_doctor_finds_this_environment_fit(tmp_path: Path) -> None:
     told = vppo("doctor", "--json", runs=tmp_path / "runs").succeeded().json
     assert told["ok"]
     states = {finding["name"]: finding["state"] for finding in told["findings"]}
     assert states["torch"] == states["tiny model"] == states["mathruler"] == states["runs"] == "ok"
+    found = {finding["name"]: finding["found"] for finding in told["findings"]}
+    assert "no network, writing, fork, exec" in found["grader walls"]  # tried, here, by a worker
 
 
 # -- stopped, watched, continued -------------------------------------------------------------------

@@ -85,9 +85,9 @@ def test_a_damaged_memory_only_costs_time(tmp_path, cache, damage):
 
 def test_without_a_folder_for_it_all_works(tmp_path):
     path = aged(tmp_path / "a", b"one")
-    script = f"from pipelines import contents; print(contents.file_hash(__import__('pathlib').Path({str(path)!r})))"
+    script = "import sys, pathlib, pipelines.contents as c; print(c.file_hash(pathlib.Path(sys.argv[1])))"
     ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=False,
         env={**os.environ, "XDG_CACHE_HOME": "/dev/null/nowhere"},
     )  # fmt: skip
     assert (ran.stdout.strip()[:8], ran.stderr) == ("7692c3ad", "")  # SHA-256 of "one"

@@ -152,6 +152,23 @@ def test_an_interrupted_evaluation_ends_the_same(
     assert sorted(cell.journal.read_text().splitlines(keepends=True)) == sorted(whole)
 
 
+def test_a_journal_with_many_gaps_is_completed_in_full_batches(
+    undisturbed, run, configure, tmp_path
+):
+    # Every other question lacks all, the others the last sample: 4 + 4 questions, 3 in a batch.
+    lines = undisturbed.journal.read_text().splitlines(keepends=True)
+    entries = {(row["question"], row["sample"]): n for n, row in enumerate(map(json.loads, lines))}
+    names = list(dict.fromkeys(name for name, _ in entries))
+    kept = [lines[entries[name, number]] for name in names[::2] for number in (0, 1)]
+    cell = Chain(configure(*ASKED), tmp_path).cell(0, "glyphs")
+    started(cell, "".join(kept))
+    _, _, asked = run(tmp_path)
+    assert asked == [(name, n) for name in names[1::2] for n in range(3)] + [
+        (name, 2) for name in names[::2]
+    ]
+    assert results(cell) == results(undisturbed)
+
+
 def test_rubbish_in_the_middle_of_a_journal(undisturbed, run, configure, samples, tmp_path):
     # After a power cut a file may have a hole of zeros: the question it spoils is sampled again.
     content = bytearray(undisturbed.journal.read_bytes())

@@ -78,7 +78,7 @@ def test_compact(count: float, text: str) -> None:
 
 def test_lines_for_a_log_are_short_and_say_it_all() -> None:
     assert facts.step_line(ROW, 30) == (
-        "step   4/30  accuracy 0.500  reward 0.250  kept 3/5  perception 0.20 nats  "
+        "step   4/30  accuracy 0.500  reward 0.250  informative 3/5  perception 0.20 nats  "
         "in kept 99.9 %  entropy 0.10"  # 99.96 is not all of it
     )
     rates = timing.rates(ROW, SPENT)
@@ -118,7 +118,7 @@ def test_the_view_shows_a_training_step(watch: live.LiveWatch) -> None:
     assert lines[0].endswith("  4/30  left 1 m 01 s")
     assert lines[1:6] == [
         "accuracy   1.000 ▁▁█",
-        "reward     0.250   groups kept 3 of 5   entropy 0.10",
+        "reward     0.250   informative 3 of 5   entropy 0.10",
         "perception 0.20 nats, 99.9 % in kept tokens",
         "time       rollout 1.5 s   score 0.2 s   update 0.5 s",
         "tokens/s   rollout 2000    score 4000    update 2000",
@@ -126,6 +126,14 @@ def test_the_view_shows_a_training_step(watch: live.LiveWatch) -> None:
     assert lines[6].startswith("memory     ")
     assert lines[6].endswith("B")
     assert lines[7] == "rollout    ━━━━━━━━━━━━────────────  2/4 groups"
+
+
+def test_a_checkpoint_is_no_part_of_a_steps_usual_time(watch: live.LiveWatch) -> None:
+    watch.times = dict(SPENT)
+    watch.finished("update", 4, ROW)
+    before = facts.seconds_left(1, watch.recent[-1:])
+    watch.finished("checkpoint", 4, {})
+    assert facts.seconds_left(1, watch.recent[-1:]) == before
 
 
 def test_the_view_fits_sixty_columns_and_is_the_same_at_any_width(watch: live.LiveWatch) -> None:

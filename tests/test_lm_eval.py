@@ -183,7 +183,7 @@ def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
         {"pretrained": "tiny", "profile": profile, "run.threads": 1},
         gen_kwargs={"max_gen_toks": 12}, limit=3,
     )  # fmt: skip
-    session = Session(chain, Silent())
+    session = Session(chain, Silent(), chain.config)
     gather(chain.config, ["geo3k", "mathverse"], Silent())
     for name in ("geo3k", "mathverse"):
         cell = chain.cell(0, name)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from pipelines import perturb as perturb_module
+from pipelines.errors import UserError
 from pipelines.perturb import (
     PERTURBATIONS,
     blacken_raw,
@@ -240,9 +241,23 @@ def test_the_images_of_a_prompt_are_perturbed_differently(qwen):
     assert not torch.equal(result[:24], result[24:])
 
 
-def test_an_unknown_perturbation_is_a_key_error():
-    with pytest.raises(KeyError):
+def test_an_unknown_perturbation():
+    with pytest.raises(UserError, match="no such part"):
         run(torch.randn(1, 3, 28, 28), "sepia")
+
+
+def test_a_perturbation_of_ones_own_works_on_pixels(tmp_path, monkeypatch):
+    (tmp_path / "own_views.py").write_text(
+        "def invert(pixels_FCHW, rng):\n    return 255 - pixels_FCHW\n"
+        "def narrow(pixels_FCHW, rng):\n    return pixels_FCHW[..., 1:]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    image = normalized(torch.full((1, 3, 28, 28), 100.0))
+    assert torch.allclose(
+        run(image, "own_views:invert"), normalized(torch.full_like(image, 155.0)), atol=1e-5
+    )
+    with pytest.raises(UserError, match=r"own_views:narrow.*returned \[1, 3, 28, 27\]"):
+        run(image, "own_views:narrow")
 
 
 # --- the reference's -----------------------------------------------------------------------------

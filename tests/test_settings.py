@@ -244,4 +244,4 @@ def test_a_run_gets_another_name_when_a_result_changes(override):
 def test_a_run_name_is_the_configs_and_a_hash():
     name = settings.run_name(settings.load(None, ["name=mine"]))
     assert name.startswith("mine-")
-    assert len(name) == len("mine-") + 4
+    assert len(name) == len("mine-") + 8

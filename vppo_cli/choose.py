@@ -11,6 +11,7 @@ from evals.benchmarks import canonical
 from pipelines import runs, settings
 from pipelines.chain import Chain
 from pipelines.errors import UserError
+from pipelines.hub import as_begun
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Choice:
 
     chain: Chain
     wanted: Chain
+    note: str = ""
 
     @property
     def run(self) -> Path:
@@ -34,6 +36,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         overrides: ``key=value`` settings on top.
         new: whether the command may start a run.
     """
+    note = ""
     if name is not None and not (runs.runs_folder() / name / runs.CONFIG).is_file():
         if not new:
             runs.find_run(name)  # says which runs there are
@@ -46,12 +49,11 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         path = runs.runs_folder() / name
     elif name is None and (new or config is not None):
         asked = settings.load(config, overrides)
-        path = runs.runs_folder() / settings.run_name(asked)
+        path, note = runs.run_of(asked)
     else:
         path = runs.find_run(name)
         asked = settings.load(config or runs.config_file(path), overrides)
     canonical(asked.eval.benchmarks)
-    wanted = Chain(asked, path)
     stored = asked
     if (path / runs.CONFIG).is_file():
         try:
@@ -59,4 +61,6 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         except UserError:
             if config is None:
                 raise  # given anew, all settings are known
-    return Choice(Chain(stored, path) if stored != asked else wanted, wanted)
+    asked = as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
+    wanted = Chain(asked, path)
+    return Choice(Chain(stored, path) if stored != asked else wanted, wanted, note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -94,6 +95,22 @@ def _packages() -> Iterator[Finding]:
             yield Finding(package, "note", f"not installed ({use})", "pip install 'vppo[gpu]'")
 
 
+def _plain_transformers() -> Iterator[Finding]:
+    """Whether others can load what ``vppo export`` writes: they do not prepare torchvision as we do."""
+    script = "from transformers import AutoProcessor"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    if ran.returncode == 0:
+        yield Finding("AutoProcessor", "ok", "can be imported from transformers")
+        return
+    said = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+    yield Finding(
+        "AutoProcessor", "bad", f"cannot be imported from transformers: {said}",
+        "Make the environment with make, or install a torchvision that fits torch.",
+    )  # fmt: skip
+
+
 def _device() -> Iterator[Finding]:
     import torch
 
@@ -141,6 +158,33 @@ def _graders() -> Iterator[Finding]:
             yield Finding(grader, state, f"1/2 = 0.5: {verdicts[0]}; 2 = x+1: {verdicts[1]}")
 
 
+def _grader_walls() -> Iterator[Finding]:
+    """What a grading process tried and could not do, on this machine."""
+    from pipelines.graders import GraderPool
+
+    with GraderPool(workers=1) as pool:
+        try:
+            held = pool.try_walls()
+        except UserError as error:
+            yield Finding("grader walls", "bad", str(error), "See the graders above.")
+            return
+    refused = [name for name, was_refused in held.refused.items() if was_refused]
+    open_ones = [name for name, was_refused in held.refused.items() if not was_refused]
+    by = [name for name, missing in held.means.items() if not missing]
+    missing = [f"{name}: {why}" for name, why in held.means.items() if why]
+    found = f"no {', '.join(refused)}" if refused else "none"
+    found += f"; by {', '.join(by)}" if by else ""
+    found += f"; without {'; '.join(missing)}" if missing else ""
+    if open_ones:
+        yield Finding(
+            "grader walls", "note", f"{found}; not kept from: {', '.join(open_ones)}",
+            "Answers that are no formula are still refused; where graders are your own, run them in "
+            "a container without network.",
+        )  # fmt: skip
+    else:
+        yield Finding("grader walls", "ok", found)
+
+
 def _disk() -> Iterator[Finding]:
     folder = runs.runs_folder()
     here = folder if folder.exists() else folder.absolute().parent
@@ -158,5 +202,5 @@ def _disk() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _system, _packages, _device, _model, _graders, _disk,
+    _system, _packages, _plain_transformers, _device, _model, _graders, _grader_walls, _disk,
 )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from evals.benchmarks import ALIASES, BENCHMARKS, OWN, canonical
 from evals.run import without_rows
-from pipelines import runs, settings
+from pipelines import hub, runs, settings
 from pipelines.chain import JOURNALS, Chain
 from pipelines.checkpoint import best, pick, saved
 from pipelines.config import EvalConfig
@@ -69,7 +69,10 @@ def _asked_for(
 ) -> tuple[Choice, int, str, str]:  # fmt: skip
     """The run, the step of its policy, and what to call that, briefly and in full."""
     if model is not None:
-        return _model_alone(model, config, overrides), 0, model, model
+        choice = _model_alone(model, config, overrides)
+        revision = choice.wanted.config.model.revision
+        label = f"{model}@{revision[:12]}" if revision else model
+        return choice, 0, label, label
     choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
     refuse_another_model(choice)
     chain = choice.chain
@@ -81,7 +84,7 @@ def _asked_for(
 def _run_of(run: str | None, config: Path | None) -> str | None:
     """The run that was named, or the one that ``vppo train --config`` makes of a config."""
     if run is None and config is not None:
-        return settings.run_name(settings.load(config))
+        return runs.run_of(settings.load(config))[0].name
     return run
 
 
@@ -158,10 +161,14 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
             "validation", "a model on its own has no validation questions.",
             "Say whose they are, with --config FILE, or ask for another benchmark.",
         )  # fmt: skip
+    # As it is on the hub now: other answers than an earlier commit's, which keep their folders.
+    with contextlib.suppress(
+        UserError
+    ):  # said when it is loaded, which has to wait for the questions
+        asked = hub.resolved(asked)
     where = path.resolve() if path.exists() else path
-    name = f"{where.name}-{hashlib.sha256(str(where).encode()).hexdigest()[:4]}"
-    chain = Chain(asked, runs.runs_folder() / "models" / name)
-    if runs.config_text(chain.run) != settings.dump(asked):
+    chain = Chain(asked, runs.models_folder(str(where)))
+    if runs.config_text(chain.run) != runs.marked(asked):
         with file_lock(chain.run / "lock", f"run {chain.run.name}", "", wait=True, over=chain.run):
             runs.write_config(chain.run, asked)
     return Choice(chain, chain)

@@ -23,10 +23,10 @@ def in_words(chain: Chain) -> str:
 
 
 def step_line(row: Mapping[str, Any], last: int) -> str:
-    """``step  29/30  accuracy 0.712  reward 0.712  kept 32/53  ...``: for logs."""
+    """``step  29/30  accuracy 0.712  reward 0.712  informative 32/53  ...``: for logs."""
     return (
         f"step {row['step']:>3}/{last}  accuracy {row['rollout/accuracy']:.3f}  "
-        f"reward {row['rollout/reward']:.3f}  kept {_kept(row, '/')}  "
+        f"reward {row['rollout/reward']:.3f}  informative {_informative(row, '/')}  "
         f"perception {row['score/perception_mean']:.2f} nats  in kept {_share(row):.1f} %  "
         f"entropy {row['score/entropy']:.2f}"
     )
@@ -60,8 +60,8 @@ def step_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     row = rows[-1]
     accuracy = [r["rollout/accuracy"] for r in rows]
     yield "accuracy", f"{accuracy[-1]:.3f} {sparkline(accuracy, 24)}"
-    kept, entropy = _kept(row, " of "), row["score/entropy"]
-    yield "reward", f"{row['rollout/reward']:.3f}   groups kept {kept}   entropy {entropy:.2f}"
+    groups, entropy = _informative(row, " of "), row["score/entropy"]
+    yield "reward", f"{row['rollout/reward']:.3f}   informative {groups}   entropy {entropy:.2f}"
     yield "perception", perception(row)
 
 
@@ -105,5 +105,6 @@ def bar(done: float, total: float | None, width: int = 24) -> str:
     return "━" * filled + "─" * (width - filled)
 
 
-def _kept(row: Mapping[str, Any], between: str) -> str:
+def _informative(row: Mapping[str, Any], between: str) -> str:
+    """Groups with right and wrong responses, of those sampled."""
     return f"{row['rollout/groups_informative']}{between}{row['rollout/groups_sampled']}"

@@ -72,7 +72,7 @@ class PlainWatch:
         if name == "update" and "rollout/accuracy" in metrics:
             earlier = [row for row in self.rows if row["step"] < metrics["step"]]
             self.rows = [*earlier, metrics]
-            self.recent = [*self.recent[-facts.RECENT :], self.times]
+            self.recent = [*self.recent[-facts.RECENT :], dict(self.times)]  # which go on to grow
             self.step_done()
         elif name == "prepare":
             self.say(f"{'prepare':<{LABEL}}" + summary(metrics))

@@ -16,6 +16,8 @@ from pipelines import runs, settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.hub import named_on_hub
+from pipelines.part_sources import check_part_sources
 from pipelines.step import MANIFEST, Step, read_manifest
 from pipelines.step import plan as plan_step
 from vppo_cli import capacity, display, facts
@@ -34,6 +36,7 @@ def plan(
         config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}"))
     )
     choice = choose(run, config, overrides, new=new)
+    check_part_sources(choice.wanted.config)
     rows = plan_rows(choice.wanted)
     variants = list(other_variants(choice.wanted))
     asked = choice.wanted.config
@@ -45,6 +48,11 @@ def plan(
         display.print_json(found | ({"capacity": needs} if needs else {}))
         return
     display.line("run", str(choice.run))
+    for note in [choice.note] if choice.note else []:
+        display.line("note", note)
+    for named in named_on_hub(choice.wanted.config):
+        revision = named.revision or "to be resolved when the run begins"
+        display.line("revision", f"{named.name}: {revision}")
     if needs and all(row["reason"] == "not made yet" for row in rows):
         display.line("plan", f"{facts.in_words(choice.wanted)}; nothing is on disk yet")
         capacity.show(asked, needs)
@@ -103,6 +111,8 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
                 changed = {
                     k: v for k, v in manifest["settings"].items() if step.settings.get(k) != v
                 }
+                if any(" " in name for name in changed):  # no setting: the source of a part
+                    continue
                 key = (step.name, json.dumps(changed, sort_keys=True))
                 groups.setdefault(key, (changed, []))[1].append(index)
     for (name, _), (changed, indices) in groups.items():

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines import hub, runs
 from pipelines.chain import Chain
 from pipelines.checkpoint import newest
 from pipelines.errors import UserError
@@ -29,9 +30,11 @@ def train_all(
 ) -> None:
     """Make everything that is missing, then show the evaluation."""
     everyone = ranks()
-    chain = everyone.on_main(lambda: choose(name, config, overrides, new=True).wanted)
+    chain, notes = everyone.on_main(lambda: begun(choose(name, config, overrides, new=True)))
     with watching(chain, as_json=as_json) as watch:
         watch.begin()
+        for note in notes:
+            watch.note(note)
         made = train(chain, watch, until=until)
     if not everyone.main:
         return
@@ -61,14 +64,20 @@ def train_one(
     everyone = ranks()
     first = 0 if stage == "eval" else 1  # 0 is the starting model
 
-    def decide() -> tuple[Choice, list[int]]:
+    def decide() -> tuple[Choice, list[int], list[str]]:
         choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
+        notes: list[str] = []
+        if not (choice.run / runs.CONFIG).is_file():
+            chain, notes = begun(choice)
+            choice = Choice(chain, chain)
         chosen = parse_steps(steps, choice.chain, first) or default_steps(choice.chain, stage)
-        return choice, chosen
+        return choice, chosen, notes
 
-    choice, chosen = everyone.on_main(decide)
+    choice, chosen, notes = everyone.on_main(decide)
     with watching(choice.wanted, as_json=as_json) as watch:
         watch.begin(stage)
+        for note in notes:
+            watch.note(note)
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
     if not everyone.main:
         return
@@ -81,6 +90,33 @@ def train_one(
         )
     else:
         display.made(choice.chain, choice.wanted, stage, made, overrides)
+
+
+def begun(choice: Choice) -> tuple[Chain, list[str]]:
+    """The run with the commits of what it reads from the hub, resolved where it is new; what to say.
+
+    Raises:
+        UserError: a commit cannot be resolved.
+    """
+    chain, notes = choice.wanted, [choice.note] if choice.note else []
+    named = list(hub.named_on_hub(chain.config))
+    unknown = [one for one in named if one.revision is None]
+    if not named or all(step.path.is_dir() for step in chain.all()):
+        return chain, notes
+    if not unknown:
+        return chain, notes + list(hub.moved(chain.config))
+    if chain.prepare.path.is_dir():  # questions and rollouts are there, of what the hub had then
+        names = ", ".join(f"{one.setting} {one.name}" for one in unknown)
+        return chain, [
+            *notes,
+            f"begun before revisions were kept: {names} may have changed on the hub",
+        ]
+    config = hub.resolved(chain.config)
+    notes += [
+        f"{one.setting} {one.name} is at revision {one.revision}"
+        for one in hub.named_on_hub(config)
+    ]
+    return Chain(config, chain.run), notes
 
 
 def parse_steps(text: str | None, chain: Chain, lowest: int = 1) -> list[int]:

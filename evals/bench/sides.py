@@ -65,7 +65,7 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     ])  # fmt: skip
     chain = Chain(config, folder / "run")
     write_config(chain.run, config)
-    session = Session(chain, Silent())
+    session = Session(chain, Silent(), chain.config)
     with committed(chain.prepare) as (out, metrics):
         metrics |= session.make(chain.prepare, config, out)
     session.policy(0)

@@ -20,7 +20,7 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
             _metric("Accuracy", "rollout/accuracy", "percent", "of the responses sampled in training"),
             _validation(sources),
             _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
-            _metric("Groups kept", "rollout/informative_share", "percent",
+            _metric("Informative groups", "rollout/informative_share", "percent",
                     "neither all right nor all wrong"),
             _metric("Response length", "rollout/response_tokens_mean", "number", "tokens, mean"),
             _metric("Cut off", "rollout/truncated_share", "percent", "responses at the length limit"),

@@ -1,0 +1,64 @@
+"""Settings of scale that are left out of keys: two values of each, the same tokens and values.
+
+The others are in tests/test_unkeyed.py. Ranks and ZeRO stages side by side are in test_deepspeed.py.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from test_unkeyed import OF_SCALE, differences  # noqa: E402
+
+TRIED = {
+    "update.zero_stage": ("update.engine=deepspeed", ("1", "3")),
+    "update.offload": ("update.engine=deepspeed", ("false", "true")),
+    "rollout.memory_fraction": ("rollout.engine=vllm", ("0.2", "0.3")),
+    "rollout.tensor_parallel": ("rollout.engine=vllm", ("1", "2")),
+}
+"""Setting -> what it needs, and two values. ``rollout.server`` is in test_vllm.py, beside this engine."""
+
+STEP = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_unkeyed as unkeyed
+from pipelines.ranks import ranks
+found = unkeyed.numbers(unkeyed.settings.load(None, [*unkeyed.STEP, *{overrides!r}]), Path({folder!r}))
+for name in ("weights", "moments"):
+    found.pop(name, None)
+if ranks().main:
+    Path({out!r}).write_text(json.dumps(found))
+"""
+
+
+def test_every_one_is_tried():
+    assert TRIED.keys() | {"rollout.server"} == OF_SCALE
+
+
+@pytest.mark.parametrize("setting", TRIED)
+def test_it_changes_nothing_but_last_bits(setting, tmp_path):
+    needs, values = TRIED[setting]
+    ranks = 2 if setting in ("update.zero_stage", "rollout.tensor_parallel") else 1
+    engine = "" if ranks == 1 or "deepspeed" in needs else "update.engine=deepspeed"
+    found = []
+    for value in values:
+        out = tmp_path / f"{value}.json"
+        overrides = [text for text in (needs, engine, f"{setting}={value}") if text]
+        script = tmp_path / f"{value}.py"
+        script.write_text(
+            STEP.format(
+                tests=str(HERE.parent),
+                overrides=overrides,
+                folder=str(tmp_path / value),
+                out=str(out),
+            )
+        )
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        subprocess.run([sys.executable, *launch, str(script)], check=True)
+        found.append(json.loads(out.read_text()))
+    assert differences(*found) == []

@@ -1,0 +1,77 @@
+"""Keys that folders on people's disks have: they stay, whatever the code becomes.
+
+``frozen_keys.json`` was written by commit 1ab4b85 (``python tests/test_frozen_keys.py`` there). A key
+may only change with a VERSION, said in the changelog, or where it did not hold all that decides.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals.questions import questions_step
+from pipelines import settings
+from pipelines.chain import Chain
+
+FILE = Path(__file__).with_name("frozen_keys.json")
+DIGITS = 16
+"""Of a key's 64, kept in the list."""
+
+MORE = {
+    "tiny.yaml": (
+        "update.lora_rank=8", "update.engine=deepspeed", "update.freeze_vision=true",
+        "rollout.engine=vllm", "model.attention=eager", "data.source=some/where", "seed=1",
+        "data.glyphs.guessable=0.5", "update.tis_cap=2", "eval.instruction=Think.",
+        "checkpoint.validation_samples=1", "reward.grader=math-verify", "mode=reference",
+    ),
+    "ci.yaml": ("eval.benchmarks=[all, mmmu_val]", "update.kl_coefficient=0.1", "score.looks=0"),
+    "qwen2_5_vl_7b.yaml": ("data.revision=abc", "model.revision=def", "eval.profile=matched"),
+}  # fmt: skip
+"""Shipped config -> settings, one at a time, whose keys are frozen too."""
+
+
+def asked() -> list[tuple[str, str]]:
+    """Every shipped config as it is, and some with one more setting."""
+    shipped = sorted(path.name for path in settings.shipped_config(".").glob("*.yaml"))
+    more = [(name, setting) for name, several in MORE.items() for setting in several]
+    return [(name, "") for name in shipped] + more
+
+
+def keys(name: str, setting: str) -> dict[str, str]:
+    """Step -> key: of all stages, at the first steps and the last, and of every evaluation."""
+    config = settings.load(settings.shipped_config(name), [setting] if setting else [])
+    chain, last = Chain(config, Path("run")), config.run.steps
+    steps = {"prepare": chain.prepare, "model": chain.model}
+    for index in (1, 2, last):
+        for stage in ("rollout", "score", "update"):
+            steps[f"{stage} {index}"] = getattr(chain, stage)(index)
+    steps[f"checkpoint {last}"] = chain.checkpoint(last)
+    for benchmark in (*chain.benchmarks, "validation"):
+        steps[f"{benchmark} 0"] = chain.eval(0, benchmark)
+        cell = chain.cell(last, benchmark)
+        steps[f"{benchmark} {last}"] = cell.results
+        if benchmark not in ("glyphs", "validation"):
+            steps[f"{benchmark} questions"] = questions_step(benchmark, config)
+    named = {label: step.key[:DIGITS] for label, step in steps.items()}
+    journal = chain.cell(0, "validation").journal.stem
+    return named | {"journal": journal.rpartition("-")[2]}
+
+
+def label(name: str, setting: str) -> str:
+    return f"{name} {setting}".strip()
+
+
+@pytest.mark.parametrize(("name", "setting"), asked(), ids=lambda text: text or "as-it-is")
+def test_a_key_is_what_it_was(name, setting):
+    frozen = json.loads(FILE.read_text())
+    assert keys(name, setting) == frozen[label(name, setting)]
+
+
+def test_there_are_enough_of_them():
+    frozen = json.loads(FILE.read_text())
+    assert len({key for found in frozen.values() for key in found.values()}) >= 40
+    assert frozen.keys() == {label(*one) for one in asked()}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({label(*one): keys(*one) for one in asked()}, indent=1) + "\n")

@@ -1,0 +1,84 @@
+"""Which folder a run's settings have: theirs alone, whatever else is there."""
+
+import pytest
+from command_line import given, vppo
+
+from pipelines import runs, settings
+from pipelines.errors import UserError
+
+OTHER = settings.load(None, ["seed=5"])
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPPO_RUNS", str(tmp_path))
+    return settings.load(None)
+
+
+def begun(config, digits, of=None):
+    """A run's folder with a config, named after that of another."""
+    folder = runs.runs_folder() / settings.run_name(of or config, digits)
+    runs.write_config(folder, config)
+    return folder
+
+
+def test_a_new_run_has_eight_digits_and_is_found_again(config):
+    path, note = runs.run_of(config)
+    assert (path.name, note) == (settings.run_name(config), "")
+    begun(config, 8)
+    longer = settings.load(None, ["run.steps=99", "rollout.batch_prompts=3"])
+    assert runs.run_of(longer) == (path, "")
+
+
+def test_a_run_whose_name_has_four_digits_goes_on(config):
+    old = begun(config, 4)
+    assert runs.run_of(config) == (old, "")
+
+
+def test_four_digits_of_other_settings_are_left_alone(config):
+    begun(OTHER, 4, of=config)
+    assert runs.run_of(config) == (runs.runs_folder() / settings.run_name(config), "")
+
+
+def test_a_folder_of_other_settings_is_never_taken_over(config):
+    taken = begun(OTHER, 8, of=config)
+    path, note = runs.run_of(config)
+    assert path.name == settings.run_name(config, 16)
+    assert f"{taken.name} has other settings" in note
+    begun(config, 16)
+    assert runs.run_of(config)[0] == path
+    assert runs.read_config(taken) == OTHER
+
+
+def test_damaged_settings_of_what_may_be_the_run_are_told(config):
+    (begun(config, 8) / runs.CONFIG).write_text("score: [")
+    with pytest.raises(UserError, match="not YAML"):
+        runs.run_of(config)
+
+
+def test_train_and_plan_say_where_they_go(tmp_path):
+    small = (
+        "data.glyphs.train=4", "data.glyphs.validation=2", "data.glyphs.test=2", "run.steps=1",
+    )  # fmt: skip
+    name = settings.run_name(settings.load(None, list(small)))
+    folder = tmp_path / "runs" / name
+    runs.write_config(folder, OTHER)
+    text = (folder / runs.CONFIG).read_text()
+    command = ["--config", "tiny.yaml", *given(*small)]
+    done = vppo("prepare", *command, runs=tmp_path / "runs").succeeded()
+    assert f"{name} has other settings" in " ".join(done.out.split())
+    plan = vppo("plan", "--json", *command, runs=tmp_path / "runs").succeeded().json
+    assert (len(plan["run"]) - len(name), plan["plan"][0]["status"]) == (8, "keep")
+    assert (folder / runs.CONFIG).read_text() == text
+    assert [p.name for p in folder.iterdir()] == [runs.CONFIG]
+    assert list((tmp_path / "runs").glob(f"{name}*/prepare-*"))
+
+
+def test_models_alone_keep_folders_of_four_digits(config, tmp_path):
+    new = runs.models_folder("/a/model")
+    old = new.with_name(new.name[:-4])
+    assert len(new.name) == len("model-") + 8
+    runs.write_config(old, settings.load(None, ["model.path=/b/model"]))
+    assert runs.models_folder("/a/model") == new
+    runs.write_config(old, settings.load(None, ["model.path=/a/model"]))
+    assert runs.models_folder("/a/model") == old
