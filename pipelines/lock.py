@@ -32,8 +32,12 @@ from typing import IO, Any
 
 import psutil
 
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk import check_owned, disk_errors, file_time, guarded, make_folder
 from pipelines.errors import LockLost, UserError
+
+SEAL_DIGITS = 16
+"""Of the hash of the rest, last in the file: a name that a flipped bit changed is nobody's."""
 
 BEAT_S = 5.0
 DEAD_S = 120.0
@@ -204,7 +208,8 @@ def _claim(
     file, taken = os.fdopen(descriptor, "r+b", buffering=0), False
     try:
         mine = replace(mine, flock=_take_file_lock(file))
-        text = json.dumps({k: v for k, v in asdict(mine).items() if k != "beat"}).encode()
+        about = {name: value for name, value in asdict(mine).items() if name != "beat"}
+        text = json.dumps(sealed(about, SEAL_DIGITS)).encode()
         while text:
             text = text[file.write(text) or 0 :]
         with contextlib.suppress(OSError):  # a network file system shows it to others now
@@ -348,6 +353,8 @@ def _read(path: Path) -> Owner | None:
 def _parse(file: IO[bytes]) -> Owner | None:
     try:
         found: Any = json.loads(file.read())
+        if SEAL in found and not intact(found, SEAL_DIGITS):
+            return None
         known = {field.name for field in fields(Owner)}
         owner = Owner(**{name: found[name] for name in found if name in known})
         owner = replace(owner, pid=int(owner.pid), started=float(owner.started))
