@@ -25,7 +25,7 @@ from pipelines.errors import UserError
 from pipelines.images import ImageTally, Unusable
 from pipelines.lock import file_lock
 from pipelines.records import Sample, SampleTable, write_samples
-from pipelines.source_rows import READER, ImageReader, UniqueNames, check_question, listed
+from pipelines.source_rows import ImageReader, UniqueNames, check_question, listed, reader_version
 from pipelines.sources import Part
 from pipelines.step import MANIFEST, Step, commit, read_manifest
 from pipelines.watch import Watch
@@ -52,9 +52,10 @@ def questions_step(name: str, config: Config) -> Step:
             source = f"content {find_files(name, data_dir).content()}"
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
-    settings = {
-        "benchmark": name, "source": source, "splits": list(benchmark.splits), "reader version": READER
+    settings: dict[str, Any] = {
+        "benchmark": name, "source": source, "splits": list(benchmark.splits),
     }  # fmt: skip
+    settings |= reader_version()
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
     return _of_a_commit(step) if data_dir is None else step
 

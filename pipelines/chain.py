@@ -22,7 +22,7 @@ from pipelines.fingerprint import fingerprint, named_files
 from pipelines.part_sources import PartSources
 from pipelines.ranks import ranks
 from pipelines.settings import shipped_config
-from pipelines.source_rows import READER
+from pipelines.source_rows import reader_version
 from pipelines.sources import check_places
 from pipelines.step import Step
 
@@ -217,7 +217,7 @@ def _sources(config: Config) -> dict[str, Any]:
             if path.is_file() and (named := named_files(path, path.parent)):
                 settings[f"files named by {name}"] = f"content {named}"
     if config.data.source != "glyphs":
-        settings["reader version"] = READER
+        settings |= reader_version()
     return settings
 
 

@@ -82,6 +82,11 @@ class Rejected:
     detail: str = ""
 
 
+def reader_version() -> dict[str, int]:
+    """For the keys of what is read from outside; the first version was in none."""
+    return {"reader version": READER} if READER > 1 else {}
+
+
 class UniqueNames:
     """Numbers repeated names: "7", "7-2", "7-3"."""
 

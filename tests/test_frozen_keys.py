@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.questions import questions_step
-from pipelines import settings
+from pipelines import settings, source_rows
 from pipelines.chain import Chain
 
 FILE = Path(__file__).with_name("frozen_keys.json")
@@ -62,9 +62,19 @@ def label(name: str, setting: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "setting"), asked(), ids=lambda text: text or "as-it-is")
-def test_a_key_is_what_it_was(name, setting):
-    frozen = json.loads(FILE.read_text())
-    assert keys(name, setting) == frozen[label(name, setting)]
+def test_a_key_is_what_it_was(name, setting, monkeypatch):
+    """But for the reader of rows from outside, whose version went up since (see the changelog)."""
+    frozen = json.loads(FILE.read_text())[label(name, setting)]
+    now = keys(name, setting)
+    monkeypatch.setattr(source_rows, "READER", 1)
+    # All but what is not asked any more: one's own data are not evaluated on the embedded questions.
+    left_out = {"glyphs 0", "glyphs 30"} if setting == "data.source=some/where" else set()
+    assert keys(name, setting) == {k: v for k, v in frozen.items() if k not in left_out}
+    config = settings.load(settings.shipped_config(name), [setting] if setting else [])
+    if config.data.source == "glyphs" and set(config.eval.benchmarks) <= {"glyphs", "validation"}:
+        assert now == frozen
+    else:
+        assert now != frozen
 
 
 def test_there_are_enough_of_them():
