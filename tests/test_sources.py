@@ -640,8 +640,8 @@ def test_devices_pipes_and_system_folders_are_refused_before_they_are_read(tmp_p
     os.symlink("/dev/zero", tmp_path / "zero.jsonl")
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind(str(tmp_path / "s.parquet"))
-        for place in ("/dev/zero", "/", "/proc", "/proc/meminfo", "/sys", "/usr", "~", tmp_path,
-                      tmp_path / "pipe.jsonl", tmp_path / "zero.jsonl", tmp_path / "s.parquet"):  # fmt: skip
+        system = ("/dev/zero", "/", "/proc", "/proc/meminfo", "/sys", "/usr", "~", tmp_path)
+        for place in (*system, *(tmp_path / n for n in ("pipe.jsonl", "zero.jsonl", "s.parquet"))):
             with pytest.raises(UserError) as caught:
                 read(place)
             assert caught.value.place == f"data.source {place}"
