@@ -872,14 +872,20 @@ def test_parquet_in_data_goes_before_json_beside_it(hub, tmp_path):
 
 
 def test_hidden_files_are_no_shards(hub, tmp_path):
-    shutil.copytree(hub / "hiyouga" / "geometry3k", tmp_path / "geo3k")
-    shard = next((tmp_path / "geo3k").rglob("*.parquet"))
+    with_card(hub, tmp_path, "**/*test-*.parquet")
+    data = tmp_path / "geo3k" / "data"
+    data.unlink()
+    shutil.copytree(hub / "hiyouga/geometry3k/data", data)
+    shard = next(data.glob("test-*.parquet"))
     shutil.copy(shard, shard.with_name("._" + shard.name))
     (shard.parent / ".ipynb_checkpoints").mkdir()
     shutil.copy(shard, shard.parent / ".ipynb_checkpoints" / shard.name)
+<<<<<<< HEAD
     (tmp_path / "geo3k" / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n"
         "    path: '**/*.parquet'\n---\n"
     )
+=======
+>>>>>>> data
     files = benchmark_sources.find_files("geo3k", str(tmp_path)).files
     assert [path for _, path in files] == [shard]
