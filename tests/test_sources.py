@@ -640,14 +640,8 @@ def test_devices_pipes_and_system_folders_are_refused_before_they_are_read(tmp_p
     os.symlink("/dev/zero", tmp_path / "zero.jsonl")
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind(str(tmp_path / "s.parquet"))
-<<<<<<< HEAD
-        own = ("pipe.jsonl", "zero.jsonl", "s.parquet")
-        system = ("/dev/zero", "/", "/proc", "/proc/meminfo", "/sys", "/usr", "~")
-        for place in (*system, tmp_path, *map(tmp_path.joinpath, own)):
-=======
         system = ("/dev/zero", "/", "/proc", "/proc/meminfo", "/sys", "/usr", "~", tmp_path)
         for place in (*system, *(tmp_path / n for n in ("pipe.jsonl", "zero.jsonl", "s.parquet"))):
->>>>>>> data
             with pytest.raises(UserError) as caught:
                 read(place)
             assert caught.value.place == f"data.source {place}"
