@@ -880,12 +880,5 @@ def test_hidden_files_are_no_shards(hub, tmp_path):
     shutil.copy(shard, shard.with_name("._" + shard.name))
     (shard.parent / ".ipynb_checkpoints").mkdir()
     shutil.copy(shard, shard.parent / ".ipynb_checkpoints" / shard.name)
-<<<<<<< HEAD
-    (tmp_path / "geo3k" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n"
-        "    path: '**/*.parquet'\n---\n"
-    )
-=======
->>>>>>> data
     files = benchmark_sources.find_files("geo3k", str(tmp_path)).files
     assert [path for _, path in files] == [shard]

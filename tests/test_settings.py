@@ -190,14 +190,8 @@ def test_a_circle_of_bases(tmp_path):
 # --- what would hang, fill memory or end in a traceback ------------------------------------------------
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-<<<<<<< HEAD
-    f"{this}: &{this} [{', '.join(['*' + below] * 9)}]\n"
-    for below, this in zip("abcdefgh", "bcdefghi", strict=True)
-)  # fmt: skip
-=======
     f"{this}: &{this} [{', '.join(['*' + below] * 9)}]\n" for below, this in pairwise("abcdefghi")
 )
->>>>>>> data
 """9 ** 9 values in 300 characters."""
 
 MERGED = "a: &a {x: 1}\n" + "".join(
@@ -275,17 +269,9 @@ def test_no_whole_number_is_without_a_bound():
     def fields(model, prefix=""):
         for name, info in model.model_fields.items():
             if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-<<<<<<< HEAD
-                yield from unbounded(info.annotation, f"{prefix}{name}.")
-            elif info.annotation in (int, int | None) and not any(
-                isinstance(limit, Le) for limit in info.metadata
-            ):
-                yield prefix + name
-=======
                 yield from fields(info.annotation, f"{prefix}{name}.")
             else:
                 yield prefix + name, info
->>>>>>> data
 
     numbers = {name: info for name, info in fields(Config) if info.annotation in (int, int | None)}
     assert len(numbers) > 40
