@@ -87,8 +87,7 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
     if as_json:
         display.print_json(_about(asked) | _columns(found) | {"page": str(out) if out else None})
         return
-    display.line("model", f"{asked.name} on {policy.device.type}")
-    display.line("measured", _measured(asked))
+    _say_model(asked, policy)
     if display.console.is_terminal:
         _show(asked.config, found, asked.masks)
     else:
@@ -105,6 +104,13 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
         )
 
 
+def _say_model(asked: Asked, policy: Policy) -> None:
+    display.line("model", f"{asked.name} on {policy.device.type}")
+    for note in policy.notes:
+        display.line("note", note)
+    display.line("measured", _measured(asked))
+
+
 def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     """Look at a whole data set."""
     if out is None:
@@ -112,8 +118,7 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     check_new(out)
     policy = asked.policy()
     if not as_json:
-        display.line("model", f"{asked.name} on {policy.device.type}")
-        display.line("measured", _measured(asked))
+        _say_model(asked, policy)
     with counting(as_json=as_json) as watch:
         found = perceive_dataset(asked.config, policy, asked.masks, out, watch)
     if as_json:
