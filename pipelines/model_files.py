@@ -23,15 +23,19 @@ LISTED = 3
 """Tensors that a message names."""
 
 
-def check_folder(where: str) -> None:
+def check_folder(where: str) -> list[str]:
     """See that a model folder's JSON files are objects, and that its index stays within it.
 
     A hub id is left to the library, which got its files one by one.
+
+    Returns:
+        The files that ask for code of the folder's own (``auto_map``), which is never run.
 
     Raises:
         UserError: they are not.
     """
     folder = Path(where)
+    with_code = []
     for file in [*map(folder.joinpath, OBJECTS), *folder.glob(f"*{INDEX}")]:
         if not file.is_file():
             continue
@@ -43,6 +47,9 @@ def check_folder(where: str) -> None:
             raise _broken(file, f"holds a {type(content).__name__}, not an object.")
         if file.name.endswith(INDEX):
             _check_index(file, content)
+        if "auto_map" in content:
+            with_code.append(file.name)
+    return with_code
 
 
 def _check_index(file: Path, content: dict[str, Any]) -> None:

@@ -27,7 +27,13 @@ from pipelines import chat_template, shared_prefix
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
-from pipelines.model_files import cannot_load, check_weights, other_sizes, reading
+from pipelines.model_files import (
+    cannot_load,
+    check_folder,
+    check_weights,
+    other_sizes,
+    reading,
+)
 from pipelines.packing import Costs, Setting, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
@@ -113,12 +119,17 @@ class Policy:
         device = choose_device(config)
         if config.update.engine != "deepspeed":
             model = _pretrained(where, config)
-            _check_ids(where, model, processor)
-            return settled(cls(model.to(device), processor, config))
-        model = ranks().first(lambda: _pretrained(where, config), lambda: _shapes(where, config))
+            policy = cls(model.to(device), processor, config)
+        else:
+            model = ranks().first(
+                lambda: _pretrained(where, config), lambda: _shapes(where, config)
+            )
+            model.generation_config = ranks().agree(model.generation_config)
+            policy = cls(model, processor, config, OnMain(device))
         _check_ids(where, model, processor)
-        model.generation_config = ranks().agree(model.generation_config)
-        return settled(cls(model, processor, config, OnMain(device)))
+        if with_code := check_folder(where):
+            policy.notes.append(f"code of the model's own ({', '.join(with_code)}) is not run")
+        return settled(policy)
 
     def take(self, *, plain: bool) -> None:
         """Go the plain way from now on, or the fast one."""

@@ -13,6 +13,7 @@ import torch
 
 from pipelines.engines import encoded
 from pipelines.errors import UserError
+from pipelines.images import Unusable
 from pipelines.policy import Policy
 from pipelines.prompts import PromptEncoder
 from pipelines.records import Sample
@@ -42,7 +43,7 @@ def test_workers_make_the_same_tensors(policy, encoder, samples):
 def test_a_bad_image_is_told_as_without_workers(policy, encoder):
     bad = Sample("bad", "What?", [b"no image"], "1")
     encoder.expect([bad])
-    with pytest.raises(OSError, match="cannot identify image"):
+    with pytest.raises(Unusable, match="not an image"):
         encoder.encode(bad)
 
 

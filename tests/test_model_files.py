@@ -124,7 +124,7 @@ def test_code_of_a_folder_is_never_run(folder, load, tmp_path, monkeypatch, know
         change(folder / "processor_config.json", processor_class="Own")
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a person at a terminal may type
     if known:  # of a family that the library has
-        load(folder)
+        assert any("config.json" in note and "not run" in note for note in load(folder).notes)
     else:
         with pytest.raises(UserError, match=r"model\.path"):
             load(folder)

@@ -97,8 +97,7 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
         about = _about(asked) | _columns(found) | {"page": str(out) if out else None}
         display.print_json(about | {"notes": notes})
         return
-    display.line("model", f"{asked.name} on {policy.device.type}")
-    display.line("measured", _measured(asked))
+    _say_model(asked, policy)
     for note in notes:
         display.line("note", note)
     if display.console.is_terminal:
@@ -117,6 +116,13 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
         )
 
 
+def _say_model(asked: Asked, policy: Policy) -> None:
+    display.line("model", f"{asked.name} on {policy.device.type}")
+    for note in policy.notes:
+        display.line("note", note)
+    display.line("measured", _measured(asked))
+
+
 def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     """Look at a whole data set."""
     if out is None:
@@ -125,8 +131,7 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     check_sources(asked.config.data, examples=True)  # before a model is loaded
     policy = asked.policy()
     if not as_json:
-        display.line("model", f"{asked.name} on {policy.device.type}")
-        display.line("measured", _measured(asked))
+        _say_model(asked, policy)
     with counting(as_json=as_json) as watch:
         found = perceive_dataset(asked.config, policy, asked.masks, out, watch)
     if as_json:
