@@ -17,7 +17,7 @@ from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.contents import SEAL, intact, sealed
-from pipelines.disk import append_text, disk_errors, write_atomic
+from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
 from pipelines.errors import UserError
 from pipelines.hub import as_begun
 from pipelines.lock import is_running
@@ -153,6 +153,8 @@ def config_text(run: Path) -> str:
 def write_config(run: Path, config: Config) -> None:
     """Record the settings the run is asked for now, by who holds its lock."""
     if config_text(run) != (text := marked(config)):
+        with disk_errors(run):
+            make_folder(run)
         write_atomic(run / CONFIG, text)
 
 
