@@ -52,9 +52,12 @@ def plan(
     display.line("run", str(choice.run))
     for note in [choice.note] if choice.note else []:
         display.line("note", note)
-    for named in named_on_hub(choice.wanted.config):
-        revision = named.revision or "to be resolved when the run begins"
-        display.line("revision", f"{named.name}: {revision}")
+    on_hub = list(named_on_hub(choice.wanted.config))
+    for named in on_hub:
+        if named.revision:
+            display.line("revision", f"{named.name}: {named.revision}")
+    if unknown := [named.revision_setting for named in on_hub if not named.revision]:
+        display.line("revision", f"{', '.join(unknown)}: the hub's when the run begins")
     if needs and all(row["reason"] == "not made yet" for row in rows):
         display.line("plan", f"{facts.in_words(choice.wanted)}; nothing is on disk yet")
         capacity.show(asked, needs)
