@@ -9,7 +9,9 @@ operators first is enough.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -29,15 +31,23 @@ def ensure_importable() -> None:
     _LIBRARY.define("qnms(Tensor dets, Tensor scores, Tensor order, float iou_threshold) -> Tensor")
 
 
-class _BeforeTorchvision:
-    """Finds nothing; defines the operators when torchvision is first looked for."""
+class _Finder:
+    """Finds torchvision as usual; the operators are defined just before its code runs."""
 
     @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        if name == "torchvision":
-            ensure_importable()
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == "torchvision" else None
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                ensure_importable()
+                run(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def in_every_process() -> None:
     """For a .pth file of an environment: whoever imports torchvision there can; costs nothing else."""
-    sys.meta_path.insert(0, _BeforeTorchvision)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder)
