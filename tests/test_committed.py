@@ -430,7 +430,7 @@ def test_weights_that_are_no_numbers_are_never_saved_or_loaded(run: Path, tmp_pa
     from safetensors.torch import load_file, save_file
 
     chain = chain_of(run)
-    session = Session(chain, Silent())
+    session = Session(chain, Silent(), chain.config)
     policy = session.policy(3)
     with torch.no_grad():
         next(policy.model.parameters()).view(-1)[3] = float("inf")

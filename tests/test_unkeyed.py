@@ -117,7 +117,7 @@ def numbers(config: Config, folder: Path) -> dict[str, Any]:
     chain, threads = Chain(config, folder), torch.get_num_threads()
     steps = (chain.rollout(1), chain.score(1), chain.update(1))
     found: dict[str, Any] = {}
-    with closing(Session(chain, Silent())) as session:
+    with closing(Session(chain, Silent(), chain.config)) as session:
         for one in (chain.prepare, *steps, chain.cell(1, "glyphs").results):
             with committed(one) as (out, metrics):
                 metrics |= session.make(one, config, out)

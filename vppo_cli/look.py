@@ -50,9 +50,11 @@ def plan(
     display.line("run", str(choice.run))
     for note in [choice.note] if choice.note else []:
         display.line("note", note)
-    for named in named_on_hub(choice.wanted.config):
-        revision = named.revision or "to be resolved when the run begins"
-        display.line("revision", f"{named.name}: {revision}")
+    if named := list(named_on_hub(choice.wanted.config)):
+        known = ", ".join(f"{one.name} {one.revision[:12]}" for one in named if one.revision)
+        display.line(
+            "revisions", known or "of the hub's repositories: resolved when the run begins"
+        )
     if needs and all(row["reason"] == "not made yet" for row in rows):
         display.line("plan", f"{facts.in_words(choice.wanted)}; nothing is on disk yet")
         capacity.show(asked, needs)
