@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 
 TIMEOUT_S = 10.0
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FILES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Kind = Literal["dataset", "model"]
@@ -44,7 +45,8 @@ def named_on_hub(config: Config) -> Iterator[Named]:
         Named("model.path", "model", model.path, "model.revision", model.revision),
     ):  # fmt: skip
         ours = named.name in ("", "glyphs" if named.kind == "dataset" else "tiny")
-        if not ours and _ID.fullmatch(named.name) and not Path(named.name).expanduser().exists():
+        local = named.name.endswith(_FILES) or Path(named.name).expanduser().exists()
+        if not ours and not local and _ID.fullmatch(named.name):
             yield named
 
 
@@ -82,15 +84,14 @@ def as_begun(asked: Config, stored: Config, given: set[str]) -> Config:
 def resolved(config: Config) -> Config:
     """The config with the commit of every hub repository that it names without a revision.
 
-    Raises:
-        UserError: the hub cannot be asked, and its cache on this machine has none.
+    One that neither the hub nor its cache tells stays without: whoever loads it says what is wrong.
     """
     found = {
-        named.revision_setting: commit_of(named.kind, named.name, f"{named.setting} {named.name}")
+        named.revision_setting: _head(named.kind, named.name)[0] or _cached(named.kind, named.name)
         for named in named_on_hub(config)
         if named.revision is None
     }
-    return with_revisions(config, dict(found))
+    return with_revisions(config, {setting: commit or None for setting, commit in found.items()})
 
 
 def moved(config: Config) -> Iterator[str]:
@@ -131,10 +132,7 @@ def commit_of(kind: Kind, name: str, place: str) -> str:
     found, problem = _head(kind, name)
     found = found or _cached(kind, name)
     if not found:
-        raise UserError(
-            place, f"no such file or folder here, and its revision on the hub is not known: {problem}.",
-            "Without a connection, point to a local copy, or to a machine's cache of it (HF_HUB_CACHE).",
-        )  # fmt: skip
+        raise UserError(place, f"cannot be loaded: {problem}.", "Point to a local copy.")
     return found
 
 

@@ -18,6 +18,7 @@ def config(tmp_path, monkeypatch):
 def begun(config, digits, of=None):
     """A run's folder with a config, named after that of another."""
     folder = runs.runs_folder() / settings.run_name(of or config, digits)
+    folder.mkdir(parents=True)
     runs.write_config(folder, config)
     return folder
 
@@ -62,6 +63,7 @@ def test_train_and_plan_say_where_they_go(tmp_path):
     )  # fmt: skip
     name = settings.run_name(settings.load(None, list(small)))
     folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
     runs.write_config(folder, OTHER)
     text = (folder / runs.CONFIG).read_text()
     command = ["--config", "tiny.yaml", *given(*small)]
@@ -78,6 +80,7 @@ def test_models_alone_keep_folders_of_four_digits(config, tmp_path):
     new = runs.models_folder("/a/model")
     old = new.with_name(new.name[:-4])
     assert len(new.name) == len("model-") + 8
+    old.mkdir(parents=True)
     runs.write_config(old, settings.load(None, ["model.path=/b/model"]))
     assert runs.models_folder("/a/model") == new
     runs.write_config(old, settings.load(None, ["model.path=/a/model"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -162,10 +161,7 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
             "Say whose they are, with --config FILE, or ask for another benchmark.",
         )  # fmt: skip
     # As it is on the hub now: other answers than an earlier commit's, which keep their folders.
-    with contextlib.suppress(
-        UserError
-    ):  # said when it is loaded, which has to wait for the questions
-        asked = hub.resolved(asked)
+    asked = hub.resolved(asked)
     where = path.resolve() if path.exists() else path
     chain = Chain(asked, runs.models_folder(str(where)))
     if runs.config_text(chain.run) != runs.marked(asked):

@@ -52,12 +52,11 @@ def plan(
     display.line("run", str(choice.run))
     for note in [choice.note] if choice.note else []:
         display.line("note", note)
-    on_hub = list(named_on_hub(choice.wanted.config))
-    for named in on_hub:
-        if named.revision:
-            display.line("revision", f"{named.name}: {named.revision}")
-    if unknown := [named.revision_setting for named in on_hub if not named.revision]:
-        display.line("revision", f"{', '.join(unknown)}: the hub's when the run begins")
+    if named := list(named_on_hub(choice.wanted.config)):
+        known = ", ".join(f"{one.name} {one.revision[:12]}" for one in named if one.revision)
+        display.line(
+            "revisions", known or "of the hub's repositories: resolved when the run begins"
+        )
     if needs and all(row["reason"] == "not made yet" for row in rows):
         display.line("plan", f"{facts.in_words(choice.wanted)}; nothing is on disk yet")
         capacity.show(asked, needs)

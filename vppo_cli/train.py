@@ -94,11 +94,7 @@ def train_one(
 
 
 def begun(choice: Choice) -> tuple[Chain, list[str]]:
-    """The run with the commits of what it reads from the hub, resolved where it is new; what to say.
-
-    Raises:
-        UserError: a commit cannot be resolved.
-    """
+    """The run with the commits of what it reads from the hub, resolved where it is new; what to say."""
     chain, notes = choice.wanted, [choice.note] if choice.note else []
     named = list(hub.named_on_hub(chain.config))
     unknown = [one for one in named if one.revision is None]
@@ -114,7 +110,7 @@ def begun(choice: Choice) -> tuple[Chain, list[str]]:
         ]
     config = hub.resolved(chain.config)
     notes += [
-        f"{one.setting} {one.name} is at revision {one.revision}"
+        f"{one.setting} {one.name} is at revision {one.revision or 'unknown'}"
         for one in hub.named_on_hub(config)
     ]
     return Chain(config, chain.run), notes
