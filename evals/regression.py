@@ -119,7 +119,7 @@ class Judge:
 
 # -- bands -----------------------------------------------------------------------------------------
 
-BAND = Band(0.001, 1e-6)
+BAND = Band(0.0004, 1e-6)
 """Of what is computed on equal responses. Measured over thread counts, instruction sets and two other
 ways to run the model (docs/evaluation.md): at most 0.0017 %."""
 

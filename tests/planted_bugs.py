@@ -114,7 +114,8 @@ BUGS = (
     Bug("learning rate ten times too high", "pipelines/trainer.py",
         'group["lr"] = rate\n', 'group["lr"] = 10 * rate\n'),
     Bug("gradients not clipped", "pipelines/trainer.py",
-        "[p for _, p in self.named], self.settings.max_grad_norm", "[p for _, p in self.named], 1e9"),
+        "clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)",
+        "clip_grads_with_norm_(parameters, 1e9, norm)"),
     # -- what only a run shows
     Bug("scores by the starting weights", "pipelines/session.py",
         "        policy = self.policy(step - 1)\n        self._rest()\n        if isinstance(",
