@@ -21,9 +21,10 @@ from evals import journal
 from pipelines import lock, runs
 from pipelines.checkpoint import prune
 from pipelines.config import Config
+from pipelines.contents import sealed
 from pipelines.disk import append_text, write_atomic
 from pipelines.errors import LockLost, UserError
-from pipelines.lock import is_running, run_lock
+from pipelines.lock import SEAL_DIGITS, is_running, run_lock
 from pipelines.step import Step, commit
 
 HOLD = """
@@ -223,7 +224,7 @@ def test_of_many_that_take_a_dead_owners_lock_one_gets_it(tmp_path, hold, ended)
 def superseded(run: Path) -> None:
     """Another owner stands in the lock."""
     other = json.loads((run / "lock").read_text()) | {"token": "0" * 32, "host": "other"}
-    (run / "new").write_text(json.dumps(other))
+    (run / "new").write_text(json.dumps(sealed(other, SEAL_DIGITS)))
     (run / "new").replace(run / "lock")
 
 
