@@ -26,7 +26,7 @@ from evals.report import build, write
 from pipelines import objectives
 from pipelines import vppo as math_of
 from pipelines.config import Config
-from pipelines.contents import sealed
+from pipelines.contents import file_hash, sealed
 from pipelines.page import embedded_json, packed, page
 from pipelines.records import Look, schema
 from vppo_cli.run_page import collect
@@ -65,7 +65,7 @@ def made(
         patch.setenv("VPPO_RUNS", str(runs))
         source = RunSource.open("small")
         for step in source.scored:
-            strike(write_looks(source, step))
+            enter(write_looks(source, step))
         page = runs.parent / "page.html"
         told = vppo(
             "report", "small", "--compare", "other", "--out", page, "--json", runs=runs
@@ -341,7 +341,7 @@ def test_a_run_without_second_views_says_so(
     shutil.copytree(finished[0], tmp_path / "runs" / "bare")
     for looks in (tmp_path / "runs").rglob("looks.parquet"):
         looks.unlink()
-        strike(looks)
+        enter(looks)
     done = vppo("report", runs=tmp_path / "runs").succeeded()
     page = tmp_path / "runs" / "bare" / "report.html"
     assert f"wrote      {page}" in done.out
@@ -366,6 +366,7 @@ def test_second_views_without_a_perturbed_one(browser: Browser, made: Made, tmp_
                          "top_perturbed_q"):  # fmt: skip
                 row[name] = [[] for _ in row[name]]
         pq.write_table(pa.Table.from_pylist(rows, schema=schema(Look)), file)
+        enter(file)
     vppo("report", runs=tmp_path / "runs").succeeded()
     opened = browser.open(run / "report.html")
     opened.page.locator(".tokens .token").nth(3).hover()
@@ -377,11 +378,13 @@ def test_second_views_without_a_perturbed_one(browser: Browser, made: Made, tmp_
     opened.assert_harmless()
 
 
-def strike(file: Path) -> None:
-    """Take a file that is another now, or gone, out of its step's manifest."""
+def enter(file: Path) -> None:
+    """Make a step's manifest say what a file is now; a file that is gone is taken out."""
     path = file.parent / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"].pop(file.name, None)
+    if file.exists():
+        manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": file_hash(file)}
     path.write_text(json.dumps(sealed(manifest)))
 
 

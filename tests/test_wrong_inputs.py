@@ -193,8 +193,9 @@ def test_wrong_data_and_models_are_refused(case: Case, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = vppo("train", "--run", "r", *given(*SMALL), *shlex.split(case.arguments), runs=runs)
     refused(command, *case.expected)
-    told = vppo("status", "--json", runs=runs).succeeded().json
-    assert told["steps_done"] == 0
+    if (runs / "r").exists():  # what only reading all of it shows
+        told = vppo("status", "--json", runs=runs).succeeded().json
+        assert told["steps_done"] == 0
 
 
 PLANNED = [
