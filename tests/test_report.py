@@ -27,6 +27,7 @@ from evals.report_formats import (
 )
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.contents import SEAL, intact
 from pipelines.errors import Interrupted, UserError
 from vppo_cli import display, live
 from vppo_cli.report import show
@@ -318,7 +319,9 @@ def test_the_files(tmp_path):
     assert [path.name for path in files] == ["report.json", "report.csv", "report.md", "report.tex"]
     assert all(path.parent == tmp_path / "new" / "folder" for path in files)
     assert len(list(files[0].parent.iterdir())) == 4
-    assert json.loads(files[0].read_text()) == report
+    written = json.loads(files[0].read_text())
+    assert intact(written)
+    assert {name: value for name, value in written.items() if name != SEAL} == report
     assert files[1].read_text() == as_csv(report)
     again = {path: path.read_bytes() for path in files}
     write(build("Qwen2.5-VL-7B", all_nine()), files[0].parent)
