@@ -315,7 +315,8 @@ def _validate(layer: _Layer) -> Config:
         key = next(
             (k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places), ""
         )
-        place = layer.places.get(key) or ".".join(map(str, first["loc"])) or "config"
+        section = ".".join(map(str, first["loc"]))
+        place = layer.places.get(key) or _file_of(section, layer.places) + (section or "config")
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error":
             problem = f"{shortened(_written(first['input']))}: {problem[0].lower()}{problem[1:]}"
@@ -338,6 +339,15 @@ def _no_text(value: Any) -> str | None:
     if isinstance(inside, (list, tuple)):
         return next((found for found in map(_no_text, inside) if found is not None), None)
     return None
+
+
+def _file_of(section: str, places: Mapping[str, str]) -> str:
+    """``file, `` where a setting of the section was read from one; "" where none was."""
+    for name, place in places.items():
+        file, read, _ = place.partition(", line ")
+        if read and (not section or name.startswith(f"{section}.")):
+            return f"{file}, "
+    return ""
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -140,7 +140,7 @@ def test_a_query_runs_and_gives_the_columns_that_are_shown(
     pytest.importorskip("duckdb")
     code, shown = BLOCKS[number]
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "tiny-019f").symlink_to(finished[0])
+    (tmp_path / "runs" / "tiny-019f09fb").symlink_to(finished[0])
     monkeypatch.chdir(tmp_path)
     exec(compile(code, f"docs/artifacts.md, query {number + 1}", "exec"), {})
     given = capsys.readouterr().out

@@ -376,3 +376,11 @@ def test_a_run_name_is_the_configs_and_a_hash():
     name = settings.run_name(settings.load(None, ["name=mine"]))
     assert name.startswith("mine-")
     assert len(name) == len("mine-") + 8
+
+
+def test_what_is_wrong_with_a_whole_section_names_the_file(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("data:\n  glyphs:\n    levels: [1, 5, 3]\n")
+    with pytest.raises(UserError) as caught:
+        settings.load(path)
+    assert caught.value.place == f"{path}, data.glyphs"
