@@ -320,7 +320,9 @@ def _validate(layer: _Layer) -> Config:
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error":
             problem = f"{shortened(_written(first['input']))}: {problem[0].lower()}{problem[1:]}"
-        about = f"It means: {known[key].replace('``', '')}" if key in known else ""
+        about = f"See: vppo config {section.partition('.')[0]}".rstrip()
+        if key in known:
+            about = f"It means: {known[key].replace('``', '')}"
         raise UserError(place, problem + ".", about) from error
 
 

@@ -384,3 +384,4 @@ def test_what_is_wrong_with_a_whole_section_names_the_file(tmp_path):
     with pytest.raises(UserError) as caught:
         settings.load(path)
     assert caught.value.place == f"{path}, data.glyphs"
+    assert caught.value.fix == "See: vppo config data"
