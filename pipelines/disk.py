@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -203,7 +204,7 @@ def remove(path: Path) -> None:
 
 def file_time(folder: Path) -> float:
     """What time it is for the file system, whose clock may be another machine's."""
-    probe = partial_of(folder / "time")
+    probe = partial_of(folder / f"time-{threading.get_ident()}")
     try:
         probe.touch()
         return probe.stat().st_mtime

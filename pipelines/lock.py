@@ -196,18 +196,20 @@ def _claim(
     """Take a lock that nobody seems to hold; None where another process is at it.
 
     Only who could make the claim's file looks again, undisturbed, and renames that file onto the
-    lock. Should a claim of a dead process be removed by two at once, the token read last decides.
+    lock. Where there are no file locks, two may remove a claim of a dead process at once, and with it
+    a new one: the token that stands in the lock decides.
     """
     claim = path.with_name(f"{path.name}.claim")
     try:
         descriptor = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
-        if _holder(claim, lambda: file_time(path.parent), young_s=CLAIM_S) is None:
-            claim.unlink(missing_ok=True)
+        _remove_dead(claim)
         return None
     file, taken = os.fdopen(descriptor, "r+b", buffering=0), False
     try:
         mine = replace(mine, flock=_take_file_lock(file))
+        if not _stands(file, claim):  # it took so long that another held it for left over
+            return None
         about = {name: value for name, value in asdict(mine).items() if name != "beat"}
         text = json.dumps(sealed(about, SEAL_DIGITS)).encode()
         while text:
@@ -215,15 +217,15 @@ def _claim(
         with contextlib.suppress(OSError):  # a network file system shows it to others now
             os.fsync(descriptor)
         before = _read(path)
-        if _holder(path, lambda: file_time(path.parent), dead) is None:
+        if _holder(path, lambda: file_time(path.parent), dead) is None and _stands(file, claim):
             with contextlib.suppress(FileNotFoundError):
                 claim.replace(path)
-            found = _read(path)
-            taken = found is not None and found.token == mine.token
+        taken = _stands(file, path)
     finally:
         if not taken:
             with contextlib.suppress(OSError):
-                claim.unlink(missing_ok=True)
+                if _stands(file, claim):
+                    claim.unlink()
             file.close()
     if not taken:
         return None
@@ -233,6 +235,25 @@ def _claim(
             "gives no sign any more: taken over"
         )
     return mine, file
+
+
+def _remove_dead(claim: Path) -> None:
+    """Remove a claim whose process is gone: this very file, and never one that came after it.
+
+    Where there are file locks, its own is held meanwhile: its maker cannot take it, no other removes it.
+    """
+    with contextlib.suppress(FileNotFoundError), claim.open("rb") as file:
+        owner = _owner_of(file, claim, lambda: file_time(claim.parent), CLAIM_S, fcntl.LOCK_EX)
+        if owner is None and _stands(file, claim):
+            claim.unlink()
+
+
+def _stands(file: IO[bytes], path: Path) -> bool:
+    """Whether that open file is what stands at the path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take_file_lock(file: IO[bytes]) -> bool:
@@ -284,29 +305,35 @@ def _check(path: Path, mine: Owner, what: str) -> None:
 # -- whose it is -----------------------------------------------------------------------------------
 
 
-def _holder(
-    path: Path, now: Callable[[], float], dead: str = "", *, young_s: float = 0.0
-) -> Owner | None:
+def _holder(path: Path, now: Callable[[], float], dead: str = "") -> Owner | None:
     """Who holds a lock and lives; None if nobody does.
 
     Args:
         now: the time of the file system's clock.
         dead: the token of an owner that is known to be dead.
-        young_s: a file without an owner's name counts as held until it is so old.
     """
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            owner = _owner_of(file, path, now)
     except FileNotFoundError:
         return None
-    with file:
-        owner = _parse(file)
-        held = _is_file_locked(file)
-        if owner is None:
-            nobody = Owner(beat=os.fstat(file.fileno()).st_mtime)
-            return nobody if held or (young_s and now() - nobody.beat < young_s) else None
-    if _lives(path, owner, held, now) and owner.token != (dead or None):
-        return owner
-    return None
+    return owner if owner is None or owner.token != (dead or None) else None
+
+
+def _owner_of(
+    file: IO[bytes],
+    path: Path,
+    now: Callable[[], float],
+    young_s: float = 0.0,
+    how: int = fcntl.LOCK_SH,
+) -> Owner | None:
+    """The owner, if it lives, that an open file names; without a name, held while it is so young."""
+    owner = _parse(file)
+    held = _is_file_locked(file, how)
+    if owner is None:
+        nobody = Owner(beat=os.fstat(file.fileno()).st_mtime)
+        return nobody if held or (young_s and now() - nobody.beat < young_s) else None
+    return owner if _lives(path, owner, held, now) else None
 
 
 def _lives(path: Path, owner: Owner, held: bool | None, now: Callable[[], float]) -> bool:
@@ -330,9 +357,10 @@ def _is_process(owner: Owner) -> bool:
     return not owner.started or abs(_started(owner.pid) - owner.started) < 2
 
 
-def _is_file_locked(file: IO[bytes]) -> bool | None:
+def _is_file_locked(file: IO[bytes], how: int) -> bool | None:
+    """Whether another holds a file's lock; two that look, shared, do not hinder each other."""
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look do not hinder each other
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:

@@ -65,14 +65,14 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
+def no_flock(*_: object) -> None:
+    """As on Lustre, or NFS without its lock service."""
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 @pytest.fixture
 def no_file_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Lustre, or NFS without its lock service."""
-
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", no_flock)
 
 
 def silent(run: Path, seconds: float) -> None:
@@ -189,33 +189,53 @@ def test_a_process_id_that_is_anothers_by_now_holds_nothing(tmp_path, hold):
 # -- at the same time ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("locks", ["flock", "none"])
 @pytest.mark.parametrize("ended", ["killed", "elsewhere", "claiming"])
-def test_of_many_that_take_a_dead_owners_lock_one_gets_it(tmp_path, hold, ended):
-    owner = hold("elsewhere" if ended == "elsewhere" else "")
+def test_of_many_that_take_a_dead_owners_lock_one_gets_it(
+    tmp_path, hold, ended, locks, monkeypatch
+):
+    owner = hold("elsewhere" if ended == "elsewhere" else "", locks)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    silent(tmp_path, 1000)
-    if ended == "claiming":
-        (tmp_path / "lock").rename(tmp_path / "lock.claim")
+    written = (tmp_path / "lock").read_bytes()
+    if locks == "none":
+        monkeypatch.setattr(fcntl, "flock", no_flock)
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads that interrupt each other anywhere
+    try:
+        for number in range(20):
+            run = tmp_path / str(number)
+            run.mkdir()
+            (run / "lock").write_bytes(written)
+            silent(run, 1000)
+            if ended == "claiming":
+                (run / "lock").rename(run / "lock.claim")
+            assert taken_by_many(run) == ["UserError"] * 7 + ["took"]
+            assert [path.name for path in run.iterdir()] == ["lock"]
+    finally:
+        sys.setswitchinterval(old)
+
+
+def taken_by_many(run: Path) -> list[str]:
+    """What becomes of eight that take a lock at once; who gets it holds it until all have tried."""
     got, gate, done = [], threading.Barrier(8), threading.Barrier(8)
 
     def take() -> None:
-        gate.wait()
+        gate.wait(60)
         try:
-            with run_lock(tmp_path):
-                got.append(True)
-                done.wait()
-        except UserError:
-            got.append(False)
-            done.wait()
+            with run_lock(run):
+                got.append("took")
+                done.wait(60)
+        except Exception as error:  # whatever it is, the others must not wait for it
+            got.append(type(error).__name__)
+            done.wait(60)
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(got) == [False] * 7 + [True]
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    return sorted(got)
 
 
 # -- an owner that wakes ---------------------------------------------------------------------------
