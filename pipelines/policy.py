@@ -147,6 +147,7 @@ class Policy:
         if isinstance(self.placement, OnMain):
             self.model = copied(self.model, self.placement, self.device, torch.float32)
             self.placement = Placement()
+            self.take(plain=self.plain)
         return self
 
     def asked(self, pixels: PixelLimits, instruction: str) -> Policy:

@@ -1,9 +1,13 @@
-"""Windows of a vision tower in one call.
+"""Ways of a vision tower that cost less: its windows in one call, its patches by a product.
 
 The library's towers of the Qwen and GLM families attend window by window, one call of SDPA each. Here
 windows of one length attend as one batch: the same numbers to the last bit on a CPU. The library's code
 is not changed: it looks functions up by name, and those whose name says flash are told where the
 windows begin.
+
+They embed patches by a convolution whose kernel is the whole patch. That is a product of patches and
+weights, which adds in another order (1e-6 of the largest output in float32) and spares GPUs their
+convolutions of bfloat16 volumes. On a CPU it stays a convolution: what is stored was computed so.
 """
 
 from __future__ import annotations
@@ -13,15 +17,26 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
 NAME = "flash_windows"
 
 
+class PatchProduct(nn.Conv3d):
+    """A convolution that takes inputs of its kernel's size as a product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[2:] != self.weight.shape[2:]:
+            return super().forward(input)
+        return linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
+
+
 def use(model: Any) -> None:
-    """Let a model's vision tower attend so, where it has windows."""
+    """Let a model's vision tower go these ways, where it is of a kind that can."""
+    if next(model.parameters()).device.type != "cpu":
+        patches_by_product(model)
     if _in_windows(model):
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
@@ -31,8 +46,19 @@ def use(model: Any) -> None:
         model.set_attn_implementation({"vision_config": NAME})
 
 
+def patches_by_product(model: Any) -> None:
+    """Let convolutions whose kernel may be a whole patch be products, in place."""
+    for module in model.modules():
+        if type(module) is nn.Conv3d and module.padding == (0, 0, 0) and module.groups == 1:
+            module.__class__ = PatchProduct
+
+
 def leave(model: Any, attention: str) -> None:
-    """Let it attend as the library does, with this implementation."""
+    """Let it go the library's ways, with this implementation of attention."""
+    module: Any
+    for module in model.modules():
+        if type(module) is PatchProduct:
+            module.__class__ = nn.Conv3d
     if _in_windows(model):
         model.set_attn_implementation({"vision_config": attention})
 

@@ -55,6 +55,29 @@ def test_outputs_and_gradients_are_those_of_the_loop_to_the_last_bit(model, grid
     assert layers <= len(calls) <= layers * 4  # one for each length, not for each window
 
 
+def test_patches_by_a_product_are_within_rounding(model):
+    grids = GRIDS["several images"]
+    vision.leave(model, "sdpa")
+    expected, gradients = passed(model, grids)
+    names = list(model.state_dict())
+    vision.patches_by_product(model)
+    assert type(model.base_model.visual.patch_embed.proj) is vision.PatchProduct
+    assert list(model.state_dict()) == names
+    found, others = passed(model, grids)
+    vision.leave(model, "sdpa")
+    assert type(model.base_model.visual.patch_embed.proj) is torch.nn.Conv3d
+    for a, b in zip([found, *others], [expected, *gradients], strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_a_larger_volume_is_convolved():
+    conv = torch.nn.Conv3d(3, 8, (2, 4, 4), (2, 4, 4))
+    volume = torch.randn(2, 3, 4, 8, 4)
+    expected = conv(volume)
+    conv.__class__ = vision.PatchProduct
+    assert torch.equal(conv(volume), expected)
+
+
 @pytest.mark.parametrize("name", ["llava", "gemma3", "internvl", "smolvlm"])
 def test_a_tower_without_windows_is_left_alone(name, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(write_folder(name, tmp_path))
