@@ -55,10 +55,9 @@ def patches_by_product(model: Any) -> None:
 
 def leave(model: Any, attention: str) -> None:
     """Let it go the library's ways, with this implementation of attention."""
-    module: Any
     for module in model.modules():
         if type(module) is PatchProduct:
-            module.__class__ = nn.Conv3d
+            object.__setattr__(module, "__class__", nn.Conv3d)
     if _in_windows(model):
         model.set_attn_implementation({"vision_config": attention})
 
