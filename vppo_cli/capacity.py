@@ -17,11 +17,20 @@ from vppo_cli.words import duration, size
 DEFAULT_GPU, DEFAULT_GPUS = "H100", 8
 
 PARTS = {
-    "weights": "weights", "optimizer": "optimizer", "gradients": "gradients",
+    "weights": "weights", "copies": "copies", "optimizer": "optimizer", "gradients": "gradients",
     "activations": "activations", "logits": "logits", "vllm_weights": "vLLM", "kv_cache": "KV cache",
     "overhead": "other", "total": "all",
 }  # fmt: skip
 """Part of the memory -> head of its column."""
+
+
+CHANGES = {
+    "update.engine": "by rounding; DeepSpeed is in pip install 'vppo[gpu]'",
+    "rollout.engine": "other random draws; vLLM is in pip install 'vppo[gpu]'",
+    "model.dtype": "another precision of every pass",
+    "update.lora_rank": "adapters are trained, not all weights; raise update.learning_rate some ten times",
+}
+"""Setting that advice may name though it decides results -> how."""
 
 
 def wanted(config: Config, gpu: str | None, gpus: int | None, response: int | None) -> bool:
@@ -58,8 +67,9 @@ def show(config: Config, found: dict[str, Any]) -> None:
     disk, host = found["disk"], found["host_memory_per_node"]
     display.line("disk", f"{size(disk['checkpoint'])} a checkpoint, {size(disk['step'])} a step, "
                  f"{size(disk['run'])} in the end")  # fmt: skip
+    parts = ", ".join(f"{name} {part / GIB:.0f}" for name, part in found["host_memory_parts"].items())
     if host >= GIB:
-        display.line("host", f"{host / GIB:.0f} GiB of a machine's memory, with 8 GPUs")
+        display.line("host", f"{host / GIB:.0f} GiB of a machine's memory, with 8 GPUs ({parts})")
     _assumed(found)
     _verdict(found)
 
@@ -122,13 +132,23 @@ def _verdict(found: dict[str, Any]) -> None:
         display.line("result", f"fits, with {spare:.1f} GiB to spare ({fullest})", style="green")
         return
     display.line("result", "does not fit: " + "; ".join(found["problems"]), style="bold yellow")
-    if found["mends_suffice"]:
-        display.line("change", "  ".join(f"--set {setting}" for setting in found["mends"]))
-    elif found["fits_on"]:
-        name, *mends = found["fits_on"][0].split()
-        display.line("change", f"--gpu {name}" + "".join(f"  --set {setting}" for setting in mends))
-    else:
-        display.line("change", "take a smaller model: no setting and no GPU of the table is enough")
+    if not found["advice"]:
+        display.line("change", f"take a smaller model: no combination of settings fits, "
+                     "not on the largest GPU of the table")  # fmt: skip
+        return
+    best = found["advice"][0]
+    gpu = [f"--gpu {best['gpu']}"] if best["gpu"] != found["gpu"] else []
+    changes = [*gpu, *(f"--set {setting}" for setting in best["set"])]
+    for start in range(0, len(changes), 3):
+        display.line("" if start else "change", "  ".join(changes[start : start + 3]))
+    used = f"on {best['gpus_used']} of {found['gpus']} GPUs, " if best["gpus_used"] < found["gpus"] else ""
+    display.line(
+        "", f"fits then, {used}with {best['spare'] / GIB:.1f} GiB to spare ({best['fullest']}); "
+        f"{_seconds(best['seconds_per_step'])} a step, {best['host_memory_per_node'] / GIB:.0f} GiB of host",
+        style="green",
+    )  # fmt: skip
+    for setting in best["changes_results"]:
+        display.line("note", f"{setting} changes results: {CHANGES[setting]}", style="yellow")
 
 
 def _table(corner: str, heads: Sequence[str], rows: dict[str, list[str]]) -> None:
