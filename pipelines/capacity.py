@@ -22,8 +22,10 @@ GIB = 2**30
 
 # Assumptions, all told on the screen but for the small ones.
 UTILISATION = 0.2
-"""Of the peak, in forward and backward passes and in prefill. A count of the kernels of an update on a
+"""Of the peak, in our forward and backward passes. A count of the kernels of an update on a
 CUDA emulator (3B, one H100) gives 16 %; no GPU has measured it."""
+VLLM_UTILISATION = 0.4
+"""Of the peak, in vLLM's prefill and decoding: a guess."""
 BANDWIDTH_UTILISATION = 0.6
 """Of the memory's bandwidth, in decoding."""
 INFORMATIVE = 0.5
@@ -522,9 +524,9 @@ class Run:
             "update": flops["update"].total / speed,
         }
 
-    def _speed(self) -> float:
+    def _speed(self, utilisation: float = UTILISATION) -> float:
         """Operations per second of one GPU."""
-        return 1e12 * UTILISATION * (self.gpu.bfloat16 if self.half else self.gpu.float32)
+        return 1e12 * utilisation * (self.gpu.bfloat16 if self.half else self.gpu.float32)
 
     def _rollout_seconds(self) -> float:
         """Reading prompts at the speed of matrices; each step of decoding reads weights and KV cache."""
@@ -533,7 +535,8 @@ class Run:
         sequences = self.sampled() * self.samples / engines
         bandwidth = 1e9 * BANDWIDTH_UTILISATION * self.gpu.bandwidth
         read, decoded = rollout_flops(self.shape, at, self.samples)
-        prefill = read.total * self.sampled() / (self._speed() * self.world)
+        speed = self._speed(UTILISATION if config.rollout.engine == "hf" else VLLM_UTILISATION)
+        prefill = read.total * self.sampled() / (speed * self.world)
         one = decoded.total / (self.samples * at.response)  # operations of a token
         inside = at.prompt + at.response / 2
         if config.rollout.engine == "hf":
@@ -546,7 +549,7 @@ class Run:
             together = max(1.0, min(MAX_SEQUENCES, sequences, room))
             steps, least = sequences * at.response / together, 0.0
         moved = (weights + together * inside * self.kv_bytes) / bandwidth
-        step = max(moved, together * one / (self._speed() * self.parallel), least)
+        step = max(moved, together * one / (speed * self.parallel), least)
         tail = max(0.0, config.rollout.max_new_tokens - steps) * max(weights / bandwidth, least)
         return prefill + steps * step + tail
 

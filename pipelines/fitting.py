@@ -18,6 +18,7 @@ from pipelines.capacity import (
     GIB,
     INFORMATIVE,
     UTILISATION,
+    VLLM_UTILISATION,
     Memory,
     Run,
 )
@@ -251,7 +252,7 @@ def report(run: Run) -> dict[str, Any]:
         "parameters": run.shape.parameters, "parameters_trained": run.trained,
         "assumed": {
             "prompt_tokens": at.prompt, "image_tokens": at.image, "response_tokens": at.response,
-            "utilisation": UTILISATION, "bandwidth_utilisation": BANDWIDTH_UTILISATION,
+            "utilisation": UTILISATION, "vllm_utilisation": VLLM_UTILISATION, "bandwidth_utilisation": BANDWIDTH_UTILISATION,
             "informative_share": INFORMATIVE if run.config.rollout.dynamic_sampling else 1.0,
         },
         "memory_per_gpu": {stage: _parts(memory) for stage, memory in run.memory().items()},

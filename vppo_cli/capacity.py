@@ -70,7 +70,7 @@ def show(config: Config, found: dict[str, Any]) -> None:
     parts = ", ".join(f"{name} {part / GIB:.0f}" for name, part in found["host_memory_parts"].items())
     if host >= GIB:
         display.line("host", f"{host / GIB:.0f} GiB of a machine's memory, with 8 GPUs ({parts})")
-    _assumed(found)
+    _assumed(config, found)
     _verdict(found)
 
 
@@ -107,8 +107,9 @@ def _work(config: Config, found: dict[str, Any]) -> None:
                  f"{duration(found['seconds'])}")  # fmt: skip
 
 
-def _assumed(found: dict[str, Any]) -> None:
+def _assumed(config: Config, found: dict[str, Any]) -> None:
     a = found["assumed"]
+    vllm = f" ({a['vllm_utilisation']:.0%} in vLLM)" if config.rollout.engine == "vllm" else ""
     groups = "" if a["informative_share"] == 1 else f"; {a['informative_share']:.0%} of groups kept"
     display.line(
         "assumed",
@@ -116,7 +117,7 @@ def _assumed(found: dict[str, Any]) -> None:
         f"(--response-tokens){groups};", style="dim",
     )  # fmt: skip
     display.line(
-        "", f"{a['utilisation']:.0%} of peak operations, {a['bandwidth_utilisation']:.0%} of bandwidth; "
+        "", f"{a['utilisation']:.0%} of peak operations{vllm}, {a['bandwidth_utilisation']:.0%} of bandwidth; "
         "memory for the longest responses;", style="dim",
     )  # fmt: skip
     display.line(
