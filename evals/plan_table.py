@@ -1,6 +1,8 @@
-"""What fits where, and what to change where it does not: the tables of docs/plan.md, by ``vppo plan``'s own code.
+"""What fits where, and what to change where it does not: the tables of docs/plan.md.
 
-    python -m evals.plan_table --out docs/plan.md          # make plan-table; a few seconds
+Each cell is what ``vppo plan`` says of a run, by its own code.
+
+python -m evals.plan_table --out docs/plan.md          # make plan-table; a few seconds
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ SHORT = {
 
 INTRODUCTION = f"""# What fits where
 
-Made by `make plan-table`, from `vppo plan`'s own code: computed, not measured. Rows are model, what is trained and the
-GPU; columns are the number of GPUs. A cell says **fits**, or what has to be changed so that it does, as `vppo plan` advises:
-first what changes no result but for rounding, then (in italics) what does: engines, compute type, LoRA, a larger GPU; **no**
-where no combination fits, not even on the largest GPU of the table (B200). LoRA rows have `update.lora_rank={RANK}`.
+Made by `make plan-table`, from `vppo plan`'s own code: computed, not measured. Rows are the model
+(Qwen2.5-VL), what is trained (LoRA: `update.lora_rank={RANK}`) and the GPU; columns are the number of GPUs.
+A cell says **fits**, or what has to be changed so that it does, as `vppo plan` advises: the fewest settings
+that change no result but for rounding; where these are not enough, in italics, what does change it
+(engines, compute type, LoRA) or a larger GPU; **no** where nothing helps, not even the largest GPU of the
+table.
 
 | in a cell | setting |
 |---|---|
@@ -61,7 +65,10 @@ def configs() -> Iterator[tuple[str, Config]]:
         file = Path(folder) / "my.yaml"
         file.write_text(found[1], encoding="utf-8")
         yield "README's my.yaml (hf, torch, float32; prompts of 4,096 tokens)", settings.load(file)
-    yield "configs/qwen2_5_vl_7b.yaml (vllm, deepspeed, bfloat16)", settings.load(Path("qwen2_5_vl_7b.yaml"))
+    yield (
+        "configs/qwen2_5_vl_7b.yaml (vllm, deepspeed, bfloat16)",
+        settings.load(Path("qwen2_5_vl_7b.yaml")),
+    )
 
 
 def cell(run: Run) -> str:
@@ -86,7 +93,11 @@ def table() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     for title, config in configs():
-        lines = [f"## {title}\n", f"| | {' | '.join(map(str, COUNTS))} |", "|---" * (len(COUNTS) + 1) + "|"]
+        lines = [
+            f"## {title}\n",
+            f"| | {' | '.join(map(str, COUNTS))} |",
+            "|---" * (len(COUNTS) + 1) + "|",
+        ]
         for size in SIZES:
             for rank in (0, RANK):
                 update = config.update.model_copy(update={"lora_rank": rank})

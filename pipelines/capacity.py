@@ -305,8 +305,8 @@ class Run:
         return max(1, min(most, int(budget // (rows * length))))
 
     def _common(self, groups: int) -> float:
-        """What responses see in a shared row (a byte a pair, and a copy in the type of the scores),
-        keys and values of each response behind its prompt's, repeated to all heads, states of both views."""
+        """What responses see in a shared row (a byte a pair, and a copy in the type of the scores), keys
+        and values of each response behind its prompt's, repeated to all heads; states of both views."""
         at, number = self.longest, 2 if self.half else 4
         responses = groups * self.samples
         seen = responses * at.response * (at.prompt + at.response) * (1 + number)
@@ -374,7 +374,7 @@ class Run:
             "update": self.update_memory(),
         }  # fmt: skip
 
-    def _kept(self) -> Memory:
+    def kept(self) -> Memory:
         """What is there in every stage."""
         state = self._state
         asleep = VLLM_ASLEEP if self.own_vllm else 0
@@ -393,7 +393,7 @@ class Run:
 
     def rollout_memory(self) -> Memory:
         """While responses are sampled, or weights handed to vLLM."""
-        config, shape, at, kept = self.config, self.shape, self.longest, self._kept()
+        config, shape, at, kept = self.config, self.shape, self.longest, self.kept()
         if self.own_vllm:
             weights, cache = self.vllm()
             # The largest weight on its way to vLLM: DeepSpeed gathers it twice in float32.
@@ -416,7 +416,7 @@ class Run:
 
     def score_memory(self) -> Memory:
         """In the forward pass, or in the head."""
-        score, kept = self.config.score, self._kept()
+        score, kept = self.config.score, self.kept()
         kept = replace(kept, weights=kept.weights + self._live)
         groups = self._groups(score.batch_prompts, score.batch_tokens)
         return max(
@@ -427,10 +427,8 @@ class Run:
 
     def update_memory(self) -> Memory:
         """At the end of the forward pass, in the layers' backward pass, or at its end, the embedding."""
-        shape, update, kept = self.shape, self.config.update, self._kept()
-        kept = replace(
-            kept, weights=kept.weights + self._live, gradients=self._state["gradients"]
-        )
+        shape, update, kept = self.shape, self.config.update, self.kept()
+        kept = replace(kept, weights=kept.weights + self._live, gradients=self._state["gradients"])
         groups = self._groups(
             min(update.micro_batch_prompts, ceil(update.batch_prompts / self.world)),
             update.micro_batch_tokens,
@@ -440,7 +438,9 @@ class Run:
         copies = self.copies(saved=not again)
         # The head's gradient adds up in float32; in the end the embedding's is there too, and where
         # both are one weight, their sum.
-        first = 0.0 if update.lora_rank else (4.0 + (2 if self.value == 2 else 0)) * shape.head_matrix
+        first = (
+            0.0 if update.lora_rank else (4.0 + (2 if self.value == 2 else 0)) * shape.head_matrix
+        )
         last = (2.0 if shape.tied else 1.0) * self.value * shape.head_matrix if first else 0.0
         one = 2.0 * shape.layer_matrices if again and copies else copies
         return max(

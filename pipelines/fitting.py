@@ -30,7 +30,12 @@ NODE = 8
 """GPUs of a machine, at most; one vLLM engine is on one."""
 FRACTIONS = tuple(n / 20 for n in range(19, 0, -1))
 """Values of rollout.memory_fraction to propose."""
-COSTS = {"update.zero_stage": 1, "rollout.tensor_parallel": 2, "model.shared_prefix": 4, "update.offload": 8}
+COSTS = {
+    "update.zero_stage": 1,
+    "rollout.tensor_parallel": 2,
+    "model.shared_prefix": 4,
+    "update.offload": 8,
+}
 """Of several ways with equally few changes, the one that costs least time is taken."""
 
 Settings = dict[str, Any]
@@ -76,12 +81,16 @@ def _room(run: Run) -> bool:
 
 def changed(run: Run, settings: Mapping[str, Any], gpu: Gpu | None = None) -> Run:
     """The same with other settings, or on another GPU."""
+    if not settings and gpu in (None, run.gpu):
+        return run
     parts: dict[str, Settings] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
         parts.setdefault(section, {})[name] = value
     config = run.config.model_copy(
-        update={name: getattr(run.config, name).model_copy(update=part) for name, part in parts.items()}
+        update={
+            name: getattr(run.config, name).model_copy(update=part) for name, part in parts.items()
+        }
     )
     return Run(config, run.shape, gpu or run.gpu, run.count, run.expected.response)
 
@@ -114,7 +123,10 @@ def _deciding(run: Run) -> list[Settings]:
     choices: dict[str, list[Any]] = {
         "update.lora_rank": [rank, *(r for r in RANKS if not rank or r < rank)],
         "model.dtype": [config.model.dtype, "bfloat16", "float32"],
-        "update.engine": [update, *(("torch", "deepspeed") if update in ("torch", "deepspeed") else ())],
+        "update.engine": [
+            update,
+            *(("torch", "deepspeed") if update in ("torch", "deepspeed") else ()),
+        ],
         "rollout.engine": [rollout, *(() if fixed else ("hf", "vllm"))],
     }
     return sorted(_combinations(config, choices), key=lambda changes: [
@@ -147,8 +159,10 @@ def _quiet(run: Run) -> Settings | None:
 
 def _shared(run: Run) -> list[Settings]:
     """Changes that all stages feel, the fewest first, and of those the cheapest."""
-    config, choices = run.config, {}
-    choices["model.shared_prefix"] = [config.model.shared_prefix, "auto", True, False]
+    config = run.config
+    choices: dict[str, list[Any]] = {
+        "model.shared_prefix": [config.model.shared_prefix, "auto", True, False]
+    }
     if config.update.engine == "deepspeed":
         choices["update.zero_stage"] = [config.update.zero_stage, 2, 3, 1]
         choices["update.offload"] = [config.update.offload, True, False]
@@ -164,6 +178,8 @@ def _shared(run: Run) -> list[Settings]:
 def _by_stage(run: Run) -> Settings | None:
     """What each stage needs by itself: they are independent, and memory grows with every batch."""
     found: Settings = {}
+    if run.kept().total > run.gpu.memory * GIB:
+        return None
     for stage, ways in (("rollout", _rollout), ("score", _score), ("update", _update)):
         chosen = next((way for way in ways(run) if _fits(changed(run, way), stage)), None)
         if chosen is None:
@@ -190,7 +206,9 @@ def _rollout(run: Run) -> Iterator[Settings]:
         free = run.gpu.memory - (beside.total - beside.vllm_weights - beside.kv_cache) / GIB
         yield from ({"rollout.memory_fraction": f} for f in FRACTIONS if f * run.gpu.memory <= free)
     elif run.config.rollout.engine == "hf":
-        yield from _smaller(run, "rollout", "rollout.batch_prompts", run.config.rollout.batch_prompts)
+        yield from _smaller(
+            run, "rollout", "rollout.batch_prompts", run.config.rollout.batch_prompts
+        )
 
 
 def _score(run: Run) -> Iterator[Settings]:
@@ -252,7 +270,8 @@ def report(run: Run) -> dict[str, Any]:
         "parameters": run.shape.parameters, "parameters_trained": run.trained,
         "assumed": {
             "prompt_tokens": at.prompt, "image_tokens": at.image, "response_tokens": at.response,
-            "utilisation": UTILISATION, "vllm_utilisation": VLLM_UTILISATION, "bandwidth_utilisation": BANDWIDTH_UTILISATION,
+            "utilisation": UTILISATION, "vllm_utilisation": VLLM_UTILISATION,
+            "bandwidth_utilisation": BANDWIDTH_UTILISATION,
             "informative_share": INFORMATIVE if run.config.rollout.dynamic_sampling else 1.0,
         },
         "memory_per_gpu": {stage: _parts(memory) for stage, memory in run.memory().items()},
@@ -274,7 +293,7 @@ def _parts(memory: Memory) -> dict[str, float]:
 
 
 def _advised(run: Run) -> list[dict[str, Any]]:
-    """What to do, the best first: settings, or larger GPUs with settings; nothing where all is too small."""
+    """What to do, the best first: settings, or larger GPUs with settings; nothing where none is enough."""
     here = advice(run)
     ways = [(run.gpu, here)] if here else list(larger(run))
     return [

@@ -93,7 +93,11 @@ def count(config: Mapping[str, Any], place: str) -> Shape:
 def _shape(model: Any, config: Any) -> CountedShape:
     import torch
 
-    text, decoder, head = config.get_text_config(), model.get_decoder(), model.get_output_embeddings()
+    text, decoder, head = (
+        config.get_text_config(),
+        model.get_decoder(),
+        model.get_output_embeddings(),
+    )
     known = {id(p): p for p in (*decoder.parameters(), *head.parameters())}
     ends = {id(head.weight), id(model.get_input_embeddings().weight)}
     layers = [p for index, p in known.items() if index not in ends]
@@ -104,7 +108,9 @@ def _shape(model: Any, config: Any) -> CountedShape:
     active = (_first(text, "num_experts_per_tok") or 1) if experts > 1 else 1
     ffn = _first(text, "moe_intermediate_size") if experts > 1 else None
     share = [active / experts if p.dim() == 3 and len(p) == experts else 1.0 for p in layers]
-    vision = _vision(config, sum(p.numel() for p in seen), sum(p.numel() for p in seen if p.dim() > 1))
+    vision = _vision(
+        config, sum(p.numel() for p in seen), sum(p.numel() for p in seen if p.dim() > 1)
+    )
     return CountedShape(
         layers=text.num_hidden_layers, hidden=text.hidden_size, heads=heads,
         kv_heads=_first(text, "num_key_value_heads") or heads,

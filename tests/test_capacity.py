@@ -101,8 +101,11 @@ def test_every_family_is_counted_exactly(family):
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     towers = [m for name, m in model.base_model.named_children() if name in VISION_TOWERS]
     assert shape.vision.parameters >= sum(p.numel() for m in towers for p in m.parameters()) > 0
-    assert changed(Run(Config(), shape, GPUS["H100"], 1), {"update.freeze_vision": True}).trained == sum(
-        p.numel() for p in {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
+    assert changed(
+        Run(Config(), shape, GPUS["H100"], 1), {"update.freeze_vision": True}
+    ).trained == sum(
+        p.numel()
+        for p in {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
     )
     assert all(m.total > 0 for m in Run(Config(), shape, GPUS["H100"], 1).memory().values())
 
@@ -123,7 +126,9 @@ def test_counting_a_model_gives_what_is_written_out_for_it(family):
 def test_of_a_mixture_a_token_goes_through_the_active_experts():
     config = FAMILIES["qwen3_vl_moe"]()[0].to_dict()
     two, four = (
-        from_config(config | {"text_config": config["text_config"] | {"num_experts_per_tok": n}}, "here")
+        from_config(
+            config | {"text_config": config["text_config"] | {"num_experts_per_tok": n}}, "here"
+        )
         for n in (2, 4)
     )
     # Three matrices of 64 x 48 for each of two more experts.
@@ -245,7 +250,7 @@ def test_float32_takes_16_bytes_a_weight_and_offload_moves_the_optimizer():
     assert (run.world, sum(run.state().values())) == (1, 16 * SEVEN.parameters)
     away = planned("qwen2_5_vl_7b", "update.offload=true")
     assert away.state()["optimizer"] == 0
-    # A rank's part of masters and gradients, 4.15 GB each, is in pinned blocks of 4 GiB; moments in 8.29 GB.
+    # A rank's masters and gradients, 4.15 GB each, are in pinned blocks of 4 GiB; moments take 8.29 GB.
     each = 2 * 4 * GIB + 8 * SEVEN.parameters / 8
     assert away.host(8)["offloaded"] == 8 * each
     frozen = planned("qwen2_5_vl_7b", "update.freeze_vision=true").state()["optimizer"]
@@ -269,7 +274,8 @@ def test_what_is_there_at_once():
     """pipelines' own order: 3B, bfloat16 over float32 weights, by hand."""
     shape = KNOWN["Qwen/Qwen2.5-VL-3B-Instruct"]
     own = ["model.dtype=bfloat16", "update.gradient_checkpointing=true", "update.micro_batch_prompts=1",
-           "rollout.max_new_tokens=512", "data.max_prompt_tokens=1440", "rollout.batch_prompts=4"]  # fmt: skip
+           "rollout.max_new_tokens=512", "data.max_prompt_tokens=1440",
+           "rollout.batch_prompts=4"]  # fmt: skip
     run = Run(settings.load(None, own), shape, GPUS["H100"], 1)
     update, matrix = run.memory()["update"], 151936 * 2048
     # At the end of the forward pass: copies of all matrices but the tied head; each layer's input.
