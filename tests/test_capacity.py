@@ -317,7 +317,7 @@ def _bytes(tensors) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """The most bytes that results of operations have held at once."""
 
     def __init__(self) -> None:
@@ -351,7 +351,7 @@ def test_logits_take_a_few_chunks_however_many_tokens():
     elements, vocabulary = 2**18, 2**12
     for count in (256, 2048):  # 4 and 32 chunks
         hidden_ND = torch.randn(count, 8)
-        with _Alive() as alive:
+        with Alive() as alive:
             divergence.token_statistics(
                 hidden_ND, torch.randn(vocabulary, 8), torch.zeros(count, dtype=torch.long),
                 perturbed_ND=hidden_ND + 0.1, max_elements=elements,
