@@ -7,7 +7,7 @@ from pathlib import Path
 
 from command_line import given as setting_flags
 from command_line import vppo
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
@@ -100,10 +100,19 @@ def taken(run: Run, lines: list[str], folder: Path, gpu: str | None = None) -> R
     return Run(settings.load(file, lines), run.shape, GPUS[gpu or run.gpu.name], run.count)
 
 
-@hypothesis(max_examples=30, deadline=None, derandomize=True)
+@hypothesis(max_examples=20, deadline=None, derandomize=True)
 @given(runs())
 def test_whenever_some_combination_fits_the_advice_fits(tmp_path_factory, run):
     folder, found = tmp_path_factory.getbasetemp(), advice(run)
+    event(
+        "nothing fits"
+        if found is None
+        else "results change"
+        if found.deciding
+        else "quiet settings"
+        if found.settings
+        else "fits"
+    )
     if found is None:
         ranks = (run.config.update.lora_rank, 8)
         assert not some_fits(
