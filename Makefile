@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE := .venv-scale
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz
+.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -45,6 +45,9 @@ flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by 
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m evals.perception --out docs/perception.md
+
+plan-table: $(READY)    ## what fits on which GPUs, and what to change where it does not (docs/plan.md)
+	$(BIN)/python -m evals.plan_table --out docs/plan.md
 
 grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
 	$(BIN)/python -m evals.grading_benchmark

@@ -9,7 +9,8 @@ Bytes are bytes; shapes are those of pipelines/model_shapes.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from math import ceil
+from functools import cached_property
+from math import ceil, log2
 
 from pipelines import packing
 from pipelines.config import Config
@@ -20,8 +21,11 @@ GIB = 2**30
 
 
 # Assumptions, all told on the screen but for the small ones.
-UTILISATION = 0.4
-"""Of the peak, in forward and backward passes and in prefill."""
+UTILISATION = 0.2
+"""Of the peak, in our forward and backward passes. A count of the kernels of an update on a
+CUDA emulator (3B, one H100) gives 16 %; no GPU has measured it."""
+VLLM_UTILISATION = 0.4
+"""Of the peak, in vLLM's prefill and decoding: a guess."""
 BANDWIDTH_UTILISATION = 0.6
 """Of the memory's bandwidth, in decoding."""
 INFORMATIVE = 0.5
@@ -30,24 +34,37 @@ TEXT_TOKENS = 160
 """Of a prompt: question, instruction and chat template."""
 MAX_SEQUENCES = 256
 """Decoded together by one vLLM engine (its default on most GPUs)."""
-LAUNCH_S = 0.03
-"""Least time of a decoding step of transformers: a thousand small kernels, started one by one."""
+LAUNCH_S = 0.045
+"""Least time of a decoding step of transformers: 2,450 small kernels at 3B, counted on a CUDA emulator,
+started one by one (40 to 50 ms)."""
 OVERHEAD = 2 * GIB
 """CUDA context, NCCL's buffers, fragmentation."""
-VLLM_WORKSPACE = 2 * GIB
-"""vLLM's activations and CUDA graphs, inside its share."""
+VLLM_WORKSPACE = 5 * GIB
+"""vLLM's activations and CUDA graphs, inside its share: it tries its largest batch (16,384 tokens, 1,024
+sequences) and image as it starts; 4 to 6 GiB by its source, not measured."""
+VLLM_ASLEEP = 2 * GIB
+"""What it keeps while others compute: CUDA graphs and NCCL's buffers, 1 to 3 GiB."""
 BUCKETS = 2 * 10**9
 """Bytes that DeepSpeed reduces gradients in, and gathers ZeRO-3's live weights in (its defaults)."""
 LOGITS_ELEMENTS, LOGITS_ALIVE = 2**24, 5
 """Numbers of one tile of logits, and such tensors alive at once (pipelines/divergence.py)."""
 ONE_VIEW = ("entropy", "random", "oracle")
 """Estimators that need no forward pass with the perturbed image."""
+SORTED_BYTES = 40
+"""Of a number of logits while a token is drawn: the softmax sorted, its places, sums in float64."""
+PROMPT_CACHE = 4 * GIB
+"""Encoded prompts that a rank keeps in the machine's memory (pipelines/prompts.py)."""
 TEXT_BYTES = 4
 """Of a response's text, for each token."""
 LOOK_BYTES = 84
 """Of a token that is kept to be looked at: seven texts and fourteen numbers (pipelines/looks.py)."""
 PNG_BYTES = 2
 """Of a pixel of a photograph as PNG; half of them black, less."""
+
+
+def pinned(size: float) -> float:
+    """Bytes of a block of pinned memory: torch takes the next power of two, and never gives it back."""
+    return 2.0 ** ceil(log2(size))
 
 
 def image_tokens(vision: Vision, pixels: float) -> int:
@@ -176,9 +193,10 @@ def layer_activations(hidden: int, ffn: int, queries: int, keys: int, kind: str)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU in one stage."""
+    """Bytes on one GPU, where a stage takes most; ``copies`` are autocast's, in bfloat16."""
 
     weights: float = 0
+    copies: float = 0
     optimizer: float = 0
     gradients: float = 0
     activations: float = 0
@@ -216,6 +234,7 @@ class Run:
             self.trained = shape.lora_parameters(config.update.lora_rank)
         self.samples = config.rollout.samples_per_prompt
         self.packed = self._shared(self.expected)
+        self.packed_longest = self._shared(self.longest)
         self.parallel = min(config.rollout.tensor_parallel, self.world)
 
     def _shared(self, at: Lengths) -> bool:
@@ -225,12 +244,12 @@ class Run:
 
     # Trainer's state ----------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """How activations are kept: float32, bfloat16, or mixed (autocast over float32 weights)."""
         return ("bfloat16" if self.deepspeed else "mixed") if self.half else "float32"
 
-    @property
+    @cached_property
     def value(self) -> int:
         """Bytes of a number that the trainer computes with."""
         return 2 if self.half and self.deepspeed else 4
@@ -238,27 +257,43 @@ class Run:
     def state(self) -> dict[str, float]:
         """Bytes per GPU of weights, optimizer (with master weights) and gradients, by ZeRO stage.
 
-        bfloat16: 2 + 12 + 2 for each parameter, float32: 4 + 8 + 4.
+        bfloat16: 2 + 12 + 2 for each parameter, float32: 4 + 8 + 4. A reference model is whole, in float32.
         """
         update, shared = self.config.update, self.world
         stage = update.zero_stage if self.deepspeed else 0
         optimizer = (12 if self.value == 2 else 8) * self.trained / (shared if stage else 1)
-        weights = self.value * self.shape.parameters / (shared if stage == 3 else 1)
-        if self.half and not self.deepspeed:
-            weights *= 1.5  # autocast keeps its bfloat16 copies
+        whole = self.shape.parameters + (self.trained if update.lora_rank else 0)
+        weights = self.value * whole / (shared if stage == 3 else 1)
         gradients = self.value * self.trained / (shared if stage >= 2 else 1)
         if self.deepspeed:
             gradients += min(BUCKETS, self.value * self.trained)
         if update.offload and self.deepspeed:
             optimizer, weights = 0.0, 0.0 if stage == 3 else weights
+        if update.kl_coefficient:
+            weights += 4.0 * self.shape.parameters
         return {"weights": weights, "optimizer": optimizer, "gradients": gradients}
+
+    def copies(self, *, saved: bool = False) -> float:
+        """Bytes of the bfloat16 copies that autocast makes of float32 matrices in a forward pass.
+
+        It keeps those of trained weights to the pass's end. Of frozen ones there is one at a time, but
+        for those that a backward pass without checkpointing needs (``saved``).
+        """
+        shape, adapted = self.shape, bool(self.config.update.lora_rank)
+        if self.kind != "mixed":
+            return 0.0
+        if adapted and not saved:
+            return 2.0 * shape.hidden * shape.intermediate + 2 * self.trained
+        ends = (1 if shape.tied else 2) * shape.head_matrix  # these never go through autocast
+        kept = shape.language_parameters + self.trained if adapted else self.trained
+        return 2.0 * (kept - ends)
 
     # What passes through ------------------------------------------------------------------------
 
     def _rows(self, groups: int) -> tuple[float, float]:
         """(rows, tokens of each) of a forward pass over so many longest groups."""
         at = self.longest
-        if self._shared(at):
+        if self.packed_longest:
             return groups, at.prompt + self.samples * at.response
         return groups * self.samples, at.prompt + at.response
 
@@ -270,39 +305,50 @@ class Run:
         return max(1, min(most, int(budget // (rows * length))))
 
     def _common(self, groups: int) -> float:
-        """What responses see in a shared row (a byte a pair, and a copy in the type of the scores),
-        keys and values of each response behind its prompt's, states of both views."""
+        """What responses see in a shared row (a byte a pair, and a copy in the type of the scores), keys
+        and values of each response behind its prompt's, repeated to all heads; states of both views."""
         at, number = self.longest, 2 if self.half else 4
         responses = groups * self.samples
         seen = responses * at.response * (at.prompt + at.response) * (1 + number)
         width = self.shape.heads * self.shape.head_dim
         behind = 2 * responses * (at.prompt + at.response) * width * number
         states = 3 * responses * at.response * self.shape.hidden * number
-        return states + (seen + behind if self._shared(at) else 0)
+        return states + (seen + behind if self.packed_longest else 0)
+
+    def _one_layer(self, tokens: float, images: float) -> float:
+        """Alive at once in a pass without gradient: a layer's, not all layers'; the tower's come first.
+
+        Args:
+            images: of the tokens' prompts.
+        """
+        shape, seen = self.shape, self.shape.vision
+        text = tokens * (6 * shape.hidden + 3 * shape.intermediate)
+        patches = images * self.longest.image * seen.merge**2
+        tower = patches * (6 * seen.hidden + 3 * seen.intermediate)
+        return max(text, tower) * (2 if self.half else 4)
 
     def score_activations(self, groups: int) -> float:
-        """Alive at once in a forward pass without gradient: a layer's, not all layers'."""
+        """Of a pass over so many groups, without gradient."""
         rows, length = self._rows(groups)
-        wide = 6 * self.shape.hidden + 3 * self.shape.intermediate
-        return rows * length * wide * (2 if self.half else 4) + self._common(groups)
+        return self._one_layer(rows * length, rows) + self._common(groups)
 
-    def update_activations(self, groups: int) -> float:
-        """Saved for the backward pass; with checkpointing each layer's input, and one layer's all."""
-        shape, seen = self.shape, self.shape.vision
-        groups = min(groups, ceil(self.config.update.batch_prompts / self.world))
+    def update_activations(self, groups: int) -> tuple[float, float]:
+        """Saved for the backward pass, and alive of one layer in it; with checkpointing each layer's input
+        is saved, and one layer's all alive, and half as much again for its gradients."""
+        shape, seen, update = self.shape, self.shape.vision, self.config.update
         rows, length = self._rows(groups)
         patches = rows * self.longest.image * seen.merge**2
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         layer = layer_activations(shape.hidden, shape.intermediate, queries, keys, self.kind)
         eye = layer_activations(seen.hidden, seen.intermediate, seen.hidden, seen.hidden, self.kind)
-        if not self.config.update.gradient_checkpointing:
-            saved = rows * length * shape.layers * layer + patches * seen.layers * eye
-        else:
-            inputs = self.value * (rows * length * shape.layers * shape.hidden
-                                   + patches * seen.layers * seen.hidden)  # fmt: skip
-            # One layer's all, and half as much again for its gradients.
-            saved = inputs + 1.5 * max(rows * length * layer, patches * eye)
-        return saved + self._common(groups)
+        frozen = update.freeze_vision or update.lora_rank  # nothing of the tower is saved
+        common = self._common(groups)
+        if not update.gradient_checkpointing:
+            saved = rows * length * shape.layers * layer
+            return saved + (0 if frozen else patches * seen.layers * eye) + common, 0.0
+        inputs = self.value * (rows * length * shape.layers * shape.hidden
+                               + (0 if frozen else patches * seen.layers * seen.hidden))  # fmt: skip
+        return inputs + common, 1.5 * max(rows * length * layer, 0 if frozen else patches * eye)
 
     def vllm(self) -> tuple[float, float]:
         """Weights and KV cache that vLLM has of a GPU; the cache is below 0 where nothing is left."""
@@ -310,62 +356,140 @@ class Run:
         share = self.config.rollout.memory_fraction * self.gpu.memory * GIB
         return weights, share - weights - VLLM_WORKSPACE
 
-    @property
+    @cached_property
     def kv_bytes(self) -> float:
         """Of one token in the KV cache, on each GPU of an engine."""
         heads = max(1, self.shape.kv_heads / self.parallel)
         return 2 * self.shape.layers * heads * self.shape.head_dim * (2 if self.half else 4)
 
+    # Stages -------------------------------------------------------------------------------------
+
     def memory(self) -> dict[str, Memory]:
-        """By stage; of a rollout in a step after the first, when there is an optimizer."""
-        config, shape, state = self.config, self.shape, self.state()
-        kept = Memory(weights=state["weights"], optimizer=state["optimizer"])
-        live = min(self.value * shape.parameters, BUCKETS) if self.divided else 0
-        if self.own_vllm:
-            weights, cache = self.vllm()
-            sampling = replace(
-                kept, vllm_weights=weights, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE
-            )
-        else:
-            count = config.rollout.batch_prompts if config.rollout.engine == "hf" else 0
-            length = self.longest.prompt + self.longest.response
-            whole = self.value * shape.parameters if self.divided and count else 0
-            sampling = replace(
-                kept, weights=kept.weights + whole,
-                kv_cache=count * self.samples * length * self.kv_bytes,
-            )  # fmt: skip
-        logits = 4.0 * LOGITS_ALIVE * LOGITS_ELEMENTS
+        """By stage, where it takes most; of a step after the first, when there is an optimizer.
+
+        Gradients are gone after the optimizer's step.
+        """
         return {
-            "rollout": sampling,
-            "score": replace(
-                kept, weights=kept.weights + live, logits=logits,
-                activations=self.score_activations(
-                    self._groups(config.score.batch_prompts, config.score.batch_tokens)
-                ),
-            ),
-            "update": replace(
-                kept, weights=kept.weights + live, logits=logits + 4.0 * shape.head_matrix,
-                gradients=state["gradients"],
-                activations=self.update_activations(
-                    self._groups(config.update.micro_batch_prompts, config.update.micro_batch_tokens)
-                ),
-            ),
+            "rollout": self.rollout_memory(), "score": self.score_memory(),
+            "update": self.update_memory(),
         }  # fmt: skip
 
+    def kept(self) -> Memory:
+        """What is there in every stage."""
+        state = self._state
+        asleep = VLLM_ASLEEP if self.own_vllm else 0
+        return Memory(
+            weights=state["weights"], optimizer=state["optimizer"], overhead=OVERHEAD + asleep
+        )
+
     @property
+    def _live(self) -> float:
+        """Of the layers that ZeRO-3 has put together."""
+        return min(self.value * self.shape.parameters, BUCKETS) if self.divided else 0
+
+    @cached_property
+    def _state(self) -> dict[str, float]:
+        return self.state()
+
+    def rollout_memory(self) -> Memory:
+        """While responses are sampled, or weights handed to vLLM."""
+        config, shape, at, kept = self.config, self.shape, self.longest, self.kept()
+        if self.own_vllm:
+            weights, cache = self.vllm()
+            # The largest weight on its way to vLLM: DeepSpeed gathers it twice in float32.
+            moved = (10 if self.deepspeed else 2) * shape.head_matrix
+            return replace(
+                kept, vllm_weights=weights, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE,
+                activations=moved, overhead=OVERHEAD,
+            )  # fmt: skip
+        if config.rollout.engine != "hf":
+            return kept
+        count = config.rollout.batch_prompts
+        whole = self.value * shape.parameters if self.divided else 0
+        tokens = count * (at.prompt + self.samples * at.response)  # a prompt is kept once
+        drawn = min(LOGITS_ELEMENTS, count * self.samples * shape.vocab)
+        return replace(
+            kept, weights=kept.weights + whole, copies=self.copies(),
+            activations=self._one_layer(count * at.prompt, count),
+            kv_cache=tokens * self.kv_bytes, logits=SORTED_BYTES * drawn,
+        )  # fmt: skip
+
+    def score_memory(self) -> Memory:
+        """In the forward pass, or in the head."""
+        score, kept = self.config.score, self.kept()
+        kept = replace(kept, weights=kept.weights + self._live)
+        groups = self._groups(score.batch_prompts, score.batch_tokens)
+        return max(
+            replace(kept, copies=self.copies(), activations=self.score_activations(groups)),
+            replace(kept, logits=self._tiles, activations=self._common(groups)),
+            key=lambda memory: memory.total,
+        )
+
+    def update_memory(self) -> Memory:
+        """At the end of the forward pass, in the layers' backward pass, or at its end, the embedding."""
+        shape, update, kept = self.shape, self.config.update, self.kept()
+        kept = replace(kept, weights=kept.weights + self._live, gradients=self._state["gradients"])
+        groups = self._groups(
+            min(update.micro_batch_prompts, ceil(update.batch_prompts / self.world)),
+            update.micro_batch_tokens,
+        )
+        saved, layer = self.update_activations(groups)
+        again = update.gradient_checkpointing
+        copies = self.copies(saved=not again)
+        # The head's gradient adds up in float32; in the end the embedding's is there too, and where
+        # both are one weight, their sum.
+        first = (
+            0.0 if update.lora_rank else (4.0 + (2 if self.value == 2 else 0)) * shape.head_matrix
+        )
+        last = (2.0 if shape.tied else 1.0) * self.value * shape.head_matrix if first else 0.0
+        one = 2.0 * shape.layer_matrices if again and copies else copies
+        return max(
+            replace(kept, copies=copies, activations=saved, logits=self._tiles),
+            replace(kept, copies=one, activations=saved + layer, logits=self._tiles,
+                    gradients=kept.gradients + first),
+            replace(kept, gradients=kept.gradients + first + last),
+            key=lambda memory: memory.total,
+        )  # fmt: skip
+
+    @property
+    def _tiles(self) -> float:
+        return 4.0 * LOGITS_ALIVE * LOGITS_ELEMENTS
+
+    @cached_property
     def divided(self) -> bool:
         """Whether a rank has a part of each weight (ZeRO-3)."""
         return self.deepspeed and self.config.update.zero_stage == 3
 
-    def host(self, ranks: int) -> float:
-        """Bytes of the first machine's memory for so many ranks: the float32 weights that are loaded
-        once, and what is offloaded or asleep."""
-        away = 0.0
+    # The machine's memory -----------------------------------------------------------------------
+
+    def host(self, ranks: int) -> dict[str, float]:
+        """Bytes of the first machine's memory for so many ranks, when most is there: rank 0 writes a
+        checkpoint (float32 weights, then moments too) while the ranks keep what is offloaded, asleep or
+        encoded."""
+        here, update = min(ranks, self.world), self.config.update
+        found = {"checkpoint": 4.0 * self.shape.parameters + 8.0 * self.trained}
         if self.own_vllm:
-            away += self.vllm()[0]
-        if self.config.update.offload and self.deepspeed:
-            away += (12 if self.value == 2 else 8) * self.trained / self.world
-        return 4.0 * self.shape.parameters + min(ranks, self.world) * away
+            found["vLLM asleep"] = here * self._asleep()
+        if update.offload and self.deepspeed:
+            part = self.trained / self.world  # masters and gradients are pinned, moments are not
+            each = 2 * pinned(4.0 * part) + 8.0 * part
+            if self.divided:
+                each += pinned(self.value * self.shape.parameters / self.world)
+            found["offloaded"] = here * each
+        found["prompts"] = here * float(PROMPT_CACHE)
+        return found
+
+    def _asleep(self) -> float:
+        """Bytes that one rank's vLLM has in pinned memory: a block for each of its large weights, which
+        joins queries, keys and values, and gate and up; small ones go by 20 MiB in blocks of 32."""
+        shape, number = self.shape, 2.0 if self.half else 4.0
+        channels = shape.head_dim * (shape.heads + 2 * shape.kv_heads)
+        layer = (shape.hidden * channels, shape.hidden * shape.heads * shape.head_dim,
+                 2 * shape.hidden * shape.intermediate, shape.hidden * shape.intermediate)  # fmt: skip
+        large = [*layer * shape.layers, *[shape.head_matrix] * (1 if shape.tied else 2)]
+        small = max(0, shape.parameters - sum(large))
+        share = number / self.parallel
+        return sum(pinned(share * size) for size in large) + share * small * 32 / 20
 
     # Work and time ------------------------------------------------------------------------------
 
@@ -400,9 +524,9 @@ class Run:
             "update": flops["update"].total / speed,
         }
 
-    def _speed(self) -> float:
+    def _speed(self, utilisation: float = UTILISATION) -> float:
         """Operations per second of one GPU."""
-        return 1e12 * UTILISATION * (self.gpu.bfloat16 if self.half else self.gpu.float32)
+        return 1e12 * utilisation * (self.gpu.bfloat16 if self.half else self.gpu.float32)
 
     def _rollout_seconds(self) -> float:
         """Reading prompts at the speed of matrices; each step of decoding reads weights and KV cache."""
@@ -411,7 +535,8 @@ class Run:
         sequences = self.sampled() * self.samples / engines
         bandwidth = 1e9 * BANDWIDTH_UTILISATION * self.gpu.bandwidth
         read, decoded = rollout_flops(self.shape, at, self.samples)
-        prefill = read.total * self.sampled() / (self._speed() * self.world)
+        speed = self._speed(UTILISATION if config.rollout.engine == "hf" else VLLM_UTILISATION)
+        prefill = read.total * self.sampled() / (speed * self.world)
         one = decoded.total / (self.samples * at.response)  # operations of a token
         inside = at.prompt + at.response / 2
         if config.rollout.engine == "hf":
@@ -424,7 +549,7 @@ class Run:
             together = max(1.0, min(MAX_SEQUENCES, sequences, room))
             steps, least = sequences * at.response / together, 0.0
         moved = (weights + together * inside * self.kv_bytes) / bandwidth
-        step = max(moved, together * one / (self._speed() * self.parallel), least)
+        step = max(moved, together * one / (speed * self.parallel), least)
         tail = max(0.0, config.rollout.max_new_tokens - steps) * max(weights / bandwidth, least)
         return prefill + steps * step + tail
 

@@ -1,7 +1,8 @@
 """The sizes of a vision-language model, and how many weights they make; from its config.json. Torch-free.
 
-Known are the families of Qwen2.5-VL and Qwen3-VL. A folder is read, the hub is asked, and the models of
-the paper are known without either.
+The families of Qwen2.5-VL and Qwen3-VL are written out here; every other one is counted by
+pipelines/model_counts.py. A folder is read, the hub is asked, and the models of the paper are known without
+either.
 """
 
 from __future__ import annotations
@@ -117,13 +118,13 @@ def from_config(config: Mapping[str, Any], place: str) -> Shape:
         place: where it was read, for messages.
 
     Raises:
-        UserError: another family, or a size is missing.
+        UserError: the family cannot be counted, or a size is missing.
     """
     kind = config.get("model_type")
     if kind not in ("qwen2_5_vl", "qwen3_vl"):
-        raise UserError(
-            place, f"models of type {kind} are not counted.", "Known: qwen2_5_vl, qwen3_vl."
-        )
+        from pipelines.model_counts import count  # brings torch
+
+        return count(config, place)
     qwen3 = kind == "qwen3_vl"
     text, seen = config.get("text_config") or config, config.get("vision_config") or {}
     try:

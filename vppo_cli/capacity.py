@@ -17,11 +17,20 @@ from vppo_cli.words import duration, size
 DEFAULT_GPU, DEFAULT_GPUS = "H100", 8
 
 PARTS = {
-    "weights": "weights", "optimizer": "optimizer", "gradients": "gradients",
+    "weights": "weights", "copies": "copies", "optimizer": "optimizer", "gradients": "gradients",
     "activations": "activations", "logits": "logits", "vllm_weights": "vLLM", "kv_cache": "KV cache",
     "overhead": "other", "total": "all",
 }  # fmt: skip
 """Part of the memory -> head of its column."""
+
+
+CHANGES = {
+    "update.engine": "sums in another order",
+    "rollout.engine": "other random draws",
+    "model.dtype": "another precision of every pass",
+    "update.lora_rank": "adapters are trained, not all weights; learning rates are ten times higher",
+}
+"""Setting that advice may name though it decides results -> how."""
 
 
 def wanted(config: Config, gpu: str | None, gpus: int | None, response: int | None) -> bool:
@@ -58,9 +67,12 @@ def show(config: Config, found: dict[str, Any]) -> None:
     disk, host = found["disk"], found["host_memory_per_node"]
     display.line("disk", f"{size(disk['checkpoint'])} a checkpoint, {size(disk['step'])} a step, "
                  f"{size(disk['run'])} in the end")  # fmt: skip
+    parts = ", ".join(
+        f"{name} {part / GIB:.0f}" for name, part in found["host_memory_parts"].items()
+    )
     if host >= GIB:
-        display.line("host", f"{host / GIB:.0f} GiB of a machine's memory, with 8 GPUs")
-    _assumed(found)
+        display.line("host", f"{host / GIB:.0f} GiB of the first machine's memory ({parts})")
+    _assumed(config, found)
     _verdict(found)
 
 
@@ -97,8 +109,9 @@ def _work(config: Config, found: dict[str, Any]) -> None:
                  f"{duration(found['seconds'])}")  # fmt: skip
 
 
-def _assumed(found: dict[str, Any]) -> None:
+def _assumed(config: Config, found: dict[str, Any]) -> None:
     a = found["assumed"]
+    vllm = f" ({a['vllm_utilisation']:.0%} in vLLM)" if config.rollout.engine == "vllm" else ""
     groups = "" if a["informative_share"] == 1 else f"; {a['informative_share']:.0%} of groups kept"
     display.line(
         "assumed",
@@ -106,8 +119,8 @@ def _assumed(found: dict[str, Any]) -> None:
         f"(--response-tokens){groups};", style="dim",
     )  # fmt: skip
     display.line(
-        "", f"{a['utilisation']:.0%} of peak operations, {a['bandwidth_utilisation']:.0%} of bandwidth; "
-        "memory for the longest responses;", style="dim",
+        "", f"{a['utilisation']:.0%} of peak operations{vllm}, {a['bandwidth_utilisation']:.0%} of "
+        "bandwidth; memory for the longest responses;", style="dim",
     )  # fmt: skip
     display.line(
         "", "not counted: communication, grading, validation, evaluation", style="dim"
@@ -118,17 +131,36 @@ def _verdict(found: dict[str, Any]) -> None:
     if found["fits"]:
         stages = found["memory_per_gpu"]
         fullest = max(stages, key=lambda stage: stages[stage]["total"])
-        spare = (found["gpu_memory"] - stages[fullest]["total"]) / GIB
-        display.line("result", f"fits, with {spare:.1f} GiB to spare ({fullest})", style="green")
+        spare = found["gpu_memory"] - stages[fullest]["total"]
+        display.line("result", _fits(spare, fullest), style="green")
         return
-    display.line("result", "does not fit: " + "; ".join(found["problems"]), style="bold yellow")
-    if found["mends_suffice"]:
-        display.line("change", "  ".join(f"--set {setting}" for setting in found["mends"]))
-    elif found["fits_on"]:
-        name, *mends = found["fits_on"][0].split()
-        display.line("change", f"--gpu {name}" + "".join(f"  --set {setting}" for setting in mends))
-    else:
-        display.line("change", "take a smaller model: no setting and no GPU of the table is enough")
+    for i, problem in enumerate(found["problems"]):
+        text = problem if i else f"does not fit: {problem}"
+        display.line("" if i else "result", text, style="bold yellow")
+    if not found["advice"]:
+        display.line("change", "take a smaller model, or fewer or shorter responses (which changes what is "
+                     "learned):")  # fmt: skip
+        display.line(
+            "", "no combination of the other settings fits, not on the largest GPU of the table"
+        )
+        return
+    best = found["advice"][0]
+    gpu = [] if best["gpu"] == found["gpu"] else [f"--gpu {best['gpu']}"]
+    changes = [*gpu, *(f"--set {setting}" for setting in best["set"])]
+    for start in range(0, len(changes), 3):
+        display.line("" if start else "change", "  ".join(changes[start : start + 3]))
+    host = f"{best['host_memory_per_node'] / GIB:.0f} GiB of a machine's memory"
+    display.line("then", f"{_fits(best['spare'], best['fullest'])}; "
+                 f"{_seconds(best['seconds_per_step'])} a step, {host}", style="green")  # fmt: skip
+    for setting in best["set"]:
+        key, _, value = setting.partition("=")
+        if key in best["changes_results"]:
+            package = " (pip install 'vppo[gpu]')" if value in ("vllm", "deepspeed") else ""
+            display.line("note", f"{key} changes results: {CHANGES[key]}{package}", style="yellow")
+
+
+def _fits(spare: float, stage: str) -> str:
+    return f"fits, with {spare / GIB:.1f} GiB to spare ({stage})"
 
 
 def _table(corner: str, heads: Sequence[str], rows: dict[str, list[str]]) -> None:
