@@ -51,6 +51,7 @@ class DeepSpeedTrainer(TorchTrainer):
             policy.model = _divided(policy, dtype, _settings(self.config))
         else:
             policy.model = copied(policy.model, policy.placement, policy.device, dtype)
+        policy.take(plain=policy.plain)
 
     def _make_optimizer(self) -> Any:
         import deepspeed

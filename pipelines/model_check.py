@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import decoding, divergence, packing, shared_prefix
+from pipelines import decoding, divergence, packing, shared_prefix, vision
 from pipelines import policy as policies
 from pipelines.divergence import token_logp
 from pipelines.errors import UserError
@@ -48,7 +48,7 @@ GENERATED = 12
 PICTURE = (160, 128)
 """Width and height, in pixels."""
 _CODE = (__file__, decoding.__file__, divergence.__file__, packing.__file__, policies.__file__,
-         shared_prefix.__file__)  # fmt: skip
+         shared_prefix.__file__, vision.__file__)  # fmt: skip
 
 Dtype = Literal["float32", "bfloat16"]
 Group = tuple[Encoded, list[list[int]]]

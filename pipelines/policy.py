@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from pipelines import chat_template, shared_prefix
+from pipelines import chat_template, shared_prefix, vision
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
@@ -137,14 +137,17 @@ class Policy:
         self.grouped = not plain and self.config.model.attention == "sdpa"
         if self.grouped:
             shared_prefix.use(self.model)
+            vision.use(self.model)
         else:
             self.model.set_attn_implementation({"text_config": self.config.model.attention})
+            vision.leave(self.model, self.config.model.attention)
 
     def spread(self) -> Policy:
         """The same, with whole weights on every rank's device; every rank calls it."""
         if isinstance(self.placement, OnMain):
             self.model = copied(self.model, self.placement, self.device, torch.float32)
             self.placement = Placement()
+            self.take(plain=self.plain)
         return self
 
     def asked(self, pixels: PixelLimits, instruction: str) -> Policy:
