@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from pipelines import vision
 from pipelines.ranks import ranks
 from pipelines.records import Sample
 
@@ -77,11 +77,12 @@ class OnMain(Placement):
 
 
 def skeleton(model: Any, dtype: torch.dtype) -> Any:
-    """A model of the same architecture, made here from the config alone.
+    """A model of the same architecture, made here from the config alone; its vision tower goes the
+    library's way.
 
     Where it is made and whether its weights are set is for the caller's contexts to say.
     """
-    made = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
+    made = type(model)._from_config(vision.config_of(model), dtype=dtype)
     made.generation_config = model.generation_config
     return made.requires_grad_(True).eval()
 
