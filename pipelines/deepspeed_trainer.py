@@ -27,8 +27,8 @@ from pipelines.packing import fill
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
 from pipelines.ranks import ranks
-from pipelines.records import Rollout, Sample, SampleTable, Scored
-from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state
+from pipelines.records import Rollout, SampleTable, Scored
+from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state, of_language
 
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -97,7 +97,11 @@ class DeepSpeedTrainer(TorchTrainer):
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
     ) -> dict[str, Any]:
         """As ``torch`` does."""
-        self.policy.placement.check([samples.by_id(r.sample_id) for r in rollouts])
+        # Gradients are summed up in the order they come: each rank needs all of them.
+        language = of_language(self.policy.model)
+        sees = any(id(parameter) not in language for _, parameter in self.named)
+        asked = [samples.by_id(rollout.sample_id) for rollout in rollouts]
+        self.policy.look_always(asked, always=sees or self.policy.placement.divided)
         return super().update(rollouts, scores, samples)
 
     # -- one step ------------------------------------------------------------------------------
@@ -227,20 +231,14 @@ class MasterWeights(Placement):
 class DividedWeights(Placement):
     """ZeRO-3: a rank holds a part of each weight, and its masters."""
 
+    divided = True
+
     def __init__(self, engine: Any) -> None:
         self.engine, self.hooks = engine, engine.optimizer.parameter_offload
 
     def forward(self, function: Callable[..., T], *arguments: Any) -> T:
         """Each layer's weights are put together when it is reached."""
         return self.engine(function, *arguments)
-
-    def check(self, samples: Sequence[Sample]) -> None:
-        """The ranks go through the same layers together: all see an image, or none does."""
-        if ranks().world > 1 and len({bool(sample.images) for sample in samples}) > 1:
-            raise UserError(
-                "update.zero_stage: 3", "cannot train on questions with and without images at once.",
-                "Take update.zero_stage=2, or leave one kind out of the data.",
-            )  # fmt: skip
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
