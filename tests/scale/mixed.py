@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node N mixed.py FOLDER STAGE...
 
-FOLDER is as for updates.py; every other question of its step loses its image. One JSON line a case.
+FOLDER is as for updates.py; all but one question of its step lose their images, so that some ranks see
+none. One JSON line a case.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ CASES: dict[str, tuple[str, ...]] = {
 
 
 def without_images(data: Path) -> Path:
-    """A copy of the folder in which the first, third ... question of the step is words alone."""
+    """A copy of the folder in which all but the first question of the step are words alone."""
     folder = data / f"mixed-{ranks().world}"
     if ranks().main:
         folder.mkdir()
         for name in (ROLLOUTS, SCORES):
             (folder / name).write_bytes((data / name).read_bytes())
-        blind = {rollout.sample_id for rollout in read_rows(data / ROLLOUTS, Rollout)[::2]}
+        blind = {rollout.sample_id for rollout in read_rows(data / ROLLOUTS, Rollout)[1:]}
         rows = [
             replace(row, images=[], problem=row.problem.replace("<image>", ""))
             if row.id in blind else row for row in SampleTable(data / "train.parquet")
