@@ -172,6 +172,7 @@ class DeepSpeedTrainer(TorchTrainer):
         if self.settings.lora_rank:
             self._set(lora.load(folder))
         tensors = load_file(folder / OPTIMIZER)
+        check_state(tensors)
         self.updates = int(tensors.pop("updates"))
         if not self.updates:
             return

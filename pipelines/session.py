@@ -143,9 +143,7 @@ class Session:
     @cached_property
     def reward(self) -> RewardFunction:
         settings = self.config.reward
-        return make_reward(
-            settings.function, settings.grader, settings.deadline, settings.workers, self.watch.note
-        )
+        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
 
     @cached_property
     def graders(self) -> GraderPool:

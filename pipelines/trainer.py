@@ -345,6 +345,7 @@ class TorchTrainer:
         if self.settings.lora_rank:
             self._set(lora.load(folder))
         tensors = load_file(folder / OPTIMIZER)
+        check_state(tensors)
         self.updates = int(tensors.pop("updates"))
         parameters = dict(self.named)
         for key, value in tensors.items():
