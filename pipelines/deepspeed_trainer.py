@@ -26,7 +26,7 @@ from pipelines.errors import UserError
 from pipelines.packing import fill
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
-from pipelines.ranks import ranks
+from pipelines.ranks import join_alone, ranks
 from pipelines.records import Rollout, SampleTable, Scored
 from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state, of_language
 
@@ -141,7 +141,7 @@ class DeepSpeedTrainer(TorchTrainer):
         return norm
 
     def _summed(self, totals: dict[str, float]) -> dict[str, float]:
-        values = torch.tensor(list(totals.values()), dtype=torch.float64)
+        values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self.policy.device)
         dist.all_reduce(values)
         return dict(zip(totals, values.tolist(), strict=True))
 
@@ -307,9 +307,7 @@ def _deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    join_alone(device)
     return deepspeed
 
 
@@ -323,11 +321,14 @@ def _settings(config: Config) -> dict[str, Any]:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if update.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
-    return {
+    half = config.model.dtype == "bfloat16"
+    # Gradients of micro-batches and ranks are added up in float32, whatever the weights are.
+    exact = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+    return (exact if half else {}) | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the boundary is set by hand
         "gradient_clipping": update.max_grad_norm,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "bf16": {"enabled": half},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

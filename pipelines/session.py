@@ -377,6 +377,7 @@ class Session:
             policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
             policy.processor.save_pretrained(out / checkpoint.MODEL)
             (out / checkpoint.TRAINER).mkdir()
+        ranks().barrier()  # which waits for a slow disk; DeepSpeed's collectives would not for long
         trainer.save(out / checkpoint.TRAINER)
         return {}
 
