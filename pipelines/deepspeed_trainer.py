@@ -26,9 +26,9 @@ from pipelines.errors import UserError
 from pipelines.packing import fill
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
-from pipelines.ranks import ranks
-from pipelines.records import Rollout, Sample, SampleTable, Scored
-from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state
+from pipelines.ranks import join_alone, ranks
+from pipelines.records import Rollout, SampleTable, Scored
+from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state, of_language
 
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -97,7 +97,11 @@ class DeepSpeedTrainer(TorchTrainer):
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
     ) -> dict[str, Any]:
         """As ``torch`` does."""
-        self.policy.placement.check([samples.by_id(r.sample_id) for r in rollouts])
+        # Gradients are summed up in the order they come: each rank needs all of them.
+        language = of_language(self.policy.model)
+        sees = any(id(parameter) not in language for _, parameter in self.named)
+        asked = [samples.by_id(rollout.sample_id) for rollout in rollouts]
+        self.policy.look_always(asked, always=sees or self.policy.placement.divided)
         return super().update(rollouts, scores, samples)
 
     # -- one step ------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ class DeepSpeedTrainer(TorchTrainer):
         return norm
 
     def _summed(self, totals: dict[str, float]) -> dict[str, float]:
-        values = torch.tensor(list(totals.values()), dtype=torch.float64)
+        values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self.policy.device)
         dist.all_reduce(values)
         return dict(zip(totals, values.tolist(), strict=True))
 
@@ -168,6 +172,7 @@ class DeepSpeedTrainer(TorchTrainer):
         if self.settings.lora_rank:
             self._set(lora.load(folder))
         tensors = load_file(folder / OPTIMIZER)
+        check_state(tensors)
         self.updates = int(tensors.pop("updates"))
         if not self.updates:
             return
@@ -227,20 +232,14 @@ class MasterWeights(Placement):
 class DividedWeights(Placement):
     """ZeRO-3: a rank holds a part of each weight, and its masters."""
 
+    divided = True
+
     def __init__(self, engine: Any) -> None:
         self.engine, self.hooks = engine, engine.optimizer.parameter_offload
 
     def forward(self, function: Callable[..., T], *arguments: Any) -> T:
         """Each layer's weights are put together when it is reached."""
         return self.engine(function, *arguments)
-
-    def check(self, samples: Sequence[Sample]) -> None:
-        """The ranks go through the same layers together: all see an image, or none does."""
-        if ranks().world > 1 and len({bool(sample.images) for sample in samples}) > 1:
-            raise UserError(
-                "update.zero_stage: 3", "cannot train on questions with and without images at once.",
-                "Take update.zero_stage=2, or leave one kind out of the data.",
-            )  # fmt: skip
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
@@ -308,9 +307,7 @@ def _deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    join_alone(device)
     return deepspeed
 
 
@@ -324,11 +321,14 @@ def _settings(config: Config) -> dict[str, Any]:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if update.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
-    return {
+    half = config.model.dtype == "bfloat16"
+    # Gradients of micro-batches and ranks are added up in float32, whatever the weights are.
+    exact = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+    return (exact if half else {}) | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the boundary is set by hand
         "gradient_clipping": update.max_grad_norm,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "bf16": {"enabled": half},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

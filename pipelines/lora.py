@@ -22,7 +22,6 @@ from pipelines.errors import UserError
 from pipelines.placement import Placement
 from pipelines.policy import Policy
 from pipelines.ranks import ranks
-from pipelines.records import Sample
 from pipelines.seeds import generator
 
 T = TypeVar("T")
@@ -111,7 +110,7 @@ class Adapted(Placement):
     """
 
     def __init__(self, parts: Placement, scale: float) -> None:
-        self.parts, self.scale = parts, scale
+        self.parts, self.scale, self.divided = parts, scale, parts.divided
 
     def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         base = a = torch.empty(0)
@@ -140,9 +139,6 @@ class Adapted(Placement):
 
     def forward(self, function: Callable[..., T], *arguments: Any) -> T:
         return self.parts.forward(function, *arguments)
-
-    def check(self, samples: Sequence[Sample]) -> None:
-        self.parts.check(samples)
 
 
 def _settings(policy: Policy, config: Config) -> Any:

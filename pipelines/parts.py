@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import os
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipelines.errors import UserError
@@ -24,7 +27,7 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         known: the built-in parts.
 
     The current folder is searched as well. What a function from an import path raises when it is
-    called becomes a UserError with the function's own lines.
+    called becomes a UserError with the function's own lines; while it does not return, that is said.
 
     Raises:
         UserError: there is no such part; names the nearest, or what could not be imported.
@@ -62,13 +65,18 @@ LINES = 6
 """Lines of a part's own traceback that are told, innermost last."""
 
 
+PATIENCE_S = 60.0
+"""A part that takes longer for one call is told of, and again every so many seconds."""
+
+
 def _telling(place: str, part: Callable[..., Any]) -> Callable[..., Any]:
     """The part, whose exceptions are errors that name it and show where they were raised."""
 
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return part(*args, **kwargs)
+            with _patience(place):
+                return part(*args, **kwargs)
         except UserError:
             raise
         except Exception as error:
@@ -81,3 +89,23 @@ def _telling(place: str, part: Callable[..., Any]) -> Callable[..., Any]:
             ) from error  # fmt: skip
 
     return call
+
+
+@contextlib.contextmanager
+def _patience(place: str) -> Iterator[None]:
+    """Tell, while it lasts, that a function that cannot be interrupted has not come back."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        begun = time.monotonic()
+        while not ended.wait(PATIENCE_S):
+            waited = time.monotonic() - begun
+            print(f"warning    {place} has not returned after {waited:.0f} s", file=sys.stderr)
+
+    thread = threading.Thread(target=wait, name="patience", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
+from pipelines import vision
 from pipelines.ranks import ranks
-from pipelines.records import Sample
 
 T = TypeVar("T")
 
 
 class Placement:
-    """Whole, on every rank's device, in float32. A trainer that divides them brings its own."""
+    """Whole, on every rank's device, in float32. A trainer that divides them brings its own.
+
+    Attributes:
+        divided: whether a layer's weights are put together as all ranks reach it.
+    """
+
+    divided = False
 
     def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and whole value of each weight, one at a time, in the precision that is trained (the
@@ -34,13 +39,6 @@ class Placement:
     def forward(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that uses the model; every rank calls it equally often."""
         return function(*arguments)
-
-    def check(self, samples: Sequence[Sample]) -> None:
-        """See that the ranks can share out these samples.
-
-        Raises:
-            UserError: they cannot.
-        """
 
 
 class OnMain(Placement):
@@ -77,11 +75,12 @@ class OnMain(Placement):
 
 
 def skeleton(model: Any, dtype: torch.dtype) -> Any:
-    """A model of the same architecture, made here from the config alone.
+    """A model of the same architecture, made here from the config alone; its vision tower goes the
+    library's way.
 
     Where it is made and whether its weights are set is for the caller's contexts to say.
     """
-    made = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
+    made = type(model)._from_config(vision.config_of(model), dtype=dtype)
     made.generation_config = model.generation_config
     return made.requires_grad_(True).eval()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pipelines import chat_template, shared_prefix, vision
 from pipelines.config import Config
@@ -37,6 +38,7 @@ from pipelines.model_files import (
 from pipelines.packing import Costs, Setting, share, tokens
 from pipelines.placement import OnMain, Placement, copied
 from pipelines.prompts import (
+    IMAGE,
     PixelLimits,
     PromptEncoder,
     limit_pixels,
@@ -46,6 +48,7 @@ from pipelines.prompts import (
 )
 from pipelines.ragged import join
 from pipelines.ranks import ranks
+from pipelines.records import Sample
 from pipelines.torchvision_ops import ensure_importable
 
 Encoded = dict[str, torch.Tensor]
@@ -53,6 +56,8 @@ TYPES = ("mm_token_type_ids", "token_type_ids")
 """What kind of token each is: text, image, or (PaliGemma) prompt and response."""
 PER_TOKEN = ("input_ids", "position_ids", *TYPES)
 """Entries of an encoded prompt that have one value per token; the others belong to its images."""
+STAND_IN = 28
+"""Pixels of a side of the smallest image that is read where a pass has none."""
 RESPONSE_TYPES = {"paligemma": 1}
 """``token_type_ids`` of a response, where it is not 0, by model type."""
 
@@ -73,6 +78,7 @@ class Policy:
             distribution over the others.
         eos_ids: ids that end a response.
         plain: whether the model takes the plain way.
+        stand_in: a question about a small image, read beside rows that have none and counting nothing.
         notes: what a user should know of it.
     """
 
@@ -84,6 +90,7 @@ class Policy:
         self.costs = _costs(model)
         self.dtype = config.model.dtype
         self.notes: list[str] = []
+        self.stand_in: Row | None = None
         self.take(plain=False)
         self.encoder = PromptEncoder(
             processor, config.data.instruction, workers=config.data.workers
@@ -163,6 +170,22 @@ class Policy:
         other.processor, other.encoder = processor, PromptEncoder(processor, instruction, 1)
         return other
 
+    def look_always(self, samples: Sequence[Sample], *, always: bool) -> None:
+        """Let passes over questions without an image read a small one too, or not.
+
+        Ranks that divide the work wait for each other layer by layer, or weight by weight, and a vision
+        tower that only some of them go through would hang them.
+
+        Args:
+            samples: all questions of a step; where none or all have images no pass needs another.
+            always: whether the ranks wait for each other so.
+        """
+        self.stand_in = None
+        if always and ranks().world > 1 and len({bool(sample.images) for sample in samples}) > 1:
+            small = Image.new("RGB", (STAND_IN, STAND_IN), "white")
+            asked = Sample("", f"{IMAGE}?", [], "")
+            self.stand_in = Row(self.encoder.encode_images(asked, [small]), [[self.eos_ids[0]]])
+
     @property
     def head_weight(self) -> torch.Tensor:
         """The LM head's weight [V, D]."""
@@ -196,8 +219,11 @@ class Policy:
             hidden_ND: one vector per response token, in the order row, response, token
             (N = total response tokens).
         """
-        batch = self._plain(rows) if self.plain else self._pack(rows)
+        blind = not any("pixel_values" in row.prompt for row in rows)
+        beside = [self.stand_in] if blind and self.stand_in else []
+        batch = (self._plain if self.plain else self._pack)([*rows, *beside])
         where = batch.pop("where")
+        where = where[:, : where.shape[1] - len(beside)]
         with self.compute_type():
             output = self.model.base_model(**batch, use_cache=False)
         hidden_BLD = output.last_hidden_state

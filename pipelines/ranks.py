@@ -195,6 +195,18 @@ def _join(me: Ranks) -> None:
     )
 
 
+def join_alone(device: Any) -> None:
+    """Make the process group of a single process (torch.device), where libraries want one.
+
+    It can reduce on the host as well as on a GPU: one that vLLM makes for itself cannot.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
 def _distributed() -> Any:
     import torch.distributed
 

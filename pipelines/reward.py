@@ -11,10 +11,8 @@ has the result. Every response is graded as well, so outcomes are reported whate
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,11 +52,8 @@ class Graded:
 class RewardFunction(Closing):
     """Grades and rewards responses; a context manager, as it owns grading processes."""
 
-    def __init__(
-        self, reward: str, grader: str, pool: GraderPool, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, reward: str, grader: str, pool: GraderPool) -> None:
         self._name, self._grader, self._pool = reward, check_grader(grader), pool
-        self._note = note
         self._scorer: RewardScorer | None = None
         if reward not in REWARDS:
             self._scorer = find_part("reward.function", reward, REWARDS)
@@ -83,8 +78,7 @@ class RewardFunction(Closing):
         if self._scorer is None:
             rewards = REWARDS[self._name](outcomes)
         else:
-            with _patience(f"reward {self._name}", len(responses), self._note):
-                scores = self._scorer(list(responses), list(samples))
+            scores = self._scorer(list(responses), list(samples))
             rewards = _checked(scores, len(responses), self._name)
         return [
             Graded(answer or "", outcome, reward)
@@ -118,41 +112,15 @@ def make_reward(
     grader: str = "mathruler",
     deadline_s: float = 5.0,
     workers: int = 2,
-    note: Callable[[str], None] = lambda _: None,
 ) -> RewardFunction:
     """Build the reward that a config names; no process starts before the first answer needs one.
 
     Args:
-        note: told where a reward of one's own takes long.
 
     Raises:
         UserError: no such reward or grader, or the import path leads nowhere.
     """
-    return RewardFunction(reward, grader, GraderPool(workers=workers, deadline_s=deadline_s), note)
-
-
-PATIENCE_S = 60.0
-"""A reward of one's own that takes longer for one batch is told of, and again every so many seconds."""
-
-
-@contextlib.contextmanager
-def _patience(name: str, responses: int, note: Callable[[str], None]) -> Iterator[None]:
-    """Tell, while it lasts, that a function that cannot be interrupted has not come back."""
-    ended = threading.Event()
-
-    def wait() -> None:
-        waited = 0.0
-        while not ended.wait(PATIENCE_S):
-            waited += PATIENCE_S
-            note(f"WARNING {name} has not returned after {waited:.0f} s for {responses} responses")
-
-    thread = threading.Thread(target=wait, name="patience", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return RewardFunction(reward, grader, GraderPool(workers=workers, deadline_s=deadline_s))
 
 
 def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:

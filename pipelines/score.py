@@ -67,7 +67,8 @@ def score(
             done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
         return [done[i] for i in range(len(groups))]
 
-    policy.placement.check([samples.by_id(group.sample_id) for group in rollouts])
+    asked = [samples.by_id(group.sample_id) for group in rollouts]
+    policy.look_always(asked, always=policy.placement.divided)
     # The longest first, so that every rank has about the same work.
     order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i].response_ids)))
     done = dict(zip(order, everyone.share([rollouts[i] for i in order], work), strict=True))

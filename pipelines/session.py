@@ -7,11 +7,9 @@ deterministic, so the weights are bit for bit what they were. Generation is neve
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from evals.run import evaluate
 from pipelines import checkpoint
 from pipelines.chain import Chain
 from pipelines.config import Config
+from pipelines.disk import partial_of, remove
 from pipelines.engines import ENGINES, Engine, LiveEngine
 from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
@@ -144,9 +143,7 @@ class Session:
     @cached_property
     def reward(self) -> RewardFunction:
         settings = self.config.reward
-        return make_reward(
-            settings.function, settings.grader, settings.deadline, settings.workers, self.watch.note
-        )
+        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
 
     @cached_property
     def graders(self) -> GraderPool:
@@ -355,14 +352,17 @@ class Session:
                 )  # fmt: skip
         old, self._made_trainer = self._trainer(), self._new_trainer(config)
         everyone = ranks()
-        with contextlib.ExitStack() as stack:
-            # In the run's folder, which all nodes see.
-            where = partial(tempfile.TemporaryDirectory, suffix=".partial", dir=self.chain.run)
-            folder = Path(everyone.on_main(lambda: stack.enter_context(where())))
+        # In the run's folder, which all nodes see; what a kill leaves there, the next command removes.
+        folder = everyone.agree(partial_of(self.chain.run / checkpoint.TRAINER))
+        everyone.on_main(folder.mkdir)
+        try:
             old.save(folder)
             everyone.barrier()
             self._made_trainer.load(folder)
             everyone.barrier()
+        finally:
+            if everyone.main:
+                remove(folder)
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
@@ -377,6 +377,7 @@ class Session:
             policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
             policy.processor.save_pretrained(out / checkpoint.MODEL)
             (out / checkpoint.TRAINER).mkdir()
+        ranks().barrier()  # which waits for a slow disk; DeepSpeed's collectives would not for long
         trainer.save(out / checkpoint.TRAINER)
         return {}
 

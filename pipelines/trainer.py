@@ -345,6 +345,7 @@ class TorchTrainer:
         if self.settings.lora_rank:
             self._set(lora.load(folder))
         tensors = load_file(folder / OPTIMIZER)
+        check_state(tensors)
         self.updates = int(tensors.pop("updates"))
         parameters = dict(self.named)
         for key, value in tensors.items():
@@ -368,10 +369,15 @@ def check_state(tensors: dict[str, torch.Tensor]) -> None:
 
 def freeze_vision(model: Any) -> None:
     """Take the vision tower, and the projector into the language model, out of the training."""
-    language = {id(p) for p in model.get_decoder().parameters()}
-    language |= {id(p) for p in model.get_output_embeddings().parameters()}
+    language = of_language(model)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in language)
+
+
+def of_language(model: Any) -> set[int]:
+    """The ids of a model's parameters that are not its vision tower's or projector's."""
+    head = model.get_output_embeddings().parameters()
+    return {id(p) for p in (*model.get_decoder().parameters(), *head)}
 
 
 def _map(tokens: Tokens, function: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:

@@ -12,6 +12,7 @@ convolutions of bfloat16 volumes. On a CPU it stays a convolution: what is store
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 from typing import Any
@@ -60,6 +61,15 @@ def leave(model: Any, attention: str) -> None:
             object.__setattr__(module, "__class__", nn.Conv3d)
     if _in_windows(model):
         model.set_attn_implementation({"vision_config": attention})
+
+
+def config_of(model: Any) -> Any:
+    """A copy of a model's config that a model can be made of: for our name it would seek a kernel."""
+    config = copy.deepcopy(model.config)
+    tower = getattr(config, "vision_config", None)
+    if tower is not None and getattr(tower, "_attn_implementation", None) == NAME:
+        tower._attn_implementation = "sdpa"
+    return config
 
 
 def _in_windows(model: Any) -> bool:

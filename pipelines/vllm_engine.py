@@ -30,7 +30,7 @@ from pipelines.engines import Engine, Name, Response, cut, encoded
 from pipelines.errors import UserError
 from pipelines.policy import Policy
 from pipelines.prompts import messages, model_location, open_image
-from pipelines.ranks import ranks
+from pipelines.ranks import join_alone, ranks
 from pipelines.records import Sample
 from pipelines.sampling import Sampling
 from pipelines.seeds import generator
@@ -256,6 +256,8 @@ def _start(config: Config, cuda: bool) -> Any:
     except ImportError as error:
         raise not_installed(error) from error
     several = ranks().world > 1
+    if cuda and config.update.engine == "deepspeed":
+        join_alone(torch.device("cuda"))  # before vLLM does
     ranks().workers(config.rollout.tensor_parallel)
     try:
         return LLM(
@@ -265,6 +267,7 @@ def _start(config: Config, cuda: bool) -> Any:
             logprobs_mode=logprobs_mode(config), enable_prefix_caching=True, enforce_eager=not cuda,
             gpu_memory_utilization=config.rollout.memory_fraction, enable_sleep_mode=cuda,
             tensor_parallel_size=config.rollout.tensor_parallel, seed=0,
+            mm_processor_cache_gb=0,  # 4 GiB of the host's memory for images that come once
             # vLLM 0.32 rewinds a seeded generator after a part of a prompt, which CPU ones cannot.
             enable_chunked_prefill=cuda,
             # Each rank drives the worker on its own device, in the process group there is.

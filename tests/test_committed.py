@@ -31,7 +31,7 @@ from pipelines.records import Rollout, Scored, read_rows, write_rows
 from pipelines.reward import make_reward
 from pipelines.session import Session
 from pipelines.settings import shipped_config
-from pipelines.step import MANIFEST, Step, commit, read_manifest
+from pipelines.step import MANIFEST, Step, commit, file_hash, read_manifest
 from pipelines.watch import Silent
 from vppo_cli.status import lines, look
 
@@ -453,6 +453,28 @@ def test_weights_that_are_no_numbers_are_never_saved_or_loaded(run: Path, tmp_pa
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"weights are not finite .*nan"):
         Policy.load(settings.load(None, [f"model.path={model}"]))
+
+
+def test_a_checkpoint_of_no_numbers_is_not_gone_on_with(run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = one(run, "checkpoints/0003/checkpoint-*")
+    for name, problem in (
+        ("trainer/optimizer.safetensors", "its state is not finite"),
+        ("model/model.safetensors", "weights are not finite"),
+    ):
+        tensors = load_file(folder / name)
+        where = next(n for n, value in tensors.items() if value.dim() > 1)
+        tensors[where].view(-1)[0] = float("nan")
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        content = json.loads((folder / MANIFEST).read_text())
+        del content[SEAL]
+        content["files"][name] |= {
+            "sha256": file_hash(folder / name), "bytes": (folder / name).stat().st_size,
+        }  # fmt: skip
+        (folder / MANIFEST).write_text(json.dumps(sealed(content)))
+        command = vppo("train", "--run", "small", *given("run.steps=4"), runs=run.parent)
+        refused(command, problem)
 
 
 def test_the_first_that_is_no_number_is_found() -> None:

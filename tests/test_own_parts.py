@@ -6,16 +6,17 @@ from contextlib import closing
 import pytest
 from command_line import copy_of, given, vppo
 
-from pipelines import reward as rewards
-from pipelines import runs, settings
+from pipelines import parts, runs, settings
 from pipelines.chain import Chain
-from pipelines.records import Rollout, Scored, read_rows
+from pipelines.parts import find_part
+from pipelines.records import Rollout, Sample, Scored, read_rows
 from pipelines.rollout import ROLLOUTS
 from pipelines.score import SCORES
 from pipelines.session import Session
 from pipelines.watch import Silent
 
 PARTS = """
+import time
 import torch
 
 def broken(responses, samples):
@@ -37,6 +38,10 @@ def fails(answer, gold):
     raise ValueError("no idea")
 
 def equal(responses, samples):
+    return [0.5] * len(responses)
+
+def slow(responses, samples):
+    time.sleep(0.2)
     return [0.5] * len(responses)
 """
 
@@ -102,15 +107,24 @@ def test_a_step_with_nothing_to_learn_from_is_said(run):
     assert "nothing to learn from" not in command.out
 
 
-def test_a_reward_that_does_not_return_is_told_of(monkeypatch):
-    monkeypatch.setattr(rewards, "PATIENCE_S", 0.05)
-    notes: list[str] = []
-    with rewards._patience("reward slow:score", 8, notes.append):
-        time.sleep(0.2)
-    assert notes[0] == "WARNING reward slow:score has not returned after 0 s for 8 responses"
-    told = len(notes)
+def test_a_reward_that_does_not_return_is_told_of(run, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(run.parent.parent)
+    monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
+    config = settings.load(run / "config.yaml", ["reward.function=ownparts:slow"])
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
+        session.reward(["\\boxed{1}"], [Sample("a", "1?", [], "1")], [False])
+    told = capsys.readouterr().err
+    assert "reward.function: ownparts:slow has not returned after 0 s" in told
     time.sleep(0.1)
-    assert len(notes) == told
+    assert not capsys.readouterr().err  # it has returned
+
+
+@pytest.mark.parametrize("setting", ["score.estimator", "score.perturbation", "update.objective"])
+def test_so_is_any_other_part(run, setting, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(run.parent.parent)
+    monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
+    assert find_part(setting, "ownparts:slow", {})([], []) == []
+    assert f"{setting}: ownparts:slow has not returned" in capsys.readouterr().err
 
 
 def test_a_stage_alone_takes_its_own_settings_and_no_other(run):

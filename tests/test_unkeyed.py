@@ -63,7 +63,7 @@ OF_SCALE = {
     "rollout.server", "rollout.tensor_parallel", "rollout.memory_fraction", "update.zero_stage",
     "update.offload",
 }  # fmt: skip
-"""Tried in tests/scale (test_unkeyed.py), where there are vLLM, DeepSpeed and several ranks."""
+"""Tried in tests/scale (test_unkeyed_scale.py), where there are vLLM, DeepSpeed and several ranks."""
 
 DECIDES = "update.micro_batch_prompts"
 """Left out of keys unless ``shaping_statistics`` is ``micro_batch``."""

@@ -7,6 +7,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
 from pipelines import vision
+from pipelines.placement import Placement, copied
 
 IN_WINDOWS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 GRIDS = {
@@ -90,3 +91,16 @@ def test_what_is_saved_does_not_name_it(model, tmp_path):
     vision.use(model)
     model.save_pretrained(tmp_path)
     assert vision.NAME not in (tmp_path / "config.json").read_text()
+
+
+def test_a_copy_is_made_without_it_and_can_go_its_ways(model):
+    # Each rank makes one of a model that goes our ways already.
+    vision.use(model)
+    made = copied(model, Placement(), torch.device("cpu"), torch.float32)
+    assert made.config.vision_config._attn_implementation == "sdpa"
+    assert model.config.vision_config._attn_implementation == vision.NAME
+    grids = GRIDS["several images"]
+    expected, _ = passed(made, grids)
+    vision.use(made)
+    for found, _ in (passed(made, grids), passed(model, grids)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,6 +49,12 @@ def parquet(**columns: list[object]) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file)
     return file.getvalue()
+
+
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{this}: &{this} {{<<: [{', '.join(['*' + below] * 9)}]}}\n"
+    for below, this in pairwise("abcdefghi")
+)
 
 
 # -- commands, settings and configs ----------------------------------------------------------------
@@ -117,6 +124,8 @@ SETTINGS = [
     Case("betas of one", "train --set update.adam_betas=[1,1]", ("adam_betas", "below 1")),
     Case("an alias bomb", "plan --config my.yaml", ("my.yaml", "too many values"),
          {"my.yaml": b"a: &a [*a, *a]\n"}),
+    Case("a bomb of merged maps", "plan --config my.yaml", ("my.yaml", "too many values"),
+         {"my.yaml": MERGED.encode()}),
     Case("data without end", "train --set data.source=/dev/zero",
          ("data.source /dev/zero", "belongs to the system")),
     Case("all of the disk", "plan --set data.source=/", ("data.source /:", "belongs to the system")),

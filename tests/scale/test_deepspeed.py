@@ -39,13 +39,13 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def updates(data: Path, world: int, *stages: int) -> list[dict]:
-    """What updates.py found on this many ranks."""
+def updates(data: Path, world: int, *stages: int, script: str = "updates.py") -> list[dict]:
+    """What a script found on this many ranks."""
     torchrun = [
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, *torchrun, str(HERE / "updates.py"), str(data), *map(str, stages)],
+        [sys.executable, *torchrun, str(HERE / script), str(data), *map(str, stages)],
         env={**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
@@ -72,6 +72,13 @@ def test_the_update_does_not_depend_on_ranks_or_stage(data, world, stages):
     assert options["adapters_gap"] < 1e-5
     assert options["bfloat16_stages_gap"] < options["bfloat16_moved"] / 20
     assert options["bfloat16_norm"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("world", "stages"), [(2, (1, 2, 3)), (4, (2, 3))])
+def test_questions_with_and_without_images_are_trained_and_scored_at_once(data, world, stages):
+    found = updates(data, world, *stages, script="mixed.py")
+    assert len(found) == 4 * len(stages)
+    assert max(case["gap"] for case in found) < 1e-5, found
 
 
 def test_two_ranks_save_and_one_resumes(data):

@@ -3,16 +3,17 @@
 The others are in tests/test_unkeyed.py. Ranks and ZeRO stages side by side are in test_deepspeed.py.
 """
 
-import json
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from test_unkeyed import OF_SCALE, differences
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from test_unkeyed import OF_SCALE, differences  # noqa: E402
+TESTS = Path(__file__).parents[1]
 
 TRIED = {
     "update.zero_stage": ("update.engine=deepspeed", ("1", "3")),
@@ -23,16 +24,15 @@ TRIED = {
 """Setting -> what it needs, and two values. ``rollout.server`` is in test_vllm.py, beside this engine."""
 
 STEP = """
-import json, sys
+import sys
 from pathlib import Path
+import torch
 sys.path.insert(0, {tests!r})
 import test_unkeyed as unkeyed
 from pipelines.ranks import ranks
 found = unkeyed.numbers(unkeyed.settings.load(None, [*unkeyed.STEP, *{overrides!r}]), Path({folder!r}))
-for name in ("weights", "moments"):
-    found.pop(name, None)
 if ranks().main:
-    Path({out!r}).write_text(json.dumps(found))
+    torch.save(found, {out!r})
 """
 
 
@@ -47,12 +47,12 @@ def test_it_changes_nothing_but_last_bits(setting, tmp_path):
     engine = "" if ranks == 1 or "deepspeed" in needs else "update.engine=deepspeed"
     found = []
     for value in values:
-        out = tmp_path / f"{value}.json"
+        out = tmp_path / f"{value}.pt"
         overrides = [text for text in (needs, engine, f"{setting}={value}") if text]
         script = tmp_path / f"{value}.py"
         script.write_text(
             STEP.format(
-                tests=str(HERE.parent),
+                tests=str(TESTS),
                 overrides=overrides,
                 folder=str(tmp_path / value),
                 out=str(out),
@@ -60,5 +60,5 @@ def test_it_changes_nothing_but_last_bits(setting, tmp_path):
         )
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         subprocess.run([sys.executable, *launch, str(script)], check=True)
-        found.append(json.loads(out.read_text()))
+        found.append(torch.load(out))
     assert differences(*found) == []
