@@ -95,7 +95,9 @@ def emulated() -> Iterator[FakeGpu]:
     """Inside, there is one GPU, ``cuda:0``; after ``preload``."""
     import torch
     from fake_gpu_tensors import GPU
+    from torch.utils._device import _device_constructors
 
+    _device_constructors()  # remembered, so that `with torch.device(...)` knows the real ones
     assert torch.accelerator.current_accelerator() == torch.device("cuda"), "call preload() first"
     with contextlib.ExitStack() as stack:
         for owner, name, value in _replaced():
@@ -103,9 +105,7 @@ def emulated() -> Iterator[FakeGpu]:
             setattr(owner, name, value)
         torch._C._ensureCUDADeviceGuardSet()
         # A parameter that moves cannot keep its storage: it becomes another one.
-        _switch(
-            stack, torch.__future__.set_overwrite_module_params_on_conversion, after=False
-        )
+        _switch(stack, torch.__future__.set_overwrite_module_params_on_conversion, after=False)
         _switch(stack, torch._C._set_only_lift_cpu_tensors, after=False)
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(GPU)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import traceback
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA = torch.device("cuda:0")
+HERE = __file__.removesuffix("_tensors.py")
 
 
 class MixedDevices(RuntimeError):
@@ -52,9 +53,7 @@ class Gpu(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor, requires_grad: bool = False) -> Gpu:
         with torch._C._DisableTorchDispatch():
-            shape = torch.empty_strided(
-                held.size(), held.stride(), dtype=held.dtype, device="meta"
-            )
+            shape = torch.empty_strided(held.size(), held.stride(), dtype=held.dtype, device="meta")
         made = torch.Tensor._make_subclass(
             cls, shape, requires_grad, dispatch_device=True, device_for_backend_keys=CUDA
         )
@@ -158,7 +157,7 @@ class FakeGpu(TorchDispatchMode):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation, wherever its tensors are."""
         name = func._schema.name.partition("::")[2]
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        tensors = list(_tensors((*args, *kwargs.values())))
         ours = [x for x in tensors if isinstance(x, Gpu)]
         if name == "device":
             return CUDA if ours else torch.device("cpu")
@@ -172,7 +171,8 @@ class FakeGpu(TorchDispatchMode):
             self._check(func, name, args, tensors)
         if ours or here:
             self._count(func, name, args, kwargs, here)
-        found = _computed(func, name, *tree_map(_held, (args, kwargs)))
+        held = {key: _mapped(_held, x) for key, x in kwargs.items()}
+        found = _computed(func, name, _mapped(_held, args), held)
         for one in ours if func._schema.is_mutable else ():
             if one.shape != one.held.shape:
                 raise NotImplementedError(f"{func} changes the shape of a tensor in place")
@@ -183,9 +183,9 @@ class FakeGpu(TorchDispatchMode):
         def back(x: Any) -> Any:
             if not isinstance(x, Tensor) or isinstance(x, Gpu):
                 return x
-            return same.get(id(x)) if id(x) in same else Gpu(x) if here else x
+            return same[id(x)] if id(x) in same else Gpu(x) if here else x
 
-        return tree_map(back, found)
+        return _mapped(back, found)
 
     def _check(
         self, func: Any, name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]
@@ -255,19 +255,36 @@ GPU = FakeGpu()
 
 def place() -> str:
     """file:line of the project's code, or else the library's, that asked for this."""
-    frames = [
-        frame for frame in reversed(traceback.extract_stack())
-        if not any(part in frame.filename for part in ("/torch/", "fake_gpu", "<"))
-    ]  # fmt: skip
-    mine = next((f for f in frames if "site-packages" not in f.filename), frames[0])
-    text = f"{mine.filename}:{mine.lineno}"
-    if frames[0] is not mine:
-        text = f"{frames[0].filename.rpartition('/')[2]}:{frames[0].lineno}, called from {text}"
-    return text
+    frame: FrameType | None = sys._getframe(1)
+    library = ""
+    while frame is not None:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        if "site-packages" not in file and not file.startswith((HERE, "<")):
+            return f"{library}{file}:{line}"
+        if not library and "/torch/" not in file and "site-packages" in file:
+            library = f"{file.rpartition('/')[2]}:{line}, called from "
+        frame = frame.f_back
+    return library
 
 
 def _few(shapes: list[tuple[int, ...]]) -> str:
     return ", ".join(map(str, shapes[:3])) + (f" and {len(shapes) - 3} more" if shapes[3:] else "")
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Those of an operation's arguments, which are no deeper than a list."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            yield from _tensors(x)
+
+
+def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
+    """The same with ``function`` of each of its members that is no list."""
+    if isinstance(x, list | tuple):
+        return type(x)(_mapped(function, y) for y in x)
+    return function(x)
 
 
 def _held(x: Any) -> Any:
@@ -332,7 +349,9 @@ def attention(
         if attn_mask is not None and attn_mask.dtype != torch.bool:
             attn_mask = attn_mask.to(half)
     if not query.dtype == key.dtype == value.dtype:
-        raise RuntimeError(f"attention of {query.dtype}, {key.dtype} and {value.dtype} at {place()}")
+        raise RuntimeError(
+            f"attention of {query.dtype}, {key.dtype} and {value.dtype} at {place()}"
+        )
     return _Attention.apply(query, key, value, attn_mask, how)
 
 
