@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE := .venv-scale
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz
+.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz gpu-emulated
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -42,6 +42,9 @@ fault-test: $(READY)    ## system calls of a small run fail 500 times; told or h
 
 flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
 	$(BIN)/python tests/flip_proof.py --flips 20000 --runs 200
+
+gpu-emulated: $(READY)  ## rollout, score and update with every setting, on a GPU emulated by the CPU (slow)
+	$(BIN)/python tests/gpu_story.py table
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m evals.perception --out docs/perception.md

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from evals.journal import Entry, prompt_digest, read_journal
 from evals.lm_eval_tasks import doc_to_text, sample
 from evals.profiles import PAPER, Asking, evaluation
-from pipelines import settings
+from pipelines import determinism, settings
 from pipelines.config import Config
 from pipelines.engines import ENGINES, Engine
 from pipelines.errors import UserError
@@ -186,7 +186,7 @@ class VppoModel(LM):
     def _policy(self) -> Policy:
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)  # as vppo eval does
+        determinism.warning()  # as vppo eval does
         return Policy.load(self.config).spread()
 
     def _replayed(self, benchmark: str, asking: Asking, count: int, row: Sample) -> list[str]:

@@ -87,7 +87,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         )
     config = configured(asked, cuda)
     shape = find_shape(config.model)
-    watch = Timer(cuda)
+    watch = Timer(cuda, asked.out / "scale_benchmark_steps.json")
     chain = Chain(config, asked.out / f"run-{time.time_ns()}")
     write_config(chain.run, config)
     train(chain, watch, until=1 + asked.repeats)
@@ -126,10 +126,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 class Timer(Silent):
-    """Seconds and peak bytes of every step; the device is waited for at both ends."""
+    """Seconds and peak bytes of every step, written as it ends; the device is waited for at both ends."""
 
-    def __init__(self, cuda: bool) -> None:
-        self.cuda = cuda
+    def __init__(self, cuda: bool, file: Path) -> None:
+        self.cuda, self.file = cuda, file
         self.seconds: dict[tuple[str, int], float] = {}
         self.peak: dict[tuple[str, int], int] = {}
 
@@ -144,6 +144,11 @@ class Timer(Silent):
             torch.cuda.synchronize()
             self.peak[name, index] = torch.cuda.max_memory_allocated()
         self.seconds[name, index] = time.perf_counter() - self._begun
+        rows = [
+            {"stage": at[0], "step": at[1], "seconds": seconds, "bytes": self.peak.get(at)}
+            for at, seconds in self.seconds.items()
+        ]
+        write_atomic(self.file, json.dumps(rows, indent=1))
 
 
 def alternating(responses: list[str], _: list[Sample]) -> list[float]:
@@ -174,6 +179,7 @@ def configured(asked: argparse.Namespace, cuda: bool) -> Config:
         f"rollout.engine={asked.rollout}", f"rollout.prompts_per_step={asked.prompts}",
         f"rollout.samples_per_prompt={asked.samples}", f"rollout.batch_prompts={asked.prompts}",
         f"rollout.max_new_tokens={asked.response_tokens}", "rollout.dynamic_sampling=false",
+        "rollout.top_p=0.99", "score.looks=0",  # the paper's, and what is no part of a step's work
         "reward.function=evals.scale_benchmark:alternating",
         "score.batch_prompts=1", f"update.engine={asked.update}", f"update.batch_prompts={asked.prompts}",
         "update.micro_batch_prompts=1", "update.gradient_checkpointing=true",

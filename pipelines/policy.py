@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines import chat_template, shared_prefix, vision
+from pipelines import chat_template, determinism, shared_prefix, vision
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
@@ -522,7 +522,7 @@ def _shapes(where: str, config: Config) -> Any:
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device named by ``run.device``."""
+    """The device named by ``run.device``, settled."""
     if config.run.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"run.device: {config.run.device}", "torch finds no GPU here.",
@@ -531,4 +531,6 @@ def choose_device(config: Config) -> torch.device:
     name = config.run.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda", ranks().local) if name == "cuda" else torch.device(name)
+    device = torch.device("cuda", ranks().local) if name == "cuda" else torch.device(name)
+    determinism.settle(device)
+    return device

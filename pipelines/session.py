@@ -7,6 +7,7 @@ deterministic, so the weights are bit for bit what they were. Generation is neve
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ import torch
 
 from evals.profiles import Evaluation, matched
 from evals.run import evaluate
-from pipelines import checkpoint
+from pipelines import checkpoint, determinism
 from pipelines.chain import Chain
 from pipelines.config import Config
 from pipelines.disk import partial_of, remove
@@ -133,10 +134,7 @@ class Session:
         self._told: set[str] = set()
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
-        # Bit-identical replay needs kernels that add in a fixed order.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Filling what nothing reads costs a tenth of a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        determinism.warning()
 
     # -- parts, made on first use ----------------------------------------------------------------
 
@@ -228,9 +226,12 @@ class Session:
         weights = folder / checkpoint.MODEL if folder and not adapted else None
         if self._policy:
             self._policy.encoder.close()
+            # Weights, gradients and optimizer go before others come: both may not fit.
+            self._policy = self._made_trainer = None
+            self._version = -1
+            gc.collect()
         self._policy = Policy.load(self.config, weights)
         self._tell()
-        self._made_trainer = None
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
         if adapted:
             self._trainer()  # which has the adapters
@@ -368,10 +369,7 @@ class Session:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
         policy, trainer = self.policy(step), self._trainer()
         main = ranks().main
-        weights = {
-            name: value.detach().cpu()
-            for name, value in policy.placement.weights(policy.model) if main
-        }  # fmt: skip
+        weights = _on_host(policy)
         ranks().on_main(lambda: _check_saved(step, weights))
         if main:
             policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
@@ -399,6 +397,18 @@ class Session:
         for name in ("reward", "graders"):
             if name in self.__dict__:
                 getattr(self, name).close()
+
+
+def _on_host(policy: Policy) -> dict[str, torch.Tensor]:
+    """Rank 0's copy of all weights; tied ones have one between them, as on a CPU, and are saved once."""
+    named = policy.model.named_parameters(remove_duplicate=False)
+    firsts: dict[int, str] = {}
+    first = {name: firsts.setdefault(id(parameter), name) for name, parameter in named}
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in policy.placement.weights(policy.model):
+        if ranks().main:
+            weights[name] = weights.get(first.get(name, name), value.detach()).cpu()
+    return weights
 
 
 def _check_saved(step: int, weights: dict[str, torch.Tensor]) -> None:

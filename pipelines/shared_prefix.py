@@ -185,6 +185,10 @@ def attention(
 
     if prefix_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    # Rotary embeddings make them float32, which SDPA rounds under autocast: sampling's own products have to
+    # as well. In training they stay so up to SDPA, that copies' gradients add up in float32.
+    if not torch.is_grad_enabled():
+        query, key = query.to(value.dtype), key.to(value.dtype)
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     query_NHD, key_NHD, value_NHD = (x[0].transpose(0, 1) for x in (query, key, value))
     return prefix_layout.attend(module.layer_idx, query_NHD, key_NHD, value_NHD, scale)[None], None

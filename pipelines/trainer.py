@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import lora, vppo
+from pipelines import determinism, lora, vppo
 from pipelines.config import Config
 from pipelines.divergence import token_logp
 from pipelines.errors import UserError
@@ -106,14 +106,18 @@ class TorchTrainer:
     def update(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
     ) -> dict[str, Any]:
-        """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch."""
+        """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch.
+
+        Repeated, it gives the same bits, on a GPU too: strict deterministic mode.
+        """
         sums: dict[str, list[float]] = defaultdict(list)
         groups = list(zip(rollouts, scores, strict=True))
-        for _ in range(self.settings.epochs):
-            for start in range(0, len(groups), self.settings.batch_prompts):
-                part = groups[start : start + self.settings.batch_prompts]
-                for name, value in self._optimizer_step(part, samples).items():
-                    sums[name].append(value)
+        with determinism.strict(self.policy.device):
+            for _ in range(self.settings.epochs):
+                for start in range(0, len(groups), self.settings.batch_prompts):
+                    part = groups[start : start + self.settings.batch_prompts]
+                    for name, value in self._optimizer_step(part, samples).items():
+                        sums[name].append(value)
         return {name: sum(values) / len(values) for name, values in sums.items()}
 
     def _optimizer_step(
@@ -155,6 +159,7 @@ class TorchTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = self._step()
+        self.optimizer.zero_grad(set_to_none=True)  # sampling and scoring want the memory
         self.updates += 1
         totals = self._summed(totals)
         alpha_B = terms.adv_B / torch.where(batch.adv_B == 0, 1.0, batch.adv_B)
@@ -350,7 +355,8 @@ class TorchTrainer:
         parameters = dict(self.named)
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
-            place = "cpu" if kind == "step" else self.policy.device
+            on_host = kind == "step" and not self.optimizer.defaults["fused"]
+            place = "cpu" if on_host else self.policy.device
             self.optimizer.state[parameters[name]][kind] = value.to(place)
 
 

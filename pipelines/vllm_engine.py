@@ -19,12 +19,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 
-from pipelines import chat_template
+from pipelines import chat_template, determinism
 from pipelines.config import Config
 from pipelines.engines import Engine, Name, Response, cut, encoded
 from pipelines.errors import UserError
@@ -91,14 +92,17 @@ class VLLMEngine:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._cuda = policy.device.type == "cuda"
-        self._llm = _start(policy.config, self._cuda)
+        self._free = partial(determinism.free, policy.device)
+        with self._free():
+            self._llm = _start(policy.config, self._cuda)
         self._asleep = False
 
     def sync(self, policy: Policy) -> None:
         """Copy the policy's weights into the engine; every rank calls it."""
         self.wake()
         weights = _detached(policy)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        with self._free():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         for _ in weights:  # the ranks gather weights together: all of them iterate to the end
             pass
         # What was computed with other weights: keys and values, and images behind the vision tower.
@@ -151,7 +155,8 @@ class VLLMEngine:
                 )
                 for name in names
             ]
-            outputs = self._llm.generate(prompts, settings, use_tqdm=False)
+            with self._free():
+                outputs = self._llm.generate(prompts, settings, use_tqdm=False)
         except (ValueError, VLLMClientError) as error:
             raise UserError(
                 "rollout.engine: vllm", f"vLLM refuses a request: {error}",

@@ -7,7 +7,7 @@ import sys
 import pytest
 from command_line import vppo
 
-from evals.bench import passes, plot, steps, streamed
+from evals.bench import passes, plot, run, steps, streamed
 from evals.bench.measure import ratio
 from evals.bench.sides import Work
 from evals.bench.workload import Lengths, Workload
@@ -35,12 +35,17 @@ def test_a_workload_is_as_long_as_it_says(tmp_path):
     mine, theirs = shared.scoring(), plain.scoring()
     assert mine.kl.max() > 1e-3
     assert (mine.kl - theirs.kl).abs().max() < 1e-5
-    assert plain.trainer.policy.model is shared.trainer.policy.model
+    # One trainer: two would hold AdamW's moments twice, 60 GB at 3B.
+    assert plain.trainer is shared.trainer
+    for one in (plain, shared):
+        one.update()
+        assert one.trainer.policy is one.policy
+    assert one.policy.model is plain.policy.model
 
 
 def test_passes(monkeypatch, tmp_path):
     monkeypatch.setattr(passes, "LONG_PROMPT", SMALL)
-    found = passes.passes("tiny", 2, tmp_path, quiet)
+    *_, found = passes.passes("tiny", 2, tmp_path, quiet)
     assert list(found["seconds"]) == ["old_logp", "scoring", "update", "all"]
     assert all(value > 0 for way in found["seconds"].values() for value in way.values())
     assert plot.plot({"passes": found}, tmp_path / "p.png")
@@ -50,11 +55,34 @@ def test_passes(monkeypatch, tmp_path):
 def test_the_streamed_pass_against_whole_logits(monkeypatch, tmp_path):
     monkeypatch.setattr(streamed, "NAIVE_TOKENS", 48)
     monkeypatch.setattr(streamed, "TOKENS", 64)
-    found = streamed.compare("tiny", 1, tmp_path, quiet)
+    *_, found = streamed.compare("tiny", 1, tmp_path, quiet)
     gaps = [row["gap"] for row in found["rows"] if "gap" in row]
     assert len(gaps) == 2
     assert max(gaps) < 1e-5
     assert [row["tokens"] for row in found["rows"]] == [48, 48, 64, 48, 48, 64]
+
+
+def test_what_fails_loses_no_figures(monkeypatch, tmp_path):
+    order = []
+
+    def fails(shape, repeats, out, say):
+        order.append("passes")
+        yield {"seconds": {"old_logp": 1.0}}
+        raise MemoryError
+
+    def works(shape, repeats, out, say):
+        order.append("streamed")
+        yield {"rows": [1]}
+        yield {"rows": [1, 2]}
+
+    monkeypatch.setattr(run, "PARTS", {"passes": fails, "streamed": works})
+    with pytest.raises(MemoryError):
+        run.bench(["passes", "streamed"], "tiny", 1, 1, tmp_path, quiet)
+    assert order == ["streamed", "passes"]  # whose processes find the memory free
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert list(found) == ["streamed", "passes, incomplete"]
+    assert found["streamed"]["rows"] == [1, 2]
+    assert found["passes, incomplete"]["seconds"] == {"old_logp": 1.0}
 
 
 def test_scoring_is_what_the_sides_differ_in():

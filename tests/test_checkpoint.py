@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from contextlib import closing
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pipelines import checkpoint, settings
 from pipelines.chain import Chain
 from pipelines.errors import UserError
+from pipelines.policy import Policy
 from pipelines.run import train
 from pipelines.session import Session
 from pipelines.step import MANIFEST, commit
@@ -130,6 +132,23 @@ def test_the_newest_that_is_early_enough_and_whole(measured):
     chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=1")
     checkpoint.prune(chain, 3)  # keeps 2 and 3
     assert [checkpoint.newest(chain, at_most) for at_most in (0, 1, 2, 3, 9)] == [0, 0, 2, 3, 3]
+
+
+def test_the_old_policy_is_gone_before_another_is_loaded(copied, monkeypatch):
+    alive, load = [], Policy.load
+    with closing(Session(copied, Silent(), copied.config)) as session:
+        policy = session.policy(2)
+        session._trainer()
+        old = [weakref.ref(policy.model), weakref.ref(session._made_trainer)]
+        del policy
+
+        def spy(*where):
+            alive.append([kept() is not None for kept in old])
+            return load(*where)
+
+        monkeypatch.setattr(Policy, "load", spy)
+        session.policy(0)
+    assert alive == [[False, False]]  # with gradients and optimizer: two may not fit on a GPU
 
 
 # --- export ---------------------------------------------------------------------------------------

@@ -53,6 +53,22 @@ def test_when_responses_are_dropped_changes_nothing(policy, samples, monkeypatch
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
+def test_in_bfloat16_queries_and_keys_are_no_wider_than_values(
+    fresh_policy, configure, samples, monkeypatch
+):
+    # Rotary embeddings are float32 and would make them so: sampling would not round what scoring rounds.
+    seen = set()
+    for kind in (decoding.Reading, decoding.Said):
+
+        def spy(self, layer, query, key, value, scale, attend=kind.attend):
+            seen.add((query.dtype, key.dtype, value.dtype))
+            return attend(self, layer, query, key, value, scale)
+
+        monkeypatch.setattr(kind, "attend", spy)
+    generate(fresh_policy(configure("model.dtype=bfloat16")), samples)
+    assert seen == {(torch.bfloat16,) * 3}
+
+
 def test_attention_in_two_parts_is_softmax_over_both():
     # Two prompts of 3 and 2 tokens; responses 0 and 1 of the first and 2 of the second go on.
     torch.manual_seed(0)

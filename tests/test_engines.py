@@ -1,10 +1,12 @@
 """The rollout engine on the tiny model: batching, recorded log-probs, what is never sampled."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pipelines import determinism, vllm_engine
 from pipelines.divergence import token_logp
 from pipelines.engines import HuggingFaceEngine
 from pipelines.policy import Row
@@ -150,3 +152,23 @@ def test_two_images_in_one_question(policy, samples):
     alone = engine.generate([both], [(1, 9)], PLAIN)
     mixed = engine.generate([samples[1], both], [NAMES[1], (1, 9)], PLAIN)
     assert ids(mixed)[1] == ids(alone)[0]
+
+
+def test_vllm_works_outside_deterministic_mode(monkeypatch):
+    # Its kernels are its own, and CUDA graphs cannot be captured in that mode; no GPU is asked here.
+    modes = []
+
+    def called(*_, **__):
+        modes.append(torch.are_deterministic_algorithms_enabled())
+
+    inner = SimpleNamespace(reset_encoder_cache=lambda: None)
+    llm = SimpleNamespace(collective_rpc=called, reset_prefix_cache=lambda: None, llm_engine=inner)
+    monkeypatch.setattr(vllm_engine, "_start", lambda *_: called() or llm)
+    placement = SimpleNamespace(weights=lambda model: iter(()))
+    policy = SimpleNamespace(
+        device=torch.device("cuda"), config=None, model=None, placement=placement
+    )
+    with determinism.strict(torch.device("cuda")):
+        vllm_engine.VLLMEngine(policy).sync(policy)
+        assert torch.are_deterministic_algorithms_enabled()
+    assert modes == [False, False]

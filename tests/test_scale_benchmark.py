@@ -32,7 +32,19 @@ def test_every_stage_is_measured(measured):
         if not torch.cuda.is_available():
             assert row["bytes"] is row["seconds_predicted"] is None
     assert found["config"]["rollout"]["samples_per_prompt"] == 4
+    assert found["config"]["rollout"]["top_p"] == 0.99  # the paper's, which sorts the vocabulary
+    assert found["config"]["score"]["looks"] == 0  # each would be scored twice
     assert "--shape tiny" in found["command"]
+
+
+def test_steps_are_written_as_they_end(measured):
+    out, _ = measured
+    rows = json.loads((out / "scale_benchmark_steps.json").read_text())
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        ("prepare", 0), ("rollout", 1), ("score", 1), ("update", 1),
+        ("rollout", 2), ("score", 2), ("update", 2),
+    ]  # fmt: skip
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_what_is_run_is_what_is_predicted(measured, configure):

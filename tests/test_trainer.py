@@ -24,7 +24,14 @@ def train(fresh_policy, table, rollouts, scores, configure):
     def run(*overrides, rollouts=rollouts, scores=scores, policy=None, reference=None):
         config = configure(*overrides)
         trainer = TorchTrainer(policy or fresh_policy(config), config, reference)
+        kept = trainer.applied = {}
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_: kept.update(
+                {n: p.grad.clone() for n, p in trainer.named if p.grad is not None}
+            )
+        )
         metrics = trainer.update(rollouts, scores, table)
+        assert all(p.grad is None for _, p in trainer.named)  # their memory is given back
         return trainer, metrics
 
     return run
@@ -36,8 +43,8 @@ def lengths(rollouts):
 
 
 def gradients(trainer):
-    """As the last update left them (scaled by clip_grad_norm_)."""
-    return {name: p.grad.clone() for name, p in trainer.named if p.grad is not None}
+    """As the last update applied them (scaled by clip_grad_norm_)."""
+    return trainer.applied
 
 
 def weights(trainer):

@@ -676,6 +676,7 @@ def main() -> None:
     # and spinning on, where others want the processor, a factor of 100.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # see pipelines/determinism.py
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -24,8 +24,10 @@ LONG = 65_536
 """Tokens of plain rows beyond which a cell of the curve is measured in one turn only."""
 
 
-def passes(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of each pass, plain and shared, and how many times faster sharing is."""
+def passes(
+    shape: str, repeats: int, out: Path, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Seconds of each pass, plain and shared, and how many times faster sharing is; after each pass."""
     at = LONG_PROMPT if shape == "tiny" else LARGE
     work = Workload(at, shape, out)
     plain, shared = (work.passes(work.with_settings(shared_prefix=s)) for s in (False, True))
@@ -38,6 +40,7 @@ def passes(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> d
         )
         found["seconds"][name] = {way: median(times) for way, times in turns[name].items()}
         found["faster"][name] = ratio(turns[name]["plain"], turns[name]["shared"])
+        yield found
     # Old log-probs come with scoring: one pass of two views, and the update.
     whole = {
         way: [a + b for a, b in zip(turns["scoring"][way], turns["update"][way], strict=True)]
@@ -51,7 +54,7 @@ def passes(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> d
     }
     found["seconds"]["all"] = {way: median(times) for way, times in whole.items()}
     found["faster"]["all"] = ratio(whole["plain"], whole["shared"])
-    return found
+    yield found
 
 
 def work_of(work: Workload) -> dict[str, dict[str, float]]:
@@ -90,9 +93,11 @@ def peak_flops(policy: Policy) -> float:
     return 2.0 * size**3 / min(alternate({"product": lambda: a @ b}, 5)["product"])
 
 
-def curve(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def curve(
+    shape: str, repeats: int, out: Path, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Score and update over group sizes and prompt lengths: sharing, and ``auto``, against plain rows."""
-    cells = []
+    cells: list[dict[str, Any]] = []
     for samples in (2, 4, 8, 16, 32):
         for prompt in (16, 64, 256, 1024, 2048):
             say(f"curve: {samples} responses behind {prompt} tokens")
@@ -114,4 +119,4 @@ def curve(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> di
                 "shared": ratio(turns["plain"], turns["shared"]),
                 "auto": ratio(turns["plain"], turns["auto"]),
             })  # fmt: skip
-    return {"response": 64, "cells": cells}
+            yield {"response": 64, "cells": cells}

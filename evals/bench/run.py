@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +18,14 @@ from pipelines.errors import UserError
 from pipelines.step import write_atomic
 
 Say = Callable[[str], None]
-PARTS: dict[str, Callable[[str, int, Path, Say], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[str, int, Path, Say], Iterator[dict[str, Any]]]] = {
     "passes": passes.passes,
     "curve": passes.curve,
     "scoring": steps.scoring,
     "streamed": streamed.compare,
     "trl": steps.against_trl,
 }
-"""Part -> (shape, repeats, folder, say) -> its figures."""
+"""Part -> (shape, repeats, folder, say) -> its figures so far, again and again; at last all of them."""
 ON_TINY = ("curve", "scoring", "trl")
 
 
@@ -32,6 +33,9 @@ def bench(
     parts: Sequence[str], shape: str, repeats: int, threads: int, out: Path, say: Say
 ) -> dict[str, Any]:
     """Measure; what an earlier call measured of other parts in the same folder is kept.
+
+    Figures are written as they come, as ``PART, incomplete`` until a part is done: what fails later, for
+    want of memory say, loses none.
 
     Raises:
         UserError: a part or shape is unknown, or cannot be measured here.
@@ -60,11 +64,17 @@ def bench(
     out.mkdir(parents=True, exist_ok=True)
     file = out / "bench.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    for part in parts:
-        figures = PARTS[part](shape, repeats, out, say)
-        found[part] = figures | {
-            "shape": shape, "repeats": repeats, "device": device(),
-            "date": time.strftime("%Y-%m-%d"), "torch": version("torch"),
-        }  # fmt: skip
+    at = {
+        "shape": shape, "repeats": repeats, "device": device(),
+        "date": time.strftime("%Y-%m-%d"), "torch": version("torch"),
+    }  # fmt: skip
+    # The streamed pass first: its processes want what this one would still hold of a GPU's memory.
+    for part in sorted(parts, key=lambda part: part != "streamed"):
+        for figures in PARTS[part](shape, repeats, out, say):
+            found[f"{part}, incomplete"] = figures | at
+            write_atomic(file, json.dumps(found, indent=1))
+        found[part] = found.pop(f"{part}, incomplete")
         write_atomic(file, json.dumps(found, indent=1))
+        gc.collect()
+        torch.cuda.empty_cache()
     return found

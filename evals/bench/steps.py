@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,14 +17,16 @@ from evals.bench.sides import Work, command
 from pipelines.errors import UserError
 
 
-def against_trl(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def against_trl(
+    shape: str, repeats: int, out: Path, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """A VPPO step on tiny.yaml, scoring included, and TRL's GRPO step on the same work, in turn."""
     work = Work(steps=repeats + 2)
     found = take_turns({"vppo": work, "trl": work}, repeats, say, "trl")
     vppo, trl = found["vppo"], found["trl"]
     seconds = {side: [row["seconds"] for row in rows] for side, rows in found.items()}
     tokens = {side: median(row["tokens"] for row in rows) for side, rows in found.items()}
-    return {
+    yield {
         "work": vars(work), "turns": found,
         "seconds": {side: median(times) for side, times in seconds.items()},
         "tokens": tokens,
@@ -37,7 +39,9 @@ def against_trl(shape: str, repeats: int, out: Path, say: Callable[[str], None])
     }  # fmt: skip
 
 
-def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def scoring(
+    shape: str, repeats: int, out: Path, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """A step at long-prompt shapes with exact scoring and without (old log-probs only), in turn."""
     at = LONG_PROMPT
     base = Work(
@@ -47,7 +51,7 @@ def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> 
     sides = {"with": base, "without": Work(**{**vars(base), "scored": False})}
     found = take_turns(sides, repeats, say, "scoring", side="vppo")
     seconds = {name: [row["seconds"] for row in rows] for name, rows in found.items()}
-    return {
+    yield {
         "work": vars(base),
         "seconds": {name: median(times) for name, times in seconds.items()},
         "stages": {

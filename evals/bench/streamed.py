@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -82,9 +82,12 @@ WAYS: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
-def compare(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def compare(
+    shape: str, repeats: int, out: Path, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Both ways on as many tokens as the naive one can take; the streamed one on 16,384 as well."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    found = {"vocabulary": VOCABULARY, "width": WIDTH, "rows": rows}
     for way, tokens in (
         ("streamed", NAIVE_TOKENS), ("naive", NAIVE_TOKENS), ("streamed", TOKENS),
         ("streamed_backward", NAIVE_TOKENS), ("naive_backward", NAIVE_TOKENS),
@@ -94,6 +97,7 @@ def compare(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> 
         line = [sys.executable, "-m", "evals.bench.streamed", way, str(tokens), str(repeats)]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout))
+        yield found
     for forward in ("", "_backward"):
         mine, theirs = (
             next(r for r in rows if r["way"] == way + forward and r["tokens"] == NAIVE_TOKENS)
@@ -103,7 +107,7 @@ def compare(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> 
         mine["gap"] = gap
     for row in rows:
         del row["values"]
-    return {"vocabulary": VOCABULARY, "width": WIDTH, "rows": rows}
+    yield found
 
 
 def main(way: str, tokens: str, repeats: str) -> None:

@@ -61,6 +61,7 @@ class Workload:
             set(range(len(self.policy.tokenizer))) - set(self.policy.suppressed_ids.tolist())
         )
         self.rollouts = [self._rollout(number, allowed) for number in range(at.prompts)]
+        self.trainer = TorchTrainer(self.policy, self.config)
 
     def _sample(self, number: int) -> Sample:
         rows = max(n for n in range(1, int(self.at.image**0.5) + 1) if self.at.image % n == 0)
@@ -94,12 +95,15 @@ class Workload:
 
 
 class Passes:
-    """The three passes over a workload: old log-probs, both views, update."""
+    """The three passes over a workload: old log-probs, both views, update.
+
+    All of a workload's have one trainer between them: two would hold AdamW's moments twice.
+    """
 
     def __init__(self, work: Workload, policy: Policy, config: Config) -> None:
         self.work, self.policy, self.config = work, policy, config
         self.owners = list(work.samples)
-        self.trainer = TorchTrainer(policy, config)
+        self.trainer = work.trainer
         shape = [[0.0] * work.at.response] * work.at.samples
         self.scores = [
             Scored(
@@ -124,6 +128,7 @@ class Passes:
 
     def update(self) -> object:
         """Forward, backward, and the optimizer's step."""
+        self.trainer.policy = self.policy
         return self.trainer.update(self.work.rollouts, self.scores, self.work.samples)
 
 

@@ -1,0 +1,114 @@
+"""A run on an emulated GPU (tests/fake_gpu.py), each in a process of its own (tests/gpu_story.py)."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PARTS = ("update.lora_rank=4", "update.freeze_vision=true")
+PERFORMANCE = TESTS.parent / "docs" / "performance.md"
+
+pytestmark = pytest.mark.skipif(
+    not (sys.platform == "linux" and (shutil.which("g++") or shutil.which("c++"))),
+    reason="the emulated GPU needs Linux and a C++ compiler",
+)
+
+
+def fresh(*line):
+    """What a process prints last, as JSON; fails with what it said if that is none."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS.parent),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, line)], capture_output=True, text=True, check=False, env=env
+    )
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise AssertionError(done.stdout[-2000:] + done.stderr[-6000:]) from None
+
+
+@cache
+def story(dtype):
+    """What tests/gpu_story.py found, by story and setting; a process for each type, since torch is slow
+    to import."""
+    lines = [f"whole model.dtype={dtype}"]
+    if dtype == "bfloat16":
+        lines += [f"steps model.dtype={dtype} {setting}" for setting in PARTS] + ["counts"]
+    found = fresh(TESTS / "gpu_story.py", *" + ".join(lines).split())
+    return {
+        line.replace(f" model.dtype={dtype}", ""): part
+        for line, part in zip(lines, found, strict=True)
+    }
+
+
+def told(dtype, line):
+    """One of them; fails with its traceback if it failed."""
+    found = story(dtype)[line]
+    assert "failed" not in found, found["failed"]
+    return found
+
+
+# -- the emulator itself ---------------------------------------------------------------------------
+
+
+def test_the_emulator():
+    assert fresh(TESTS / "gpu_checks.py") == "all"
+
+
+def test_it_has_to_come_before_torch():
+    line = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import torch, fake_gpu; fake_gpu.preload()"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
+    assert "torch is imported already" in done.stderr
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_run_and_one_that_was_killed(dtype):
+    found = told(dtype, "whole")
+    assert list(found["steps"]) == [
+        "prepare 0", "rollout 1", "score 1", "update 1", "checkpoint 1", "validation 1",
+        "rollout 2", "score 2", "update 2", "checkpoint 2", "validation 2", "glyphs 2",
+    ]  # fmt: skip
+    # Checkpoint 2 is gone: update 2 is replayed from checkpoint 1, and nothing else is done again.
+    assert found["resumed"] == ["checkpoint 2"]
+    assert found["same"]
+    assert not [note for note in found["notes"] if "differs" in note or "WARNING" in note]
+    # Each update's attention adds its gradients in a fixed order.
+    assert found["loose"] == 0
+    # The head is tied to the embedding, and written once.
+    assert [name for name in found["tensors"] if "embed_tokens" in name]
+    assert not [name for name in found["tensors"] if "lm_head" in name]
+
+
+@pytest.mark.parametrize("setting", PARTS)
+def test_parts_of_the_weights(setting):
+    found = told("bfloat16", f"steps {setting}")["steps"]
+    assert list(found) == ["prepare 0", "rollout 1", "score 1", "update 1"]
+    assert found["update 1"]["launches"] > 1000
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def test_nothing_asks_more_of_the_gpu_than_docs_say():
+    said = PERFORMANCE.read_text().partition("## On a GPU, emulated")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([a-z -]+) \|" + r" ([\d,]+) \|" * 4, said, re.MULTILINE)
+    limits = {name: [int(n.replace(",", "")) for n in numbers] for name, *numbers in rows}
+    found = {name: list(counts.values()) for name, counts in told("bfloat16", "counts").items()}
+    assert limits.keys() == found.keys()
+    more = {name: (found[name], limits[name]) for name in found
+            if any(a > b for a, b in zip(found[name], limits[name], strict=True))}  # fmt: skip
+    assert not more, "launches, up, down, waits: found, and in docs/performance.md"
