@@ -28,7 +28,7 @@ from pipelines.step import Step
 
 VERSIONS = {
     "model": 1, "prepare": 1, "rollout": 2, "score": 2, "update": 2, "checkpoint": 1,
-    "sampling": 2, "grading": 1, "way": 2,
+    "sampling": 2, "grading": 1, "way": 2, "half": 2,
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
 
@@ -108,7 +108,8 @@ class Chain:
         """
         config = config or self.config
         how = evaluation(config, benchmark, self.config)
-        sampler, graders = self._sources.of(how.engine), self._sources.of(*how.graders)
+        sampler = self._sources.of(how.engine) | _half(self.config, how.engine)
+        graders = self._sources.of(*how.graders)
         own = benchmark in OWN
         questions = self.prepare if own else questions_step(benchmark, config)
         inputs = {"policy": self.policy_key(step), "questions": questions.key}
@@ -183,7 +184,8 @@ class Chain:
             rollout = Step(
                 "rollout", index, parent, VERSIONS["rollout"],
                 config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed}
-                | source(config.rollout.engine, config.reward.function, config.reward.grader),
+                | source(config.rollout.engine, config.reward.function, config.reward.grader)
+                | _half(config, config.rollout.engine),
                 inputs, shapes | config.rollout.shape("rollout"),
             )  # fmt: skip
             score = Step(
@@ -243,6 +245,13 @@ def _computed(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):  # a hub id, or no model: others say so
         return {}
     return {} if kind in ALWAYS_RIGHT else {"model.computed": VERSIONS["way"]}
+
+
+def _half(config: Config, engine: str) -> dict[str, Any]:
+    """What sets responses that ``hf`` samples in bfloat16 apart from those of earlier versions, whose
+    queries and keys were float32."""
+    half = config.model.dtype == "bfloat16" and engine == "hf"
+    return {"sampled in bfloat16": VERSIONS["half"]} if half else {}
 
 
 def content_or_name(where: str) -> str:
