@@ -7,6 +7,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipelines.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
@@ -100,7 +103,7 @@ def _patience(place: str) -> Iterator[None]:
         begun = time.monotonic()
         while not ended.wait(PATIENCE_S):
             waited = time.monotonic() - begun
-            print(f"warning    {place} has not returned after {waited:.0f} s", file=sys.stderr)
+            log.warning("%s has not returned after %.0f s", place, waited)
 
     thread = threading.Thread(target=wait, name="patience", daemon=True)
     thread.start()

@@ -107,24 +107,24 @@ def test_a_step_with_nothing_to_learn_from_is_said(run):
     assert "nothing to learn from" not in command.out
 
 
-def test_a_reward_that_does_not_return_is_told_of(run, monkeypatch, capsys):
+def test_a_reward_that_does_not_return_is_told_of(run, monkeypatch, caplog):
     monkeypatch.syspath_prepend(run.parent.parent)
     monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
     config = settings.load(run / "config.yaml", ["reward.function=ownparts:slow"])
     with closing(Session(Chain(config, run), Silent(), config)) as session:
         session.reward(["\\boxed{1}"], [Sample("a", "1?", [], "1")], [False])
-    told = capsys.readouterr().err
-    assert "reward.function: ownparts:slow has not returned after 0 s" in told
+    assert "reward.function: ownparts:slow has not returned after 0 s" in caplog.text
+    caplog.clear()
     time.sleep(0.1)
-    assert not capsys.readouterr().err  # it has returned
+    assert not caplog.text  # it has returned
 
 
 @pytest.mark.parametrize("setting", ["score.estimator", "score.perturbation", "update.objective"])
-def test_so_is_any_other_part(run, setting, monkeypatch, capsys):
+def test_so_is_any_other_part(run, setting, monkeypatch, caplog):
     monkeypatch.syspath_prepend(run.parent.parent)
     monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
     assert find_part(setting, "ownparts:slow", {})([], []) == []
-    assert f"{setting}: ownparts:slow has not returned" in capsys.readouterr().err
+    assert f"{setting}: ownparts:slow has not returned" in caplog.text
 
 
 def test_a_stage_alone_takes_its_own_settings_and_no_other(run):
