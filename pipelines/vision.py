@@ -38,6 +38,11 @@ def use(model: Any) -> None:
     """Let a model's vision tower go these ways, where it is of a kind that can."""
     if next(model.parameters()).device.type != "cpu":
         patches_by_product(model)
+    attend_in_windows(model)
+
+
+def attend_in_windows(model: Any) -> None:
+    """Let windows of one length attend in one call, where there are windows."""
     if _in_windows(model):
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
@@ -59,6 +64,11 @@ def leave(model: Any, attention: str) -> None:
     for module in model.modules():
         if type(module) is PatchProduct:
             object.__setattr__(module, "__class__", nn.Conv3d)
+    leave_windows(model, attention)
+
+
+def leave_windows(model: Any, attention: str = "sdpa") -> None:
+    """Let windows attend one by one, as the library does."""
     if _in_windows(model):
         model.set_attn_implementation({"vision_config": attention})
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from command_line import vppo
 
-from evals.bench import passes, plot, run, steps, streamed
+from evals.bench import passes, plot, run, steps, streamed, vision
 from evals.bench.measure import ratio
 from evals.bench.sides import Work
 from evals.bench.workload import Lengths, Workload
@@ -50,6 +50,16 @@ def test_passes(monkeypatch, tmp_path):
     assert all(value > 0 for way in found["seconds"].values() for value in way.values())
     assert plot.plot({"passes": found}, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_a_vision_tower_s_ways(monkeypatch, tmp_path):
+    monkeypatch.setattr(vision, "GRIDS", ((8, 8), (6, 10)))
+    *_, found = vision.compare("tiny", 2, tmp_path, quiet)
+    assert [(row["patches"], row["gradients"]) for row in found["rows"]] == [
+        (64, False), (64, True), (60, False), (60, True),
+    ]  # fmt: skip
+    assert all(len(row["windows"]["loop"]) == len(row["embedding"]["product"]) == 2
+               for row in found["rows"])  # fmt: skip
 
 
 def test_the_streamed_pass_against_whole_logits(monkeypatch, tmp_path):

@@ -594,7 +594,8 @@ def bench(
     parts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PART]...", help="passes, curve, scoring, streamed, trl (default: all)."
+            metavar="[PART]...",
+            help="passes, curve, scoring, streamed, vision, trl (default: all).",
         ),
     ] = None,
     out: Annotated[
@@ -611,8 +612,8 @@ def bench(
 
     passes: plain rows against rows that share their prompt. curve: over group
     sizes and prompt lengths. scoring: what exact scoring adds to a step.
-    streamed: memory at a vocabulary of 152,064. trl: a whole step against TRL's
-    GRPOTrainer.
+    streamed: memory at a vocabulary of 152,064. vision: a tower's windows and
+    patches. trl: a whole step against TRL's GRPOTrainer.
 
     [bold]Examples[/bold]
 

@@ -88,6 +88,18 @@ def _streamed(part: dict[str, Any]) -> None:
     display.columns(rows, indent=display.LABEL)
 
 
+def _vision(part: dict[str, Any]) -> None:
+    _head("vision", part, "times faster: windows in one call than in a loop, patches by a product than "
+          "by a convolution")  # fmt: skip
+    rows = [("patches", "", "windows", "patches")]
+    for row in part["rows"]:
+        rows.append((
+            f"{row['patches']:,}", "with gradients" if row["gradients"] else "forward",
+            f"{row['windows_faster']:.2f}", f"{row['embedding_faster']:.2f}",
+        ))  # fmt: skip
+    display.columns(rows, indent=display.LABEL)
+
+
 def _trl(part: dict[str, Any]) -> None:
     work, seconds = part["work"], part["seconds"]
     _head("trl", part, f"{work['prompts']} prompts x {work['samples']}, "
@@ -99,7 +111,8 @@ def _trl(part: dict[str, Any]) -> None:
 
 
 SHOWN = {
-    "passes": _passes, "curve": _curve, "scoring": _scoring, "streamed": _streamed, "trl": _trl,
+    "passes": _passes, "curve": _curve, "scoring": _scoring, "streamed": _streamed,
+    "vision": _vision, "trl": _trl,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evals.bench import passes, steps, streamed
+from evals.bench import passes, steps, streamed, vision
 from evals.bench.measure import device
 from evals.bench.workload import SHAPES
 from pipelines.errors import UserError
@@ -23,10 +23,11 @@ PARTS: dict[str, Callable[[str, int, Path, Say], Iterator[dict[str, Any]]]] = {
     "curve": passes.curve,
     "scoring": steps.scoring,
     "streamed": streamed.compare,
+    "vision": vision.compare,
     "trl": steps.against_trl,
 }
 """Part -> (shape, repeats, folder, say) -> its figures so far, again and again; at last all of them."""
-ON_TINY = ("curve", "scoring", "trl")
+ON_TINY = ("curve", "scoring", "vision", "trl")
 
 
 def bench(
