@@ -11,8 +11,8 @@ CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
 
-test: $(READY)          ## all tests
-	$(BIN)/pytest
+test: $(READY)          ## all tests, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(READY)         ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from applied import gradients
 from families import FAMILIES, VISION_TOWERS, picture, questions, write_folder
 from PIL import Image
 
@@ -369,11 +370,11 @@ def test_other_ways_to_compute(family, rollouts, scored, setting):
 
 
 def updated(family, table, rollouts, rows, *overrides):
-    """A trainer after one update, its metrics, and the gradients that the update left."""
+    """A trainer after one update, its metrics, and the gradients that it applied."""
     policy = family.load("update.max_grad_norm=1e9", *overrides)
     trainer = TorchTrainer(policy, policy.config)
-    metrics = trainer.update(rollouts, rows, table)
-    return trainer, metrics, {n: p.grad.clone() for n, p in trainer.named if p.grad is not None}
+    applied = gradients(trainer)
+    return trainer, trainer.update(rollouts, rows, table), applied
 
 
 def test_an_update_reaches_both_towers_packed_or_plain(family, table, rollouts, scored):
@@ -386,10 +387,10 @@ def test_an_update_reaches_both_towers_packed_or_plain(family, table, rollouts, 
         moved = [n for n in own if n in packed and packed[n].any()]
         assert len(moved) > 0.8 * len(own), sorted(set(own) - set(moved))
     for other in (PLAIN, "update.gradient_checkpointing=true"):
-        _, _, gradients = updated(family, table, rollouts, rows, other)
+        _, _, found = updated(family, table, rollouts, rows, other)
         size = max(gradient.abs().max() for gradient in packed.values())
-        assert gradients.keys() == packed.keys()
-        for name, gradient in gradients.items():
+        assert found.keys() == packed.keys()
+        for name, gradient in found.items():
             gap = (gradient - packed[name]).abs().max()
             assert gap <= 1e-4 * packed[name].abs().max() + 1e-6 * size, (other, name)
 

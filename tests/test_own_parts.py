@@ -65,7 +65,7 @@ def test_what_a_part_raises_is_told_with_its_own_line(run):
     command = stage(run, "rollout", "reward.function=ownparts:broken")
     assert command.code == 2
     assert "reward.function: ownparts:broken: raised ZeroDivisionError" in command.err
-    assert "ownparts.py, line 5, in" in command.err
+    assert "ownparts.py, line 6, in" in command.err
     assert "return [1 / len(r[:0]) for r in responses]" in command.err
     assert "Traceback" not in command.err
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 
+import applied
 import pytest
 import torch
 
@@ -24,12 +25,7 @@ def train(fresh_policy, table, rollouts, scores, configure):
     def run(*overrides, rollouts=rollouts, scores=scores, policy=None, reference=None):
         config = configure(*overrides)
         trainer = TorchTrainer(policy or fresh_policy(config), config, reference)
-        kept = trainer.applied = {}
-        trainer.optimizer.register_step_pre_hook(
-            lambda *_: kept.update(
-                {n: p.grad.clone() for n, p in trainer.named if p.grad is not None}
-            )
-        )
+        trainer.applied = applied.gradients(trainer)
         metrics = trainer.update(rollouts, scores, table)
         assert all(p.grad is None for _, p in trainer.named)  # their memory is given back
         return trainer, metrics
