@@ -31,6 +31,9 @@ class TensorBoard:
 
         folder = run.folder / "tensorboard"
         new = not folder.is_dir()
+        # Files are read in the order of their names, which begin with the second they were made in.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.05)
         # Later events of a history that was given up are hidden by the purge.
         writer: Any = SummaryWriter(str(folder), purge_step=run.replaced_from)
         self._writer = writer
