@@ -22,8 +22,8 @@ GIB = 2**30
 
 # Assumptions, all told on the screen but for the small ones.
 UTILISATION = 0.2
-"""Of the peak, in our forward and backward passes. A count of the kernels of an update on a
-CUDA emulator (3B, one H100) gives 16 %; no GPU has measured it."""
+"""Of the peak, in our forward and backward passes: 16 % is estimated from the kernels of an update, counted
+on a CUDA emulator (3B, one H100); no GPU has measured it."""
 VLLM_UTILISATION = 0.4
 """Of the peak, in vLLM's prefill and decoding: a guess."""
 BANDWIDTH_UTILISATION = 0.6

@@ -28,7 +28,7 @@ from pipelines.step import Step
 
 VERSIONS = {
     "model": 1, "prepare": 1, "rollout": 2, "score": 2, "update": 2, "checkpoint": 1,
-    "sampling": 2, "grading": 1, "way": 2, "half": 2,
+    "sampling": 2, "grading": 1, "way": 2, "half": 2, "summed": 2,
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
 
@@ -196,7 +196,8 @@ class Chain:
             )  # fmt: skip
             update = Step(
                 "update", index, parent, VERSIONS["update"],
-                config.update.keyed("update") | source(config.update.engine, config.update.objective),
+                config.update.keyed("update") | source(config.update.engine, config.update.objective)
+                | _summed(config),
                 {"rollout": rollout.key, "score": score.key, "policy": policy},
                 shapes | config.update.shape("update"),
             )  # fmt: skip
@@ -251,7 +252,14 @@ def _half(config: Config, engine: str) -> dict[str, Any]:
     """What sets responses that ``hf`` samples in bfloat16 apart from those of earlier versions, whose
     queries and keys were float32."""
     half = config.model.dtype == "bfloat16" and engine == "hf"
-    return {"sampled in bfloat16": VERSIONS["half"]} if half else {}
+    return {"sampled in bfloat16": VERSIONS["half"]} if half and VERSIONS["half"] > 1 else {}
+
+
+def _summed(config: Config) -> dict[str, Any]:
+    """What sets updates by DeepSpeed in bfloat16 apart from those of earlier versions, whose gradients
+    were added up in bfloat16."""
+    half = config.model.dtype == "bfloat16" and config.update.engine == "deepspeed"
+    return {"gradients summed": VERSIONS["summed"]} if half and VERSIONS["summed"] > 1 else {}
 
 
 def content_or_name(where: str) -> str:

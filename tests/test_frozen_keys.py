@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.questions import questions_step
-from pipelines import settings, source_rows
+from pipelines import chain, settings, source_rows
 from pipelines.chain import Chain
 
 FILE = Path(__file__).with_name("frozen_keys.json")
@@ -40,20 +40,20 @@ def asked() -> list[tuple[str, str]]:
 def keys(name: str, setting: str) -> dict[str, str]:
     """Step -> key: of all stages, at the first steps and the last, and of every evaluation."""
     config = settings.load(settings.shipped_config(name), [setting] if setting else [])
-    chain, last = Chain(config, Path("run")), config.run.steps
-    steps = {"prepare": chain.prepare, "model": chain.model}
+    run, last = Chain(config, Path("run")), config.run.steps
+    steps = {"prepare": run.prepare, "model": run.model}
     for index in (1, 2, last):
         for stage in ("rollout", "score", "update"):
-            steps[f"{stage} {index}"] = getattr(chain, stage)(index)
-    steps[f"checkpoint {last}"] = chain.checkpoint(last)
-    for benchmark in (*chain.benchmarks, "validation"):
-        steps[f"{benchmark} 0"] = chain.eval(0, benchmark)
-        cell = chain.cell(last, benchmark)
+            steps[f"{stage} {index}"] = getattr(run, stage)(index)
+    steps[f"checkpoint {last}"] = run.checkpoint(last)
+    for benchmark in (*run.benchmarks, "validation"):
+        steps[f"{benchmark} 0"] = run.eval(0, benchmark)
+        cell = run.cell(last, benchmark)
         steps[f"{benchmark} {last}"] = cell.results
         if benchmark not in ("glyphs", "validation"):
             steps[f"{benchmark} questions"] = questions_step(benchmark, config)
     named = {label: step.key[:DIGITS] for label, step in steps.items()}
-    journal = chain.cell(0, "validation").journal.stem
+    journal = run.cell(0, "validation").journal.stem
     return named | {"journal": journal.rpartition("-")[2]}
 
 
@@ -63,10 +63,13 @@ def label(name: str, setting: str) -> str:
 
 @pytest.mark.parametrize(("name", "setting"), asked(), ids=lambda text: text or "as-it-is")
 def test_a_key_is_what_it_was(name, setting, monkeypatch):
-    """But for the reader of rows from outside, whose version went up since (see the changelog)."""
+    """But for the reader of rows from outside, what ``hf`` samples in bfloat16, and DeepSpeed's sums of
+    bfloat16 gradients, whose versions went up since (see the changelog)."""
     frozen = json.loads(FILE.read_text())[label(name, setting)]
     now = keys(name, setting)
     monkeypatch.setattr(source_rows, "READER", 1)
+    for version in ("half", "summed"):
+        monkeypatch.setitem(chain.VERSIONS, version, 1)
     # All but what is not asked any more: one's own data are not evaluated on the embedded questions.
     left_out = {"glyphs 0", "glyphs 30"} if setting == "data.source=some/where" else set()
     assert keys(name, setting) == {k: v for k, v in frozen.items() if k not in left_out}
@@ -75,6 +78,25 @@ def test_a_key_is_what_it_was(name, setting, monkeypatch):
         assert now == frozen
     else:
         assert now != frozen
+
+
+@pytest.mark.parametrize(("version", "setting", "first"), [
+    ("half", "rollout.engine=hf", "rollout 1"), ("summed", "update.engine=deepspeed", "update 1"),
+])  # fmt: skip
+def test_what_changed_in_bfloat16_is_in_its_key_and_in_no_other(
+    version, setting, first, monkeypatch
+):
+    def found(dtype):
+        config = settings.load(None, [setting, f"model.dtype={dtype}"])
+        one = Chain(config, Path("run"))
+        return {name: getattr(one, name)(1).key for name in ("rollout", "score", "update")}
+
+    now, whole = found("bfloat16"), found("float32")
+    monkeypatch.setitem(chain.VERSIONS, version, 1)
+    was = found("bfloat16")
+    later = ["rollout", "score", "update"][["rollout 1", "score 1", "update 1"].index(first) :]
+    assert [name for name in now if now[name] != was[name]] == later
+    assert found("float32") == whole
 
 
 def test_there_are_enough_of_them():
