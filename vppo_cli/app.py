@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import signal
@@ -668,6 +669,15 @@ def _told_by_path() -> Iterator[None]:
         raise
 
 
+class _Warnings(logging.Handler):
+    """Shows what the packages log, on standard error: standard output may be JSON."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from vppo_cli.display import errors, labelled
+
+        errors.print(labelled("warning", record.getMessage()), style="bold yellow")
+
+
 def main() -> None:
     """Run the command line.
 
@@ -684,6 +694,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a character shows "?"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    logging.getLogger("pipelines").addHandler(_Warnings(logging.WARNING))
     signal.signal(signal.SIGINT, _interrupt)
     if launched():  # whoever launched the ranks ends them by SIGTERM, and has said why
         sys.argv[1:] = without(sys.argv[1:], "--local_rank")  # which deepspeed adds
