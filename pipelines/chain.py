@@ -27,8 +27,8 @@ from pipelines.sources import check_places
 from pipelines.step import Step
 
 VERSIONS = {
-    "model": 1, "prepare": 1, "rollout": 2, "score": 2, "update": 2, "checkpoint": 1,
-    "sampling": 2, "grading": 1, "way": 2, "half": 2, "summed": 2,
+    "model": 1, "prepare": 1, "rollout": 3, "score": 3, "update": 3, "checkpoint": 1,
+    "sampling": 3, "grading": 1, "way": 2,
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
 
@@ -108,7 +108,7 @@ class Chain:
         """
         config = config or self.config
         how = evaluation(config, benchmark, self.config)
-        sampler = self._sources.of(how.engine) | _half(self.config, how.engine)
+        sampler = self._sources.of(how.engine)
         graders = self._sources.of(*how.graders)
         own = benchmark in OWN
         questions = self.prepare if own else questions_step(benchmark, config)
@@ -184,8 +184,7 @@ class Chain:
             rollout = Step(
                 "rollout", index, parent, VERSIONS["rollout"],
                 config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed}
-                | source(config.rollout.engine, config.reward.function, config.reward.grader)
-                | _half(config, config.rollout.engine),
+                | source(config.rollout.engine, config.reward.function, config.reward.grader),
                 inputs, shapes | config.rollout.shape("rollout"),
             )  # fmt: skip
             score = Step(
@@ -196,8 +195,7 @@ class Chain:
             )  # fmt: skip
             update = Step(
                 "update", index, parent, VERSIONS["update"],
-                config.update.keyed("update") | source(config.update.engine, config.update.objective)
-                | _summed(config),
+                config.update.keyed("update") | source(config.update.engine, config.update.objective),
                 {"rollout": rollout.key, "score": score.key, "policy": policy},
                 shapes | config.update.shape("update"),
             )  # fmt: skip
@@ -246,20 +244,6 @@ def _computed(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):  # a hub id, or no model: others say so
         return {}
     return {} if kind in ALWAYS_RIGHT else {"model.computed": VERSIONS["way"]}
-
-
-def _half(config: Config, engine: str) -> dict[str, Any]:
-    """What sets responses that ``hf`` samples in bfloat16 apart from those of earlier versions, whose
-    queries and keys were float32."""
-    half = config.model.dtype == "bfloat16" and engine == "hf"
-    return {"sampled in bfloat16": VERSIONS["half"]} if half and VERSIONS["half"] > 1 else {}
-
-
-def _summed(config: Config) -> dict[str, Any]:
-    """What sets updates by DeepSpeed in bfloat16 apart from those of earlier versions, whose gradients
-    were added up in bfloat16."""
-    half = config.model.dtype == "bfloat16" and config.update.engine == "deepspeed"
-    return {"gradients summed": VERSIONS["summed"]} if half and VERSIONS["summed"] > 1 else {}
 
 
 def content_or_name(where: str) -> str:
