@@ -8,7 +8,7 @@ sampled by a policy that would no longer exist. Torch-free.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,14 @@ VERSIONS = {
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
 
+TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading")
+"""Stages by what they make: a policy, and what is said of it."""
+
 ALWAYS_RIGHT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 """Model types whose results never depended on how a model is computed (``VERSIONS["way"]``)."""
+
+RESULTS = 100
+"""Results have the version ``RESULTS * sampling + grading``."""
 
 JOURNALS = "journals"
 
@@ -60,13 +66,17 @@ class Chain:
     Args:
         config: decides the keys.
         run: the run's folder.
+        versions: those of the code that makes, or made, the stages.
     """
 
-    def __init__(self, config: Config, run: Path) -> None:
+    def __init__(
+        self, config: Config, run: Path, versions: Mapping[str, int] | None = None
+    ) -> None:
         self.config, self.run = config, run
+        self.versions = dict(versions or VERSIONS)
         check_places(config)
-        self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
-        self.model = Step("model", None, run, VERSIONS["model"], _model(config))
+        self.prepare = Step("prepare", None, run, self.versions["prepare"], _sources(config))
+        self.model = Step("model", None, run, self.versions["model"], _model(config))
         self._sources = PartSources(run)
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
@@ -92,7 +102,7 @@ class Chain:
         """The weights and optimizer state after ``step`` updates."""
         parent = self.run / "checkpoints" / f"{step:04d}"
         inputs = {"policy": self.policy_key(step)}
-        return Step("checkpoint", step, parent, VERSIONS["checkpoint"], {}, inputs)
+        return Step("checkpoint", step, parent, self.versions["checkpoint"], {}, inputs)
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
@@ -118,11 +128,11 @@ class Chain:
             benchmark,
             step,
             parent / JOURNALS,
-            VERSIONS["sampling"],
+            self.versions["sampling"],
             how.sampling_settings() | sampler,
             inputs,
         )
-        version = 100 * VERSIONS["sampling"] + VERSIONS["grading"]
+        version = RESULTS * self.versions["sampling"] + self.versions["grading"]
         settings = how.settings() | sampler | graders
         shape = _shapes(config) | config.eval.shape("eval")
         results = Step(benchmark, step, parent, version, settings, inputs, shape)
@@ -182,19 +192,19 @@ class Chain:
             if self._rollouts:
                 inputs["previous rollout"] = self._rollouts[-1].key
             rollout = Step(
-                "rollout", index, parent, VERSIONS["rollout"],
+                "rollout", index, parent, self.versions["rollout"],
                 config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed}
                 | source(config.rollout.engine, config.reward.function, config.reward.grader),
                 inputs, shapes | config.rollout.shape("rollout"),
             )  # fmt: skip
             score = Step(
-                "score", index, parent, VERSIONS["score"],
+                "score", index, parent, self.versions["score"],
                 config.score.keyed("score") | {"seed": config.seed}
                 | source(config.score.estimator, config.score.perturbation),
                 {"rollout": rollout.key}, shapes | config.score.shape("score"),
             )  # fmt: skip
             update = Step(
-                "update", index, parent, VERSIONS["update"],
+                "update", index, parent, self.versions["update"],
                 config.update.keyed("update") | source(config.update.engine, config.update.objective),
                 {"rollout": rollout.key, "score": score.key, "policy": policy},
                 shapes | config.update.shape("update"),

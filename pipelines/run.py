@@ -50,6 +50,8 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
                 return []
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
+            if outdated := runs.outdated(chain):
+                watch.note(f"what earlier code made is made again: {outdated}")
             if shapes := runs.changed_shapes(chain):
                 watch.note(
                     f"its steps so far were made with {shapes}: in bfloat16, last bits differ"
