@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks import OWN, canonical
-from evals.profiles import Evaluation, evaluation
-from evals.questions import questions_step
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
@@ -24,6 +20,7 @@ from pipelines.ranks import ranks
 from pipelines.settings import shipped_config
 from pipelines.source_rows import reader_version
 from pipelines.sources import check_places
+from pipelines.stages import of_evaluations
 from pipelines.step import Step
 
 VERSIONS = {
@@ -42,22 +39,8 @@ RESULTS = 100
 """Results have the version ``RESULTS * sampling + grading``."""
 
 JOURNALS = "journals"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation: a policy of a run on one benchmark, asked as ``how`` says.
-
-    The journal of responses outlives its results: other graders, more samples or more questions go
-    on from it, and what was sampled is never sampled again.
-    """
-
-    how: Evaluation
-    questions: Step
-    results: Step
-    journal: Path
-    revisions: dict[str, str] = field(default_factory=dict)
-    """Of the model and of the questions, where they are from the hub."""
+EVALUATIONS = "eval"
+"""The folder of a run's evaluations."""
 
 
 class Chain:
@@ -77,7 +60,7 @@ class Chain:
         check_places(config)
         self.prepare = Step("prepare", None, run, self.versions["prepare"], _sources(config))
         self.model = Step("model", None, run, self.versions["model"], _model(config))
-        self._sources = PartSources(run)
+        self.sources = PartSources(run)
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -107,43 +90,22 @@ class Chain:
     @property
     def benchmarks(self) -> tuple[str, ...]:
         """The benchmarks that the config names, aliases resolved."""
-        return canonical(self.config.eval.benchmarks)
+        names: tuple[str, ...] = of_evaluations("canonical")(self.config.eval.benchmarks)
+        return names
 
-    def cell(self, step: int, benchmark: str, config: Config | None = None) -> Cell:
-        """An evaluation of the policy after ``step`` updates.
+    def cell(self, step: int, benchmark: str, config: Config | None = None) -> Any:
+        """An evaluation of the policy after ``step`` updates (evals/cells.py).
 
         Args:
             config: how to evaluate, where that is not as the run itself does; policy and own
                 questions are the run's in either case.
         """
-        config = config or self.config
-        how = evaluation(config, benchmark, self.config)
-        sampler = self._sources.of(how.engine)
-        graders = self._sources.of(*how.graders)
-        own = benchmark in OWN
-        questions = self.prepare if own else questions_step(benchmark, config)
-        inputs = {"policy": self.policy_key(step), "questions": questions.key}
-        parent = self.run / "eval" / f"{step:04d}"
-        sampled = Step(
-            benchmark,
-            step,
-            parent / JOURNALS,
-            self.versions["sampling"],
-            how.sampling_settings() | sampler,
-            inputs,
-        )
-        version = RESULTS * self.versions["sampling"] + self.versions["grading"]
-        settings = how.settings() | sampler | graders
-        shape = _shapes(config) | config.eval.shape("eval")
-        results = Step(benchmark, step, parent, version, settings, inputs, shape)
-        asked = questions.settings.get("data.revision" if own else "revision")
-        revisions = {"model": self.config.model.revision, "questions": asked}
-        known = {what: commit for what, commit in revisions.items() if commit}
-        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"), known)
+        return of_evaluations("cell")(self, step, benchmark, config or self.config)
 
     def eval(self, step: int, benchmark: str) -> Step:
         """The results of an evaluation as the run itself does it."""
-        return self.cell(step, benchmark).results
+        results: Step = self.cell(step, benchmark).results
+        return results
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is due after this update."""
@@ -182,8 +144,8 @@ class Chain:
         yield from self.evaluations()
 
     def _grow(self, step: int) -> None:
-        config, source = self.config, self._sources.of
-        shapes = _shapes(config)
+        config, source = self.config, self.sources.of
+        shapes = shape_of(config)
         while len(self._updates) < step:
             index = len(self._updates) + 1
             parent = self.run / "steps" / f"{index:04d}"
@@ -214,6 +176,11 @@ class Chain:
             self._updates.append(update)
 
 
+def is_evaluation(step: Step) -> bool:
+    """Whether a step holds the results of a benchmark."""
+    return step.index is not None and step.parent.parent.name == EVALUATIONS
+
+
 def _sources(config: Config) -> dict[str, Any]:
     """The data and model settings; what is local by its content, wherever it lies.
 
@@ -232,7 +199,7 @@ def _sources(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _shapes(config: Config) -> dict[str, Any]:
+def shape_of(config: Config) -> dict[str, Any]:
     """What reaches the shape of kernels in every stage."""
     return config.run.shape("run") | config.model.shape("model") | {"ranks": ranks().world}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from evals.benchmarks import ALIASES, BENCHMARKS, OWN, canonical
 from evals.run import without_rows
+from evals.stage import regrade
 from pipelines import hub, runs, settings
 from pipelines.chain import JOURNALS, TRAINING, Chain
 from pipelines.checkpoint import best, pick, saved
 from pipelines.config import EvalConfig
 from pipelines.errors import UserError
-from pipelines.evaluation import regrade
 from pipelines.lock import file_lock
 from pipelines.ranks import ranks
 from pipelines.run import train_stage
