@@ -18,7 +18,7 @@ from pipelines.capacity import Run
 from pipelines.config import Config
 from pipelines.fitting import Advice, advice, larger, problems
 from pipelines.gpus import GPUS
-from pipelines.model_shapes import KNOWN
+from pipelines.model_lookup import KNOWN
 
 README = Path(__file__).parents[1] / "README.md"
 SIZES = ("3B", "7B", "32B")

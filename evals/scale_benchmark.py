@@ -36,7 +36,8 @@ from pipelines.chain import Chain
 from pipelines.config import Config, ModelConfig
 from pipelines.errors import UserError
 from pipelines.gpus import GPUS, Gpu
-from pipelines.model_shapes import KNOWN, Shape, find_shape
+from pipelines.model_lookup import KNOWN, find_shape
+from pipelines.model_shapes import Shape
 from pipelines.records import Sample
 from pipelines.run import train
 from pipelines.runs import write_config

@@ -16,7 +16,8 @@ from pipelines import settings
 from pipelines.capacity import Run
 from pipelines.fitting import advice, larger, problems
 from pipelines.gpus import GPUS
-from pipelines.model_shapes import KNOWN, Shape, Vision
+from pipelines.model_lookup import KNOWN
+from pipelines.model_shapes import Shape, Vision
 
 CARDS = ("RTX4090", "A100-40", "H100", "H200")  # 24, 40, 80, 141 GB
 QUIET = {

@@ -22,7 +22,8 @@ from pipelines.config import Config, ModelConfig
 from pipelines.errors import UserError
 from pipelines.fitting import changed, problems
 from pipelines.gpus import GPUS, find_gpu
-from pipelines.model_shapes import KNOWN, Shape, Vision, find_shape, from_config
+from pipelines.model_lookup import KNOWN, find_shape, from_config
+from pipelines.model_shapes import Shape, Vision
 from pipelines.policy import Policy, Row
 from pipelines.prompts import CACHED_BYTES
 from pipelines.records import Rollout, Scored, write_rows

@@ -16,7 +16,7 @@ from pipelines.capacity import Lengths, Run
 from pipelines.engines import HuggingFaceEngine
 from pipelines.glyphs import GlyphsOptions, make_samples
 from pipelines.gpus import GPUS
-from pipelines.model_shapes import from_config
+from pipelines.model_lookup import from_config
 from pipelines.policy import Policy
 from pipelines.records import Rollout, Scored
 from pipelines.sampling import Sampling

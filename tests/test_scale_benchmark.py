@@ -8,7 +8,7 @@ import torch
 from evals.scale_benchmark import main, write_model
 from pipelines.capacity import TEXT_TOKENS
 from pipelines.config import ModelConfig
-from pipelines.model_shapes import find_shape
+from pipelines.model_lookup import find_shape
 from pipelines.policy import Policy
 from pipelines.records import Rollout, SampleTable, read_rows
 from pipelines.rollout import ROLLOUTS

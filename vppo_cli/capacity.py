@@ -10,7 +10,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.fitting import report
 from pipelines.gpus import find_gpu
-from pipelines.model_shapes import find_shape
+from pipelines.model_lookup import find_shape
 from vppo_cli import display
 from vppo_cli.words import duration, size
 

@@ -14,7 +14,7 @@ import torch
 from evals.bench.measure import alternate, ratio
 from evals.bench.workload import Lengths, Workload
 from pipelines import packing
-from pipelines.model_shapes import find_shape
+from pipelines.model_lookup import find_shape
 from pipelines.policy import Policy
 
 LONG_PROMPT = Lengths(image=256, text=24, samples=8, response=64, prompts=4)

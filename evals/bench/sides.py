@@ -89,7 +89,7 @@ def _noise(work: Work, folder: Path) -> list[str]:
     """Settings of a run on images of noise, which are written first."""
     from evals.scale_benchmark import write_questions
     from pipelines.config import ModelConfig
-    from pipelines.model_shapes import find_shape
+    from pipelines.model_lookup import find_shape
 
     assert work.image_tokens is not None
     seen, data = find_shape(ModelConfig()).vision, folder / "questions"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines import settings
 from pipelines.config import Config, ModelConfig
-from pipelines.model_shapes import KNOWN, find_shape
+from pipelines.model_lookup import KNOWN, find_shape
 from pipelines.policy import Policy
 from pipelines.records import Rollout, Sample, SampleTable, Scored, write_samples
 from pipelines.score import group_statistics
