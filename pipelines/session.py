@@ -193,6 +193,10 @@ class Session:
                 return engine
             self._live, self._live_version = engine, None
         if self._live_version != self._version:
+            if (
+                self._made_trainer
+            ):  # whose state leaves no room for weights on their way beside a KV cache
+                self._live.sleep()
             self._live.sync(policy)
             self._live_version = self._version
         return self._live.view(policy)

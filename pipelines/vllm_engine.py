@@ -30,6 +30,7 @@ from pipelines.capacity import MAX_SEQUENCES
 from pipelines.config import Config
 from pipelines.engines import Engine, LiveEngine, Name, Response, cut, encoded
 from pipelines.errors import UserError
+from pipelines.model_files import cannot_load
 from pipelines.policy import Policy, choose_device
 from pipelines.prompts import messages, model_location, open_image
 from pipelines.ranks import join_alone, ranks
@@ -114,8 +115,9 @@ class VLLMEngine:
 
     def sync(self, policy: Policy) -> None:
         """Copy the policy's weights into the engine; every rank calls it."""
-        self.sleep()  # while weights come, they have the room of the KV cache
-        self._wake("weights")
+        self._wake(
+            "weights"
+        )  # asleep, it gets them before its KV cache, whose room they need on their way
         weights = _detached(policy)
         with self._free():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -288,6 +290,8 @@ def check(config: Config) -> Any:
             f"model.path {config.model.path}", f"vLLM does not take it: {_said(error)}",
             "rollout.engine=hf runs every model that is trained here.",
         ) from error  # fmt: skip
+    except OSError as error:
+        raise cannot_load(model_location(config.model), error) from error
     parts, heads = config.rollout.tensor_parallel, found.model_arch_config.total_num_attention_heads
     if heads % parts:
         raise UserError(
@@ -383,7 +387,7 @@ def _said(error: Exception) -> str:
     """What an error says, without what pydantic puts around it."""
     found = error.errors() if hasattr(error, "errors") else []
     text = str(found[0]["msg"] if found else error)
-    return text.strip().splitlines()[0][:300]
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def not_installed(error: ImportError) -> UserError:
