@@ -280,11 +280,11 @@ def check(config: Config) -> Any:
     on_cpu = {} if choose_device(config).type == "cuda" else CPU_ENVIRONMENT
     os.environ.update(ENVIRONMENT | on_cpu | dict(os.environ))
     try:
-        from vllm.engine.arg_utils import EngineArgs
+        from vllm.config import ModelConfig
     except ImportError as error:
         raise not_installed(error) from error
     try:
-        found = EngineArgs(**_model(config)).create_model_config()
+        found = ModelConfig(**_model(config))
     except ValueError as error:
         raise UserError(
             f"model.path {config.model.path}", f"vLLM does not take it: {_said(error)}",
