@@ -22,7 +22,7 @@ from pipelines.reward import OUTCOMES, Outcome, outcomes_of
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
-    from pipelines.chain import Cell
+    from evals.cells import Cell
 
 ANSWERS = "answers.parquet"
 MOST_WITHOUT_VERDICT = 0.05

@@ -31,6 +31,11 @@ class Asking:
     max_pixels: int | None
     instruction: str
 
+    @property
+    def images(self) -> tuple[int | None, int | None, str]:
+        """How a question is shown, whatever is sampled: pixel limits, and the instruction."""
+        return self.min_pixels, self.max_pixels, self.instruction
+
 
 PAPER = Asking(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
 """The paper's evaluation of its 7B models (top-k 50 is a live default of the authors' harness)."""

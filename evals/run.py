@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks import OWN
+from evals.cells import Cell
 from evals.grade import ANSWERS, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
 from evals.profiles import Asking
 from evals.questions import read_questions
-from pipelines.chain import Cell
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool
 from pipelines.records import Sample, SampleTable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RESULTS = "results.json"
 
 
-def evaluate(
+def complete(
     cell: Cell, engine: Callable[[], Engine], batch_prompts: int, pool: GraderPool,
     training: Asking | None, out: Path, watch: Watch, tensor_parallel: int = 1,
 ) -> dict[str, Any]:  # fmt: skip

@@ -8,14 +8,10 @@ sampled by a policy that would no longer exist. Torch-free.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks import OWN, canonical
-from evals.profiles import Evaluation, evaluation
-from evals.questions import questions_step
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.fingerprint import fingerprint, named_files
@@ -24,34 +20,27 @@ from pipelines.ranks import ranks
 from pipelines.settings import shipped_config
 from pipelines.source_rows import reader_version
 from pipelines.sources import check_places
+from pipelines.stages import of_evaluations
 from pipelines.step import Step
 
 VERSIONS = {
-    "model": 1, "prepare": 1, "rollout": 2, "score": 2, "update": 2, "checkpoint": 1,
-    "sampling": 2, "grading": 1, "way": 2, "half": 2, "summed": 2,
+    "model": 1, "prepare": 1, "rollout": 3, "score": 3, "update": 3, "checkpoint": 1,
+    "sampling": 3, "grading": 1, "way": 2,
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
+
+TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading")
+"""Stages by what they make: a policy, and what is said of it."""
 
 ALWAYS_RIGHT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 """Model types whose results never depended on how a model is computed (``VERSIONS["way"]``)."""
 
+RESULTS = 100
+"""Results have the version ``RESULTS * sampling + grading``."""
+
 JOURNALS = "journals"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation: a policy of a run on one benchmark, asked as ``how`` says.
-
-    The journal of responses outlives its results: other graders, more samples or more questions go
-    on from it, and what was sampled is never sampled again.
-    """
-
-    how: Evaluation
-    questions: Step
-    results: Step
-    journal: Path
-    revisions: dict[str, str] = field(default_factory=dict)
-    """Of the model and of the questions, where they are from the hub."""
+EVALUATIONS = "eval"
+"""The folder of a run's evaluations."""
 
 
 class Chain:
@@ -60,14 +49,18 @@ class Chain:
     Args:
         config: decides the keys.
         run: the run's folder.
+        versions: those of the code that makes, or made, the stages.
     """
 
-    def __init__(self, config: Config, run: Path) -> None:
+    def __init__(
+        self, config: Config, run: Path, versions: Mapping[str, int] | None = None
+    ) -> None:
         self.config, self.run = config, run
+        self.versions = dict(versions or VERSIONS)
         check_places(config)
-        self.prepare = Step("prepare", None, run, VERSIONS["prepare"], _sources(config))
-        self.model = Step("model", None, run, VERSIONS["model"], _model(config))
-        self._sources = PartSources(run)
+        self.prepare = Step("prepare", None, run, self.versions["prepare"], _sources(config))
+        self.model = Step("model", None, run, self.versions["model"], _model(config))
+        self.sources = PartSources(run)
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -92,48 +85,27 @@ class Chain:
         """The weights and optimizer state after ``step`` updates."""
         parent = self.run / "checkpoints" / f"{step:04d}"
         inputs = {"policy": self.policy_key(step)}
-        return Step("checkpoint", step, parent, VERSIONS["checkpoint"], {}, inputs)
+        return Step("checkpoint", step, parent, self.versions["checkpoint"], {}, inputs)
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
         """The benchmarks that the config names, aliases resolved."""
-        return canonical(self.config.eval.benchmarks)
+        names: tuple[str, ...] = of_evaluations("canonical")(self.config.eval.benchmarks)
+        return names
 
-    def cell(self, step: int, benchmark: str, config: Config | None = None) -> Cell:
-        """An evaluation of the policy after ``step`` updates.
+    def cell(self, step: int, benchmark: str, config: Config | None = None) -> Any:
+        """An evaluation of the policy after ``step`` updates (evals/cells.py).
 
         Args:
             config: how to evaluate, where that is not as the run itself does; policy and own
                 questions are the run's in either case.
         """
-        config = config or self.config
-        how = evaluation(config, benchmark, self.config)
-        sampler = self._sources.of(how.engine) | _half(self.config, how.engine)
-        graders = self._sources.of(*how.graders)
-        own = benchmark in OWN
-        questions = self.prepare if own else questions_step(benchmark, config)
-        inputs = {"policy": self.policy_key(step), "questions": questions.key}
-        parent = self.run / "eval" / f"{step:04d}"
-        sampled = Step(
-            benchmark,
-            step,
-            parent / JOURNALS,
-            VERSIONS["sampling"],
-            how.sampling_settings() | sampler,
-            inputs,
-        )
-        version = 100 * VERSIONS["sampling"] + VERSIONS["grading"]
-        settings = how.settings() | sampler | graders
-        shape = _shapes(config) | config.eval.shape("eval")
-        results = Step(benchmark, step, parent, version, settings, inputs, shape)
-        asked = questions.settings.get("data.revision" if own else "revision")
-        revisions = {"model": self.config.model.revision, "questions": asked}
-        known = {what: commit for what, commit in revisions.items() if commit}
-        return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"), known)
+        return of_evaluations("cell")(self, step, benchmark, config or self.config)
 
     def eval(self, step: int, benchmark: str) -> Step:
         """The results of an evaluation as the run itself does it."""
-        return self.cell(step, benchmark).results
+        results: Step = self.cell(step, benchmark).results
+        return results
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is due after this update."""
@@ -172,8 +144,8 @@ class Chain:
         yield from self.evaluations()
 
     def _grow(self, step: int) -> None:
-        config, source = self.config, self._sources.of
-        shapes = _shapes(config)
+        config, source = self.config, self.sources.of
+        shapes = shape_of(config)
         while len(self._updates) < step:
             index = len(self._updates) + 1
             parent = self.run / "steps" / f"{index:04d}"
@@ -182,28 +154,31 @@ class Chain:
             if self._rollouts:
                 inputs["previous rollout"] = self._rollouts[-1].key
             rollout = Step(
-                "rollout", index, parent, VERSIONS["rollout"],
+                "rollout", index, parent, self.versions["rollout"],
                 config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed}
-                | source(config.rollout.engine, config.reward.function, config.reward.grader)
-                | _half(config, config.rollout.engine),
+                | source(config.rollout.engine, config.reward.function, config.reward.grader),
                 inputs, shapes | config.rollout.shape("rollout"),
             )  # fmt: skip
             score = Step(
-                "score", index, parent, VERSIONS["score"],
+                "score", index, parent, self.versions["score"],
                 config.score.keyed("score") | {"seed": config.seed}
                 | source(config.score.estimator, config.score.perturbation),
                 {"rollout": rollout.key}, shapes | config.score.shape("score"),
             )  # fmt: skip
             update = Step(
-                "update", index, parent, VERSIONS["update"],
-                config.update.keyed("update") | source(config.update.engine, config.update.objective)
-                | _summed(config),
+                "update", index, parent, self.versions["update"],
+                config.update.keyed("update") | source(config.update.engine, config.update.objective),
                 {"rollout": rollout.key, "score": score.key, "policy": policy},
                 shapes | config.update.shape("update"),
             )  # fmt: skip
             self._rollouts.append(rollout)
             self._scores.append(score)
             self._updates.append(update)
+
+
+def is_evaluation(step: Step) -> bool:
+    """Whether a step holds the results of a benchmark."""
+    return step.index is not None and step.parent.parent.name == EVALUATIONS
 
 
 def _sources(config: Config) -> dict[str, Any]:
@@ -224,7 +199,7 @@ def _sources(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _shapes(config: Config) -> dict[str, Any]:
+def shape_of(config: Config) -> dict[str, Any]:
     """What reaches the shape of kernels in every stage."""
     return config.run.shape("run") | config.model.shape("model") | {"ranks": ranks().world}
 
@@ -246,20 +221,6 @@ def _computed(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):  # a hub id, or no model: others say so
         return {}
     return {} if kind in ALWAYS_RIGHT else {"model.computed": VERSIONS["way"]}
-
-
-def _half(config: Config, engine: str) -> dict[str, Any]:
-    """What sets responses that ``hf`` samples in bfloat16 apart from those of earlier versions, whose
-    queries and keys were float32."""
-    half = config.model.dtype == "bfloat16" and engine == "hf"
-    return {"sampled in bfloat16": VERSIONS["half"]} if half and VERSIONS["half"] > 1 else {}
-
-
-def _summed(config: Config) -> dict[str, Any]:
-    """What sets updates by DeepSpeed in bfloat16 apart from those of earlier versions, whose gradients
-    were added up in bfloat16."""
-    half = config.model.dtype == "bfloat16" and config.update.engine == "deepspeed"
-    return {"gradients summed": VERSIONS["summed"]} if half and VERSIONS["summed"] > 1 else {}
 
 
 def content_or_name(where: str) -> str:

@@ -13,19 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark_sources import find_files
-from evals.benchmarks import OWN, check_data
-from evals.questions import gather, questions_step
 from pipelines import checkpoint, runs
-from pipelines.chain import Chain
+from pipelines.chain import Chain, is_evaluation
 from pipelines.config import Config
 from pipelines.disk import disk_errors, sweep, write_atomic
 from pipelines.errors import UserError
-from pipelines.evaluation import evaluate, evaluate_one, is_evaluation
 from pipelines.lock import run_lock
 from pipelines.ranks import ranks
 from pipelines.recorder import recording
 from pipelines.sources import check_sources
+from pipelines.stages import of_evaluations
 from pipelines.step import Step, commit
 from pipelines.trackers import tracking
 from pipelines.watch import Watch
@@ -50,6 +47,8 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
                 return []
             if changed := runs.changed_versions(chain):
                 watch.note(f"this run was begun with {changed}")
+            if outdated := runs.outdated(chain):
+                watch.note(f"what earlier code made is made again: {outdated}")
             if shapes := runs.changed_shapes(chain):
                 watch.note(
                     f"its steps so far were made with {shapes}: in bfloat16, last bits differ"
@@ -58,7 +57,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
             # Now, not to learn it after the training.
-            ranks().on_main(lambda: gather(chain.config, chain.benchmarks, watch))
+            ranks().on_main(lambda: of_evaluations("gather")(chain.config, chain.benchmarks, watch))
             # Once more: the questions' commits, part of the evaluations' keys, are known only now.
             missing = missing[: missing[0] == chain.prepare] + _missing(_story(chain, until))
             perform(chain, chain.config, [s for s in missing if s != chain.prepare], watch)
@@ -76,19 +75,9 @@ def check_inputs(chain: Chain) -> None:
     Raises:
         UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing.
     """
-    config = chain.config
-    check_data(chain.benchmarks, config.data.source)
-    if "validation" in chain.benchmarks and not config.data.has_validation:
-        raise UserError(
-            "eval.benchmarks: validation", "the settings hold no questions out.",
-            "Set data.validation_count, or name a data.validation_source.",
-        )  # fmt: skip
+    of_evaluations("check_inputs")(chain.config)
     if chain.prepare.manifest() is None:
-        check_sources(config.data)
-    if config.eval.data_dir is not None:
-        for name in chain.benchmarks:
-            if name not in OWN and questions_step(name, config).manifest() is None:
-                find_files(name, config.eval.data_dir)
+        check_sources(chain.config.data)
 
 
 def train_stage(
@@ -104,11 +93,11 @@ def train_stage(
     """
     ranks().on_main(lambda: sweep(chain.run))
     if stage == "eval":  # whose keys hold the questions' commits
-        ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
+        ranks().on_main(lambda: of_evaluations("gather")(wanted.config, wanted.benchmarks, watch))
     asked = {s.path: s for index in steps for s in stage_steps(chain, wanted, stage, index)}
     missing = list(asked.values()) if force else _missing(list(asked.values()))
     if missing and stage == "eval":
-        evaluate(chain, wanted, missing, watch, force=force)
+        of_evaluations("evaluate")(chain, wanted, missing, watch, force=force)
     elif missing:
         _check_model(wanted.config, missing)
         with held(chain.run, watch):
@@ -205,7 +194,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
             index = step.index or 0
             watch.stage(step.name, index)
             if is_evaluation(step):
-                metrics = evaluate_one(session, step, config, watch)
+                metrics = of_evaluations("evaluate_one")(session, step, config, watch)
             else:
                 with committed(step) as (out, metrics):
                     metrics |= session.make(step, config, out)

@@ -8,13 +8,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipelines import settings
-from pipelines.chain import Chain
+from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
 from pipelines.config import Config
 from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
@@ -22,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.hub import as_begun
 from pipelines.lock import is_running
 from pipelines.provenance import provenance
-from pipelines.step import is_there, spent, unreadable
+from pipelines.step import is_there, read_manifest, spent, unreadable
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 
@@ -261,6 +261,40 @@ def _state(content: bytes) -> State:
         if not fits or (type(like[name]) is int and type(value) is not int):
             raise ValueError(f"{name} is {value!r}")
     return State(**known)
+
+
+def as_made(config: Config, run: Path, *stages: str) -> Chain:
+    """A run as it lies on disk, where earlier code made it: its keys hold the versions of that code.
+
+    Today's version stands for a stage of which anything of today is there, or nothing at all.
+
+    Args:
+        stages: of ``VERSIONS``, those that are taken as they were made; others are today's.
+    """
+    made = {name: _made(run.glob(f"steps/0001/{name}-*"), VERSIONS[name]) for name in TRAINING}
+    today = RESULTS * VERSIONS["sampling"] + VERSIONS["grading"]
+    answers = divmod(_made(run.glob("eval/*/*-*"), today), RESULTS)
+    made |= dict(zip(ANSWERS, answers, strict=True))
+    return Chain(config, run, VERSIONS | {name: made[name] for name in stages})
+
+
+def _made(folders: Iterable[Path], today: int) -> int:
+    found = set()
+    for folder in folders:
+        with contextlib.suppress(UserError):  # told where it is read for what it holds
+            found.add(read_manifest(folder).get("version", today))
+    found = {version for version in found if type(version) is int}
+    return today if today in found else max(found, default=today)
+
+
+def outdated(chain: Chain) -> str:
+    """Stages that another version of the code made, all of whose steps are to be made again; or ""."""
+    made = as_made(chain.config, chain.run, *TRAINING).versions
+    return ", ".join(
+        f"{name} (version {made[name]} -> {VERSIONS[name]})"
+        for name in TRAINING
+        if made[name] != VERSIONS[name]
+    )
 
 
 def changed_versions(chain: Chain) -> str:

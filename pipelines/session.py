@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evals.profiles import Evaluation, matched
-from evals.run import evaluate
 from pipelines import checkpoint, determinism
 from pipelines.chain import Chain
 from pipelines.config import Config
@@ -33,12 +30,13 @@ from pipelines.perturb import PERTURBATIONS
 from pipelines.placement import OnMain
 from pipelines.policy import Policy
 from pipelines.prepare import prepare
-from pipelines.prompts import model_location, only_local
+from pipelines.prompts import PixelLimits, model_location, only_local
 from pipelines.ranks import ranks
 from pipelines.records import Rollout, SampleTable, Scored, read_rows
 from pipelines.reward import RewardFunction, make_reward
 from pipelines.rollout import ROLLOUTS, rollout
 from pipelines.score import ESTIMATOR_NAMES, SCORES, score
+from pipelines.stages import of_evaluations
 from pipelines.step import Step
 from pipelines.trackers import check_trackers
 from pipelines.trainer import TRAINERS, Trainer
@@ -175,15 +173,16 @@ class Session:
         policy = self.policy(version)
         return policy if self.config.rollout.engine == "vllm" else policy.spread()
 
-    def engine_for(self, version: int, how: Evaluation) -> Engine:
-        """The same for an evaluation, which may show images and instruct in its own way."""
-        policy, own = self._sampler(version), matched(self.config)
-        sampling = {
-            n: getattr(how.asking, n) for n in ("temperature", "top_p", "top_k", "max_new_tokens")
-        }
-        if how.asking != replace(own, **sampling):
-            policy = policy.asked(how.asking, how.asking.instruction)
-        return self._engine(policy)
+    def engine_for(
+        self, version: int, asking: PixelLimits | None = None, instruction: str = ""
+    ) -> Engine:
+        """The same for an evaluation, which may show images and instruct in its own way.
+
+        Args:
+            asking: pixel limits of its images; None: as training asks.
+        """
+        policy = self._sampler(version)
+        return self._engine(policy if asking is None else policy.asked(asking, instruction))
 
     def _engine(self, policy: Policy) -> Engine:
         factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
@@ -397,12 +396,8 @@ class Session:
 
     def evaluate(self, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
         """Evaluate the policy after ``step`` updates on one benchmark."""
-        cell = self.chain.cell(step, benchmark, config)
-        training = matched(self.chain.config) if step else None
-        return evaluate(
-            cell, lambda: self.engine_for(step, cell.how), config.eval.batch_prompts, self.graders,
-            training, out, self.watch, config.rollout.tensor_parallel,
-        )  # fmt: skip
+        metrics: dict[str, Any] = of_evaluations("make")(self, benchmark, config, step, out)
+        return metrics
 
     def close(self) -> None:
         """End the grading processes, the engine, and what encodes prompts."""

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines import tracker_backends as backends
-from pipelines.chain import Chain
+from pipelines.chain import Chain, is_evaluation
 from pipelines.config import Config
 from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
 from pipelines.errors import LockLost, UserError
-from pipelines.evaluation import is_evaluation
 from pipelines.parts import find_part
 from pipelines.ranks import ranks
 from pipelines.step import Step

@@ -6,8 +6,8 @@ is not changed: it looks functions up by name, and those whose name says flash a
 windows begin.
 
 They embed patches by a convolution whose kernel is the whole patch. That is a product of patches and
-weights, which adds in another order (1e-6 of the largest output in float32) and spares GPUs their
-convolutions of bfloat16 volumes. On a CPU it stays a convolution: what is stored was computed so.
+weights, which adds in another order (1e-6 of the largest output in float32), is faster on a CPU, and
+spares GPUs their convolutions of bfloat16 volumes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ class PatchProduct(nn.Conv3d):
 
 def use(model: Any) -> None:
     """Let a model's vision tower go these ways, where it is of a kind that can."""
-    if next(model.parameters()).device.type != "cpu":
-        patches_by_product(model)
+    patches_by_product(model)
     attend_in_windows(model)
 
 

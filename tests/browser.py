@@ -104,3 +104,21 @@ def chromium() -> Iterator[Browser]:
             yield Browser(running)
         finally:
             running.close()
+
+
+def tokens(opened: Opened) -> list[dict[str, Any]]:
+    """Every token as it is shown: text, whether underlined, colours as [r, g, b] in 0..1."""
+    opened.page.wait_for_selector(".tokens[aria-busy=false]")
+    found: list[dict[str, Any]] = opened.page.evaluate("""() => {
+      const colour = (text) => {
+        const parts = text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+        return text.startsWith("color(srgb") ? parts : parts.map((p) => p / 255);
+      };
+      return [...document.querySelectorAll(".tokens .token")].map((token) => {
+        const style = getComputedStyle(token);
+        return { text: token.textContent, perception: Number(token.dataset.perception),
+          kept: style.textDecorationLine === "underline", ink: colour(style.color),
+          background: colour(style.backgroundColor) };
+      });
+    }""")
+    return found

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from alive import Alive
 from applied import gradients
 from command_line import vppo
 from families import FAMILIES, VISION_TOWERS
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines import capacity, divergence, model_counts, settings, shared_prefix
@@ -316,35 +315,6 @@ def test_bytes_of_a_checkpoint_and_of_the_trainers_state(
 
 def _bytes(tensors) -> int:
     return sum(t.nbytes for t in tensors)
-
-
-class Alive(TorchDispatchMode):
-    """The most bytes that results of operations have held at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self._hold(tensor.untyped_storage())
-        return result
-
-    def _hold(self, storage) -> None:
-        if storage._cdata in self.known:
-            return
-        size, key = storage.nbytes(), storage._cdata
-        self.known.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._drop, size, key)
-
-    def _drop(self, size: int, key: int) -> None:
-        self.now -= size
-        self.known.discard(key)
 
 
 def test_logits_take_a_few_chunks_however_many_tokens():

@@ -8,12 +8,12 @@ from contextlib import closing
 import pytest
 import torch
 
-from pipelines import checkpoint, settings
-from pipelines.chain import Chain
+from pipelines import checkpoint, runs, settings
+from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
 from pipelines.engines import ENGINES
 from pipelines.errors import UserError
 from pipelines.policy import Policy
-from pipelines.run import train
+from pipelines.run import train, train_stage
 from pipelines.session import Session
 from pipelines.step import MANIFEST, commit
 from pipelines.watch import Silent
@@ -52,6 +52,35 @@ def weights(chain, step):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- of other versions of the code ---------------------------------------------------------------
+
+
+def test_what_earlier_code_trained_is_found_and_evaluated_by_the_code_of_today(
+    copied, tmp_path, monkeypatch
+):
+    versions = {name: VERSIONS[name] + 1 for name in (*TRAINING, *ANSWERS)}
+    for name, version in versions.items():
+        monkeypatch.setitem(VERSIONS, name, version)
+    config, run = copied.config, copied.run
+    today, made = Chain(config, run), runs.as_made(config, run, *TRAINING, *ANSWERS)
+    assert not checkpoint.saved(today)
+    assert checkpoint.saved(made) == checkpoint.saved(copied)
+    assert checkpoint.best(made, [1, 2, 3]) == checkpoint.best(copied, [1, 2, 3])
+    assert checkpoint.export(made, "last", tmp_path / "model") == 3
+    assert "update (version" in runs.outdated(today)
+
+    wanted = Chain(
+        settings.load(None, ["eval.benchmarks=[validation]"], base=config.model_dump()), run
+    )
+    trained = runs.as_made(config, run, *TRAINING)
+    [results] = train_stage(trained, wanted, "eval", [3], Silent(), force=False)
+    assert results.inputs["policy"] == copied.policy_key(3)
+    expected = RESULTS * versions["sampling"] + versions["grading"]
+    assert results.manifest()["version"] == expected
+    weighed = runs.as_made(config, run, *TRAINING, *ANSWERS)
+    assert weighed.eval(3, "validation").manifest()["version"] == expected
 
 
 # --- which are kept -------------------------------------------------------------------------------

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import ONE_THREAD, SMALL, Command, fresh, given
-
-HEAVY = {"torch", "torchvision", "transformers", "datasets", "vllm", "deepspeed", "lm_eval", "sympy",
-         "sklearn", "math_verify"}  # fmt: skip
+from command_line import SMALL, Command, fresh, given
+from imported import HEAVY, imported_by
 
 HELP = {
     "": ("train", "prepare", "eval", "plan", "status", "report", "export", "doctor", "rollout -> score"),
@@ -32,25 +26,6 @@ HELP = {
     "config": ("meaning", "section"),
     "doctor": ("devices", "disk", "what to do", "--json"),
 }  # fmt: skip
-
-RUN_AND_LIST = """
-import json, sys
-from vppo_cli.app import main
-sys.argv = ["vppo", *sys.argv[1:]]
-try:
-    main()
-finally:
-    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
-"""
-
-
-def imported_by(*arguments: str, runs: Path) -> tuple[set[str], subprocess.CompletedProcess[str]]:
-    """The top-level packages that a command imports, and what came of the command."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_AND_LIST, *arguments], cwd=runs.parent, capture_output=True,
-        text=True, check=False, env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
-    )  # fmt: skip
-    return set(json.loads(done.stderr.splitlines()[-1])), done
 
 
 @pytest.mark.parametrize("command", HELP)

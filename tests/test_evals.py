@@ -10,7 +10,7 @@ import pytest
 from evals.grade import ANSWERS
 from evals.journal import Entry, append, count, mend_journal, prompt_digest, read_journal
 from evals.profiles import INSTRUCTION, PAPER, Asking, evaluation
-from evals.run import RESULTS, evaluate, grade_cell
+from evals.run import RESULTS, complete, grade_cell
 from pipelines.chain import Chain
 from pipelines.engines import HuggingFaceEngine
 from pipelines.errors import UserError
@@ -49,7 +49,7 @@ def run(policy, configure, write_prepared, pool):
         cell = chain.cell(0, "glyphs")
         cell.results.path.mkdir(parents=True, exist_ok=True)
         engine = Counting(policy)
-        summary = evaluate(
+        summary = complete(
             cell, lambda: engine, batch_prompts, pool, None, cell.results.path, Silent()
         )
         return cell, summary, engine.asked

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_capacity import Alive
+from alive import Alive
 
 from pipelines import capacity, decoding, divergence, settings, tiny
 from pipelines.capacity import Lengths, Run

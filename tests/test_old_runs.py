@@ -1,10 +1,9 @@
 """Runs on people's disks open, and go on, whatever the code becomes.
 
-``fixtures/tiny-6287`` was made by commit 1ab4b85, when names of runs had four digits::
-
-    vppo train --set data.glyphs.train=16 ... (COMMAND below)
-
-Its checkpoint, 11 MB, is not kept: the weights come back by replaying the stored rollouts and scores.
+Both fixtures were made by ``vppo train --set data.glyphs.train=16 ...`` (COMMAND below): ``tiny-6287`` by
+commit 1ab4b85, when names of runs had four digits, ``tiny-62873a49`` when rollout, score, update and
+sampling had just become version 3. Their checkpoints, 11 MB, are not kept: the weights come back by
+replaying the stored rollouts and scores, where today's code is the one that made them.
 """
 
 from pathlib import Path
@@ -18,15 +17,22 @@ COMMAND = given(
     "update.batch_prompts=2", "checkpoint.every=2", "checkpoint.validation_samples=1",
     "eval.samples=2", "run.steps=2", "run.threads=1", "score.looks=1",
 )  # fmt: skip
-MADE = Path(__file__).parent / "fixtures/tiny-6287"
+MADE = Path(__file__).parent / "fixtures"
+OLD, TODAY = "tiny-6287", "tiny-62873a49"
 STEPS = "*/*/*-*/manifest.json"
 
 
 @pytest.fixture
-def run(tmp_path):
-    return copy_of(MADE, tmp_path / "runs")
+def run(request, tmp_path):
+    return copy_of(MADE / request.param, tmp_path / "runs")
 
 
+def planned(run):
+    plan = vppo("plan", *COMMAND, "--json", "--run", run.name, runs=run.parent).succeeded().json
+    return {(row["step"], row["reason"]) for row in plan["plan"] if row["status"] != "keep"}
+
+
+@pytest.mark.parametrize("run", [OLD, TODAY], indirect=True)
 def test_it_opens(run):
     status = vppo("status", "--run", run.name, "--json", runs=run.parent).succeeded().json
     assert (status["steps_done"], status["steps"], len(status["evaluations"])) == (2, 2, 1)
@@ -34,13 +40,11 @@ def test_it_opens(run):
     assert [row["policy"] for row in results] == ["starting model", "after 2 steps (vppo)"]
     vppo("report", run.name, runs=run.parent).succeeded()
     assert (run / "report.html").stat().st_size > 10**5
-    plan = vppo("plan", *COMMAND, "--json", "--run", run.name, runs=run.parent).succeeded().json
-    again = {row["step"]: row["status"] for row in plan["plan"]}
-    assert again.pop("checkpoint") == "run"
-    assert set(again.values()) == {"keep"}
 
 
+@pytest.mark.parametrize("run", [TODAY], indirect=True)
 def test_it_goes_on_under_its_name(run):
+    assert {step for step, _ in planned(run)} == {"checkpoint"}
     before = stamps(run, STEPS)
     vppo("train", *COMMAND, runs=run.parent).succeeded()
     assert [path.name for path in run.parent.iterdir()] == [run.name]
@@ -58,3 +62,16 @@ def test_it_goes_on_under_its_name(run):
     assert "3/3" in longer.out
     now = stamps(run, STEPS)
     assert {name: now[name] for name in made} == made
+
+
+@pytest.mark.parametrize("run", [OLD], indirect=True)
+def test_of_an_earlier_version_of_the_code_steps_are_made_again_and_that_is_said(run):
+    why = dict(planned(run))
+    assert why.keys() == {"rollout", "score", "update", "checkpoint", "validation", "glyphs"}
+    assert "its code changed (version 2 -> 3)" in why["rollout"]
+    made = vppo("train", *COMMAND, runs=run.parent).succeeded()
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+    assert "made again: rollout (version 2 -> 3), score (version 2 -> 3)" in " ".join(
+        (made.out + made.err).split()
+    )
+    assert not planned(run)

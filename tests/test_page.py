@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Opened, chromium, page_data
+from browser import Browser, Opened, chromium, page_data, tokens
 
 from pipelines.errors import UserError
 from pipelines.page import embedded_json, page, write_page
@@ -50,24 +50,6 @@ def browser() -> Iterator[Browser]:
 def shown(browser: Browser, folder: Path, *entries: dict[str, Any], **options: Any) -> Opened:
     write_page(folder / "page.html", "a page", {"viewer": list(entries)})
     return browser.open(folder / "page.html", **options)
-
-
-def tokens(opened: Opened) -> list[dict[str, Any]]:
-    """Every token as it is shown: text, whether underlined, colours as [r, g, b] in 0..1."""
-    opened.page.wait_for_selector(".tokens[aria-busy=false]")
-    found: list[dict[str, Any]] = opened.page.evaluate("""() => {
-      const colour = (text) => {
-        const parts = text.match(/[\\d.]+/g).slice(0, 3).map(Number);
-        return text.startsWith("color(srgb") ? parts : parts.map((p) => p / 255);
-      };
-      return [...document.querySelectorAll(".tokens .token")].map((token) => {
-        const style = getComputedStyle(token);
-        return { text: token.textContent, perception: Number(token.dataset.perception),
-          kept: style.textDecorationLine === "underline", ink: colour(style.color),
-          background: colour(style.backgroundColor) };
-      });
-    }""")
-    return found
 
 
 def contrast(one: list[float], other: list[float]) -> float:

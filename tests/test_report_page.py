@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from browser import Browser, chromium
+from browser import Browser, chromium, tokens
 from command_line import Command, given, vppo
+from imported import HEAVY, imported_by
 from looks import write_looks
-from test_cli_start import HEAVY, imported_by
-from test_page import tokens
-from test_report import result
+from small_results import result
 
 from evals.report import build, write
 from pipelines import objectives

@@ -48,7 +48,7 @@ def test_outputs_and_gradients_are_those_of_the_loop_to_the_last_bit(model, grid
     vision.leave(model, "sdpa")
     expected, gradients = passed(model, grids)
     assert not calls
-    vision.use(model)
+    vision.attend_in_windows(model)
     found, others = passed(model, grids)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(others, gradients, rtol=0, atol=0)
@@ -61,7 +61,7 @@ def test_patches_by_a_product_are_within_rounding(model):
     vision.leave(model, "sdpa")
     expected, gradients = passed(model, grids)
     names = list(model.state_dict())
-    vision.patches_by_product(model)
+    vision.use(model)
     assert type(model.base_model.visual.patch_embed.proj) is vision.PatchProduct
     assert list(model.state_dict()) == names
     found, others = passed(model, grids)
@@ -99,8 +99,6 @@ def test_a_copy_is_made_without_it_and_can_go_its_ways(model):
     made = copied(model, Placement(), torch.device("cpu"), torch.float32)
     assert made.config.vision_config._attn_implementation == "sdpa"
     assert model.config.vision_config._attn_implementation == vision.NAME
-    grids = GRIDS["several images"]
-    expected, _ = passed(made, grids)
     vision.use(made)
-    for found, _ in (passed(made, grids), passed(model, grids)):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    (found, _), (expected, _) = (passed(one, GRIDS["several images"]) for one in (made, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

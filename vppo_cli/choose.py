@@ -9,14 +9,17 @@ from pathlib import Path
 
 from evals.benchmarks import canonical
 from pipelines import runs, settings
-from pipelines.chain import Chain
+from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.errors import UserError
 from pipelines.hub import as_begun
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A run as it stands (``chain``) and as it is asked for now (``wanted``); the same if new."""
+    """A run as it stands (``chain``) and as it is asked for now (``wanted``); the same if new.
+
+    What trained it stands as the code of then made it; its evaluations are today's.
+    """
 
     chain: Chain
     wanted: Chain
@@ -25,6 +28,11 @@ class Choice:
     @property
     def run(self) -> Path:
         return self.wanted.run
+
+    @property
+    def made(self) -> Chain:
+        """The run as it stands, its evaluations too as the code of then made them."""
+        return runs.as_made(self.chain.config, self.run, *TRAINING, *ANSWERS)
 
 
 def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, new: bool) -> Choice:
@@ -65,4 +73,6 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
                 raise  # given anew, all settings are known
     asked = as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
-    return Choice(Chain(stored, path) if stored != asked else wanted, wanted, note)
+    chain = runs.as_made(stored, path, *TRAINING)
+    same = stored == asked and chain.versions == wanted.versions
+    return Choice(wanted if same else chain, wanted, note)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evals.benchmarks import ALIASES, BENCHMARKS, OWN, canonical
 from evals.run import without_rows
+from evals.stage import regrade
 from pipelines import hub, runs, settings
-from pipelines.chain import JOURNALS, Chain
+from pipelines.chain import JOURNALS, TRAINING, Chain
 from pipelines.checkpoint import best, pick, saved
 from pipelines.config import EvalConfig
 from pipelines.errors import UserError
-from pipelines.evaluation import regrade
 from pipelines.lock import file_lock
 from pipelines.ranks import ranks
 from pipelines.run import train_stage
@@ -74,8 +75,11 @@ def _asked_for(
         return choice, 0, label, label
     choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
     refuse_another_model(choice)
-    chain = choice.chain
-    step = _sampled_step(chain, checkpoint) if regraded else which_checkpoint(chain, checkpoint)
+    if regraded:  # what was sampled by the code of then is graded by today's
+        as_sampled = runs.as_made(choice.chain.config, choice.run, *TRAINING, "sampling")
+        choice = replace(choice, chain=as_sampled)
+    find = _sampled_step if regraded else which_checkpoint
+    step = find(choice.made, checkpoint)
     policy = policy_name(step)
     return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
 

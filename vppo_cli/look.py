@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from pipelines import checkpoint as checkpoints
 from pipelines import runs, settings
-from pipelines.chain import Chain
+from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.hub import named_on_hub
@@ -147,7 +147,9 @@ def _stale_with(chain: Chain, overrides: list[str]) -> str:
 def export(run: str | None, which: str, out: Path, *, as_json: bool) -> None:
     """Copy a checkpoint's model to a new folder."""
     path = runs.find_run(run)
-    step = checkpoints.export(Chain(runs.read_config(path), path), which, out)
+    step = checkpoints.export(
+        runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS), which, out
+    )
     if as_json:
         display.print_json({"run": path.name, "step": step, "out": str(out)})
         return

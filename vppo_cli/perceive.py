@@ -57,7 +57,7 @@ class Asked:
             choice = choose(run, None, [*given, *overrides], new=False)
             refuse_another_model(choice)
             self.config, self._chain = choice.wanted.config, choice.chain
-            self._step = which_checkpoint(choice.chain, checkpoint or "last")
+            self._step = which_checkpoint(choice.made, checkpoint or "last")
             self.name = f"{policy_name(self._step)} of {choice.run.name}"
         else:
             path = dumps(model or "tiny")

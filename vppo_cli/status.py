@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipelines import checkpoint as checkpoints
 from pipelines import runs, timing
-from pipelines.chain import Chain
+from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.errors import Interrupted
 from pipelines.lock import is_running
 from vppo_cli import display, facts
@@ -100,7 +100,7 @@ def look(path: Path, before: Glance | None = None) -> Glance:
     if before and before.stamp == stamp:
         before.state = state
         return before
-    chain = Chain(runs.read_config(path), path)
+    chain = runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS)
     rows = recent_rows(chain)
     return Glance(
         chain, state, stamp, rows, facts.recent_seconds(chain, rows), checkpoints.saved(chain),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_unkeyed import OF_SCALE, differences
+from unkeyed import OF_SCALE, differences
 
 TESTS = Path(__file__).parents[1]
 
@@ -28,9 +28,10 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
-import test_unkeyed as unkeyed
+import unkeyed
+from pipelines import settings
 from pipelines.ranks import ranks
-found = unkeyed.numbers(unkeyed.settings.load(None, [*unkeyed.STEP, *{overrides!r}]), Path({folder!r}))
+found = unkeyed.numbers(settings.load(None, [*unkeyed.STEP, *{overrides!r}]), Path({folder!r}))
 if ranks().main:
     torch.save(found, {out!r})
 """

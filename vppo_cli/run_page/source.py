@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import runs
-from pipelines.chain import Chain
+from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.errors import UserError
 from pipelines.records import Rollout, Scored, parquet_errors, schema
 from pipelines.step import Step, checked
@@ -40,7 +40,7 @@ class RunSource:
             UserError: there is no such run.
         """
         path = runs.find_run(name)
-        return cls(path.name, Chain(runs.read_config(path), path))
+        return cls(path.name, runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS))
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Evaluations apart from training: of any checkpoint, beside a run that trains, or without a model."""
+"""Evaluations: of any checkpoint, of a run that trains or beside it, or of a journal without a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from evals.benchmarks import BENCHMARKS, OWN
+from evals.benchmark_sources import find_files
+from evals.benchmarks import OWN, canonical, check_data
+from evals.cells import Cell, cell
 from evals.profiles import matched
-from evals.questions import gather
-from evals.run import check_questions, grade_cell, mended, questions
+from evals.questions import gather, questions_step
+from evals.run import check_questions, complete, grade_cell, mended, questions
 from pipelines.chain import JOURNALS, Chain
 from pipelines.errors import UserError
 from pipelines.graders import GraderPool, check_grader
@@ -20,9 +22,59 @@ from pipelines.step import Step, commit
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
-    from pipelines.chain import Cell
+    from pathlib import Path
+
     from pipelines.config import Config
     from pipelines.session import Session
+
+
+__all__ = (
+    "canonical",
+    "cell",
+    "check_inputs",
+    "evaluate",
+    "evaluate_one",
+    "gather",
+    "make",
+    "regrade",
+)
+"""What runs ask of evaluations (pipelines/stages.py)."""
+
+
+def check_inputs(config: Config) -> None:
+    """What an evaluation would refuse of its data: cheap, and without the hub.
+
+    Raises:
+        UserError: a benchmark that the data cannot serve; a local copy that is missing.
+    """
+    names = canonical(config.eval.benchmarks)
+    check_data(names, config.data.source)
+    if "validation" in names and not config.data.has_validation:
+        raise UserError(
+            "eval.benchmarks: validation", "the settings hold no questions out.",
+            "Set data.validation_count, or name a data.validation_source.",
+        )  # fmt: skip
+    if config.eval.data_dir is not None:
+        for name in names:
+            if name not in OWN and questions_step(name, config).manifest() is None:
+                find_files(name, config.eval.data_dir)
+
+
+def make(session: Session, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
+    """Evaluate the policy after ``step`` updates on one benchmark; returns the metrics.
+
+    Raises:
+        UserError: the engine gave what is no response, or a grader does not exist.
+    """
+    asked = session.chain.cell(step, benchmark, config)
+    own, asking = matched(session.config), asked.how.asking
+    same = own.images == asking.images
+    return complete(
+        asked,
+        lambda: session.engine_for(step, *(() if same else (asking, asking.instruction))),
+        config.eval.batch_prompts, session.graders, matched(session.chain.config) if step else None,
+        out, session.watch, config.rollout.tensor_parallel,
+    )  # fmt: skip
 
 
 def evaluate(
@@ -48,11 +100,6 @@ def evaluate(
             watch.stage(step.name, step.index or 0)
             metrics = evaluate_one(session, step, wanted.config, watch, force=force)
             watch.finished(step.name, step.index or 0, metrics)
-
-
-def is_evaluation(step: Step) -> bool:
-    """Whether a step holds the results of a benchmark."""
-    return step.name in BENCHMARKS or step.name in OWN
 
 
 def evaluate_one(
@@ -83,22 +130,22 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
         check_grader(grader, "eval.graders")
     gather(settings, wanted.benchmarks, watch)
     cells: list[Cell] = [chain.cell(index, name, settings) for name in wanted.benchmarks]
-    for cell in cells:
-        if not cell.journal.is_file():
+    for one in cells:
+        if not one.journal.is_file():
             raise UserError(
-                cell.how.benchmark, f"has no journal of these settings to grade ({cell.journal}).",
+                one.how.benchmark, f"has no journal of these settings to grade ({one.journal}).",
                 "Sample first: the same command without --regrade.",
             )  # fmt: skip
     training = matched(chain.config) if index else None
     with GraderPool(settings.reward.workers, settings.reward.deadline) as pool:
-        for cell in cells:
-            step = cell.results
+        for one in cells:
+            step = one.results
             watch.stage(step.name, index)
             with cell_lock(step, watch), commit(step) as (out, metrics):
-                mended(cell, questions(cell), watch)
-                metrics |= grade_cell(cell, pool, training, out, watch)
+                mended(one, questions(one), watch)
+                metrics |= grade_cell(one, pool, training, out, watch)
             watch.finished(step.name, index, metrics)
-    return [cell.results for cell in cells]
+    return [one.results for one in cells]
 
 
 @contextlib.contextmanager

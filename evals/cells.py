@@ -1,0 +1,53 @@
+"""One evaluation of a policy: what decides it, and where its journal and its results lie. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evals.benchmarks import OWN
+from evals.profiles import Evaluation, evaluation
+from evals.questions import questions_step
+from pipelines.chain import EVALUATIONS, JOURNALS, RESULTS, Chain, shape_of
+from pipelines.config import Config
+from pipelines.step import Step
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: a policy of a run on one benchmark, asked as ``how`` says.
+
+    The journal of responses outlives its results: other graders, more samples or more questions go
+    on from it, and what was sampled is never sampled again.
+    """
+
+    how: Evaluation
+    questions: Step
+    results: Step
+    journal: Path
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Of the model and of the questions, where they are from the hub."""
+
+
+def cell(chain: Chain, step: int, benchmark: str, config: Config) -> Cell:
+    """An evaluation of the policy after ``step`` updates.
+
+    Args:
+        config: how to evaluate; policy and own questions are the run's in any case.
+    """
+    how = evaluation(config, benchmark, chain.config)
+    sampler, graders = chain.sources.of(how.engine), chain.sources.of(*how.graders)
+    own = benchmark in OWN
+    questions = chain.prepare if own else questions_step(benchmark, config)
+    inputs = {"policy": chain.policy_key(step), "questions": questions.key}
+    parent, version = chain.run / EVALUATIONS / f"{step:04d}", chain.versions["sampling"]
+    sampling = how.sampling_settings() | sampler
+    sampled = Step(benchmark, step, parent / JOURNALS, version, sampling, inputs)
+    results = Step(
+        benchmark, step, parent, RESULTS * version + chain.versions["grading"],
+        how.settings() | sampler | graders, inputs, shape_of(config) | config.eval.shape("eval"),
+    )  # fmt: skip
+    asked = questions.settings.get("data.revision" if own else "revision")
+    revisions = {"model": chain.config.model.revision, "questions": asked}
+    known = {what: commit for what, commit in revisions.items() if commit}
+    return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"), known)

@@ -1,0 +1,34 @@
+"""What a command imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from command_line import ONE_THREAD
+
+HEAVY = {"torch", "torchvision", "transformers", "datasets", "vllm", "deepspeed", "lm_eval", "sympy",
+         "sklearn", "math_verify"}  # fmt: skip
+
+
+RUN_AND_LIST = """
+import json, sys
+from vppo_cli.app import main
+sys.argv = ["vppo", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+
+
+def imported_by(*arguments: str, runs: Path) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """The top-level packages that a command imports, and what came of the command."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_LIST, *arguments], cwd=runs.parent, capture_output=True,
+        text=True, check=False, env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
+    )  # fmt: skip
+    return set(json.loads(done.stderr.splitlines()[-1])), done
