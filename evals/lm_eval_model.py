@@ -22,7 +22,7 @@ from evals.lm_eval_tasks import doc_to_text, sample
 from evals.profiles import PAPER, Asking, evaluation
 from pipelines import determinism, settings
 from pipelines.config import Config
-from pipelines.engines import ENGINES, Engine
+from pipelines.engines import ENGINES, Engine, LiveEngine
 from pipelines.errors import UserError
 from pipelines.parts import find_part
 from pipelines.policy import Policy
@@ -90,6 +90,7 @@ class VppoModel(LM):
         )
         self.journal = Path(journal) if journal else None
         self._engines: dict[tuple[Any, ...], Engine] = {}
+        self._live: LiveEngine | None = None
         self._journals: dict[str, tuple[Path, dict[str, list[Entry]]]] = {}
 
     # -- what lm-eval calls ----------------------------------------------------------------------
@@ -177,9 +178,11 @@ class VppoModel(LM):
         shown = (asking.min_pixels, asking.max_pixels, asking.instruction)
         if shown not in self._engines:
             policy = self._policy.asked(asking, asking.instruction)
-            self._engines[shown] = find_part("rollout.engine", self.config.rollout.engine, ENGINES)(
-                policy
-            )
+            factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
+            engine = self._live or factory(policy)
+            if isinstance(engine, LiveEngine):  # of which a process has one
+                self._live, engine = engine, engine.view(policy)
+            self._engines[shown] = engine
         return self._engines[shown]
 
     @cached_property

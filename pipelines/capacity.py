@@ -32,16 +32,16 @@ INFORMATIVE = 0.5
 """Share of sampled groups that dynamic sampling keeps."""
 TEXT_TOKENS = 160
 """Of a prompt: question, instruction and chat template."""
-MAX_SEQUENCES = 256
-"""Decoded together by one vLLM engine (its default on most GPUs)."""
+MAX_SEQUENCES = 512
+"""Decoded together by one vLLM engine, at most: it is told so, or would try itself on 1,024."""
 LAUNCH_S = 0.045
 """Least time of a decoding step of transformers: 2,450 small kernels at 3B, counted on a CUDA emulator,
 started one by one (40 to 50 ms)."""
 OVERHEAD = 2 * GIB
 """CUDA context, NCCL's buffers, fragmentation."""
-VLLM_WORKSPACE = 5 * GIB
-"""vLLM's activations and CUDA graphs, inside its share: it tries its largest batch (16,384 tokens, 1,024
-sequences) and image as it starts; 4 to 6 GiB by its source, not measured."""
+VLLM_WORKSPACE = 4 * GIB
+"""vLLM's activations and CUDA graphs, inside its share: it tries its largest batch (16,384 tokens, as
+many of images, ``MAX_SEQUENCES`` to sample) as it starts; 3 to 4 GiB by its source, not measured."""
 VLLM_ASLEEP = 2 * GIB
 """What it keeps while others compute: CUDA graphs and NCCL's buffers, 1 to 3 GiB."""
 BUCKETS = 2 * 10**9
@@ -393,16 +393,18 @@ class Run:
         return self.state()
 
     def rollout_memory(self) -> Memory:
-        """While responses are sampled, or weights handed to vLLM."""
+        """While responses are sampled, or weights handed to vLLM, which has no KV cache then."""
         config, shape, at, kept = self.config, self.shape, self.longest, self.kept()
         if self.own_vllm:
             weights, cache = self.vllm()
             # The largest weight on its way to vLLM: DeepSpeed gathers it twice in float32.
             moved = (10 if self.deepspeed else 2) * shape.head_matrix
-            return replace(
-                kept, vllm_weights=weights, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE,
-                activations=moved, overhead=OVERHEAD,
-            )  # fmt: skip
+            kept = replace(kept, vllm_weights=weights)
+            return max(
+                replace(kept, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE, overhead=OVERHEAD),
+                replace(kept, activations=moved),
+                key=lambda memory: memory.total,
+            )
         if config.rollout.engine != "hf":
             return kept
         count = config.rollout.batch_prompts

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class LiveEngine(Protocol):
-    """An engine with weights of its own, kept for the whole session."""
+    """An engine with weights of its own, kept for the whole session; it keeps no policy alive."""
 
     def sync(self, policy: Policy) -> None:
         """Take over the policy's weights, and forget what was computed with others."""
@@ -49,10 +49,7 @@ class LiveEngine(Protocol):
         """The engine asked as this policy asks: its images' sizes, its instruction."""
 
     def sleep(self) -> None:
-        """Give the GPU's memory back until ``wake``."""
-
-    def wake(self) -> None:
-        """Take it again."""
+        """Give the GPU's memory back until there is something to do."""
 
     def close(self) -> None:
         """End."""
@@ -104,11 +101,14 @@ def cut(policy: Policy, ids: list[int], logp: list[float], prompt_tokens: int) -
     return Response(ids, logp[:length], text, not ends, prompt_tokens)
 
 
-def _vllm(policy: Policy) -> Engine:
+def _vllm(policy: Policy) -> LiveEngine:
     from pipelines.vllm_engine import make_engine  # vLLM is imported where it is used
 
     return make_engine(policy)
 
 
-ENGINES: dict[str, Callable[[Policy], Engine]] = {"hf": HuggingFaceEngine, "vllm": _vllm}
+ENGINES: dict[str, Callable[[Policy], Engine | LiveEngine]] = {
+    "hf": HuggingFaceEngine,
+    "vllm": _vllm,
+}
 """Rollout engines by name; an import path ``package.module:factory`` works as well."""

@@ -202,9 +202,7 @@ def _halves(number: int) -> list[int]:
 def _rollout(run: Run) -> Iterator[Settings]:
     yield {}
     if run.own_vllm:
-        beside = run.rollout_memory()
-        free = run.gpu.memory - (beside.total - beside.vllm_weights - beside.kv_cache) / GIB
-        yield from ({"rollout.memory_fraction": f} for f in FRACTIONS if f * run.gpu.memory <= free)
+        yield from ({"rollout.memory_fraction": f} for f in FRACTIONS)
     elif run.config.rollout.engine == "hf":
         yield from _smaller(
             run, "rollout", "rollout.batch_prompts", run.config.rollout.batch_prompts

@@ -109,10 +109,13 @@ def train_stage(
 
 
 def _check_model(config: Config, steps: Sequence[Step]) -> None:
-    """Before what leads to checkpoints: see that the model can be written again."""
-    if any(step.name in ("rollout", "score", "update", "checkpoint") for step in steps):
-        from pipelines.session import check_saves  # brings torch
+    """Before what costs: see that the model can be sampled from, and written with a checkpoint."""
+    from pipelines.session import check_sampler, check_saves  # brings torch
 
+    made = {step.name for step in steps}
+    if "rollout" in made:
+        ranks().on_main(lambda: check_sampler(config))
+    if made & {"rollout", "score", "update", "checkpoint"}:
         ranks().on_main(lambda: check_saves(config))
 
 

@@ -61,6 +61,18 @@ def check_parts(config: Config) -> None:
     check_trackers(config)
 
 
+def check_sampler(config: Config) -> None:
+    """See that vLLM, where it samples in this process, takes the model and these settings.
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.rollout.engine == "vllm" and not config.rollout.server:
+        from pipelines import vllm_engine  # brings vLLM
+
+        vllm_engine.check(config)
+
+
 def check_saves(config: Config) -> None:
     """See that the starting model's generation settings can be written again, with every checkpoint.
 
@@ -180,6 +192,10 @@ class Session:
                 return engine
             self._live, self._live_version = engine, None
         if self._live_version != self._version:
+            if (
+                self._made_trainer
+            ):  # whose state leaves no room for weights on their way beside a KV cache
+                self._live.sleep()
             self._live.sync(policy)
             self._live_version = self._version
         return self._live.view(policy)

@@ -26,10 +26,12 @@ import torch
 from PIL import Image
 
 from pipelines import chat_template, determinism
+from pipelines.capacity import MAX_SEQUENCES
 from pipelines.config import Config
-from pipelines.engines import Engine, Name, Response, cut, encoded
+from pipelines.engines import Engine, LiveEngine, Name, Response, cut, encoded
 from pipelines.errors import UserError
-from pipelines.policy import Policy
+from pipelines.model_files import cannot_load
+from pipelines.policy import Policy, choose_device
 from pipelines.prompts import messages, model_location, open_image
 from pipelines.ranks import join_alone, ranks
 from pipelines.records import Sample
@@ -39,8 +41,18 @@ from pipelines.seeds import generator
 BAN = -100.0
 """The bias of a suppressed id: the lowest that vLLM takes. Below 1e-43 at temperature 1."""
 
+MOST_BANNED = 1024
+"""Ids that a request can ban with vLLM's runner for GPUs (Model Runner V2); the older has no limit."""
+
 LEAST_TEMPERATURE = 0.01
 """Where vLLM's temperatures begin, but for 0."""
+
+SLEEP_LEVEL = 1
+"""At level 2 vLLM saves the model's buffers, but not what its runner has beside it in the same memory:
+M-RoPE positions that CUDA graphs read past a batch's end, the sampler's state."""
+
+SPLIT = "VLLM_DISTRIBUTED_USE_SPLIT_GROUP"
+OLD_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over inside this process
@@ -54,8 +66,13 @@ CPU_ENVIRONMENT = {
 }
 
 
-def make_engine(policy: Policy) -> Engine:
-    """The engine of ``rollout.server``, or one in this process."""
+def make_engine(policy: Policy) -> LiveEngine:
+    """The engine of ``rollout.server``, or one in this process.
+
+    Raises:
+        UserError: it cannot ban what the policy never samples, is not there, or does not start.
+    """
+    check_banned(policy)
     if policy.config.rollout.server:
         from pipelines.vllm_server import VLLMServer
 
@@ -90,7 +107,6 @@ class VLLMEngine:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
         self._cuda = policy.device.type == "cuda"
         self._free = partial(determinism.free, policy.device)
         with self._free():
@@ -99,12 +115,15 @@ class VLLMEngine:
 
     def sync(self, policy: Policy) -> None:
         """Copy the policy's weights into the engine; every rank calls it."""
-        self.wake()
+        self._wake(
+            "weights"
+        )  # asleep, it gets them before its KV cache, whose room they need on their way
         weights = _detached(policy)
         with self._free():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         for _ in weights:  # the ranks gather weights together: all of them iterate to the end
             pass
+        self._wake("kv_cache")
         # What was computed with other weights: keys and values, and images behind the vision tower.
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()
@@ -116,24 +135,18 @@ class VLLMEngine:
     def sleep(self) -> None:
         """Move the weights to the machine's memory and drop the KV cache; on a CPU, nothing."""
         if self._cuda and not self._asleep:
-            self._llm.sleep(level=1)
+            self._llm.sleep(level=SLEEP_LEVEL)
             self._asleep = True
 
-    def wake(self) -> None:
-        """Undo ``sleep``."""
+    def _wake(self, *parts: str) -> None:
+        """Give these parts their memory back; the last is ``kv_cache``."""
         if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+            self._llm.wake_up(tags=list(parts))
+            self._asleep = "kv_cache" not in parts
 
     def close(self) -> None:
         """Give its memory back."""
         self._llm.llm_engine.engine_core.shutdown()
-
-    def generate(
-        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
-    ) -> list[list[Response]]:
-        """As the policy that the engine was made from asks."""
-        return self.generate_as(self.policy, samples, names, sampling)
 
     def generate_as(
         self, policy: Policy, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
@@ -146,7 +159,7 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
 
-        self.wake()
+        self._wake("weights", "kv_cache")
         prompts = [prompt(policy, sample) for sample in samples]
         try:
             settings = [
@@ -253,26 +266,90 @@ def _detached(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, value.detach()
 
 
-def _start(config: Config, cuda: bool) -> Any:
-    for name, value in (ENVIRONMENT if cuda else ENVIRONMENT | CPU_ENVIRONMENT).items():
-        os.environ.setdefault(name, value)
+def check(config: Config) -> Any:
+    """What vLLM, in this process, makes of the model (its ModelConfig), before anything is paid.
+
+    Raises:
+        UserError: it is not installed, does not know the model, or cannot run it with these settings.
+    """
+    if os.environ.get(SPLIT, "0") != "0":
+        raise UserError(
+            f"{SPLIT}: {os.environ[SPLIT]}", "vLLM cannot divide a process group that it did not make.",
+            "Unset it in the environment.",
+        )  # fmt: skip
+    on_cpu = {} if choose_device(config).type == "cuda" else CPU_ENVIRONMENT
+    os.environ.update(ENVIRONMENT | on_cpu | dict(os.environ))
     try:
-        from vllm import LLM
+        from vllm.config import ModelConfig
     except ImportError as error:
         raise not_installed(error) from error
-    several = ranks().world > 1
+    try:
+        found = ModelConfig(**_model(config))
+    except ValueError as error:
+        raise UserError(
+            f"model.path {config.model.path}", f"vLLM does not take it: {_said(error)}",
+            "rollout.engine=hf runs every model that is trained here.",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise cannot_load(model_location(config.model), error) from error
+    parts, heads = config.rollout.tensor_parallel, found.model_arch_config.total_num_attention_heads
+    if heads % parts:
+        raise UserError(
+            f"rollout.tensor_parallel: {parts}", f"does not divide the model's {heads} attention heads.",
+            f"Choose one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}.",
+        )  # fmt: skip
+    if config.rollout.max_new_tokens >= found.max_model_len:
+        raise UserError(
+            f"rollout.max_new_tokens: {config.rollout.max_new_tokens}",
+            f"the model has {found.max_model_len} positions, for a prompt and its response.",
+            "Lower it by the length of a prompt at least.",
+        )
+    return found
+
+
+def check_banned(policy: Policy) -> None:
+    """See that vLLM can ban every id that is never sampled.
+
+    Raises:
+        UserError: they are more than its runner for GPUs takes.
+    """
+    count, limited = len(policy.suppressed_ids), policy.device.type == "cuda"
+    if limited and count > MOST_BANNED and os.environ.get(OLD_RUNNER) != "0":
+        raise UserError(
+            f"model.path {policy.config.model.path}",
+            f"has {count} special and unused ids, never to be sampled; vLLM bans {MOST_BANNED} at most.",
+            f"Set rollout.engine=hf; or {OLD_RUNNER}=0 in the environment, for vLLM's older runner.",
+        )  # fmt: skip
+
+
+def _model(config: Config) -> dict[str, Any]:
+    """How vLLM is to read the model; as long as its positions, and the memory for its KV cache, allow."""
+    return {
+        "model": model_location(config.model), "revision": config.model.revision,
+        "dtype": config.model.dtype, "max_model_len": -1, "generation_config": "vllm",
+        "trust_remote_code": False, "logprobs_mode": logprobs_mode(config), "seed": 0,
+    }  # fmt: skip
+
+
+def _start(config: Config, cuda: bool) -> Any:
+    known = check(config)
+    from vllm import LLM
+
+    several, parts = ranks().world > 1, config.rollout.tensor_parallel
     if cuda and config.update.engine == "deepspeed":
         join_alone(torch.device("cuda"))  # before vLLM does
-    ranks().workers(config.rollout.tensor_parallel)
+    ranks().workers(parts)
     try:
-        return LLM(
-            model=model_location(config.model), revision=config.model.revision,
-            dtype=config.model.dtype, max_model_len=-1, generation_config="vllm",
-            trust_remote_code=False,
-            logprobs_mode=logprobs_mode(config), enable_prefix_caching=True, enforce_eager=not cuda,
+        made = LLM(
+            **_model(config), enable_prefix_caching=True, enforce_eager=not cuda,
             gpu_memory_utilization=config.rollout.memory_fraction, enable_sleep_mode=cuda,
-            tensor_parallel_size=config.rollout.tensor_parallel, seed=0,
+            tensor_parallel_size=parts, max_num_seqs=MAX_SEQUENCES,
+            # Or it tries itself on one of 114,688 tokens as it starts. (Limits of images change nothing: as
+            # many as fill its largest batch are tried.)
+            limit_mm_per_prompt={"video": 0},
             mm_processor_cache_gb=0,  # 4 GiB of the host's memory for images that come once
+            # It cannot be captured where the allocator has expandable segments, as clusters like to set.
+            disable_custom_all_reduce=parts > 1,
             # vLLM 0.32 rewinds a seeded generator after a part of a prompt, which CPU ones cannot.
             enable_chunked_prefill=cuda,
             # Each rank drives the worker on its own device, in the process group there is.
@@ -280,9 +357,37 @@ def _start(config: Config, cuda: bool) -> Any:
         )  # fmt: skip
     except (ValueError, torch.OutOfMemoryError) as error:
         raise UserError(
-            "rollout.engine: vllm", f"vLLM does not start: {error}",
+            "rollout.engine: vllm", f"vLLM does not start: {_said(error)}",
             "See rollout.memory_fraction and rollout.tensor_parallel; rollout.engine=hf needs no vLLM.",
         ) from error  # fmt: skip
+    _check_room(config, known.max_model_len, made.llm_engine.model_config.max_model_len)
+    return made
+
+
+def _check_room(config: Config, positions: int, room: int) -> None:
+    """See that no response is cut because the KV cache is small.
+
+    Args:
+        positions: tokens that the model takes.
+        room: those that vLLM's memory has room for.
+
+    Raises:
+        UserError: the longest prompt and response are longer than that.
+    """
+    wanted = min(positions, config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+    if room < wanted:
+        raise UserError(
+            f"rollout.memory_fraction: {config.rollout.memory_fraction:g}",
+            f"leaves vLLM room for {room} tokens, and a prompt and its response may have {wanted}.",
+            "Raise it or rollout.tensor_parallel, or lower data.max_prompt_tokens.",
+        )
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without what pydantic puts around it."""
+    found = error.errors() if hasattr(error, "errors") else []
+    text = str(found[0]["msg"] if found else error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def not_installed(error: ImportError) -> UserError:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import torch
 from PIL import Image
 
+from pipelines.config import ModelConfig
 from pipelines.engines import Engine, Name, Response, cut
 from pipelines.errors import UserError
 from pipelines.policy import Policy
@@ -59,16 +60,9 @@ class VLLMServer:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
         self.url = str(policy.config.rollout.server).rstrip("/")
-        self.model = self._served_model()
+        self.model = self._served_model(policy.config.model)
         self._transfer: Any = None
-
-    def generate(
-        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
-    ) -> list[list[Response]]:
-        """As the policy that the engine was made from asks."""
-        return self.generate_as(self.policy, samples, names, sampling)
 
     def generate_as(
         self, policy: Policy, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
@@ -108,9 +102,6 @@ class VLLMServer:
     def sleep(self) -> None:
         """Nothing: the server's GPUs are its own."""
 
-    def wake(self) -> None:
-        """Nothing."""
-
     def close(self) -> None:
         """Leave the server running, ready for the next trainer."""
         if self._transfer is not None and ranks().main:
@@ -122,8 +113,9 @@ class VLLMServer:
         if self._transfer is None:
             self._weights = _Weights(policy)
             self._transfer = self._open_transfer()
-        self._weights.policy = policy  # a run that went back to another checkpoint has another
+        self._weights.policy = policy
         self._transfer.send_weights()
+        self._weights.policy = None  # a run that goes back to another checkpoint has another
 
     def _open_transfer(self) -> Any:
         try:
@@ -173,8 +165,8 @@ class VLLMServer:
             },
         )  # fmt: skip
 
-    def _served_model(self) -> str:
-        wanted = model_location(self.policy.config.model)
+    def _served_model(self, model: ModelConfig) -> str:
+        wanted = model_location(model)
         served = [(card["id"], card.get("root") or "") for card in self._get("v1/models")["data"]]
         for name, root in served:
             if wanted in (name, root) or Path(wanted).name in (Path(name).name, Path(root).name):
@@ -222,7 +214,7 @@ class _Weights:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.policy: Policy | None = policy
         self.dtype = getattr(torch, policy.config.model.dtype)
         self._metadata: list[Any] | None = None
 
@@ -234,8 +226,10 @@ class _Weights:
         return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, value in self.policy.placement.weights(self.policy.model):
-            yield name, value.detach().to(self.policy.device, self.dtype)
+        policy = self.policy
+        assert policy is not None
+        for name, value in policy.placement.weights(policy.model):
+            yield name, value.detach().to(policy.device, self.dtype)
 
 
 def _with_images(policy: Policy, sample: Sample) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 
 from pipelines import checkpoint, runs, settings
 from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
+from pipelines.engines import ENGINES
 from pipelines.errors import UserError
 from pipelines.policy import Policy
 from pipelines.run import train, train_stage
@@ -163,9 +164,45 @@ def test_the_newest_that_is_early_enough_and_whole(measured):
     assert [checkpoint.newest(chain, at_most) for at_most in (0, 1, 2, 3, 9)] == [0, 0, 2, 3, 3]
 
 
-def test_the_old_policy_is_gone_before_another_is_loaded(copied, monkeypatch):
+class Live:
+    """A rollout engine with weights of its own, which only notes what it is told."""
+
+    def __init__(self, policy):
+        self.told = []
+
+    def sync(self, policy):
+        self.told.append("sync")
+
+    def view(self, policy):
+        return self
+
+    def sleep(self):
+        self.told.append("sleep")
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def live(monkeypatch):
+    monkeypatch.setitem(ENGINES, "hf", Live)
+
+
+def test_a_live_engine_sleeps_before_it_gets_weights_beside_a_trainer(copied, live):
+    with closing(Session(copied, Silent(), copied.config)) as session:
+        engine = session.engine(0)
+        session.engine(0)
+        assert engine.told == ["sync"]
+        session._trainer()
+        session._live_version = None  # as after updates that were replayed
+        session.engine(0)
+        assert engine.told[1:] == ["sleep", "sync"]
+
+
+def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypatch):
     alive, load = [], Policy.load
     with closing(Session(copied, Silent(), copied.config)) as session:
+        session.engine(2)
         policy = session.policy(2)
         session._trainer()
         old = [weakref.ref(policy.model), weakref.ref(session._made_trainer)]

@@ -9,6 +9,7 @@ import torch
 from pipelines import determinism, vllm_engine
 from pipelines.divergence import token_logp
 from pipelines.engines import HuggingFaceEngine
+from pipelines.errors import UserError
 from pipelines.policy import Row
 from pipelines.records import Sample
 from pipelines.sampling import Sampling
@@ -154,21 +155,74 @@ def test_two_images_in_one_question(policy, samples):
     assert ids(mixed)[1] == ids(alone)[0]
 
 
-def test_vllm_works_outside_deterministic_mode(monkeypatch):
-    # Its kernels are its own, and CUDA graphs cannot be captured in that mode; no GPU is asked here.
-    modes = []
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """A policy on a GPU that nobody asks, and what an engine calls of vLLM's for it, in order."""
+    calls = []
 
-    def called(*_, **__):
-        modes.append(torch.are_deterministic_algorithms_enabled())
+    def called(name):
+        return lambda *_, **told: calls.append(
+            (name, *told.values(), torch.are_deterministic_algorithms_enabled())
+        )
 
-    inner = SimpleNamespace(reset_encoder_cache=lambda: None)
-    llm = SimpleNamespace(collective_rpc=called, reset_prefix_cache=lambda: None, llm_engine=inner)
-    monkeypatch.setattr(vllm_engine, "_start", lambda *_: called() or llm)
+    llm = SimpleNamespace(
+        sleep=called("sleep"), wake_up=called("wake"), collective_rpc=lambda name, kwargs: called(name)(),
+        reset_prefix_cache=called("reset prefixes"),
+        llm_engine=SimpleNamespace(reset_encoder_cache=called("reset images")),
+    )  # fmt: skip
+    monkeypatch.setattr(vllm_engine, "_start", lambda *_: called("start")() or llm)
     placement = SimpleNamespace(weights=lambda model: iter(()))
-    policy = SimpleNamespace(
-        device=torch.device("cuda"), config=None, model=None, placement=placement
-    )
-    with determinism.strict(torch.device("cuda")):
+    device = torch.device("cuda")
+    policy = SimpleNamespace(device=device, config=None, model=None, placement=placement)
+    return policy, calls
+
+
+def test_vllm_works_outside_deterministic_mode(on_a_gpu):
+    # Its kernels are its own, and CUDA graphs cannot be captured in that mode.
+    policy, calls = on_a_gpu
+    with determinism.strict(policy.device):
         vllm_engine.VLLMEngine(policy).sync(policy)
         assert torch.are_deterministic_algorithms_enabled()
-    assert modes == [False, False]
+    assert [call for call in calls if call[0] in ("start", "reload_weights")] == [
+        ("start", False), ("reload_weights", False)
+    ]  # fmt: skip
+
+
+def test_weights_go_to_vllm_while_it_has_no_kv_cache(on_a_gpu):
+    policy, calls = on_a_gpu
+    engine = vllm_engine.VLLMEngine(policy)
+    engine.sleep()
+    engine.sync(policy)
+    engine.sync(policy)  # which is awake
+    loaded = [("reload_weights",), ("wake", ["kv_cache"]), ("reset prefixes",), ("reset images",)]
+    assert [call[:-1] for call in calls] == [
+        ("start",), ("sleep", 1), ("wake", ["weights"]), *loaded,
+        *(step for step in loaded if step[0] != "wake"),
+    ]  # fmt: skip
+
+
+def test_more_ids_than_vllm_can_ban(policy, monkeypatch):
+    many = SimpleNamespace(
+        config=policy.config, device=torch.device("cuda"), suppressed_ids=torch.arange(1025)
+    )
+    with pytest.raises(UserError, match=r"model.path tiny: has 1025 special and unused ids"):
+        vllm_engine.check_banned(many)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    vllm_engine.check_banned(many)
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    many.suppressed_ids = torch.arange(1024)
+    vllm_engine.check_banned(many)
+
+
+def test_a_variable_that_vllm_would_fail_on_is_told_at_once(configure, monkeypatch):
+    monkeypatch.setenv("VLLM_DISTRIBUTED_USE_SPLIT_GROUP", "1")
+    with pytest.raises(UserError, match="VLLM_DISTRIBUTED_USE_SPLIT_GROUP: 1"):
+        vllm_engine.check(configure("rollout.engine=vllm"))
+
+
+def test_a_kv_cache_that_would_cut_responses_is_an_error(configure):
+    config = configure("data.max_prompt_tokens=100", "rollout.max_new_tokens=50")
+    vllm_engine._check_room(config, positions=1024, room=150)
+    vllm_engine._check_room(config, positions=120, room=120)  # the model's own limit
+    with pytest.raises(UserError, match=r"rollout.memory_fraction: 0.4: .* room for 149 tokens"):
+        vllm_engine._check_room(config, positions=1024, room=149)

@@ -1,15 +1,23 @@
-"""vLLM as the rollout engine, in this process and as a server: its weights, log-probs and seeds."""
+"""vLLM as the rollout engine, in this process and as a server: its weights, log-probs and seeds.
+
+As it is on a machine with one GPU: there the server shares it, and gets its weights from a trainer on the
+CPU.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +34,11 @@ from pipelines.errors import UserError
 from pipelines.policy import Policy, Row
 from pipelines.records import Sample
 from pipelines.sampling import Sampling
-from pipelines.vllm_engine import logprobs_mode
+from pipelines.vllm_engine import check, logprobs_mode
 
+GPU = torch.cuda.is_available()
+NEAR = 5e-3 if GPU else 1e-4
+"""Nats: vLLM's attention multiplies float32 as TF32 on a GPU."""
 MODEL = Path(settings.__file__).parents[1] / "configs" / "tiny_model"
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=40, samples=4, seed=0)
 GREEDY = dataclasses.replace(PLAIN, temperature=1e-6, samples=1)
@@ -36,6 +47,22 @@ NAMES = [(1, position) for position in range(8)]
 
 def ids(groups):
     return [[response.ids for response in group] for group in groups]
+
+
+def same(found, wanted):
+    """Whether these groups of responses are equal; on a GPU rounding may tip one of eight."""
+    pairs = [
+        (a, b)
+        for x, y in zip(ids(found), ids(wanted), strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
+    different = sum(a != b for a, b in pairs)
+    return different <= (len(pairs) // 8 if GPU else 0)
+
+
+def generate(live, *asked):
+    """As the engine's policy asks."""
+    return live.engine.view(live.policy).generate(*asked)
 
 
 def noisy(policy, seed):
@@ -57,10 +84,10 @@ def trainers_logp(policy, samples, groups, temperature=1.0):
     with torch.no_grad():
         ours = token_statistics(
             policy.hidden_states(rows), policy.head_weight,
-            torch.tensor([token for r in flat for token in r.ids]),
+            torch.tensor([token for r in flat for token in r.ids], device=policy.device),
             temperature=temperature, suppressed_ids=policy.suppressed_ids,
         ).logp  # fmt: skip
-    return ours, torch.tensor([value for r in flat for value in r.logp])
+    return ours.cpu(), torch.tensor([value for r in flat for value in r.logp])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +101,8 @@ def server() -> Iterator[str]:
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL),
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--generation-config", "vllm",
         "--logprobs-mode", "processed_logprobs", "--trust-request-mm-kwargs", "--enforce-eager",
-        "--no-enable-chunked-prefill",
+        "--no-enable-chunked-prefill", "--limit-mm-per-prompt", '{"video": 0}',
+        "--gpu-memory-utilization", "0.3",
     ]  # fmt: skip
     environment = {
         **os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -102,7 +130,8 @@ def started(request, policy, tiny_config) -> Iterator[SimpleNamespace]:
     address = request.getfixturevalue("server") if request.param == "server" else None
     rollout = tiny_config.rollout.model_copy(update={"engine": "vllm", "server": address})
     config = tiny_config.model_copy(update={"rollout": rollout})
-    own = Policy(copy.deepcopy(policy.model), policy.processor, config)
+    model = copy.deepcopy(policy.model)
+    own = Policy(model.cpu() if address else model, policy.processor, config)
     engine = ENGINES["vllm"](own)
     yield SimpleNamespace(engine=engine, policy=own, config=config)
     engine.close()
@@ -117,43 +146,44 @@ def live(started, policy) -> SimpleNamespace:
 
 
 def test_log_probs_are_the_trainers(live, samples):
-    groups = live.engine.generate(samples, NAMES, PLAIN)
+    groups = generate(live, samples, NAMES, PLAIN)
     ours, theirs = trainers_logp(live.policy, samples, groups)
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs, ours, atol=NEAR, rtol=0)
     assert theirs.min() < -1  # not only tokens that are certain
 
 
 def test_temperature_is_in_the_log_probs(live, samples):
     hot = dataclasses.replace(PLAIN, temperature=1.7)
-    groups = live.engine.generate(samples[:4], NAMES[:4], hot)
+    groups = generate(live, samples[:4], NAMES[:4], hot)
     ours, theirs = trainers_logp(live.policy, samples[:4], groups, 1.7)
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs, ours, atol=NEAR, rtol=0)
 
 
 def test_the_engine_follows_the_weights_after_sync_only(live, samples):
-    before = live.engine.generate(samples, NAMES, PLAIN)
+    before = generate(live, samples, NAMES, PLAIN)
     for seed in (1, 2):  # the second sync finds caches of the first
         changed = noisy(live.policy, seed)
-        wanted = ids(HuggingFaceEngine(changed).generate(samples, NAMES, GREEDY))
-        assert ids(live.engine.generate(samples, NAMES, GREEDY)) != wanted
+        wanted = HuggingFaceEngine(changed).generate(samples, NAMES, GREEDY)
+        assert not same(generate(live, samples, NAMES, GREEDY), wanted)
         ours, theirs = trainers_logp(changed, samples, before)
         assert (ours - theirs).abs().mean() > 0.1  # what the guard of the session sees
+        live.engine.sleep()
         live.engine.sync(changed)
-        assert ids(live.engine.generate(samples, NAMES, GREEDY)) == wanted  # the same images
-        before = live.engine.generate(samples, NAMES, PLAIN)
+        assert same(generate(live, samples, NAMES, GREEDY), wanted)  # the same images
+        before = generate(live, samples, NAMES, PLAIN)
         ours, theirs = trainers_logp(changed, samples, before)
-        torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+        torch.testing.assert_close(theirs, ours, atol=NEAR, rtol=0)
 
 
 def test_responses_depend_on_seed_name_and_number_only(live, samples):
-    groups = live.engine.generate(samples[:4], NAMES[:4], PLAIN)
+    groups = generate(live, samples[:4], NAMES[:4], PLAIN)
     assert [len(group) for group in groups] == [4] * 4
-    assert ids(live.engine.generate(samples[3::-1], NAMES[3::-1], PLAIN)) == ids(groups)[::-1]
+    assert same(generate(live, samples[3::-1], NAMES[3::-1], PLAIN), groups[::-1])
     later = dataclasses.replace(PLAIN, first=2, samples=2)
-    assert ids(live.engine.generate(samples[:4], NAMES[:4], later)) == [g[2:] for g in ids(groups)]
+    assert same(generate(live, samples[:4], NAMES[:4], later), [group[2:] for group in groups])
     other = dataclasses.replace(PLAIN, seed=1)
-    assert ids(live.engine.generate(samples[:4], NAMES[:4], other)) != ids(groups)
-    assert ids(live.engine.generate(samples[:4], NAMES[4:], PLAIN)) != ids(groups)
+    assert not same(generate(live, samples[:4], NAMES[:4], other), groups)
+    assert not same(generate(live, samples[:4], NAMES[4:], PLAIN), groups)
 
 
 def test_suppressed_ids_are_never_sampled(live, samples):
@@ -163,28 +193,27 @@ def test_suppressed_ids_are_never_sampled(live, samples):
             weight.add_(torch.randn_like(weight) * weight.std())
     live.engine.sync(live.policy)
     hot = dataclasses.replace(PLAIN, temperature=2.0, samples=32)
-    groups = live.engine.generate(samples, NAMES, hot)
+    groups = generate(live, samples, NAMES, hot)
     sampled = [token for group in ids(groups) for response in group for token in response]
     assert len(set(sampled)) > 100
     assert not set(sampled) & set(live.policy.suppressed_ids.tolist())
     ours, theirs = trainers_logp(live.policy, samples, groups, 2.0)
-    torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
+    torch.testing.assert_close(theirs, ours, atol=10 * NEAR, rtol=0)
 
 
 def test_text_and_end(live, samples):
     end = live.policy.eos_ids[0]
-    for [response] in live.engine.generate(samples, NAMES, GREEDY):
+    for [response] in generate(live, samples, NAMES, GREEDY):
         assert response.ids.index(end) == len(response.ids) - 1
         assert len(response.logp) == len(response.ids)
         assert not response.truncated
         assert response.text == live.policy.tokenizer.decode(response.ids[:-1])
-    short = dataclasses.replace(GREEDY, max_new_tokens=5)
-    whole = live.engine.generate(samples, NAMES, GREEDY)
-    for [response], [all_of_it] in zip(
-        live.engine.generate(samples, NAMES, short), whole, strict=True
-    ):
-        assert response.truncated
-        assert response.ids == all_of_it.ids[:5]
+    cut = generate(live, samples, NAMES, dataclasses.replace(GREEDY, max_new_tokens=5))
+    assert all(response.truncated and len(response.ids) == 5 for [response] in cut)
+    whole = generate(live, samples, NAMES, GREEDY)
+    assert same(
+        cut, [[dataclasses.replace(response, ids=response.ids[:5])] for [response] in whole]
+    )
 
 
 def test_prompts_without_images_and_with_two(live, samples):
@@ -195,8 +224,8 @@ def test_prompts_without_images_and_with_two(live, samples):
             images=[samples[0].images[0], samples[1].images[0]],
         ),
     ]  # fmt: skip
-    found = live.engine.generate(mixed, NAMES[:2], GREEDY)
-    assert ids(found) == ids(HuggingFaceEngine(live.policy).generate(mixed, NAMES[:2], GREEDY))
+    found = generate(live, mixed, NAMES[:2], GREEDY)
+    assert same(found, HuggingFaceEngine(live.policy).generate(mixed, NAMES[:2], GREEDY))
 
 
 def test_an_evaluation_with_other_pixels_and_instruction_uses_the_same_engine(live, samples):
@@ -207,8 +236,19 @@ def test_an_evaluation_with_other_pixels_and_instruction_uses_the_same_engine(li
     view = live.engine.view(asked)
     groups = view.generate(samples, NAMES, PLAIN)
     ours, theirs = trainers_logp(asked, samples, groups)
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
-    assert ids(live.engine.generate(samples, NAMES, PLAIN)) != ids(groups)
+    torch.testing.assert_close(theirs, ours, atol=NEAR, rtol=0)
+    assert not same(generate(live, samples, NAMES, PLAIN), groups)
+
+
+def test_the_engine_keeps_no_policy_alive(live, samples):
+    other = Policy(copy.deepcopy(live.policy.model), live.policy.processor, live.config)
+    weights = [weakref.ref(weight) for weight in other.model.parameters()]
+    live.engine.sync(other)
+    live.engine.view(other).generate(samples[:1], NAMES[:1], GREEDY)
+    del other
+    gc.collect()
+    assert weights
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_a_prompt_read_in_other_tokens_is_an_error(live, samples):
@@ -224,8 +264,30 @@ def test_a_prompt_read_in_other_tokens_is_an_error(live, samples):
 def test_a_prompt_that_is_too_long_is_an_error(live):
     long = Sample("long", "one two " * 1000, [], "7")
     with pytest.raises(UserError, match=r"refuses a request|answers /v1/chat"):
-        live.engine.generate([long], NAMES[:1], GREEDY)
-    live.engine.generate([Sample("text", "What is 3 + 4?", [], "7")], NAMES[:1], GREEDY)
+        generate(live, [long], NAMES[:1], GREEDY)
+    generate(live, [Sample("text", "What is 3 + 4?", [], "7")], NAMES[:1], GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["rollout.tensor_parallel=3"], "does not divide the model's 4 attention heads"),
+        (["rollout.max_new_tokens=1024"], "the model has 1024 positions"),
+    ],
+)
+def test_what_it_would_refuse_later_is_told_at_once(configure, settings, problem):
+    with pytest.raises(UserError, match=problem):
+        check(configure(*settings))
+
+
+def test_a_model_that_it_does_not_know(configure, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"architectures": ["OurOwn"]}))
+    with pytest.raises(UserError, match=r"model.path .*vLLM does not take it: .*OurOwn") as caught:
+        check(configure(f"model.path={folder}"))
+    assert len(str(caught.value)) < 600
 
 
 def test_top_p_leaves_the_log_probs_of_the_whole_policy(configure):
@@ -273,18 +335,21 @@ with torch.no_grad():
     for weight in policy.model.parameters():
         weight.add_(torch.randn_like(weight) * 0.3 * weight.std())
 engine.sync(policy)
+view = engine.view(policy)
 found = ranks().share(
     list(range(7)),
-    lambda mine: engine.generate([samples[i] for i in mine], [names[i] for i in mine], greedy),
+    lambda mine: view.generate([samples[i] for i in mine], [names[i] for i in mine], greedy),
     config.rollout.tensor_parallel,
 )
 wanted = HuggingFaceEngine(policy).generate(samples, names, greedy)
-assert [g[0].ids for g in found] == [g[0].ids for g in wanted]
+different = sum(a[0].ids != b[0].ids for a, b in zip(found, wanted, strict=True))
+assert different <= torch.cuda.is_available()  # where rounding may tip one
 engine.close()
 print("rank", ranks().rank, "agrees", flush=True)
 """
 
 
+@pytest.mark.skipif(GPU and torch.cuda.device_count() < 2, reason="each rank needs a GPU")
 @pytest.mark.parametrize("together", [1, 2])
 def test_two_ranks_with_an_engine_each_or_one_together(tmp_path, together):
     script = tmp_path / "rank.py"
