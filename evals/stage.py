@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmark_sources import find_files
 from evals.benchmarks import OWN, canonical, check_data
 from evals.cells import Cell, cell
-from evals.profiles import matched
+from evals.profiles import Asking, matched
 from evals.questions import gather, questions_step
 from evals.run import check_questions, complete, grade_cell, mended, questions
 from pipelines.chain import JOURNALS, Chain
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.config import Config
+    from pipelines.engines import Engine
     from pipelines.session import Session
 
 
@@ -67,14 +68,17 @@ def make(session: Session, benchmark: str, config: Config, step: int, out: Path)
         UserError: the engine gave what is no response, or a grader does not exist.
     """
     asked = session.chain.cell(step, benchmark, config)
-    own, asking = matched(session.config), asked.how.asking
-    same = own.images == asking.images
     return complete(
-        asked,
-        lambda: session.engine_for(step, *(() if same else (asking, asking.instruction))),
-        config.eval.batch_prompts, session.graders, matched(session.chain.config) if step else None,
-        out, session.watch, config.rollout.tensor_parallel,
+        asked, lambda: engine(session, step, asked.how.asking), config.eval.batch_prompts,
+        session.graders, matched(session.chain.config) if step else None, out, session.watch,
+        config.rollout.tensor_parallel,
     )  # fmt: skip
+
+
+def engine(session: Session, step: int, asking: Asking) -> Engine:
+    """The engine with the policy after ``step`` updates, which shows and instructs as is asked for."""
+    same = matched(session.config).images == asking.images
+    return session.engine_for(step, *(() if same else (asking, asking.instruction)))
 
 
 def evaluate(

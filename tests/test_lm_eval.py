@@ -19,6 +19,7 @@ from evals.lm_eval_tasks import doc_to_image, sample
 from evals.profiles import PAPER
 from evals.questions import gather
 from evals.run import RESULTS, grade_cell, questions, sample_missing
+from evals.stage import engine
 from pipelines import settings
 from pipelines.chain import Chain
 from pipelines.errors import UserError
@@ -188,7 +189,7 @@ def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
     for name in ("geo3k", "mathverse"):
         cell = chain.cell(0, name)
         sample_missing(
-            cell, questions(cell), lambda how=cell.how: session.engine_for(0, how), 2, Silent()
+            cell, questions(cell), lambda how=cell.how: engine(session, 0, how.asking), 2, Silent()
         )
         theirs = responses(found, f"vppo_{name}")
         assert theirs == journalled(cell, 3)
