@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,29 @@ def _vision(part: dict[str, Any]) -> None:
     display.columns(rows, indent=display.LABEL)
 
 
+def _bfloat16(part: dict[str, Any]) -> None:
+    _head("bfloat16", part, f"what is beside a result in a pass; {part['prompts']} prompts, or each alone")
+    types = part["types"]
+    rows = [("", *types)]
+
+    def row(name: str, of: str, show: Callable[[dict[str, Any]], str]) -> None:
+        rows.append((name, *(show(found[of]) for found in types.values())))
+
+    row("responses sampled otherwise", "sampling", lambda x: f"{x['differ']} of {x['responses']}")
+    row("  first other token: least, median", "sampling", lambda x: (
+        f"{x['first_least']}, {x['first_median']:.0f}" if x["differ"] else ""))  # fmt: skip
+    row("log-probs differ by, mean", "scoring", lambda x: f"{x['logp_mean']:.1e}")
+    row("  largest, nats", "scoring", lambda x: f"{x['logp_max']:.1e}")
+    row("exact KL differs by, mean", "scoring", lambda x: f"{x['kl_mean']:.1e}")
+    row("  largest, nats", "scoring", lambda x: f"{x['kl_max']:.1e}")
+    row("kept tokens that are others", "scoring", lambda x: f"{x['kept_others_share']:.2%}")
+    for scored in next(iter(types.values()))["ratios"]:
+        row(f"ratio, scored in {scored}: mean - 1", "ratios",
+            lambda x, at=scored: f"{x[at]['mean'] - 1:+.1e}")  # type: ignore[misc]
+        row("  largest |ratio - 1|", "ratios", lambda x, at=scored: f"{x[at]['furthest']:.1e}")  # type: ignore[misc]
+    display.columns(rows, indent=display.LABEL)
+
+
 def _trl(part: dict[str, Any]) -> None:
     work, seconds = part["work"], part["seconds"]
     _head("trl", part, f"{work['prompts']} prompts x {work['samples']}, "
@@ -112,7 +135,7 @@ def _trl(part: dict[str, Any]) -> None:
 
 SHOWN = {
     "passes": _passes, "curve": _curve, "scoring": _scoring, "streamed": _streamed,
-    "vision": _vision, "trl": _trl,
+    "vision": _vision, "bfloat16": _bfloat16, "trl": _trl,
 }  # fmt: skip
 
 
