@@ -5,7 +5,7 @@ every response the same length, since a random model seldom ends one. Everything
 own: the run is an ordinary one, in a folder, stopped before its first checkpoint. Its first step warms
 up; the figures are medians over the others.
 
-    python -m evals.scale_benchmark --out build/gpu          # one GPU: make gpu
+    python -m evals.scale_benchmark --out build/gpu          # one GPU; a part of make gpu
     python -m evals.scale_benchmark --out /tmp/b --shape tiny --prompts 2 --response-tokens 16 --repeats 1
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +101,34 @@ def _vision(part: dict[str, Any]) -> None:
 
 
 def _bfloat16(part: dict[str, Any]) -> None:
-    _head("bfloat16", part, f"what is beside a result in a pass; {part['prompts']} prompts, or each alone")
-    types = part["types"]
-    rows = [("", *types)]
-
-    def row(name: str, of: str, show: Callable[[dict[str, Any]], str]) -> None:
-        rows.append((name, *(show(found[of]) for found in types.values())))
-
-    row("responses sampled otherwise", "sampling", lambda x: f"{x['differ']} of {x['responses']}")
-    row("  first other token: least, median", "sampling", lambda x: (
-        f"{x['first_least']}, {x['first_median']:.0f}" if x["differ"] else ""))  # fmt: skip
-    row("log-probs differ by, mean", "scoring", lambda x: f"{x['logp_mean']:.1e}")
-    row("  largest, nats", "scoring", lambda x: f"{x['logp_max']:.1e}")
-    row("exact KL differs by, mean", "scoring", lambda x: f"{x['kl_mean']:.1e}")
-    row("  largest, nats", "scoring", lambda x: f"{x['kl_max']:.1e}")
-    row("kept tokens that are others", "scoring", lambda x: f"{x['kept_others_share']:.2%}")
-    for scored in next(iter(types.values()))["ratios"]:
-        row(f"ratio, scored in {scored}: mean - 1", "ratios",
-            lambda x, at=scored: f"{x[at]['mean'] - 1:+.1e}")  # type: ignore[misc]
-        row("  largest |ratio - 1|", "ratios", lambda x, at=scored: f"{x[at]['furthest']:.1e}")  # type: ignore[misc]
+    _head(
+        "bfloat16",
+        part,
+        f"what is beside a result in a pass; {part['prompts']} prompts, or each alone",
+    )
+    rows = [("", *part["types"])]
+    columns = [_moved(found) for found in part["types"].values()]
+    rows += [(name, *(column[name] for column in columns)) for name in columns[0]]
     display.columns(rows, indent=display.LABEL)
+
+
+def _moved(found: dict[str, Any]) -> dict[str, str]:
+    """What one compute type is shown with."""
+    sampled, scored = found["sampling"], found["scoring"]
+    first = f"{sampled['first_least']}, {sampled['first_median']:.0f}" if sampled["differ"] else ""
+    rows = {
+        "responses sampled otherwise": f"{sampled['differ']} of {sampled['responses']}",
+        "  first other token: least, median": first,
+    }
+    for of, name in (("logp", "log-probs differ"), ("kl", "exact KL differs")):
+        rows[f"{name}: mean, largest, nats"] = (
+            f"{scored[f'{of}_mean']:.1e}, {scored[f'{of}_max']:.1e}"
+        )
+    rows["kept tokens that are others"] = f"{scored['kept_others_share']:.2%}"
+    rows["first update's |ratio - 1|: mean ratio's, largest"] = ""
+    for passes, ratio in found["ratios"].items():
+        rows[f"  scored in {passes}"] = f"{abs(ratio['mean'] - 1):.1e}, {ratio['furthest']:.1e}"
+    return rows
 
 
 def _trl(part: dict[str, Any]) -> None:

@@ -45,19 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _asked(line)
     asked.out.mkdir(parents=True, exist_ok=True)
     console, parts = Console(), {}
-    with tempfile.TemporaryDirectory(dir=asked.work) as work, open(asked.out / "log.txt", "w") as log:
+    with (
+        tempfile.TemporaryDirectory(dir=asked.work) as work,
+        open(asked.out / "log.txt", "w") as log,
+    ):
         for name in asked.parts or LIMITS:
             limit = asked.limit or LIMITS[name]
             console.print(f"{name}, {limit} s at most", highlight=False)
             parts[name] = part(name, asked, Path(work), limit, log)
     console.print()
     show(parts, console)
-    write_atomic(asked.out / "summary.md", markdown(parts, shlex.join(["python", "-m", "evals.gpu", *line])))
+    write_atomic(
+        asked.out / "summary.md", markdown(parts, shlex.join(["python", "-m", "evals.gpu", *line]))
+    )
     console.print(f"\nwritten to {asked.out}", soft_wrap=True, highlight=False)
     return int(any(found["ended"] != "done" for found in parts.values()))
 
 
-def part(name: str, asked: argparse.Namespace, work: Path, limit: float, log: TextIO) -> dict[str, Any]:
+def part(
+    name: str, asked: argparse.Namespace, work: Path, limit: float, log: TextIO
+) -> dict[str, Any]:
     """Run one part to its end, or until its limit -> what its file says, which then tells how it ended."""
     file = asked.out / f"{name}.json"
     file.unlink(missing_ok=True)

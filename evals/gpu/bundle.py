@@ -28,7 +28,7 @@ BROUGHT = frozenset({
     "pillow", "pyyaml", "requests", "rich", "safetensors", "scikit-learn", "sympy", "tokenizers", "torch",
     "torchvision", "tqdm", "transformers", "typer", "typing-extensions",
 })  # fmt: skip
-"""On the machine already: torch, torchvision, transformers and accelerate with what they need, scikit-learn.
+"""On the machine already: torch, torchvision, transformers, accelerate, what they need, and scikit-learn.
 Another build of torch would not find its GPU."""
 NOT_ASKED = frozenset({"datasets", "lm-eval"})
 """What the first command does not need."""
@@ -63,20 +63,26 @@ def main() -> None:
 
 def fill(site: Path, python: str) -> None:
     """Install what is needed into the folder, and what that needs, until nothing is missing."""
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
-    missing = {name: r for r in map(Requirement, project) if (name := _name(r)) not in NOT_ASKED | BROUGHT}
-    extras: dict[str, set[str]] = {}
-    while missing:
-        for name, requirement in missing.items():
-            extras[name] = extras.get(name, set()) | requirement.extras
+    text = Path("pyproject.toml").read_text(encoding="utf-8")
+    project = [Requirement(line) for line in tomllib.loads(text)["project"]["dependencies"]]
+    needed, have = project, dict[str, Distribution]()
+    while missing := {
+        _name(r): r for r in needed if _name(r) not in have.keys() | BROUGHT | NOT_ASKED
+    }:
+        for requirement in missing.values():
             _install(site, f"{requirement.name}{requirement.specifier}", python)
+        extras: dict[str, set[str]] = {}
+        for requirement in needed:
+            extras.setdefault(_name(requirement), set()).update(requirement.extras)
         have = {canonicalize_name(found.name): found for found in distributions(path=[str(site)])}
-        missing = {
-            name: needed
-            for of, found in have.items()
-            for needed in _needs(found, extras.get(of, set()), python)
-            if (name := _name(needed)) not in have.keys() | BROUGHT
-        }
+        needed = [
+            *project,
+            *(
+                r
+                for name, found in have.items()
+                for r in _needs(found, extras.get(name, set()), python)
+            ),
+        ]
 
 
 def _name(requirement: Requirement) -> str:
@@ -100,8 +106,9 @@ def _install(site: Path, what: str, python: str) -> None:
     Raises:
         SystemExit: there is neither.
     """
-    line = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps",
-            "--root-user-action=ignore", "-c", "constraints-cpu.txt", "--target", str(site), what]  # fmt: skip
+    line = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+            "--root-user-action=ignore", "--no-deps", "-c", "constraints-cpu.txt", "--target", str(site),
+            what]  # fmt: skip
     foreign = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp",
                "--abi", f"cp{python.replace('.', '')}", "--abi", "abi3", "--abi", "none",
                *(part for system in SYSTEMS for part in ("--platform", system))]  # fmt: skip

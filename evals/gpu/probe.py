@@ -86,7 +86,10 @@ def _first_and_then(work: Callable[[], object]) -> tuple[float, float]:
 
 def _device(place: Place) -> Figures:
     if not place.cuda:
-        return {"name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+        return {
+            "name": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
     card = torch.cuda.get_device_properties(place.device)
     return {
         "name": card.name, "memory_bytes": card.total_memory,
@@ -107,9 +110,7 @@ def _peak(place: Place) -> Figures:
             found["TF32_flops"] = 2 * size**3 / _first_and_then(lambda: a @ b)[1]
     source = torch.zeros(2**31 if place.cuda else 2**24, dtype=torch.uint8, device=place.device)
     target = torch.empty_like(source)
-    found["copy_bytes_per_s"] = (
-        2 * len(source) / _first_and_then(lambda: target.copy_(source))[1]
-    )
+    found["copy_bytes_per_s"] = 2 * len(source) / _first_and_then(lambda: target.copy_(source))[1]
     return found
 
 
@@ -230,8 +231,10 @@ def _head(place: Place, at: Sizes) -> Figures:
     hidden = _random(place, 1024, at.hidden)
     weight = _random(place, at.vocabulary, at.hidden) / at.hidden**0.5
     exact = hidden[:64].double() @ weight.double().T
-    kinds = {"float32": (contextlib.nullcontext(), torch.float32),
-             "bfloat16": (contextlib.nullcontext(), torch.bfloat16)}  # fmt: skip
+    kinds: dict[str, tuple[contextlib.AbstractContextManager[None], torch.dtype]] = {
+        "float32": (contextlib.nullcontext(), torch.float32),
+        "bfloat16": (contextlib.nullcontext(), torch.bfloat16),
+    }
     if place.cuda:
         kinds["TF32"] = (_tf32(), torch.float32)
     found = {}
@@ -264,8 +267,7 @@ def _patches(place: Place, at: Sizes, dtype: torch.dtype) -> Figures:
 def _windows(place: Place, at: Sizes) -> Figures:
     given = _calls(at, place, torch.bfloat16)["windows"]()
     each = [
-        {name: x[i : i + 1] for name, x in given.items()}
-        for i in range(at.patches // at.window)
+        {name: x[i : i + 1] for name, x in given.items()} for i in range(at.patches // at.window)
     ]
     turns = alternate({
         "loop": lambda: [scaled_dot_product_attention(**window) for window in each],

@@ -47,8 +47,14 @@ def _rows(parts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
     for name, part in parts.items():
         yield name, "", f"{part['ended']}, {_figure('_s', part['seconds'])}"
         for what, figures in part.get("found", {}).items():
-            yield "", what, ", ".join(
-                _figure(of, value) for of, value in figures.items() if not isinstance(value, list)
+            yield (
+                "",
+                what,
+                ", ".join(
+                    _figure(of, value)
+                    for of, value in figures.items()
+                    if not isinstance(value, list)
+                ),
             )  # lists are for the file alone
 
 
@@ -63,7 +69,8 @@ def _figure(name: str, value: Any) -> str:
     if not end:
         return f"{words} {_number(value)}"
     unit, word = next((u for u in UNITS[end] if value >= u[0]), UNITS[end][-1])
-    return f"{words} {_number(value / unit)} {word}".lstrip()
+    gap = "" if word == "%" else " "
+    return f"{words} {_number(value / unit)}{gap}{word}".lstrip()
 
 
 def _number(value: float) -> str:
