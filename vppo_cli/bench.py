@@ -115,7 +115,7 @@ def _bfloat16(part: dict[str, Any]) -> None:
 def _moved(found: dict[str, Any]) -> dict[str, str]:
     """What one compute type is shown with."""
     sampled, scored = found["sampling"], found["scoring"]
-    first = f"{sampled['first_least']}, {sampled['first_median']:.0f}" if sampled["differ"] else ""
+    first = f"{sampled['first_least']}, {sampled['first_median']:.0f}" if sampled["differ"] else "none"
     rows = {
         "responses sampled otherwise": f"{sampled['differ']} of {sampled['responses']}",
         "  first other token: least, median": first,
