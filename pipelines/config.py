@@ -5,8 +5,9 @@ docs/method.md has the formulas. Objects are frozen: what a stage reads is what 
 files and overrides is in ``pipelines/settings.py``.
 
 ``unkeyed`` names the fields that change no result but for rounding (how work is batched, where it runs,
-how long a run goes on); how much rounding is, in bfloat16, docs/gpu.md says. They are left out of a step's key, so that changing them redoes nothing. Those
-that reach a kernel's shape (``shapes``) are recorded in the step's manifest: they move last bits.
+how long a run goes on; in bfloat16 rounding is seen: docs/gpu.md). They are left out of a step's key, so
+that changing them redoes nothing. Those that reach a kernel's shape (``shapes``) are recorded in the step's
+manifest: they move last bits.
 """
 
 from __future__ import annotations

@@ -115,15 +115,16 @@ def _bfloat16(part: dict[str, Any]) -> None:
 def _moved(found: dict[str, Any]) -> dict[str, str]:
     """What one compute type is shown with."""
     sampled, scored = found["sampling"], found["scoring"]
-    first = f"{sampled['first_least']}, {sampled['first_median']:.0f}" if sampled["differ"] else "none"
+    first = "none"
+    if sampled["differ"]:
+        first = f"{sampled['first_least']}, {sampled['first_median']:.0f}"
     rows = {
         "responses sampled otherwise": f"{sampled['differ']} of {sampled['responses']}",
         "  first other token: least, median": first,
     }
     for of, name in (("logp", "log-probs differ"), ("kl", "exact KL differs")):
-        rows[f"{name}: mean, largest, nats"] = (
-            f"{scored[f'{of}_mean']:.1e}, {scored[f'{of}_max']:.1e}"
-        )
+        mean, largest = scored[f"{of}_mean"], scored[f"{of}_max"]
+        rows[f"{name}: mean, largest, nats"] = f"{mean:.1e}, {largest:.1e}"
     rows["kept tokens that are others"] = f"{scored['kept_others_share']:.2%}"
     rows["first update's |ratio - 1|: mean ratio's, largest"] = ""
     for passes, ratio in found["ratios"].items():

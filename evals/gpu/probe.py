@@ -100,7 +100,7 @@ def _device(place: Place) -> Figures:
 
 def _peak(place: Place) -> Figures:
     """Operations of a large product, bytes of a copy (read and written)."""
-    size = 8192 if place.cuda else 512
+    size, count = (8192, 2**31) if place.shape == "3b" else (512, 2**24)
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (_random(place, size, size, dtype=dtype) for _ in range(2))
@@ -108,7 +108,7 @@ def _peak(place: Place) -> Figures:
     if place.cuda:
         with _tf32():
             found["TF32_flops"] = 2 * size**3 / _first_and_then(lambda: a @ b)[1]
-    source = torch.zeros(2**31 if place.cuda else 2**24, dtype=torch.uint8, device=place.device)
+    source = torch.zeros(count, dtype=torch.uint8, device=place.device)
     target = torch.empty_like(source)
     found["copy_bytes_per_s"] = 2 * len(source) / _first_and_then(lambda: target.copy_(source))[1]
     return found
