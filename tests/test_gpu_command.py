@@ -100,6 +100,7 @@ from pathlib import Path
 name, out = sys.argv[1], Path(sys.argv[sys.argv.index("--out") + 1])
 found = {"device": "a device", "date": "a day", "versions": {"torch": "2"}, "found": {"x": {"t_s": 0.25}}}
 (out / f"{name}.json").write_text(json.dumps(found))
+print("here", flush=True)
 if name == "bits":
     os.kill(os.getpid(), signal.SIGSEGV)
 if name == "profile":
@@ -114,8 +115,8 @@ def test_a_part_that_crashes_or_hangs_costs_no_other(monkeypatch, tmp_path, caps
     code, out = started(monkeypatch, tmp_path, PART, *line)
     assert code == 1
     ended = {name: json.loads((out / f"{name}.json").read_text()) for name in line[:3]}
-    assert ended["bits"]["ended"] == "exit code -11 (log.txt)"
-    assert ended["profile"]["ended"] == "ended at its limit of 3 s (log.txt)"
+    assert ended["bits"]["ended"] == "exit code -11 (log.txt: here)"
+    assert ended["profile"]["ended"] == "ended at its limit of 3 s (log.txt: here)"
     assert ended["probe"]["ended"] == "done"
     # What was found before is kept, and what the part had started is ended with it.
     assert all(found["found"] == {"x": {"t_s": 0.25}} for found in ended.values())
@@ -130,11 +131,11 @@ def test_a_part_that_crashes_or_hangs_costs_no_other(monkeypatch, tmp_path, caps
     assert "exit code -11" in capsys.readouterr().out
 
 
-def test_a_part_that_says_nothing(monkeypatch, tmp_path):
-    code, out = started(monkeypatch, tmp_path, "raise SystemExit(3)", "probe")
+def test_a_part_that_finds_nothing(monkeypatch, tmp_path):
+    code, out = started(monkeypatch, tmp_path, "raise SystemExit('no GPU')", "probe")
     assert code == 1
-    assert json.loads((out / "probe.json").read_text())["ended"] == "exit code 3 (log.txt)"
-    assert "| probe |  | exit code 3 (log.txt)" in (out / "summary.md").read_text()
+    assert json.loads((out / "probe.json").read_text())["ended"] == "exit code 1 (log.txt: no GPU)"
+    assert "| probe |  | exit code 1 (log.txt: no GPU)" in (out / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(

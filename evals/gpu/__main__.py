@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = list(sys.argv[1:] if arguments is None else arguments)
     asked = _asked(line)
     asked.out.mkdir(parents=True, exist_ok=True)
-    console, parts = Console(), {}
+    console, parts = Console(), dict[str, dict[str, Any]]()
+    command = shlex.join(["python", "-m", "evals.gpu", *line])
     with (
         tempfile.TemporaryDirectory(dir=asked.work) as work,
         open(asked.out / "log.txt", "w") as log,
@@ -53,11 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             limit = asked.limit or LIMITS[name]
             console.print(f"{name}, {limit} s at most", highlight=False)
             parts[name] = part(name, asked, Path(work), limit, log)
+            write_atomic(asked.out / "summary.md", markdown(parts, command))
     console.print()
     show(parts, console)
-    write_atomic(
-        asked.out / "summary.md", markdown(parts, shlex.join(["python", "-m", "evals.gpu", *line]))
-    )
     console.print(f"\nwritten to {asked.out}", soft_wrap=True, highlight=False)
     return int(any(found["ended"] != "done" for found in parts.values()))
 
@@ -79,9 +78,9 @@ def part(
     )
     try:
         code = process.wait(limit)
-        ended = "done" if code == 0 else f"exit code {code} (log.txt)"
+        ended = "done" if code == 0 else f"exit code {code} {_last_line(log)}"
     except subprocess.TimeoutExpired:
-        ended = f"ended at its limit of {limit:g} s (log.txt)"
+        ended = f"ended at its limit of {limit:g} s {_last_line(log)}"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -90,6 +89,12 @@ def part(
     found |= {"seconds": time.perf_counter() - begun, "ended": ended}
     write_atomic(file, json.dumps(found, indent=1))
     return found
+
+
+def _last_line(log: TextIO) -> str:
+    """The last that was said, in brackets, and where the rest is."""
+    *_, last = Path(log.name).read_text(errors="replace").splitlines()
+    return f"(log.txt: {last.strip()[:200]})"
 
 
 def _asked(line: Sequence[str]) -> argparse.Namespace:
@@ -104,4 +109,5 @@ def _asked(line: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part too
     sys.exit(main())

@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     asked = parser.parse_args()
     place = Place(asked.shape, torch.device(asked.device), asked.out, asked.work)
+    if place.cuda and not torch.cuda.is_available():
+        sys.exit("torch finds no GPU here; --shape tiny --device cpu tries the command without one")
     determinism.settle(place.device)
     determinism.warning()
     ensure_importable()
