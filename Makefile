@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCALE := .venv-scale
+PYTHON ?= 3.12
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu wheel clean flip-test grader-fuzz gpu-emulated
+.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -67,9 +68,11 @@ scale: $(SCALE)/.ready  ## the default run with vLLM rollouts and DeepSpeed upda
 screenshots: $(READY)   ## the README's screenshots, from the latest run (needs Chromium)
 	$(BIN)/python tests/screenshots.py
 
-gpu: $(READY)           ## a 3B model with random weights on one GPU: stages beside the plan, passes, streamed pass
-	$(BIN)/python -m evals.scale_benchmark --out build/gpu
-	$(BIN)/vppo bench passes streamed --shape 3b --out build/gpu
+gpu: $(READY)           ## the first command on a GPU: kernels, bits, a resume, profiles, a 3B model (6 minutes; docs/gpu.md)
+	$(BIN)/python -m evals.gpu --out build/gpu
+
+offline-bundle: $(READY) ## what that needs on a machine without network: make offline-bundle PYTHON=3.12
+	$(BIN)/python -m evals.gpu.bundle --python $(PYTHON)
 
 bench: $(READY)         ## ours against the alternative, in turn: passes, curve, scoring, memory, TRL (about 15 minutes)
 	$(BIN)/vppo bench

@@ -5,7 +5,7 @@ every response the same length, since a random model seldom ends one. Everything
 own: the run is an ordinary one, in a folder, stopped before its first checkpoint. Its first step warms
 up; the figures are medians over the others.
 
-    python -m evals.scale_benchmark --out build/gpu          # one GPU: make gpu
+    python -m evals.scale_benchmark --out build/gpu          # one GPU; a part of make gpu
     python -m evals.scale_benchmark --out /tmp/b --shape tiny --prompts 2 --response-tokens 16 --repeats 1
 """
 
@@ -58,7 +58,7 @@ NEVER = 10_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write ``scale_benchmark.json``."""
-    asked = _arguments(arguments)
+    asked = parsed(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -88,7 +88,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         )
     config = configured(asked, cuda)
     shape = find_shape(config.model)
-    watch = Timer(cuda, asked.out / "scale_benchmark_steps.json")
+    watch = Timer(cuda, asked.steps or asked.out / "scale_benchmark_steps.json")
     chain = Chain(config, asked.out / f"run-{time.time_ns()}")
     write_config(chain.run, config)
     train(chain, watch, until=1 + asked.repeats)
@@ -195,6 +195,15 @@ def write_model(shape: Shape, folder: Path) -> None:
 
     Drawn on the GPU, where that takes seconds.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = random_model(shape, torch.bfloat16, device)
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """A Qwen2.5-VL of this shape with seeded random weights, made on the device; the tiny model's
+    processor."""
     from pipelines.tiny import build_processor
 
     ensure_importable()
@@ -202,7 +211,7 @@ def write_model(shape: Shape, folder: Path) -> None:
 
     processor = build_processor()
     token, seen = processor.tokenizer.convert_tokens_to_ids, shape.vision
-    section = shape.head_dim // 2
+    section, apart = shape.head_dim // 2, seen.layers // seen.full_layers
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": shape.vocab, "hidden_size": shape.hidden,
@@ -217,19 +226,18 @@ def write_model(shape: Shape, folder: Path) -> None:
         vision_config={
             "depth": seen.layers, "hidden_size": seen.hidden, "intermediate_size": seen.intermediate,
             "num_heads": 16, "out_hidden_size": seen.out, "window_size": seen.window,
-            "fullatt_block_indexes": [7, 15, 23, 31],
+            "fullatt_block_indexes": list(range(apart - 1, seen.layers, apart)),
         },
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=shape.tied,
     )  # fmt: skip
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    with device:
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<|endoftext|>")
-    processor.save_pretrained(folder)
-    model.save_pretrained(folder)
+    return model, processor
 
 
 def write_questions(folder: Path, count: int, image_tokens: int, cell: int) -> int:
@@ -294,11 +302,13 @@ def _number(value: float | None, unit: float) -> str:
     return "" if value is None else f"{value / unit:.2f}"
 
 
-def _arguments(line: Sequence[str] | None) -> argparse.Namespace:
+def parsed(line: Sequence[str] | None) -> argparse.Namespace:
+    """What is asked for; None: by the command line."""
     line = list(sys.argv[1:] if line is None else line)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the model, the run and the result")
+    add("--steps", type=Path, help="file of every step's seconds, written as it ends (in --out)")
     add("--shape", choices=("tiny", *SHAPES), default="3b")
     add("--prompts", type=int, default=4, help="groups a step")
     add("--samples", type=int, default=8, help="responses a prompt")

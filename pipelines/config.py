@@ -5,8 +5,9 @@ docs/method.md has the formulas. Objects are frozen: what a stage reads is what 
 files and overrides is in ``pipelines/settings.py``.
 
 ``unkeyed`` names the fields that change no result but for rounding (how work is batched, where it runs,
-how long a run goes on). They are left out of a step's key, so that changing them redoes nothing. Those
-that reach a kernel's shape (``shapes``) are recorded in the step's manifest: they move last bits.
+how long a run goes on; in bfloat16 rounding is seen: docs/gpu.md). They are left out of a step's key, so
+that changing them redoes nothing. Those that reach a kernel's shape (``shapes``) are recorded in the step's
+manifest: they move last bits.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ class RolloutConfig(Section):
     """Sample among the k likeliest tokens; 0 is off."""
     batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Prompts generated together: memory and speed. In float32 the same tokens are sampled, but for a
-    rare tie within rounding; in bfloat16 last bits move, and now and then a token with them."""
+    rare tie within rounding; in bfloat16 log-probs move, and now and then a token (docs/gpu.md)."""
     dynamic_sampling: bool = True
     """Drop groups that are all right or all wrong and sample more (DAPO)."""
     accuracy_low: float = Field(default=0.01, ge=0, le=1)
@@ -237,7 +238,8 @@ class ScoreConfig(Section):
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
     batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
-    """Prompts scored together, at most: memory and speed; results but for rounding the same."""
+    """Prompts scored together, at most: memory and speed; results but for rounding the same (in bfloat16
+    some tokens near the limit of ``keep_fraction`` are others: docs/gpu.md)."""
     batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Tokens of a forward pass, at most (a longer group goes alone): passes of about the same work;
     none: only ``batch_prompts`` counts."""
@@ -298,7 +300,8 @@ class UpdateConfig(Section):
     """Groups per optimizer step (the update batch). Paper: 128."""
     micro_batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
-    same; with ``shaping_statistics: micro_batch`` it decides the shaping weights."""
+    same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md); with
+    ``shaping_statistics: micro_batch`` it decides the shaping weights."""
     micro_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
     same work; none: only ``micro_batch_prompts`` counts."""

@@ -387,8 +387,9 @@ def token_logp(
 
     Gradients reach ``hidden_ND``, ``weight_VD`` and ``bias_V``; the logits are computed again in
     the backward pass, so the head must still be whole then. The values are bit for bit those of
-    :func:`token_statistics` with the same ``max_elements``: on-policy the ratio is exactly 1.
-    Arguments as there.
+    :func:`token_statistics` with the same ``max_elements``, given the same hidden states: on-policy the
+    ratio is exactly 1 where groups are scored and trained in the same passes, else 1 but for rounding
+    (docs/gpu.md). Arguments as there.
     """
     _check(hidden_ND, weight_VD, token_N, temperature)
     logp_N, entropy_N = _TokenLogp.apply(

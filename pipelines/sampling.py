@@ -2,7 +2,8 @@
 
 Each response has its own stream of uniform numbers, named by (run seed, step, prompt, sample); token
 t is drawn with the t-th of them by inverting the cumulative distribution. So the same response comes
-out whatever else is in the batch, and after any crash.
+out after any crash, and whatever else is in the batch as far as that leaves its log-probs alone: to the
+last bits in float32, not so in bfloat16 (docs/gpu.md).
 """
 
 from __future__ import annotations

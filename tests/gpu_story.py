@@ -4,6 +4,7 @@
     python tests/gpu_story.py steps update.lora_rank=4        # the first rollout, score and update
     python tests/gpu_story.py table                           # the same for every setting there is (slow)
     python tests/gpu_story.py counts                          # what docs/performance.md says
+    python tests/gpu_story.py first                           # two parts of make gpu
 
 Several with a + between them go one after another in one process. The last line is a JSON list of what
 each found, or how it failed.
@@ -241,7 +242,24 @@ def _less(whole: Counts, times: int) -> Counts:
     return replace(whole, **{name: round(value) for name, value in parts.items()})
 
 
-STORIES = {"whole": whole, "steps": steps, "table": all_of, "counts": counts}
+def first_command(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``make gpu`` finds in its parts probe and bits (of bfloat16), at the tiny shape."""
+    from evals.gpu import bits, part, probe
+    from evals.gpu.place import Figures, Place
+    from pipelines import determinism
+
+    place, found = Place("tiny", torch.device("cuda"), folder, folder), dict[str, Figures]()
+    determinism.settle(place.device)
+    determinism.warning()
+    part.measure(probe.findings(place), found.update)
+    ours = (finding for finding in bits.findings(place) if finding[0].endswith("bfloat16"))
+    part.measure(ours, found.update)
+    return found
+
+
+STORIES = {
+    "whole": whole, "steps": steps, "table": all_of, "counts": counts, "first": first_command,
+}  # fmt: skip
 
 
 def main(line: Sequence[str]) -> None:

@@ -7,10 +7,12 @@ import sys
 import pytest
 from command_line import vppo
 
-from evals.bench import passes, plot, run, steps, streamed, vision
+from evals.bench import bfloat16, passes, plot, run, steps, streamed, vision
 from evals.bench.measure import ratio
 from evals.bench.sides import Work
-from evals.bench.workload import Lengths, Workload
+from evals.bench.workload import Lengths, Workload, random_policy
+from pipelines.config import ModelConfig
+from pipelines.model_lookup import find_shape
 
 SMALL = Lengths(image=16, text=4, samples=4, response=8, prompts=2)
 
@@ -43,6 +45,16 @@ def test_a_workload_is_as_long_as_it_says(tmp_path):
     assert one.policy.model is plain.policy.model
 
 
+def test_random_weights_of_fewer_layers(configure):
+    shape = find_shape(ModelConfig())
+    policy = random_policy(shape, configure("data.max_pixels=3136"), layers=2)
+    assert policy.model.config.text_config.num_hidden_layers == 2
+    assert policy.model.config.vision_config.fullatt_block_indexes == [1]
+    assert policy.processor.image_processor.size["longest_edge"] == 3136
+    whole = random_policy(shape, configure(), None).model
+    assert sum(p.numel() for p in whole.parameters()) == shape.parameters
+
+
 def test_passes(monkeypatch, tmp_path):
     monkeypatch.setattr(passes, "LONG_PROMPT", SMALL)
     *_, found = passes.passes("tiny", 2, tmp_path, quiet)
@@ -60,6 +72,24 @@ def test_a_vision_tower_s_ways(monkeypatch, tmp_path):
     ]  # fmt: skip
     assert all(len(row["windows"]["loop"]) == len(row["embedding"]["product"]) == 2
                for row in found["rows"])  # fmt: skip
+
+
+def test_what_is_beside_a_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(bfloat16, "PROMPTS", 3)
+    monkeypatch.setattr(bfloat16, "MICRO_BATCH", 2)
+    monkeypatch.setattr(bfloat16, "MAX_NEW_TOKENS", 8)
+    *_, found = bfloat16.compare("tiny", 1, tmp_path, quiet)
+    for dtype, most in (("float32", 1e-4), ("bfloat16", 0.1)):
+        part = found["types"][dtype]
+        assert part["sampling"]["responses"] == 3 * 8
+        assert part["scoring"]["logp_mean"] <= part["scoring"]["logp_max"] < most
+        assert 1e-3 < part["scoring"]["kl"] < 10
+        assert list(part["ratios"]) == ["3 a pass", "the update's passes"]
+        assert part["ratios"]["3 a pass"]["furthest"] < most
+        # The same groups in the same pass: trained and scored log-probs are the same bits.
+        assert part["ratios"]["the update's passes"] == {"mean": 1.0, "furthest": 0.0}
+    assert bfloat16._first_difference([1, 2, 3], [1, 2, 4]) == 3
+    assert bfloat16._first_difference([1, 2], [1, 2, 4]) == 3
 
 
 def test_the_streamed_pass_against_whole_logits(monkeypatch, tmp_path):

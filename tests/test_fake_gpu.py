@@ -45,7 +45,8 @@ def story(dtype):
     to import."""
     lines = [f"whole model.dtype={dtype}"]
     if dtype == "bfloat16":
-        lines += [f"steps model.dtype={dtype} {setting}" for setting in PARTS] + ["counts"]
+        lines += [f"steps model.dtype={dtype} {setting}" for setting in PARTS]
+        lines += ["counts", "first"]
     found = fresh(TESTS / "gpu_story.py", *" + ".join(lines).split())
     return {
         line.replace(f" model.dtype={dtype}", ""): part
@@ -99,6 +100,16 @@ def test_parts_of_the_weights(setting):
     found = told("bfloat16", f"steps {setting}")["steps"]
     assert list(found) == ["prepare 0", "rollout 1", "score 1", "update 1"]
     assert found["update 1"]["launches"] > 1000
+
+
+def test_the_first_command_on_a_gpu():
+    found = told("bfloat16", "first")
+    assert not [
+        name for name, figures in found.items() if {"failed", "not measured"} & figures.keys()
+    ]
+    assert found["index_add"]["deterministic, same twice"]
+    assert found["update twice, strict, bfloat16"]["the same bits"]
+    assert found["saved, loaded, updated, bfloat16"]["the same bits"]
 
 
 # -- counts ----------------------------------------------------------------------------------------

@@ -596,7 +596,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PART]...",
-            help="passes, curve, scoring, streamed, vision, trl (default: all).",
+            help="passes, curve, scoring, streamed, vision, bfloat16, trl (default: all).",
         ),
     ] = None,
     out: Annotated[
@@ -614,7 +614,8 @@ def bench(
     passes: plain rows against rows that share their prompt. curve: over group
     sizes and prompt lengths. scoring: what exact scoring adds to a step.
     streamed: memory at a vocabulary of 152,064. vision: a tower's windows and
-    patches. trl: a whole step against TRL's GRPOTrainer.
+    patches. bfloat16: how far results move with what is beside them. trl: a whole
+    step against TRL's GRPOTrainer.
 
     [bold]Examples[/bold]
 

@@ -100,6 +100,38 @@ def _vision(part: dict[str, Any]) -> None:
     display.columns(rows, indent=display.LABEL)
 
 
+def _bfloat16(part: dict[str, Any]) -> None:
+    _head(
+        "bfloat16",
+        part,
+        f"what is beside a result in a pass; {part['prompts']} prompts, or each alone",
+    )
+    rows = [("", *part["types"])]
+    columns = [_moved(found) for found in part["types"].values()]
+    rows += [(name, *(column[name] for column in columns)) for name in columns[0]]
+    display.columns(rows, indent=display.LABEL)
+
+
+def _moved(found: dict[str, Any]) -> dict[str, str]:
+    """What one compute type is shown with."""
+    sampled, scored = found["sampling"], found["scoring"]
+    first = "none"
+    if sampled["differ"]:
+        first = f"{sampled['first_least']}, {sampled['first_median']:.0f}"
+    rows = {
+        "responses sampled otherwise": f"{sampled['differ']} of {sampled['responses']}",
+        "  first other token: least, median": first,
+    }
+    for of, name in (("logp", "log-probs differ"), ("kl", "exact KL differs")):
+        mean, largest = scored[f"{of}_mean"], scored[f"{of}_max"]
+        rows[f"{name}: mean, largest, nats"] = f"{mean:.1e}, {largest:.1e}"
+    rows["kept tokens that are others"] = f"{scored['kept_others_share']:.2%}"
+    rows["first update's |ratio - 1|: mean ratio's, largest"] = ""
+    for passes, ratio in found["ratios"].items():
+        rows[f"  scored in {passes}"] = f"{abs(ratio['mean'] - 1):.1e}, {ratio['furthest']:.1e}"
+    return rows
+
+
 def _trl(part: dict[str, Any]) -> None:
     work, seconds = part["work"], part["seconds"]
     _head("trl", part, f"{work['prompts']} prompts x {work['samples']}, "
@@ -112,7 +144,7 @@ def _trl(part: dict[str, Any]) -> None:
 
 SHOWN = {
     "passes": _passes, "curve": _curve, "scoring": _scoring, "streamed": _streamed,
-    "vision": _vision, "trl": _trl,
+    "vision": _vision, "bfloat16": _bfloat16, "trl": _trl,
 }  # fmt: skip
 
 

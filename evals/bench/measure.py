@@ -16,13 +16,19 @@ def alternate(ways: Ways, repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
-            _wait()
-            begun = time.perf_counter()
-            way()
-            _wait()
+            took = timed(way)
             if turn:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(took)
     return seconds
+
+
+def timed(way: Callable[[], object]) -> float:
+    """Seconds of one call; a GPU is waited for at both ends."""
+    _wait()
+    begun = time.perf_counter()
+    way()
+    _wait()
+    return time.perf_counter() - begun
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

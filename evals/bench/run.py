@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evals.bench import passes, steps, streamed, vision
+from evals.bench import bfloat16, passes, steps, streamed, vision
 from evals.bench.measure import device
 from evals.bench.workload import SHAPES
 from pipelines.errors import UserError
@@ -24,10 +24,11 @@ PARTS: dict[str, Callable[[str, int, Path, Say], Iterator[dict[str, Any]]]] = {
     "scoring": steps.scoring,
     "streamed": streamed.compare,
     "vision": vision.compare,
+    "bfloat16": bfloat16.compare,
     "trl": steps.against_trl,
 }
 """Part -> (shape, repeats, folder, say) -> its figures so far, again and again; at last all of them."""
-ON_TINY = ("curve", "scoring", "vision", "trl")
+ON_TINY = ("curve", "scoring", "vision", "bfloat16", "trl")
 
 
 def bench(

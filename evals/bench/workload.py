@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pipelines import settings
 from pipelines.config import Config, ModelConfig
 from pipelines.model_lookup import KNOWN, find_shape
-from pipelines.policy import Policy
+from pipelines.model_shapes import Shape
+from pipelines.policy import Policy, choose_device
+from pipelines.prompts import limit_pixels
 from pipelines.records import Rollout, Sample, SampleTable, Scored, write_samples
 from pipelines.score import group_statistics
 from pipelines.seeds import generator
@@ -36,24 +39,30 @@ class Workload:
     """A policy, questions, and random responses to them.
 
     Args:
-        shape: ``tiny`` (the shipped model), or a known size with random weights, on a GPU.
-        folder: where a model of random weights, and the questions, are written.
+        shape: ``tiny`` (the shipped model), or a known size with random weights, made on the device.
+        folder: where the questions are written.
+        layers: where weights are random, only so many layers of the language model and of the vision
+            tower: kernels do not care how often they are called.
     """
 
-    def __init__(self, at: Lengths, shape: str, folder: Path, *overrides: str) -> None:
+    def __init__(
+        self, at: Lengths, shape: str, folder: Path, *overrides: str, layers: int | None = None
+    ) -> None:
         self.at = at
-        path = model_folder(shape, folder)
-        side = find_shape(ModelConfig(path=path)).vision
+        known = SHAPES[shape]
+        side = find_shape(ModelConfig(path=known or "tiny")).vision
         self.cell = side.patch * side.merge
         self.config = settings.load(None, [
-            f"model.path={path}", "data.max_prompt_tokens=100000", "data.instruction=''",
+            f"model.path={known or 'tiny'}", "data.max_prompt_tokens=100000", "data.instruction=''",
             *(("model.dtype=bfloat16", "update.gradient_checkpointing=true")
               if shape != "tiny" else ()),
             f"rollout.samples_per_prompt={at.samples}", f"rollout.max_new_tokens={at.response}",
             f"update.batch_prompts={at.prompts}", f"update.micro_batch_prompts={at.prompts}",
             "data.min_pixels=1", "data.max_pixels=100000000", *overrides,
         ])  # fmt: skip
-        self.policy = Policy.load(self.config)
+        self.policy = (
+            random_policy(KNOWN[known], self.config, layers) if known else Policy.load(self.config)
+        )
         samples = [self._sample(number) for number in range(at.prompts)]
         write_samples(folder / "questions.parquet", samples)
         self.samples = SampleTable(folder / "questions.parquet")
@@ -132,13 +141,13 @@ class Passes:
         return self.trainer.update(self.work.rollouts, self.scores, self.work.samples)
 
 
-def model_folder(shape: str, folder: Path) -> str:
-    """``tiny``, or a folder with random weights, made there once."""
-    known = SHAPES[shape]
-    if known is None:
-        return "tiny"
-    from evals.scale_benchmark import write_model
+def random_policy(shape: Shape, config: Config, layers: int | None) -> Policy:
+    """A policy with random float32 weights on the config's device; ``layers`` as of ``Workload``."""
+    from evals.scale_benchmark import random_model
 
-    if not (folder / f"model-{shape}" / "config.json").is_file():
-        write_model(KNOWN[known], folder / f"model-{shape}")
-    return str(folder / f"model-{shape}")
+    if layers:
+        vision = replace(shape.vision, layers=layers, full_layers=1)
+        shape = replace(shape, layers=layers, vision=vision)
+    model, processor = random_model(shape, torch.float32, choose_device(config))
+    limit_pixels(processor.image_processor, config.data)
+    return Policy(model.requires_grad_(True).eval(), processor, config)

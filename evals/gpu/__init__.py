@@ -1,0 +1,1 @@
+"""What a GPU does with this program, learned in a few minutes: ``make gpu`` (docs/gpu.md)."""
