@@ -18,20 +18,19 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
-from pipelines import lora
+from pipelines import lora, moments
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.moments import KINDS, MOMENTS, OPTIMIZER
 from pipelines.packing import fill
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
 from pipelines.ranks import join_alone, ranks
 from pipelines.records import Rollout, SampleTable, Scored
-from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state, of_language
+from pipelines.trainer import TorchTrainer, of_language
 
 T = TypeVar("T")
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedTrainer(TorchTrainer):
@@ -147,21 +146,29 @@ class DeepSpeedTrainer(TorchTrainer):
 
     # -- state ---------------------------------------------------------------------------------
 
+    @property
+    def _shapes(self) -> dict[str, Sequence[int]]:
+        return {name: getattr(p, "ds_shape", p.shape) for name, p in self.named}
+
     def save(self, folder: Path) -> None:
-        """Gather AdamW's moments, parameter by parameter; rank 0 writes them."""
+        """Gather AdamW's moments, one at a time on all ranks together; rank 0 writes them."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        tensors = {"updates": torch.tensor(self.updates)}
+        trained = dict(self.named)
+
+        def value(key: str) -> torch.Tensor:
+            kind, _, name = key.partition("/")
+            if kind == "step":
+                return torch.tensor(float(self.updates))
+            found: torch.Tensor = safe_get_full_optimizer_state(trained[name], kind)
+            return found
+
         self._link()
-        for name, parameter in self.named if self.updates else ():
-            for kind in MOMENTS:
-                value = safe_get_full_optimizer_state(parameter, kind)
-                if ranks().main:
-                    tensors[f"{kind}/{name}"] = value.detach().float().cpu().contiguous().clone()
-            tensors[f"step/{name}"] = torch.tensor(float(self.updates))
-        if ranks().main:
-            check_state(tensors)
-            save_file(tensors, folder / OPTIMIZER)
+        shapes = {
+            f"{kind}/{name}": shape if kind in MOMENTS else ()
+            for name, shape in (self._shapes if self.updates else {}).items() for kind in KINDS
+        }  # fmt: skip
+        moments.write(folder / OPTIMIZER if ranks().main else None, self.updates, shapes, value)
         if self.settings.lora_rank:
             lora.save(self.policy, self.config, folder)
 
@@ -171,16 +178,14 @@ class DeepSpeedTrainer(TorchTrainer):
 
         if self.settings.lora_rank:
             self._set(lora.load(folder))
-        tensors = load_file(folder / OPTIMIZER)
-        check_state(tensors)
-        self.updates = int(tensors.pop("updates"))
+        self.updates = moments.updates(folder / OPTIMIZER)
         if not self.updates:
             return
         self._plant()
-        for name, parameter in self.named:
-            for kind in MOMENTS:
-                value = tensors[f"{kind}/{name}"]
-                safe_set_full_optimizer_state(parameter, value.to(self.policy.device), kind)
+        trained = dict(self.named)
+        for kind, name, value in moments.read(folder / OPTIMIZER, self._shapes):
+            if kind in MOMENTS:
+                safe_set_full_optimizer_state(trained[name], value.to(self.policy.device), kind)
 
     def _plant(self) -> None:
         """Give the optimizer the state that its first step would make: zeros, to be filled."""
