@@ -32,6 +32,10 @@ from pipelines.trainer import TorchTrainer, of_language
 
 T = TypeVar("T")
 
+WHOLE = 10**5
+"""Numbers of the largest weight that ZeRO-3 leaves whole on every rank once it is gathered: biases and
+norms (DeepSpeed's own default)."""
+
 
 class DeepSpeedTrainer(TorchTrainer):
     """AdamW under ZeRO 1, 2 or 3; float32 master weights, also where ``model.dtype`` is bfloat16.
@@ -233,6 +237,10 @@ class MasterWeights(Placement):
             trained = parameter is not None and parameter.requires_grad
             yield name, safe_get_full_fp32_param(parameter) if trained else value
 
+    def in_use(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every rank has them: nothing is gathered."""
+        yield from model.state_dict().items()
+
 
 class DividedWeights(Placement):
     """ZeRO-3: a rank holds a part of each weight, and its masters."""
@@ -264,20 +272,25 @@ class DividedWeights(Placement):
                 self.hooks._register_deepspeed_module(model)
 
     def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
-        buffers = dict(model.named_buffers())
-        for name in model.state_dict():
-            if name in buffers:
-                yield name, buffers[name]
-                continue
-            parameter = model.get_parameter(name)
-            if parameter.requires_grad:
-                yield name, safe_get_full_fp32_param(parameter)
-            else:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    yield name, parameter.detach().clone()
+        for name, value in model.state_dict(keep_vars=True).items():
+            yield name, safe_get_full_fp32_param(value) if value.requires_grad else _whole(value)
+
+    def in_use(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gathered as they are, which is half of what the masters would be in bfloat16."""
+        for name, value in model.state_dict(keep_vars=True).items():
+            yield name, _whole(value)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A copy of a divided weight; a buffer as it is."""
+    import deepspeed
+
+    if not hasattr(value, "ds_id"):
+        return value
+    with deepspeed.zero.GatheredParameters([value]):
+        return value.detach().clone()
 
 
 def _divided(policy: Policy, dtype: torch.dtype, settings: dict[str, Any]) -> Any:
@@ -325,7 +338,7 @@ def _settings(config: Config) -> dict[str, Any]:
         if update.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if update.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0
+        zero["stage3_param_persistence_threshold"] = WHOLE
     half = config.model.dtype == "bfloat16"
     # Gradients of micro-batches and ranks are added up in float32, whatever the weights are.
     exact = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}

@@ -249,7 +249,7 @@ def _response(policy: Policy, completion: Any, prompt_tokens: int) -> Response:
 
 
 def _detached(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, value in policy.placement.weights(policy.model):
+    for name, value in policy.placement.in_use(policy.model):
         yield name, value.detach()
 
 

@@ -146,7 +146,7 @@ class VLLMServer:
         from safetensors.torch import save_file
 
         weights = {}
-        for name, value in policy.placement.weights(policy.model):
+        for name, value in policy.placement.in_use(policy.model):
             if ranks().main:
                 # A copy: tied weights share memory, which safetensors does not write.
                 weights[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -234,7 +234,7 @@ class _Weights:
         return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, value in self.policy.placement.weights(self.policy.model):
+        for name, value in self.policy.placement.in_use(self.policy.model):
             yield name, value.detach().to(self.policy.device, self.dtype)
 
 

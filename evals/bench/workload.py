@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import settings
+from pipelines import determinism, settings
 from pipelines.config import Config, ModelConfig
 from pipelines.model_shapes import KNOWN, find_shape
 from pipelines.policy import Policy
@@ -129,7 +129,8 @@ class Passes:
     def update(self) -> object:
         """Forward, backward, and the optimizer's step."""
         self.trainer.policy = self.policy
-        return self.trainer.update(self.work.rollouts, self.scores, self.work.samples)
+        with determinism.strict(self.policy.device):  # as in a run
+            return self.trainer.update(self.work.rollouts, self.scores, self.work.samples)
 
 
 def model_folder(shape: str, folder: Path) -> str:
