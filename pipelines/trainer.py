@@ -94,8 +94,9 @@ class TorchTrainer:
         self.policy.spread()
 
     def _make_optimizer(self) -> Any:
-        decayed = [p for _, p in self.named if p.dim() > 1]
-        plain = [p for _, p in self.named if p.dim() <= 1]
+        shapes = self._shapes
+        decayed = [p for name, p in self.named if len(shapes[name]) > 1]
+        plain = [p for name, p in self.named if len(shapes[name]) <= 1]
         return torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.settings.weight_decay},
              {"params": plain, "weight_decay": 0.0}],
@@ -330,7 +331,7 @@ class TorchTrainer:
 
     @property
     def _shapes(self) -> dict[str, Sequence[int]]:
-        """Of each trained weight, by name."""
+        """Of each trained weight, whole, by name."""
         return {name: parameter.shape for name, parameter in self.named}
 
     def save(self, folder: Path) -> None:

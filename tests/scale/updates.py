@@ -29,7 +29,7 @@ from pipelines.trainer import TorchTrainer
 
 SETTINGS = (
     "rollout.samples_per_prompt=4", "update.batch_prompts=5", "update.micro_batch_prompts=2",
-    "update.learning_rate=1e-4", "run.threads=1",
+    "update.learning_rate=1e-4", "update.weight_decay=5", "run.threads=1",
 )  # fmt: skip
 Weights = dict[str, torch.Tensor]
 
