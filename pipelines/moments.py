@@ -68,7 +68,7 @@ def _bytes(key: str, value: torch.Tensor, shape: Sequence[int]) -> memoryview:
     assert tuple(value.shape) == tuple(shape), key
     _check_finite("optimizer", key, value)
     whole = value.detach().float().cpu().contiguous()
-    return memoryview(whole.view(-1).view(torch.uint8).numpy())
+    return whole.view(-1).view(torch.uint8).numpy().data
 
 
 def updates(path: Path) -> int:

@@ -54,7 +54,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
                 watch.note(
                     f"its steps so far were made with {shapes}: in bfloat16, last bits differ"
                 )
-            _check_model(chain.config, missing)
+            _check_training(chain.config, missing)
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
             # Now, not to learn it after the training.
@@ -110,7 +110,7 @@ def train_stage(
     if missing and stage == "eval":
         evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
-        _check_model(wanted.config, missing)
+        _check_training(wanted.config, missing)
         with held(chain.run, watch):
             # A run that is begun by one of its stages has the settings of that stage.
             if ranks().main and not runs.config_text(chain.run):
@@ -119,11 +119,14 @@ def train_stage(
     return missing
 
 
-def _check_model(config: Config, steps: Sequence[Step]) -> None:
-    """Before what leads to checkpoints: see that the model can be written again."""
-    if any(step.name in ("rollout", "score", "update", "checkpoint") for step in steps):
-        from pipelines.session import check_saves  # brings torch
+def _check_training(config: Config, steps: Sequence[Step]) -> None:
+    """Before what leads to updates and checkpoints: see that both can be made."""
+    names = {step.name for step in steps}
+    if names & {"rollout", "score", "update", "checkpoint"}:
+        from pipelines.session import check_saves, check_trainer  # brings torch
 
+        if "update" in names:
+            check_trainer(config)
         ranks().on_main(lambda: check_saves(config))
 
 
@@ -187,11 +190,9 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
 
 def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
-    from pipelines.session import Session, check_parts, check_ranks  # brings torch
+    from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(config)
-    if any(step.name == "update" for step in steps):
-        check_ranks(config)
     main = ranks().main
     with (
         recording(chain, watch) as watch,

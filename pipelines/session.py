@@ -11,6 +11,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,25 @@ def check_saves(config: Config) -> None:
         ) from error  # fmt: skip
 
 
-def check_ranks(config: Config) -> None:
-    """See that the update engine can work on all ranks there are.
+def check_trainer(config: Config) -> None:
+    """See that updates can be made here: by the engine on all ranks there are, and its packages.
 
     Raises:
-        UserError: it is one of a single process.
+        UserError: the engine is one of a single process; a package is not installed.
     """
     if config.update.engine == "torch" and ranks().world > 1:
         raise UserError(
             "update.engine: torch", f"updates in one process, and there are {ranks().world}.",
             "Add --set update.engine=deepspeed.",
         )  # fmt: skip
+    rank = config.update.lora_rank
+    for package, wanted, place in (
+        ("deepspeed", config.update.engine == "deepspeed", "update.engine: deepspeed"),
+        ("peft", bool(rank), f"update.lora_rank: {rank}"),
+    ):
+        if wanted and find_spec(package) is None:
+            extra = "gpu" if package == "deepspeed" else "lora"
+            raise UserError(place, f"{package} is not installed.", f"pip install 'vppo[{extra}]'")
 
 
 def _here(run: Config, asked: Config) -> Config:
@@ -259,7 +268,7 @@ class Session:
         return self._made_trainer
 
     def _new_trainer(self, config: Config) -> Trainer:
-        check_ranks(config)
+        check_trainer(config)
         factory = find_part("update.engine", config.update.engine, TRAINERS)
         return factory(self._policy, config, lambda: Policy.load(self.config).spread())
 

@@ -18,7 +18,6 @@ import torch
 from pipelines import lora, moments, vppo
 from pipelines.config import Config
 from pipelines.divergence import token_logp
-from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
 from pipelines.moments import OPTIMIZER
 from pipelines.objectives import OBJECTIVES, Batch, Terms

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from pipelines import moments
 from pipelines.errors import UserError
 
-TRAINED = {"head.weight": (3, 5), "a\"ä.bias": (7,), "a_c": (2, 2, 2), "empty": (0, 4)}
+TRAINED = {"head.weight": (3, 5), 'a"ä.bias': (7,), "a_c": (2, 2, 2), "empty": (0, 4)}
 SHAPES = {
     f"{kind}/{name}": () if kind == "step" else shape
     for name, shape in TRAINED.items() for kind in moments.KINDS
