@@ -54,7 +54,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
                 watch.note(
                     f"its steps so far were made with {shapes}: in bfloat16, last bits differ"
                 )
-            _check_training(chain.config, missing)
+            _check_model(chain.config, missing)
             if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
                 perform(chain, chain.config, missing[:1], watch)
             # Now, not to learn it after the training.
@@ -110,7 +110,7 @@ def train_stage(
     if missing and stage == "eval":
         evaluate(chain, wanted, missing, watch, force=force)
     elif missing:
-        _check_training(wanted.config, missing)
+        _check_model(wanted.config, missing)
         with held(chain.run, watch):
             # A run that is begun by one of its stages has the settings of that stage.
             if ranks().main and not runs.config_text(chain.run):
@@ -119,13 +119,13 @@ def train_stage(
     return missing
 
 
-def _check_training(config: Config, steps: Sequence[Step]) -> None:
+def _check_model(config: Config, steps: Sequence[Step]) -> None:
     """Before what leads to updates and checkpoints: see that both can be made."""
-    names = {step.name for step in steps}
-    if names & {"rollout", "score", "update", "checkpoint"}:
+    made = {step.name for step in steps}
+    if made & {"rollout", "score", "update", "checkpoint"}:
         from pipelines.session import check_saves, check_trainer  # brings torch
 
-        if "update" in names:
+        if "update" in made:
             check_trainer(config)
         ranks().on_main(lambda: check_saves(config))
 
