@@ -29,7 +29,7 @@ from pipelines.trainer import TorchTrainer
 
 SETTINGS = (
     "rollout.samples_per_prompt=4", "update.batch_prompts=5", "update.micro_batch_prompts=2",
-    "update.learning_rate=1e-4", "update.weight_decay=5", "run.threads=1",
+    "update.learning_rate=1e-4", "run.threads=1",
 )  # fmt: skip
 Weights = dict[str, torch.Tensor]
 
@@ -119,6 +119,8 @@ def main(data: Path, stages: list[str]) -> None:
     case, me = Case(data), ranks()
     before = Policy.load(settings.load(None, SETTINGS)).model.state_dict()
     whole, expected = case.run(TorchTrainer)
+    decay = "update.weight_decay=50"
+    smaller, _ = case.run(TorchTrainer, decay, updates=1)
     for stage in stages:
         zero, folder = f"update.zero_stage={stage}", data / f"saved-{me.world}-{stage}"
         weights, metrics = case.run(DeepSpeedTrainer, zero)
@@ -129,11 +131,12 @@ def main(data: Path, stages: list[str]) -> None:
         at_once = most_at_once(save)
         resumed, _ = case.run(DeepSpeedTrainer, zero, updates=1, load=folder)
         on_torch, _ = case.run(TorchTrainer, updates=1, load=folder)
+        decayed, _ = case.run(DeepSpeedTrainer, zero, decay, updates=1)
         found = {
             "world": me.world, "stage": int(stage), "moved": gap(whole, dict(before)),
             "gap": gap(weights, whole), "resumed": gap(resumed, whole), "on_torch": gap(on_torch, whole),
             "metrics": max(abs(metrics[name] - expected[name]) for name in expected),
-            "at_once": at_once,
+            "decayed": gap(decayed, smaller), "at_once": at_once,
         }  # fmt: skip
         if me.main:
             print(json.dumps(found), flush=True)
