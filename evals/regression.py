@@ -36,6 +36,7 @@ from pipelines.answer import extract_answer
 from pipelines.chain import Chain
 from pipelines.engines import HuggingFaceEngine
 from pipelines.errors import UserError
+from pipelines.moments import OPTIMIZER
 from pipelines.policy import Policy
 from pipelines.prompts import open_image
 from pipelines.records import Rollout, Sample, SampleTable, Scored, read_rows
@@ -43,7 +44,6 @@ from pipelines.rollout import ROLLOUTS
 from pipelines.sampling import Sampling
 from pipelines.score import SCORES
 from pipelines.step import write_atomic
-from pipelines.trainer import OPTIMIZER
 
 CONFIG, RUN = "ci.yaml", "ci"
 SETTINGS = ("run.device=cpu",)

@@ -42,6 +42,10 @@ OVERHEAD = 2 * GIB
 VLLM_WORKSPACE = 4 * GIB
 """vLLM's activations and CUDA graphs, inside its share: it tries its largest batch (16,384 tokens, as
 many of images, ``MAX_SEQUENCES`` to sample) as it starts; 3 to 4 GiB by its source, not measured."""
+SLEEP_LEVEL = 1
+"""How vLLM sleeps: its weights wait in pinned memory. At level 2 they are dropped and its buffers saved,
+but not what its runner has beside them in the same memory: M-RoPE positions that CUDA graphs read past the
+end of a batch, the sampler's state."""
 VLLM_ASLEEP = 2 * GIB
 """What it keeps while others compute: CUDA graphs and NCCL's buffers, 1 to 3 GiB."""
 BUCKETS = 2 * 10**9
@@ -397,8 +401,12 @@ class Run:
         config, shape, at, kept = self.config, self.shape, self.longest, self.kept()
         if self.own_vllm:
             weights, cache = self.vllm()
-            # The largest weight on its way to vLLM: DeepSpeed gathers it twice in float32.
-            moved = (10 if self.deepspeed else 2) * shape.head_matrix
+            # The largest weight on its way to vLLM, which ZeRO-3 gathers and copies first; or a layer
+            # merged with its adapters in float32, the last matrix with its parts.
+            moved = (2.0 + (2 * self.value if self.divided else 0)) * shape.head_matrix
+            if config.update.lora_rank:
+                merged = 4.0 * shape.layer_matrices + 8.0 * shape.hidden * shape.intermediate
+                moved = max(moved, merged)
             kept = replace(kept, vllm_weights=weights)
             return max(
                 replace(kept, kv_cache=max(cache, 0.0) + VLLM_WORKSPACE, overhead=OVERHEAD),
@@ -466,12 +474,12 @@ class Run:
     # The machine's memory -----------------------------------------------------------------------
 
     def host(self, ranks: int) -> dict[str, float]:
-        """Bytes of the first machine's memory for so many ranks, when most is there: rank 0 writes a
-        checkpoint (float32 weights, then moments too) while the ranks keep what is offloaded, asleep or
-        encoded."""
+        """Bytes of the first machine's memory for so many ranks, when most is there: rank 0 has the whole
+        model in float32, as it hands a loaded one on or writes a checkpoint (whose moments follow one by
+        one), while the ranks keep what is offloaded, asleep or encoded."""
         here, update = min(ranks, self.world), self.config.update
-        found = {"checkpoint": 4.0 * self.shape.parameters + 8.0 * self.trained}
-        if self.own_vllm:
+        found = {"weights": 4.0 * self.shape.parameters}
+        if self.own_vllm and SLEEP_LEVEL == 1:
             found["vLLM asleep"] = here * self._asleep()
         if update.offload and self.deepspeed:
             part = self.trained / self.world  # masters and gradients are pinned, moments are not

@@ -18,20 +18,23 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
-from pipelines import lora
+from pipelines import lora, moments
 from pipelines.config import Config
 from pipelines.errors import UserError
+from pipelines.moments import KINDS, MOMENTS, OPTIMIZER
 from pipelines.packing import fill
 from pipelines.placement import Placement, copied, fill_buffers, skeleton
 from pipelines.policy import Policy
 from pipelines.ranks import join_alone, ranks
 from pipelines.records import Rollout, SampleTable, Scored
-from pipelines.trainer import OPTIMIZER, TorchTrainer, check_state, of_language
+from pipelines.trainer import TorchTrainer, of_language
 
 T = TypeVar("T")
-MOMENTS = ("exp_avg", "exp_avg_sq")
+
+WHOLE = 10**5
+"""Numbers of the largest weight that ZeRO-3 leaves whole on every rank once it is gathered: biases and
+norms (DeepSpeed's own default)."""
 
 
 class DeepSpeedTrainer(TorchTrainer):
@@ -147,21 +150,29 @@ class DeepSpeedTrainer(TorchTrainer):
 
     # -- state ---------------------------------------------------------------------------------
 
+    @property
+    def _shapes(self) -> dict[str, Sequence[int]]:
+        return {name: getattr(p, "ds_shape", p.shape) for name, p in self.named}
+
     def save(self, folder: Path) -> None:
-        """Gather AdamW's moments, parameter by parameter; rank 0 writes them."""
+        """Gather AdamW's moments, one at a time on all ranks together; rank 0 writes them."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        tensors = {"updates": torch.tensor(self.updates)}
+        trained = dict(self.named)
+
+        def value(key: str) -> torch.Tensor:
+            kind, _, name = key.partition("/")
+            if kind == "step":
+                return torch.tensor(float(self.updates))
+            found: torch.Tensor = safe_get_full_optimizer_state(trained[name], kind)
+            return found
+
         self._link()
-        for name, parameter in self.named if self.updates else ():
-            for kind in MOMENTS:
-                value = safe_get_full_optimizer_state(parameter, kind)
-                if ranks().main:
-                    tensors[f"{kind}/{name}"] = value.detach().float().cpu().contiguous().clone()
-            tensors[f"step/{name}"] = torch.tensor(float(self.updates))
-        if ranks().main:
-            check_state(tensors)
-            save_file(tensors, folder / OPTIMIZER)
+        shapes = {
+            f"{kind}/{name}": shape if kind in MOMENTS else ()
+            for name, shape in (self._shapes if self.updates else {}).items() for kind in KINDS
+        }  # fmt: skip
+        moments.write(folder / OPTIMIZER if ranks().main else None, self.updates, shapes, value)
         if self.settings.lora_rank:
             lora.save(self.policy, self.config, folder)
 
@@ -171,16 +182,14 @@ class DeepSpeedTrainer(TorchTrainer):
 
         if self.settings.lora_rank:
             self._set(lora.load(folder))
-        tensors = load_file(folder / OPTIMIZER)
-        check_state(tensors)
-        self.updates = int(tensors.pop("updates"))
+        self.updates = moments.updates(folder / OPTIMIZER)
         if not self.updates:
             return
         self._plant()
-        for name, parameter in self.named:
-            for kind in MOMENTS:
-                value = tensors[f"{kind}/{name}"]
-                safe_set_full_optimizer_state(parameter, value.to(self.policy.device), kind)
+        trained = dict(self.named)
+        for kind, name, value in moments.read(folder / OPTIMIZER, self._shapes):
+            if kind in MOMENTS:
+                safe_set_full_optimizer_state(trained[name], value.to(self.policy.device), kind)
 
     def _plant(self) -> None:
         """Give the optimizer the state that its first step would make: zeros, to be filled."""
@@ -228,6 +237,10 @@ class MasterWeights(Placement):
             trained = parameter is not None and parameter.requires_grad
             yield name, safe_get_full_fp32_param(parameter) if trained else value
 
+    def in_use(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every rank has them: nothing is gathered."""
+        yield from model.state_dict().items()
+
 
 class DividedWeights(Placement):
     """ZeRO-3: a rank holds a part of each weight, and its masters."""
@@ -259,20 +272,25 @@ class DividedWeights(Placement):
                 self.hooks._register_deepspeed_module(model)
 
     def weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
-        buffers = dict(model.named_buffers())
-        for name in model.state_dict():
-            if name in buffers:
-                yield name, buffers[name]
-                continue
-            parameter = model.get_parameter(name)
-            if parameter.requires_grad:
-                yield name, safe_get_full_fp32_param(parameter)
-            else:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    yield name, parameter.detach().clone()
+        for name, value in model.state_dict(keep_vars=True).items():
+            yield name, safe_get_full_fp32_param(value) if value.requires_grad else _whole(value)
+
+    def in_use(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gathered as they are, which is half of what the masters would be in bfloat16."""
+        for name, value in model.state_dict(keep_vars=True).items():
+            yield name, _whole(value)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A copy of a divided weight; a buffer as it is."""
+    import deepspeed
+
+    if not hasattr(value, "ds_id"):
+        return value
+    with deepspeed.zero.GatheredParameters([value]):
+        return value.detach().clone()
 
 
 def _divided(policy: Policy, dtype: torch.dtype, settings: dict[str, Any]) -> Any:
@@ -320,7 +338,7 @@ def _settings(config: Config) -> dict[str, Any]:
         if update.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if update.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0
+        zero["stage3_param_persistence_threshold"] = WHOLE
     half = config.model.dtype == "bfloat16"
     # Gradients of micro-batches and ranks are added up in float32, whatever the weights are.
     exact = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}

@@ -28,6 +28,11 @@ class Placement:
         master weights); every rank iterates to the end. The names are the model's own."""
         yield from model.state_dict().items()
 
+    def in_use(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same for the weights that passes compute with: rounded to ``model.dtype`` where the trainer
+        rounds them."""
+        return self.weights(model)
+
     def buffers(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """The same for what is computed and not saved, as rotary frequencies are."""
         yield from model.named_buffers()

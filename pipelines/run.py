@@ -109,14 +109,17 @@ def train_stage(
 
 
 def _check_model(config: Config, steps: Sequence[Step]) -> None:
-    """Before what costs: see that the model can be sampled from, and written with a checkpoint."""
-    from pipelines.session import check_sampler, check_saves  # brings torch
-
+    """Before what costs: see that the model can be sampled from, trained, and written with a checkpoint."""
     made = {step.name for step in steps}
+    if not made & {"rollout", "score", "update", "checkpoint"}:
+        return
+    from pipelines.session import check_sampler, check_saves, check_trainer  # brings torch
+
     if "rollout" in made:
         ranks().on_main(lambda: check_sampler(config))
-    if made & {"rollout", "score", "update", "checkpoint"}:
-        ranks().on_main(lambda: check_saves(config))
+    if "update" in made:
+        check_trainer(config)
+    ranks().on_main(lambda: check_saves(config))
 
 
 def _missing(steps: Sequence[Step]) -> list[Step]:
@@ -179,11 +182,9 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
 
 def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
-    from pipelines.session import Session, check_parts, check_ranks  # brings torch
+    from pipelines.session import Session, check_parts  # brings torch
 
     check_parts(config)
-    if any(step.name == "update" for step in steps):
-        check_ranks(config)
     main = ranks().main
     with (
         recording(chain, watch) as watch,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +100,25 @@ def check_saves(config: Config) -> None:
         ) from error  # fmt: skip
 
 
-def check_ranks(config: Config) -> None:
-    """See that the update engine can work on all ranks there are.
+def check_trainer(config: Config) -> None:
+    """See that updates can be made here: by the engine on all ranks there are, and its packages.
 
     Raises:
-        UserError: it is one of a single process.
+        UserError: the engine is one of a single process; a package is not installed.
     """
     if config.update.engine == "torch" and ranks().world > 1:
         raise UserError(
             "update.engine: torch", f"updates in one process, and there are {ranks().world}.",
             "Add --set update.engine=deepspeed.",
         )  # fmt: skip
+    rank = config.update.lora_rank
+    for package, wanted, place in (
+        ("deepspeed", config.update.engine == "deepspeed", "update.engine: deepspeed"),
+        ("peft", bool(rank), f"update.lora_rank: {rank}"),
+    ):
+        if wanted and find_spec(package) is None:
+            extra = "gpu" if package == "deepspeed" else "lora"
+            raise UserError(place, f"{package} is not installed.", f"pip install 'vppo[{extra}]'")
 
 
 def _here(run: Config, asked: Config) -> Config:
@@ -233,10 +242,15 @@ class Session:
             )
 
     def _load(self, step: int) -> None:
-        folder = None
-        if step:
-            ranks().on_main(self.chain.checkpoint(step).verify)
-            folder = self.chain.checkpoint(step).path
+        saved = self.chain.checkpoint(step) if step else None
+        if saved:
+            ranks().on_main(saved.verify)
+        self._take(saved.path if saved else None, self.config)
+        self._version = step
+
+    def _take(self, folder: Path | None, config: Config) -> None:
+        """Go on from what ``_save`` wrote into a folder, or from the starting model, with these update
+        settings."""
         adapted = folder and self.config.update.lora_rank
         weights = folder / checkpoint.MODEL if folder and not adapted else None
         if self._policy:
@@ -248,9 +262,8 @@ class Session:
         self._policy = Policy.load(self.config, weights)
         self._tell()
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
-        if adapted:
-            self._trainer()  # which has the adapters
-        self._version = step
+        if adapted or config != self.config:
+            self._trainer(config)  # which has the adapters
 
     def _tell(self) -> None:
         """Say what a user should know of the model, once."""
@@ -260,26 +273,28 @@ class Session:
                 self.watch.note(note)
                 self._told.add(note)
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, config: Config | None = None) -> Trainer:
         """The policy's trainer; made when first needed, as evaluations do without an optimizer."""
         if self._made_trainer is None:
-            self._made_trainer = self._new_trainer(self.config)
+            self._made_trainer = self._new_trainer(config or self.config)
             self._tell()
             if self._trainer_at:
                 self._made_trainer.load(self._trainer_at)
         return self._made_trainer
 
     def _new_trainer(self, config: Config) -> Trainer:
-        check_ranks(config)
+        check_trainer(config)
         factory = find_part("update.engine", config.update.engine, TRAINERS)
         return factory(self._policy, config, lambda: Policy.load(self.config).spread())
 
     def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
         trainer = self._trainer()
+        assert self._policy is not None
         self._version = -1  # if interrupted inside, the weights are neither version
         groups, scored = read_rows(rollouts / ROLLOUTS, Rollout), read_rows(scores / SCORES, Scored)
         try:
-            metrics = trainer.update(groups, scored, self.samples)
+            with determinism.strict(self._policy.device):
+                metrics = trainer.update(groups, scored, self.samples)
         except FloatingPointError as error:
             update = self.config.update
             raise UserError(
@@ -366,15 +381,14 @@ class Session:
                     f"update.{name}: {theirs}", f"this run's updates were made with {ours}.",
                     "Start another run with it: vppo train --run NAME.",
                 )  # fmt: skip
-        old, self._made_trainer = self._trainer(), self._new_trainer(config)
         everyone = ranks()
         # In the run's folder, which all nodes see; what a kill leaves there, the next command removes.
         folder = everyone.agree(partial_of(self.chain.run / checkpoint.TRAINER))
         everyone.on_main(folder.mkdir)
         try:
-            old.save(folder)
+            self._save(self._version, folder)
             everyone.barrier()
-            self._made_trainer.load(folder)
+            self._take(folder, config)
             everyone.barrier()
         finally:
             if everyone.main:
@@ -382,17 +396,19 @@ class Session:
 
     def checkpoint(self, _: Config, step: int, out: Path) -> dict[str, Any]:
         """Save the policy after ``step`` updates, ready for plain transformers, and the trainer."""
-        policy, trainer = self.policy(step), self._trainer()
-        main = ranks().main
-        weights = _on_host(policy)
-        ranks().on_main(lambda: _check_saved(step, weights))
-        if main:
-            policy.model.save_pretrained(out / checkpoint.MODEL, state_dict=weights)
-            policy.processor.save_pretrained(out / checkpoint.MODEL)
+        self.policy(step)
+        self._save(step, out)
+        return {}
+
+    def _save(self, step: int, out: Path) -> None:
+        """Write the weights, which then leave the host's memory, and the trainer's state."""
+        trainer = self._trainer()
+        assert self._policy is not None
+        _save_model(step, self._policy, out / checkpoint.MODEL)
+        if ranks().main:
             (out / checkpoint.TRAINER).mkdir()
         ranks().barrier()  # which waits for a slow disk; DeepSpeed's collectives would not for long
         trainer.save(out / checkpoint.TRAINER)
-        return {}
 
     def evaluate(self, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
         """Evaluate the policy after ``step`` updates on one benchmark."""
@@ -408,6 +424,14 @@ class Session:
         for name in ("reward", "graders"):
             if name in self.__dict__:
                 getattr(self, name).close()
+
+
+def _save_model(step: int, policy: Policy, folder: Path) -> None:
+    weights = _on_host(policy)
+    ranks().on_main(lambda: _check_saved(step, weights))
+    if ranks().main:
+        policy.model.save_pretrained(folder, state_dict=weights)
+        policy.processor.save_pretrained(folder)
 
 
 def _on_host(policy: Policy) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -41,6 +42,9 @@ FORMAT = 1
 
 MANIFEST_FORMAT = 2
 """1, of earlier versions, has no hash of itself."""
+
+HASHED_AT_ONCE = 8
+"""Files of a step that are hashed and forced to the disk at the same time, each by a thread."""
 
 MANIFEST = "manifest.json"
 PRUNED = "pruned"
@@ -114,8 +118,10 @@ class Step:
         manifest = self.manifest()
         if manifest is None:
             return
-        for name in manifest["files"]:
-            checked(self.path / name)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+            list(pool.map(lambda file: _compare(self.path, *file), manifest["files"].items()))
+        spent.seconds += time.perf_counter() - began
         for file in sorted(self.path.rglob("[!.]*")):
             name = str(file.relative_to(self.path))
             if file.is_file() and name not in manifest["files"] and name != MANIFEST:
@@ -134,18 +140,24 @@ def checked(path: Path) -> Path:
     folder = next((p for p in (path.parent, path.parent.parent) if is_there(p / MANIFEST)), None)
     if folder is None:
         return path
-    entry = read_manifest(folder)["files"].get(str(path.relative_to(folder)))
+    name = str(path.relative_to(folder))
+    entry = read_manifest(folder)["files"].get(name)
     if entry is None:
         raise _not_listed(path)
     began = time.perf_counter()
+    _compare(folder, name, entry)
+    spent.seconds += time.perf_counter() - began
+    return path
+
+
+def _compare(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    path = folder / name
     try:
         found = contents.file_hash(path, lasting=False)
     except OSError as error:
         raise unreadable(path, error, "is missing.", _redo(folder)) from error
-    spent.seconds += time.perf_counter() - began
     if found != entry["sha256"]:
         raise UserError(str(path), "its content changed since it was written.", _redo(folder))
-    return path
 
 
 @dataclass
@@ -292,21 +304,24 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _finish(partial: Path) -> dict[str, dict[str, Any]]:
     """Force all files of a folder to the disk; returns their sizes and hashes."""
-    files, folders = {}, {partial}
     mode = partial.stat().st_mode & 0o666
-    for file in sorted(partial.rglob("*")):
-        if file.is_dir():
-            folders.add(file)
-        if not file.is_file():
-            continue
+
+    def finish(file: Path) -> dict[str, Any]:
         as_allowed(file, mode)
         with disk_errors(file):
             entry = {"bytes": file.stat().st_size, "sha256": file_hash(file)}
             sync_file(file)
-        files[str(file.relative_to(partial))] = entry
-    for folder in folders:
+        return entry
+
+    found = sorted(partial.rglob("*"))
+    files = [file for file in found if file.is_file()]
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        entries = list(pool.map(finish, files))
+    for folder in {partial, *(path for path in found if path.is_dir())}:
         sync_file(folder)
-    return files
+    return {
+        str(file.relative_to(partial)): entry for file, entry in zip(files, entries, strict=True)
+    }
 
 
 def _replace(partial: Path, path: Path) -> None:

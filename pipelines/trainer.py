@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from pipelines import determinism, lora, vppo
+from pipelines import lora, moments, vppo
 from pipelines.config import Config
 from pipelines.divergence import token_logp
-from pipelines.errors import UserError
 from pipelines.finite import first_not_finite
+from pipelines.moments import OPTIMIZER
 from pipelines.objectives import OBJECTIVES, Batch, Terms
 from pipelines.packing import fill
 from pipelines.parts import find_part
 from pipelines.policy import Policy
 from pipelines.ragged import pad_lists
 from pipelines.records import Rollout, SampleTable, Scored
-
-OPTIMIZER = "optimizer.safetensors"
 
 
 class Trainer(Protocol):
@@ -37,7 +34,11 @@ class Trainer(Protocol):
     def update(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
     ) -> dict[str, Any]:
-        """Train the policy on one step's groups; returns the metrics."""
+        """Train the policy on one step's groups; returns the metrics.
+
+        On a GPU it is called in strict deterministic mode (pipelines/determinism.py), whoever wrote it:
+        updates are replayed, and have to give the same bits.
+        """
 
     def save(self, folder: Path) -> None:
         """Write the optimizer state."""
@@ -92,8 +93,9 @@ class TorchTrainer:
         self.policy.spread()
 
     def _make_optimizer(self) -> Any:
-        decayed = [p for _, p in self.named if p.dim() > 1]
-        plain = [p for _, p in self.named if p.dim() <= 1]
+        shapes = self._shapes
+        decayed = [p for name, p in self.named if len(shapes[name]) > 1]
+        plain = [p for name, p in self.named if len(shapes[name]) <= 1]
         return torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.settings.weight_decay},
              {"params": plain, "weight_decay": 0.0}],
@@ -106,18 +108,14 @@ class TorchTrainer:
     def update(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
     ) -> dict[str, Any]:
-        """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch.
-
-        Repeated, it gives the same bits, on a GPU too: strict deterministic mode.
-        """
+        """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch."""
         sums: dict[str, list[float]] = defaultdict(list)
         groups = list(zip(rollouts, scores, strict=True))
-        with determinism.strict(self.policy.device):
-            for _ in range(self.settings.epochs):
-                for start in range(0, len(groups), self.settings.batch_prompts):
-                    part = groups[start : start + self.settings.batch_prompts]
-                    for name, value in self._optimizer_step(part, samples).items():
-                        sums[name].append(value)
+        for _ in range(self.settings.epochs):
+            for start in range(0, len(groups), self.settings.batch_prompts):
+                part = groups[start : start + self.settings.batch_prompts]
+                for name, value in self._optimizer_step(part, samples).items():
+                    sums[name].append(value)
         return {name: sum(values) / len(values) for name, values in sums.items()}
 
     def _optimizer_step(
@@ -330,47 +328,37 @@ class TorchTrainer:
         for name, parameter in self.named:
             parameter.copy_(values[name])
 
-    def _state(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, parameter in self.named:
-            yield name, self.optimizer.state.get(parameter, {})
+    @property
+    def _shapes(self) -> dict[str, Sequence[int]]:
+        """Of each trained weight, whole, by name."""
+        return {name: parameter.shape for name, parameter in self.named}
 
     def save(self, folder: Path) -> None:
         """Write AdamW's moments and the number of updates as safetensors (never pickle)."""
-        tensors = {"updates": torch.tensor(self.updates)}
-        for name, state in self._state():
-            for kind, value in state.items():
-                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
-        check_state(tensors)
-        save_file(tensors, folder / OPTIMIZER)
+        state = {
+            f"{kind}/{name}": value
+            for name, parameter in self.named
+            for kind, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        shapes = {key: value.shape for key, value in state.items()}
+        moments.write(folder / OPTIMIZER, self.updates, shapes, state.__getitem__)
         if self.settings.lora_rank:
             lora.save(self.policy, self.config, folder)
 
     def load(self, folder: Path) -> None:
-        """Read the state back; the next update is bit for bit what it would have been."""
+        """Read the state back; the next update is bit for bit what it would have been.
+
+        Raises:
+            UserError: it is not the state of these weights.
+        """
         if self.settings.lora_rank:
             self._set(lora.load(folder))
-        tensors = load_file(folder / OPTIMIZER)
-        check_state(tensors)
-        self.updates = int(tensors.pop("updates"))
+        self.updates = moments.updates(folder / OPTIMIZER)
         parameters = dict(self.named)
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
+        for kind, name, value in moments.read(folder / OPTIMIZER, self._shapes):
             on_host = kind == "step" and not self.optimizer.defaults["fused"]
             place = "cpu" if on_host else self.policy.device
             self.optimizer.state[parameters[name]][kind] = value.to(place)
-
-
-def check_state(tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse optimizer state that is not finite, before it is kept.
-
-    Raises:
-        UserError: names the first that is not.
-    """
-    if found := first_not_finite(tensors.items()):
-        raise UserError(
-            "optimizer", f"its state is not finite ({found[0]}: {found[1]}).",
-            "Lower update.learning_rate; earlier checkpoints are kept.",
-        )  # fmt: skip
 
 
 def freeze_vision(model: Any) -> None:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from pipelines import chat_template, determinism
-from pipelines.capacity import MAX_SEQUENCES
+from pipelines.capacity import MAX_SEQUENCES, SLEEP_LEVEL
 from pipelines.config import Config
 from pipelines.engines import Engine, LiveEngine, Name, Response, cut, encoded
 from pipelines.errors import UserError
@@ -46,10 +46,6 @@ MOST_BANNED = 1024
 
 LEAST_TEMPERATURE = 0.01
 """Where vLLM's temperatures begin, but for 0."""
-
-SLEEP_LEVEL = 1
-"""At level 2 vLLM saves the model's buffers, but not what its runner has beside it in the same memory:
-M-RoPE positions that CUDA graphs read past a batch's end, the sampler's state."""
 
 SPLIT = "VLLM_DISTRIBUTED_USE_SPLIT_GROUP"
 OLD_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -262,7 +258,7 @@ def _response(policy: Policy, completion: Any, prompt_tokens: int) -> Response:
 
 
 def _detached(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, value in policy.placement.weights(policy.model):
+    for name, value in policy.placement.in_use(policy.model):
         yield name, value.detach()
 
 

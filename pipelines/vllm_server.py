@@ -138,7 +138,7 @@ class VLLMServer:
         from safetensors.torch import save_file
 
         weights = {}
-        for name, value in policy.placement.weights(policy.model):
+        for name, value in policy.placement.in_use(policy.model):
             if ranks().main:
                 # A copy: tied weights share memory, which safetensors does not write.
                 weights[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -228,7 +228,7 @@ class _Weights:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         policy = self.policy
         assert policy is not None
-        for name, value in policy.placement.weights(policy.model):
+        for name, value in policy.placement.in_use(policy.model):
             yield name, value.detach().to(policy.device, self.dtype)
 
 

@@ -37,7 +37,7 @@ from command_line import contents
 from fake_gpu_tensors import Counts, FakeGpu
 from safetensors import safe_open
 
-from pipelines import settings
+from pipelines import determinism, settings
 from pipelines.chain import Chain
 from pipelines.config import ModelConfig, RolloutConfig, ScoreConfig, UpdateConfig
 from pipelines.run import train
@@ -223,7 +223,8 @@ def counts(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, An
 
     def trained(prompts: int) -> Counts:
         before = gpu.counts
-        passes.trainer.update(work.rollouts[:prompts], passes.scores[:prompts], work.samples)
+        with determinism.strict(policy.device):
+            passes.trainer.update(work.rollouts[:prompts], passes.scores[:prompts], work.samples)
         return gpu.counts - before
 
     token = _less(decoded(20) - decoded(12), 8)

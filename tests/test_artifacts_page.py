@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from command_line import Command
+from safetensors import safe_open
 
 from evals.journal import Entry
 from pipelines import records, runs
@@ -96,6 +97,17 @@ def test_every_key_is_on_the_page_and_no_other(name: str, pattern: str, finished
     found = keys(name)
     assert len(found) == len(set(found))
     assert set(found) - SOMETIMES.get(name, set()) == set(json_of(finished[0], pattern))
+
+
+def test_the_tensors_of_an_optimizer_are_on_the_page(finished: Finished) -> None:
+    (path,) = finished[0].glob("checkpoints/0003/*/trainer/optimizer.safetensors")
+    with safe_open(path, framework="np") as file:
+        found = {
+            f"{name.partition('/')[0]}/NAME" if "/" in name else name: file.get_slice(name).get_dtype()
+            for name in file.keys()  # noqa: SIM118 (no dict)
+        }  # fmt: skip
+    rows = table("optimizer.safetensors")
+    assert {name.strip("`"): kind.strip("`") for name, kind, _ in rows} == found
 
 
 def test_the_page_has_what_the_code_can_write() -> None:

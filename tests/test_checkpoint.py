@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipelines import checkpoint, runs, settings
+from pipelines import session as sessions
 from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
 from pipelines.engines import ENGINES
 from pipelines.errors import UserError
@@ -16,6 +17,7 @@ from pipelines.policy import Policy
 from pipelines.run import train, train_stage
 from pipelines.session import Session
 from pipelines.step import MANIFEST, commit
+from pipelines.trainer import TorchTrainer
 from pipelines.watch import Silent
 
 RUN = (
@@ -45,8 +47,8 @@ def copied(trained, tmp_path):
 
 def weights(chain, step):
     """The weights after ``step`` updates, restored from what is on disk."""
-    with closing(Session(chain, Silent(), chain.config)) as session:
-        state = session.policy(step).model.state_dict()
+    with closing(Session(chain, Silent(), chain.config)) as live:
+        state = live.policy(step).model.state_dict()
         return {name: value.clone() for name, value in state.items()}
 
 
@@ -215,6 +217,45 @@ def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypat
         monkeypatch.setattr(Policy, "load", spy)
         session.policy(0)
     assert alive == [[False, False]]  # with gradients and optimizer: two may not fit on a GPU
+
+
+def test_weights_are_gone_before_moments_are_written(copied, tmp_path, monkeypatch):
+    known, alive, save, gather = [], [], TorchTrainer.save, sessions._on_host
+
+    def gathered(policy):
+        weights = gather(policy)
+        known.extend(map(weakref.ref, weights.values()))
+        return weights
+
+    def saved(trainer, folder):
+        alive.append(sum(there() is not None for there in known))
+        save(trainer, folder)
+
+    monkeypatch.setattr(sessions, "_on_host", gathered)
+    monkeypatch.setattr(TorchTrainer, "save", saved)
+    with closing(Session(copied, Silent(), copied.config)) as live:
+        live.checkpoint(copied.config, 3, tmp_path)
+    assert len(known) > 10
+    assert alive == [0]
+
+
+def test_an_update_with_other_settings_needs_one_trainer_at_a_time(trained, copied, monkeypatch):
+    other = settings.load(None, [*RUN, "update.zero_stage=3"])  # which says nothing to torch
+    alive, load = [], Policy.load
+    with closing(Session(copied, Silent(), copied.config)) as live:
+        live.policy(2)
+        old = [weakref.ref(live._policy.model), weakref.ref(live._trainer())]
+
+        def spy(*where):
+            alive.append([kept() is not None for kept in old])
+            return load(*where)
+
+        monkeypatch.setattr(Policy, "load", spy)
+        live.update(other, 3, copied.run)
+        found = {name: value.clone() for name, value in live._policy.model.state_dict().items()}
+    assert alive == [[False, False]]
+    assert same(found, weights(trained, 3))
+    assert not list(copied.run.glob("*.partial"))
 
 
 # --- export ---------------------------------------------------------------------------------------

@@ -9,10 +9,13 @@ from families import write_folder
 from safetensors.torch import load_file
 
 from pipelines import lora
+from pipelines.chain import Chain
 from pipelines.errors import UserError
 from pipelines.policy import Policy
+from pipelines.run import train
 from pipelines.score import group_statistics
 from pipelines.trainer import TorchTrainer
+from pipelines.watch import Silent
 
 LORA = ("update.lora_rank=4", "update.lora_alpha=8", "update.learning_rate=1e-3")
 
@@ -126,6 +129,20 @@ def test_peft_is_missing(monkeypatch, fresh_policy, configure):
     with pytest.raises(UserError, match=r"lora_rank: 4") as raised:
         TorchTrainer(fresh_policy(config), config)
     assert "vppo[lora]" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "setting"),
+    [("peft", "update.lora_rank=4"), ("deepspeed", "update.engine=deepspeed")],
+)
+def test_a_missing_package_is_told_before_anything_is_made(monkeypatch, configure, tmp_path, package,
+                                                           setting):  # fmt: skip
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=f"{package} is not installed") as raised:
+        train(Chain(configure(setting), tmp_path / "run"), Silent())
+    assert "pip install" in raised.value.fix
+    assert not [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
 
 
 def test_experts_of_a_mixture_are_left_out_and_named(configure, tmp_path):

@@ -1,12 +1,13 @@
 """Parts of a user's own that fail: told with their own lines, by name, and never only by a number."""
 
+import sys
 import time
 from contextlib import closing
 
 import pytest
 from command_line import copy_of, given, vppo
 
-from pipelines import parts, runs, settings
+from pipelines import determinism, parts, runs, settings
 from pipelines.chain import Chain
 from pipelines.parts import find_part
 from pipelines.records import Rollout, Sample, Scored, read_rows
@@ -43,6 +44,15 @@ def equal(responses, samples):
 def slow(responses, samples):
     time.sleep(0.2)
     return [0.5] * len(responses)
+
+class Strict:
+    on = False
+    def __enter__(self): Strict.on = True
+    def __exit__(self, *error): Strict.on = False
+
+class Own:
+    def __init__(self, policy, config, reference): pass
+    def update(self, rollouts, scores, samples): return {"strict": Strict.on}
 """
 
 
@@ -91,6 +101,14 @@ def test_an_estimator_and_a_perturbation_by_import_path(run, setting):
 
 def perceived(folder):
     return [row.perception for row in read_rows(folder / SCORES, Scored)]
+
+
+def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
+    monkeypatch.syspath_prepend(run.parent.parent)
+    monkeypatch.setattr(determinism, "strict", lambda device: sys.modules["ownparts"].Strict())
+    config = settings.load(run / "config.yaml", ["update.engine=ownparts:Own"])
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
+        assert session.update(config, 1, run) == {"strict": True}
 
 
 def test_a_grader_that_always_fails_is_said(run):

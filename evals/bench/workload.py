@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import settings
+from pipelines import determinism, settings
 from pipelines.config import Config, ModelConfig
 from pipelines.model_lookup import KNOWN, find_shape
 from pipelines.model_shapes import Shape
@@ -138,7 +138,8 @@ class Passes:
     def update(self) -> object:
         """Forward, backward, and the optimizer's step."""
         self.trainer.policy = self.policy
-        return self.trainer.update(self.work.rollouts, self.scores, self.work.samples)
+        with determinism.strict(self.policy.device):  # as in a run
+            return self.trainer.update(self.work.rollouts, self.scores, self.work.samples)
 
 
 def random_policy(shape: Shape, config: Config, layers: int | None) -> Policy:

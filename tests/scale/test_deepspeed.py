@@ -64,6 +64,8 @@ def test_the_update_does_not_depend_on_ranks_or_stage(data, world, stages):
         assert case["resumed"] < 1e-5
         assert case["on_torch"] < 1e-5
         assert case["metrics"] < 1e-6
+        assert case["decayed"] < 1e-5
+        assert case["at_once"] <= 1  # of all moments, on each rank
     assert options["vision_weights"] > 0
     assert options["vision_moved"] == 0
     assert options["language_moved"] > 1e-4

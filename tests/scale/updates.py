@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 
-from pipelines import heartbeat, settings
+from pipelines import deepspeed_trainer, heartbeat, settings
 from pipelines.deepspeed_trainer import DeepSpeedTrainer
 from pipelines.policy import Policy
 from pipelines.ranks import ranks
@@ -28,6 +32,9 @@ SETTINGS = (
     "update.learning_rate=1e-4", "run.threads=1",
 )  # fmt: skip
 Weights = dict[str, torch.Tensor]
+
+deepspeed_trainer.WHOLE = 1000
+"""The tiny model's matrices are divided as a large one's are; its biases and norms are not."""
 
 
 class Case:
@@ -57,6 +64,7 @@ class Case:
             name: value.detach().float().cpu().clone()
             for name, value in policy.placement.weights(policy.model)
         }
+        check_in_use(policy, weights, getattr(torch, config.model.dtype))
         if save:
             if ranks().main:
                 policy.model.save_pretrained(save / "model", state_dict=weights)
@@ -64,6 +72,35 @@ class Case:
             trainer.save(save)
             ranks().barrier()
         return weights, metrics
+
+
+def check_in_use(policy: Policy, weights: Weights, dtype: torch.dtype) -> None:
+    """What a rollout engine is given is, in its precision, what the master weights would be."""
+    found = dict(policy.placement.in_use(policy.model))
+    assert list(found) == list(weights)
+    for name, value in found.items():
+        assert torch.equal(value.detach().cpu().to(dtype), weights[name].to(dtype)), name
+
+
+def most_at_once(work: Callable[[], object]) -> int:
+    """The most gathered moments that were there while one more was gathered."""
+    known: list[weakref.ref[torch.Tensor]] = []
+    most, gather = 0, deepspeed.utils.safe_get_full_optimizer_state
+
+    def counted(*asked: Any) -> torch.Tensor:
+        nonlocal most
+        most = max(most, sum(there() is not None for there in known))
+        found: torch.Tensor = gather(*asked)
+        known.append(weakref.ref(found))
+        return found
+
+    deepspeed.utils.safe_get_full_optimizer_state = counted
+    try:
+        work()
+    finally:
+        deepspeed.utils.safe_get_full_optimizer_state = gather
+    assert known
+    return most
 
 
 def gap(one: Weights, other: Weights) -> float:
@@ -82,19 +119,24 @@ def main(data: Path, stages: list[str]) -> None:
     case, me = Case(data), ranks()
     before = Policy.load(settings.load(None, SETTINGS)).model.state_dict()
     whole, expected = case.run(TorchTrainer)
+    decay = "update.weight_decay=50"
+    smaller, _ = case.run(TorchTrainer, decay, updates=1)
     for stage in stages:
         zero, folder = f"update.zero_stage={stage}", data / f"saved-{me.world}-{stage}"
         weights, metrics = case.run(DeepSpeedTrainer, zero)
         if me.main:
             folder.mkdir()
         me.barrier()
-        case.run(DeepSpeedTrainer, zero, updates=2, save=folder)
+        save = partial(case.run, DeepSpeedTrainer, zero, updates=2, save=folder)
+        at_once = most_at_once(save)
         resumed, _ = case.run(DeepSpeedTrainer, zero, updates=1, load=folder)
         on_torch, _ = case.run(TorchTrainer, updates=1, load=folder)
+        decayed, _ = case.run(DeepSpeedTrainer, zero, decay, updates=1)
         found = {
             "world": me.world, "stage": int(stage), "moved": gap(whole, dict(before)),
             "gap": gap(weights, whole), "resumed": gap(resumed, whole), "on_torch": gap(on_torch, whole),
             "metrics": max(abs(metrics[name] - expected[name]) for name in expected),
+            "decayed": gap(decayed, smaller), "at_once": at_once,
         }  # fmt: skip
         if me.main:
             print(json.dumps(found), flush=True)
