@@ -171,7 +171,7 @@ def on_a_gpu(monkeypatch):
         llm_engine=SimpleNamespace(reset_encoder_cache=called("reset images")),
     )  # fmt: skip
     monkeypatch.setattr(vllm_engine, "_start", lambda *_: called("start")() or llm)
-    placement = SimpleNamespace(weights=lambda model: iter(()))
+    placement = SimpleNamespace(in_use=lambda model: iter(()))
     device = torch.device("cuda")
     policy = SimpleNamespace(device=device, config=None, model=None, placement=placement)
     return policy, calls
