@@ -33,31 +33,31 @@ baseline: $(READY)      ## make the stored baseline again, after a change that i
 	$(BIN)/python -m evals.regression record
 
 planted-bugs: $(READY)  ## a regression must be seen for each planted bug, and none without (slow)
-	$(BIN)/python tests/planted_bugs.py
+	$(BIN)/python tests/tools/planted_bugs.py
 
 kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
-	$(BIN)/python tests/kill_proof.py --kills 20
+	$(BIN)/python tests/tools/kill_proof.py --kills 20
 
 fault-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
-	$(BIN)/python tests/fault_proof.py --faults 500
+	$(BIN)/python tests/tools/fault_proof.py --faults 500
 
 flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
-	$(BIN)/python tests/flip_proof.py --flips 20000 --runs 200
+	$(BIN)/python tests/tools/flip_proof.py --flips 20000 --runs 200
 
 gpu-emulated: $(READY)  ## rollout, score and update with every setting, on a GPU emulated by the CPU (slow)
-	$(BIN)/python tests/gpu_story.py table
+	$(BIN)/python tests/tools/gpu_story.py table
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
-	$(BIN)/python -m evals.perception --out docs/perception.md
+	$(BIN)/python -m pipelines.bench.perception --out docs/perception.md
 
 plan-table: $(READY)    ## what fits on which GPUs, and what to change where it does not (docs/plan.md)
-	$(BIN)/python -m evals.plan_table --out docs/plan.md
+	$(BIN)/python -m pipelines.capacity.table --out docs/plan.md
 
 grading: $(READY)       ## time the graders on 122,168 answers (docs/grading.md)
-	$(BIN)/python -m evals.grading_benchmark
+	$(BIN)/python -m pipelines.bench.grading
 
 grader-fuzz: $(READY)   ## 100,000 attacks on both graders: nothing runs, nothing stalls, nothing is left (slow)
-	$(BIN)/python tests/fuzz_graders.py
+	$(BIN)/python tests/tools/fuzz_graders.py
 
 scale-test: $(SCALE)/.ready ## vLLM and DeepSpeed (CPU builds), two and four ranks, killed ranks (slow)
 	cd tests/scale && DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ../../$(SCALE)/bin/python -m pytest -q -ra .
@@ -66,13 +66,13 @@ scale: $(SCALE)/.ready  ## the default run with vLLM rollouts and DeepSpeed upda
 	$(SCALE)/bin/python tests/scale/agreement.py
 
 screenshots: $(READY)   ## the README's screenshots, from the latest run (needs Chromium)
-	$(BIN)/python tests/screenshots.py
+	$(BIN)/python tests/tools/screenshots.py
 
 gpu: $(READY)           ## the first command on a GPU: kernels, bits, a resume, profiles, a 3B model (6 minutes; docs/gpu.md)
-	$(BIN)/python -m evals.gpu --out build/gpu
+	$(BIN)/python -m pipelines.bench.gpu --out build/gpu
 
 offline-bundle: $(READY) ## what that needs on a machine without network: make offline-bundle PYTHON=3.12
-	$(BIN)/python -m evals.gpu.bundle --python $(PYTHON)
+	$(BIN)/python -m pipelines.bench.gpu.bundle --python $(PYTHON)
 
 bench: $(READY)         ## ours against the alternative, in turn: passes, curve, scoring, memory, TRL (about 15 minutes)
 	$(BIN)/vppo bench
@@ -85,7 +85,7 @@ clean:                  ## remove the environment and caches; runs/ is kept
 
 # Beside a CPU build of torch, torchvision is importable in every process of the environment, ours or not.
 define torchvision
-	echo 'import pipelines.torchvision_ops as ops; ops.in_every_process()' \
+	echo 'import pipelines.model.torchvision_ops as ops; ops.in_every_process()' \
 	  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vppo_torchvision.pth
 endef
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evals.benchmarks import OWN
+from evals.benchmarks.questions import questions_step
+from evals.benchmarks.table import OWN
 from evals.profiles import Evaluation, evaluation
-from evals.questions import questions_step
 from pipelines.chain import EVALUATIONS, JOURNALS, RESULTS, Chain, shape_of
-from pipelines.config import Config
-from pipelines.step import Step
+from pipelines.config.schema import Config
+from pipelines.disk.step import Step
 
 
 @dataclass(frozen=True)

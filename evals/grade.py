@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evals.benchmarks import BENCHMARKS
+from evals.benchmarks.questions import groups
+from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
+from evals.numbers.scores import Answered, summarise
 from evals.profiles import Asking
-from evals.questions import groups
-from evals.scores import Answered, summarise
-from pipelines.answer import extract_answer
-from pipelines.graders import GraderPool
-from pipelines.records import Sample
-from pipelines.reward import OUTCOMES, Outcome, outcomes_of
+from pipelines.disk.records import Sample
+from pipelines.grading.answer import extract_answer
+from pipelines.grading.graders import GraderPool
+from pipelines.grading.reward import OUTCOMES, Outcome, outcomes_of
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from evals.benchmarks import OWN
-from pipelines.config import Config
+from evals.benchmarks.table import OWN
+from pipelines.config.schema import Config
 
 INSTRUCTION = (
     "You first think through the reasoning process as an internal monologue, enclosed within "

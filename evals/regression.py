@@ -29,21 +29,22 @@ from safetensors.numpy import load_file
 
 from evals import replay
 from evals.journal import read_journal
-from evals.report import REPORT
+from evals.report.build import REPORT
 from evals.run import questions
-from pipelines import checkpoint, runs, settings
-from pipelines.answer import extract_answer
+from pipelines import checkpoint, runs
 from pipelines.chain import Chain
-from pipelines.engines import HuggingFaceEngine
+from pipelines.config import settings
+from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.step import write_atomic
 from pipelines.errors import UserError
-from pipelines.moments import OPTIMIZER
-from pipelines.policy import Policy
-from pipelines.prompts import open_image
-from pipelines.records import Rollout, Sample, SampleTable, Scored, read_rows
-from pipelines.rollout import ROLLOUTS
-from pipelines.sampling import Sampling
-from pipelines.score import SCORES
-from pipelines.step import write_atomic
+from pipelines.grading.answer import extract_answer
+from pipelines.model.policy import Policy
+from pipelines.model.prompts import open_image
+from pipelines.rollout.engines import HuggingFaceEngine
+from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.stage import ROLLOUTS
+from pipelines.score.stage import SCORES
+from pipelines.update.moments import OPTIMIZER
 
 CONFIG, RUN = "ci.yaml", "ci"
 SETTINGS = ("run.device=cpu",)

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import settings
 from pipelines.chain import Chain
-from pipelines.config import Config
-from pipelines.records import Rollout, SampleTable, Scored, read_rows
-from pipelines.rollout import ROLLOUTS
+from pipelines.config import settings
+from pipelines.config.schema import Config
+from pipelines.disk.records import Rollout, SampleTable, Scored, read_rows
+from pipelines.disk.step import Step, commit
+from pipelines.rollout.stage import ROLLOUTS
 from pipelines.run import held, perform
-from pipelines.score import SCORES
-from pipelines.step import Step, commit
+from pipelines.score.stage import SCORES
 from pipelines.watch import Silent
 
 RUN = "replay"

@@ -14,20 +14,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.benchmarks import OWN
+from evals.benchmarks.questions import read_questions
+from evals.benchmarks.table import OWN
 from evals.cells import Cell
 from evals.grade import ANSWERS, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
 from evals.profiles import Asking
-from evals.questions import read_questions
+from pipelines.disk.records import Sample, SampleTable
+from pipelines.disk.step import checked, is_there, unreadable, write_atomic
 from pipelines.errors import UserError
-from pipelines.graders import GraderPool
-from pipelines.records import Sample, SampleTable
-from pipelines.step import checked, is_there, unreadable, write_atomic
+from pipelines.grading.graders import GraderPool
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
-    from pipelines.engines import Engine
+    from pipelines.rollout.engines import Engine
 
 RESULTS = "results.json"
 
@@ -46,7 +46,7 @@ def complete(
     Returns:
         The results without their ``right``, for the manifest.
     """
-    from pipelines.ranks import ranks
+    from pipelines.ranks.ranks import ranks
 
     table = questions(cell)
     sample_missing(cell, table, cache(engine), batch_prompts, watch, tensor_parallel)
@@ -97,8 +97,8 @@ def sample_missing(
     tensor_parallel: int = 1,
 ) -> None:  # fmt: skip
     """Sample the responses that the journal does not have."""
-    from pipelines.ragged import batches  # brings torch, which reading results does not need
-    from pipelines.ranks import ranks
+    from pipelines.model.ragged import batches  # brings torch, which reading results does not need
+    from pipelines.ranks.ranks import ranks
 
     everyone = ranks()
     names = table.ids[: cell.how.limit]
@@ -127,7 +127,7 @@ def sample_missing(
 
 def _sampled(cell: Cell, first: int, engine: Engine, rows: Sequence[Sample]) -> list[list[Entry]]:
     """Samples ``first`` to the last of these questions, in one call."""
-    from pipelines.sampling import Sampling
+    from pipelines.rollout.sampling import Sampling
 
     how, asking = cell.how, cell.how.asking
     sampling = Sampling(

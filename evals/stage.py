@@ -7,26 +7,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from evals.benchmark_sources import find_files
-from evals.benchmarks import OWN, canonical, check_data
+from evals.benchmarks.questions import gather, questions_step
+from evals.benchmarks.sources import find_files
+from evals.benchmarks.table import OWN, canonical, check_data
 from evals.cells import Cell, cell
 from evals.profiles import Asking, matched
-from evals.questions import gather, questions_step
 from evals.run import check_questions, complete, grade_cell, mended, questions
 from pipelines.chain import JOURNALS, Chain
+from pipelines.disk.lock import file_lock
+from pipelines.disk.step import Step, commit
 from pipelines.errors import UserError
-from pipelines.graders import GraderPool, check_grader
-from pipelines.lock import file_lock
-from pipelines.ranks import ranks
-from pipelines.step import Step, commit
+from pipelines.grading.graders import GraderPool, check_grader
+from pipelines.ranks.ranks import ranks
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.config import Config
-    from pipelines.engines import Engine
-    from pipelines.session import Session
+    from pipelines.config.schema import Config
+    from pipelines.live import Session
+    from pipelines.rollout.engines import Engine
 
 
 __all__ = (
@@ -96,7 +96,7 @@ def evaluate(
     ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     for step in steps:
         check_questions(chain.cell(step.index or 0, step.name, wanted.config))
-    from pipelines.session import Session, check_parts  # brings torch
+    from pipelines.live import Session, check_parts  # brings torch
 
     check_parts(wanted.config)
     with closing(Session(chain, watch, wanted.config)) as session:

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import Config
+from pipelines.config.schema import Config
+from pipelines.config.settings import shipped_config
+from pipelines.disk.fingerprint import fingerprint, named_files
+from pipelines.disk.part_sources import PartSources
+from pipelines.disk.step import Step
 from pipelines.errors import UserError
-from pipelines.fingerprint import fingerprint, named_files
-from pipelines.part_sources import PartSources
-from pipelines.ranks import ranks
-from pipelines.settings import shipped_config
-from pipelines.source_rows import reader_version
-from pipelines.sources import check_places
+from pipelines.prepare.rows import reader_version
+from pipelines.prepare.sources import check_places
+from pipelines.ranks.ranks import ranks
 from pipelines.stages import of_evaluations
-from pipelines.step import Step
 
 VERSIONS = {
     "model": 1, "prepare": 1, "rollout": 3, "score": 3, "update": 3, "checkpoint": 1,

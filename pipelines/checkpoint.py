@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
-from pipelines.disk import check_owned, disk_errors, write_atomic
+from pipelines.disk.files import check_owned, disk_errors, write_atomic
+from pipelines.disk.step import MANIFEST, PRUNED, is_there, read_manifest
 from pipelines.errors import UserError
-from pipelines.step import MANIFEST, PRUNED, is_there, read_manifest
 
 MODEL, TRAINER = "model", "trainer"
 

@@ -15,16 +15,16 @@ from typing import Any
 
 from pipelines import checkpoint, runs
 from pipelines.chain import Chain, is_evaluation
-from pipelines.config import Config
-from pipelines.disk import disk_errors, sweep, write_atomic
+from pipelines.config.schema import Config
+from pipelines.disk.files import disk_errors, sweep, write_atomic
+from pipelines.disk.lock import run_lock
+from pipelines.disk.step import Step, commit
 from pipelines.errors import UserError
-from pipelines.lock import run_lock
-from pipelines.ranks import ranks
-from pipelines.recorder import recording
-from pipelines.sources import check_sources
+from pipelines.prepare.sources import check_sources
+from pipelines.ranks.ranks import ranks
 from pipelines.stages import of_evaluations
-from pipelines.step import Step, commit
-from pipelines.trackers import tracking
+from pipelines.tracking.recorder import recording
+from pipelines.tracking.trackers import tracking
 from pipelines.watch import Watch
 
 
@@ -113,7 +113,7 @@ def _check_model(config: Config, steps: Sequence[Step]) -> None:
     made = {step.name for step in steps}
     if not made & {"rollout", "score", "update", "checkpoint"}:
         return
-    from pipelines.session import check_sampler, check_saves, check_trainer  # brings torch
+    from pipelines.live import check_sampler, check_saves, check_trainer  # brings torch
 
     if "rollout" in made:
         ranks().on_main(lambda: check_sampler(config))
@@ -182,7 +182,7 @@ def stage_steps(chain: Chain, wanted: Chain, stage: str, index: int) -> list[Ste
 
 def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
-    from pipelines.session import Session, check_parts  # brings torch
+    from pipelines.live import Session, check_parts  # brings torch
 
     check_parts(config)
     main = ranks().main

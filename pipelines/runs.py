@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipelines import settings
 from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
-from pipelines.config import Config
-from pipelines.contents import SEAL, intact, sealed
-from pipelines.disk import append_text, disk_errors, make_folder, write_atomic
+from pipelines.config import settings
+from pipelines.config.hub import as_begun
+from pipelines.config.schema import Config
+from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
+from pipelines.disk.lock import is_running
+from pipelines.disk.provenance import provenance
+from pipelines.disk.step import is_there, read_manifest, spent, unreadable
 from pipelines.errors import UserError
-from pipelines.hub import as_begun
-from pipelines.lock import is_running
-from pipelines.provenance import provenance
-from pipelines.step import is_there, read_manifest, spent, unreadable
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Watch(Protocol):
-    """Receives progress; vppo_cli/display.py has the one for people."""
+    """Receives progress; vppo_cli/screen/display.py has the one for people."""
 
     def progress(self, label: str, done: int, total: int | None = None) -> None:
         """``done`` of ``total`` units of the current stage's work are finished."""

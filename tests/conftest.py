@@ -14,14 +14,15 @@ import pytest
 import torch
 from command_line import SMALL, Command, given, vppo
 
-from pipelines import settings, tiny
-from pipelines.config import Config
-from pipelines.engines import HuggingFaceEngine
-from pipelines.glyphs import GlyphsOptions, make_samples
-from pipelines.policy import Policy
-from pipelines.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
-from pipelines.sampling import Sampling
-from pipelines.score import SCORES, score
+from pipelines.config import settings
+from pipelines.config.schema import Config
+from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.embedded import tiny
+from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.model.policy import Policy
+from pipelines.rollout.engines import HuggingFaceEngine
+from pipelines.rollout.sampling import Sampling
+from pipelines.score.stage import SCORES, score
 from pipelines.watch import Silent
 
 torch.set_num_threads(1)

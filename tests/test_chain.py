@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import pytest
 
-from pipelines import config, settings
 from pipelines.chain import Chain, fingerprint
+from pipelines.config import schema as config
+from pipelines.config import settings
 from pipelines.errors import UserError
 
 RUN = Path("runs/any")

@@ -8,16 +8,17 @@ from contextlib import closing
 import pytest
 import torch
 
-from pipelines import checkpoint, runs, settings
-from pipelines import session as sessions
+from pipelines import checkpoint, runs
+from pipelines import live as sessions
 from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
-from pipelines.engines import ENGINES
+from pipelines.config import settings
+from pipelines.disk.step import MANIFEST, commit
 from pipelines.errors import UserError
-from pipelines.policy import Policy
+from pipelines.live import Session
+from pipelines.model.policy import Policy
+from pipelines.rollout.engines import ENGINES
 from pipelines.run import train, train_stage
-from pipelines.session import Session
-from pipelines.step import MANIFEST, commit
-from pipelines.trainer import TorchTrainer
+from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 
 RUN = (

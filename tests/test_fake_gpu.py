@@ -1,4 +1,4 @@
-"""A run on an emulated GPU (tests/fake_gpu.py), each in a process of its own (tests/gpu_story.py)."""
+"""A run on an emulated GPU (tools/fake_gpu.py), each in a process of its own (tools/gpu_story.py)."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TOOLS = Path(__file__).parent / "tools"
 PARTS = ("update.lora_rank=4", "update.freeze_vision=true")
-PERFORMANCE = TESTS.parent / "docs" / "performance.md"
+PERFORMANCE = TOOLS.parents[1] / "docs" / "performance.md"
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("CI")  # where its absence is a failure
@@ -26,7 +26,7 @@ def fresh(*line):
     """What a process prints last, as JSON; fails with what it said if that is none."""
     env = {
         **os.environ,
-        "PYTHONPATH": str(TESTS.parent),
+        "PYTHONPATH": str(TOOLS.parents[1]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -41,13 +41,13 @@ def fresh(*line):
 
 @cache
 def story(dtype):
-    """What tests/gpu_story.py found, by story and setting; a process for each type, since torch is slow
-    to import."""
+    """What tests/tools/gpu_story.py found, by story and setting; a process for each type, since torch is
+    slow to import."""
     lines = [f"whole model.dtype={dtype}"]
     if dtype == "bfloat16":
         lines += [f"steps model.dtype={dtype} {setting}" for setting in PARTS]
         lines += ["counts", "first"]
-    found = fresh(TESTS / "gpu_story.py", *" + ".join(lines).split())
+    found = fresh(TOOLS / "gpu_story.py", *" + ".join(lines).split())
     return {
         line.replace(f" model.dtype={dtype}", ""): part
         for line, part in zip(lines, found, strict=True)
@@ -65,11 +65,11 @@ def told(dtype, line):
 
 
 def test_the_emulator():
-    assert fresh(TESTS / "gpu_checks.py") == "all"
+    assert fresh(TOOLS / "gpu_checks.py") == "all"
 
 
 def test_it_has_to_come_before_torch():
-    line = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import torch, fake_gpu; fake_gpu.preload()"
+    line = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import torch, fake_gpu; fake_gpu.preload()"
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
     assert "torch is imported already" in done.stderr
 

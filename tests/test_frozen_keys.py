@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from evals.questions import questions_step
-from pipelines import chain, settings, source_rows
+from evals.benchmarks.questions import questions_step
+from pipelines import chain
 from pipelines.chain import Chain
+from pipelines.config import settings
+from pipelines.prepare import rows as source_rows
 
 FILE = Path(__file__).with_name("frozen_keys.json")
 DIGITS = 16

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import settings
 from pipelines.chain import Chain
+from pipelines.config import settings
+from pipelines.disk.fingerprint import fingerprint, named_files
+from pipelines.disk.step import commit
 from pipelines.errors import UserError
-from pipelines.fingerprint import fingerprint, named_files
 from pipelines.run import train
 from pipelines.runs import changed_shapes
-from pipelines.step import commit
 from pipelines.watch import Silent
 
 NAMED = "files named by data.source"

@@ -3,7 +3,8 @@
 import pytest
 from command_line import given, vppo
 
-from pipelines import runs, settings
+from pipelines import runs
+from pipelines.config import settings
 from pipelines.errors import UserError
 
 OTHER = settings.load(None, ["seed=5"])

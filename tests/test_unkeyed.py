@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from unkeyed import OF_SCALE, STEP, differences, numbers
 
-from pipelines import settings
-from pipelines.config import Config, Section
+from pipelines.config import settings
+from pipelines.config.schema import Config, Section
 
 OTHERWISE = {
     "data.workers": "1",

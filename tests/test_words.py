@@ -2,7 +2,7 @@
 
 import pytest
 
-from vppo_cli.words import duration, ranges, size, sparkline
+from vppo_cli.screen.words import duration, ranges, size, sparkline
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_bar() -> None:

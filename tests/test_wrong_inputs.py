@@ -190,7 +190,7 @@ DATA = [
 
 @pytest.mark.parametrize("case", DATA, ids=lambda case: case.name)
 def test_wrong_data_and_models_are_refused(case: Case, tmp_path: Path) -> None:
-    from pipelines.settings import shipped_config
+    from pipelines.config.settings import shipped_config
 
     for name, data in case.files.items():
         if name == "model/":  # a model whose weights were cut short, as by a broken download

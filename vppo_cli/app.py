@@ -16,10 +16,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipelines import heartbeat
 from pipelines.errors import Interrupted, LockLost, UserError
-from pipelines.launch import without
-from pipelines.ranks import is_main, launched
+from pipelines.ranks import heartbeat
+from pipelines.ranks.launch import without
+from pipelines.ranks.ranks import is_main, launched
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -118,7 +118,7 @@ def train(
     """
     if nproc_per_node or nnodes > 1:
         _launch(nproc_per_node, nnodes, node_rank, master)
-    from vppo_cli import train as commands
+    from vppo_cli.commands import train as commands
 
     if stage == "all":
         _refuse_with_all(steps=steps, force=force)
@@ -131,7 +131,7 @@ def _launch(
     nproc_per_node: int | None, nnodes: int = 1, node_rank: int = 0, master: str | None = None
 ) -> NoReturn:
     """Give this command to every rank instead, and end as they do."""
-    from pipelines.launch import Launch, RankFailed, launch
+    from pipelines.ranks.launch import Launch, RankFailed, launch
 
     options = ("--nproc-per-node", "--nnodes", "--node-rank", "--master")
     try:
@@ -139,7 +139,7 @@ def _launch(
             Launch(nproc_per_node or 1, nnodes, node_rank, master), without(sys.argv[1:], *options)
         )
     except RankFailed as error:
-        from vppo_cli.display import show_error
+        from vppo_cli.screen.display import show_error
 
         kept = "What was committed is kept; the same command goes on from there."
         show_error(UserError(str(error), "all ranks were stopped.", kept))
@@ -177,7 +177,7 @@ def prepare(
     prompts and unreadable images are left out, counted, and listed in
     rejected.jsonl.
     """
-    from vppo_cli import train as commands
+    from vppo_cli.commands import train as commands
 
     if rebuild_tiny:
         commands.rebuild_tiny(out, steps, as_json=json)
@@ -246,7 +246,7 @@ def evaluate(
     """
     if nproc_per_node:
         _launch(nproc_per_node)
-    from vppo_cli import evaluate as commands
+    from vppo_cli.commands import evaluate as commands
 
     if benchmarks is not None and not benchmarks.strip(", "):
         raise UserError(
@@ -373,7 +373,7 @@ def perceive(
         {"image": image, "prompt": prompt, "response": response},
         {"dataset": dataset, "columns": columns, "limit": limit}, run, model, checkpoint,
     )  # fmt: skip
-    from vppo_cli import perceive as commands
+    from vppo_cli.commands import perceive as commands
 
     options: dict[str, Any] = {
         "score.estimator": estimator, "score.perturbation": perturbation,
@@ -458,7 +458,7 @@ def compare(
 
     vppo compare baseline.json runs/ci/eval/0008 --fail-below -3
     """
-    from vppo_cli import compare as commands
+    from vppo_cli.commands import compare as commands
 
     if not math.isfinite(fail_below):
         raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
@@ -494,7 +494,7 @@ def plan(
 
     vppo plan --config qwen2_5_vl_7b.yaml --gpu A100-80 --gpus 8
     """
-    from vppo_cli import look as commands
+    from vppo_cli.commands import look as commands
 
     commands.plan(
         run, config, settings or [], gpu=gpu, gpus=gpus, response=response_tokens, as_json=json
@@ -528,7 +528,7 @@ def status(
 
     vppo status --run tiny-7f3a --watch 30 --json
     """
-    from vppo_cli import status as commands
+    from vppo_cli.commands import status as commands
 
     if seconds is not None and not watch:
         raise UserError(f"status {seconds:g}", "goes with --watch.", "Name a run with --run.")
@@ -570,7 +570,7 @@ def report(
 
     vppo report tiny-7f3a --compare tiny-02bc --out both.html
     """
-    from vppo_cli import pages as commands
+    from vppo_cli.commands import pages as commands
 
     commands.report(run, compare or [], out, steps, as_json=json)
 
@@ -585,7 +585,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Copy a checkpoint's model out, in Hugging Face format."""
-    from vppo_cli import look as commands
+    from vppo_cli.commands import look as commands
 
     commands.export(run, checkpoint, out, as_json=json)
 
@@ -623,7 +623,7 @@ def bench(
 
     vppo bench passes streamed --shape 3b
     """
-    from vppo_cli import bench as commands
+    from vppo_cli.commands import bench as commands
 
     commands.bench(parts or [], out, shape, repeats, threads, as_json=json)
 
@@ -636,7 +636,7 @@ def show_config(
     run: RunName = None,
 ) -> None:
     """List the settings: each with its value and its meaning."""
-    from vppo_cli import look as commands
+    from vppo_cli.commands import look as commands
 
     commands.show_config(section, config, settings or [], run)
 
@@ -644,7 +644,7 @@ def show_config(
 @app.command()
 def doctor(json: Json = False) -> None:
     """Check this environment: packages, devices, graders, disk; and say what to do."""
-    from vppo_cli import doctor as commands
+    from vppo_cli.commands import doctor as commands
 
     commands.doctor(as_json=json)
 
@@ -662,7 +662,7 @@ def _told_by_path() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        from pipelines.disk import failed_path, told
+        from pipelines.disk.files import failed_path, told
 
         nowhere = Path()
         if failed_path(nowhere, error) != nowhere and (found := told(nowhere, error)):
@@ -674,7 +674,7 @@ class _Warnings(logging.Handler):
     """Shows what the packages log, on standard error: standard output may be JSON."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from vppo_cli.display import errors, labelled
+        from vppo_cli.screen.display import errors, labelled
 
         errors.print(labelled("warning", record.getMessage()), style="bold yellow")
 
@@ -688,7 +688,9 @@ def main() -> None:
     # and spinning on, where others want the processor, a factor of 100.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # see pipelines/determinism.py
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # see pipelines/model/determinism.py
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -705,20 +707,20 @@ def main() -> None:
         with _told_by_path():
             app()
     except UserError as error:
-        from vppo_cli.display import show_error
+        from vppo_cli.screen.display import show_error
 
         heartbeat.end(str(error))
         if heartbeat.speaks():
             show_error(error)
         sys.exit(2)
     except LockLost as error:
-        from vppo_cli.display import show_error
+        from vppo_cli.screen.display import show_error
 
         heartbeat.end(str(error))
         show_error(UserError("lock", str(error)))
         sys.exit(1)
     except Interrupted:
-        from vppo_cli.display import show_interrupted
+        from vppo_cli.screen.display import show_interrupted
 
         heartbeat.end("interrupted")
         if is_main():

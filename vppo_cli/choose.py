@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evals.benchmarks import canonical
-from pipelines import runs, settings
+from evals.benchmarks.table import canonical
+from pipelines import runs
 from pipelines.chain import ANSWERS, TRAINING, Chain
+from pipelines.config import settings
+from pipelines.config.hub import as_begun
 from pipelines.errors import UserError
-from pipelines.hub import as_begun
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pipelines.step import disk_errors, write_atomic
+from pipelines.disk.step import disk_errors, write_atomic
 
 SCRIPTS = (
     "theme.js", "base.js", "charts.js", "sections.js", "tokens.js", "viewer.js", "start.js",
@@ -35,7 +35,7 @@ def write_page(path: Path, title: str, sections: dict[str, Any]) -> None:
     ``logp_perturbed``, ``top`` and ``top_perturbed`` ([text, p, q] of the likeliest tokens of a view:
     their probabilities with the image and with it perturbed); and ``dependency``, ``reward``,
     ``outcome``, ``answer``, ``truncated``, ``advantage`` and ``shaped_advantage``. What is not known is
-    None. A report's other sections are ``vppo_cli/run_page``'s.
+    None. A report's other sections are ``vppo_cli/report``'s.
 
     Args:
         path: the HTML file; its folder is made if need be.

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 
-from pipelines.images import Unusable, as_shown, open_image
+from pipelines.model.images import Unusable, as_shown, open_image
 
 LARGE = 60_000
 """Bytes beyond which an image is made smaller for the page."""

@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 from updates import SETTINGS, Case, gap
 
-from pipelines import heartbeat, settings
-from pipelines.deepspeed_trainer import DeepSpeedTrainer
-from pipelines.policy import Policy
-from pipelines.ranks import ranks
-from pipelines.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
-from pipelines.rollout import ROLLOUTS
-from pipelines.score import SCORES, score
-from pipelines.trainer import TorchTrainer
+from pipelines.config import settings
+from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.model.policy import Policy
+from pipelines.ranks import heartbeat
+from pipelines.ranks.ranks import ranks
+from pipelines.rollout.stage import ROLLOUTS
+from pipelines.score.stage import SCORES, score
+from pipelines.update.deepspeed_engine import DeepSpeedTrainer
+from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 
 ONE_A_PASS = ("update.micro_batch_prompts=1", "score.batch_prompts=1", "score.looks=0")

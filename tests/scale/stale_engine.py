@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.policy import Policy
-from pipelines.vllm_engine import VLLMEngine
+from pipelines.model.policy import Policy
+from pipelines.rollout.vllm.engine import VLLMEngine
 
 
 class StaleEngine(VLLMEngine):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from unkeyed import OF_SCALE, differences
 
-TESTS = Path(__file__).parents[1]
+TOOLS = Path(__file__).parents[1] / "tools"
 
 TRIED = {
     "update.zero_stage": ("update.engine=deepspeed", ("1", "3")),
@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
 import unkeyed
-from pipelines import settings
-from pipelines.ranks import ranks
+from pipelines.config import settings
+from pipelines.ranks.ranks import ranks
 found = unkeyed.numbers(settings.load(None, [*unkeyed.STEP, *{overrides!r}]), Path({folder!r}))
 if ranks().main:
     torch.save(found, {out!r})
@@ -53,7 +53,7 @@ def test_it_changes_nothing_but_last_bits(setting, tmp_path):
         script = tmp_path / f"{value}.py"
         script.write_text(
             STEP.format(
-                tests=str(TESTS),
+                tests=str(TOOLS),
                 overrides=overrides,
                 folder=str(tmp_path / value),
                 out=str(out),

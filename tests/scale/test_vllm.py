@@ -27,19 +27,19 @@ import torch
 
 pytest.importorskip("vllm")
 
-from pipelines import settings
-from pipelines.divergence import token_statistics
-from pipelines.engines import ENGINES, HuggingFaceEngine
+from pipelines.config import settings
+from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.policy import Policy, Row
-from pipelines.records import Sample
-from pipelines.sampling import Sampling
-from pipelines.vllm_engine import check, logprobs_mode
+from pipelines.model.divergence import token_statistics
+from pipelines.model.policy import Policy, Row
+from pipelines.rollout.engines import ENGINES, HuggingFaceEngine
+from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.vllm.engine import check, logprobs_mode
 
 GPU = torch.cuda.is_available()
 NEAR = 5e-3 if GPU else 1e-4
 """Nats: vLLM's attention multiplies float32 as TF32 on a GPU."""
-MODEL = Path(settings.__file__).parents[1] / "configs" / "tiny_model"
+MODEL = Path(settings.__file__).parents[2] / "configs" / "tiny_model"
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=40, samples=4, seed=0)
 GREEDY = dataclasses.replace(PLAIN, temperature=1e-6, samples=1)
 NAMES = [(1, position) for position in range(8)]
@@ -318,12 +318,12 @@ def test_a_server_of_another_model(server, policy, tiny_config):
 
 RANK = """
 import sys, torch
-from pipelines import settings
-from pipelines.engines import ENGINES, HuggingFaceEngine
-from pipelines.glyphs import GlyphsOptions, make_samples
-from pipelines.policy import Policy
-from pipelines.ranks import ranks
-from pipelines.sampling import Sampling
+from pipelines.config import settings
+from pipelines.rollout.engines import ENGINES, HuggingFaceEngine
+from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.model.policy import Policy
+from pipelines.ranks.ranks import ranks
+from pipelines.rollout.sampling import Sampling
 
 config = settings.load(None, ["rollout.engine=vllm", "run.threads=1", *sys.argv[1:]])
 policy = Policy.load(config)

@@ -18,14 +18,16 @@ from typing import Any
 import deepspeed
 import torch
 
-from pipelines import deepspeed_trainer, heartbeat, settings
-from pipelines.deepspeed_trainer import DeepSpeedTrainer
-from pipelines.policy import Policy
-from pipelines.ranks import ranks
-from pipelines.records import Rollout, SampleTable, Scored, read_rows
-from pipelines.rollout import ROLLOUTS
-from pipelines.score import SCORES
-from pipelines.trainer import TorchTrainer
+from pipelines.config import settings
+from pipelines.disk.records import Rollout, SampleTable, Scored, read_rows
+from pipelines.model.policy import Policy
+from pipelines.ranks import heartbeat
+from pipelines.ranks.ranks import ranks
+from pipelines.rollout.stage import ROLLOUTS
+from pipelines.score.stage import SCORES
+from pipelines.update import deepspeed_engine as deepspeed_trainer
+from pipelines.update.deepspeed_engine import DeepSpeedTrainer
+from pipelines.update.torch_engine import TorchTrainer
 
 SETTINGS = (
     "rollout.samples_per_prompt=4", "update.batch_prompts=5", "update.micro_batch_prompts=2",

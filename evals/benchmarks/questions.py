@@ -1,0 +1,257 @@
+"""The questions of public benchmarks, gathered once and shared by all runs. Torch-free.
+
+``runs/benchmarks/mathverse-1a2b3c4d/questions.parquet`` holds what the paper's filter keeps, as
+``Sample`` rows. The folder is keyed by the hub data set, or by the content of local copies and of
+their images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evals.benchmarks.rows import Question, Where, authors
+from evals.benchmarks.sources import commit_of_benchmark, find_files, open_files, open_hub
+from evals.benchmarks.table import BENCHMARKS, OWN, canonical
+from evals.numbers.scores import OWN_SCORES
+from pipelines.config.schema import Config
+from pipelines.disk.lock import file_lock
+from pipelines.disk.records import Sample, SampleTable, write_samples
+from pipelines.disk.step import MANIFEST, Step, commit, read_manifest
+from pipelines.errors import UserError
+from pipelines.model.control_tokens import as_text
+from pipelines.model.images import ImageTally, Unusable
+from pipelines.prepare.rows import ImageReader, UniqueNames, check_question, listed, reader_version
+from pipelines.prepare.sources import Part
+from pipelines.watch import Watch
+
+VERSION = 2
+"""Raised when the same rows become other questions."""
+
+QUESTIONS = "questions.parquet"
+REVISION = "revision"
+"""Setting of questions from the hub: their commit. Folders made before it was kept have none."""
+FOLDER = "benchmarks"
+PROGRESS_EVERY = 32
+
+
+def questions_step(name: str, config: Config) -> Step:
+    """The step with a public benchmark's questions, whether it is on disk or not."""
+    from pipelines.runs import runs_folder  # it imports the chain, and the chain this
+
+    benchmark, data_dir = BENCHMARKS[name], config.eval.data_dir
+    if data_dir is None:
+        source = f"hub {benchmark.hub} {' '.join(filter(None, benchmark.subsets))}".strip()
+    else:
+        try:
+            source = f"content {find_files(name, data_dir).content()}"
+        except UserError:  # told when it is gathered: looking at a run must not need its data
+            source = "missing"
+    settings: dict[str, Any] = {
+        "benchmark": name, "source": source, "splits": list(benchmark.splits),
+    }  # fmt: skip
+    settings |= reader_version()
+    step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
+    return _of_a_commit(step) if data_dir is None else step
+
+
+def _of_a_commit(step: Step) -> Step:
+    """The same of the commit that was gathered last; as it is where none was, or before they were kept."""
+    made: list[tuple[float, dict[str, Any]]] = []
+    if not step.path.is_dir():
+        for folder in step.parent.glob(f"{step.name}-*[0-9a-f]"):
+            if (folder / MANIFEST).is_file():
+                found = read_manifest(folder)["settings"]
+                if found.get(REVISION) and found == step.settings | {REVISION: found[REVISION]}:
+                    made.append(((folder / MANIFEST).stat().st_mtime, found))
+    return replace(step, settings=max(made, key=lambda one: one[0])[1]) if made else step
+
+
+def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
+    """Make the questions of public benchmarks that are not on disk yet.
+
+    The manifest's metrics are rows, kept, unreadable and warnings (other numbers of rows than
+    expected, rows left out, groups that no row has, special tokens pulled apart). Another
+    process that gathers the same is waited for.
+
+    Raises:
+        UserError: a benchmark cannot be reached, lacks a column, or has no usable row.
+    """
+    for name in canonical(names):
+        if name in OWN:
+            continue
+        step, hub = questions_step(name, config), BENCHMARKS[name].hub
+        if step.manifest() is not None:
+            continue
+        if config.eval.data_dir is None:
+            step = replace(step, settings=step.settings | {REVISION: commit_of_benchmark(name)})
+            watch.note(f"questions of {name}: {hub} at {step.settings[REVISION]}")
+        with _lock(step, watch):
+            if step.manifest() is None:
+                with commit(step) as (out, metrics):
+                    metrics |= _Reader(name, watch).write(out / QUESTIONS, config.eval.data_dir,
+                                                          step.settings.get(REVISION))  # fmt: skip
+
+
+def read_questions(step: Step) -> SampleTable:
+    """The questions of a step, read when asked for.
+
+    Raises:
+        UserError: they are not on disk.
+    """
+    if step.manifest() is None:
+        raise UserError(f"{step.name} questions", f"are not on disk ({step.path}).", "Gather them.")
+    return SampleTable(step.path / QUESTIONS)
+
+
+def groups(sample: Sample) -> dict[str, str]:
+    """What a question counts under: version, subject, level ..."""
+    found = json.loads(sample.metadata).get("groups", {})
+    return {str(name): str(value) for name, value in found.items()}
+
+
+@contextlib.contextmanager
+def _lock(step: Step, watch: Watch) -> Iterator[None]:
+    """Hold the step's lock."""
+    path = step.parent / f".{step.path.name}.lock"
+    told = f"waiting for another process that reads the questions of {step.name}"
+    with file_lock(path, step.name, "", wait=True, tell=lambda _: watch.note(told), over=step.path):
+        yield
+
+
+class _Reader:
+    """Turns a benchmark's rows into samples and counts what becomes of them."""
+
+    def __init__(self, name: str, watch: Watch) -> None:
+        self.name, self.watch, self.benchmark = name, watch, BENCHMARKS[name]
+        self.rows = 0
+        self.filtered = False  # the authors' files hold only what the filter keeps
+        self.reasons: Counter[str] = Counter()
+        self.example = ""
+        self.tokens = 0  # questions with special tokens of chat models
+        self.images = ImageTally()
+        self._grouped: set[str] = set()
+        self._unique = UniqueNames()
+        self._repeats: Counter[str] = Counter()
+
+    def write(self, path: Path, data_dir: str | None, revision: str | None) -> dict[str, Any]:
+        """Write the questions; returns the metrics."""
+        local = find_files(self.name, data_dir) if data_dir is not None else None
+        opened = open_files(local) if local else open_hub(self.name, revision)
+        kept = write_samples(path, self._samples(opened))
+        self.watch.progress(f"questions {self.name}", self.rows, self.rows)
+        if not kept:
+            raise UserError(
+                f"benchmark {self.name}", f"none of its {self.rows} rows is usable. {self.example}",
+                "Check the data set.",
+            )  # fmt: skip
+        warnings = self._warnings(kept)
+        for warning in warnings:
+            self.watch.note(f"WARNING {warning}")
+        unreadable = self.reasons.total()
+        return {"rows": self.rows, "kept": kept, "unreadable": unreadable, "warnings": warnings}
+
+    def _warnings(self, kept: int) -> list[str]:
+        expected, found = self.benchmark, []
+        if self.filtered and kept != expected.kept:
+            found.append(f"{self.name}: {kept} questions, expected {expected.kept}")
+        elif not self.filtered and (self.rows, kept) != (expected.rows, expected.kept):
+            found.append(
+                f"{self.name}: {self.rows} rows before the filter, expected {expected.rows}; "
+                f"{kept} after it, expected {expected.kept}"
+            )
+        if self.reasons:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
+            n = self.reasons.total()
+            found.append(
+                f"{self.name}: {n} row{'s' * (n > 1)} left out ({reasons}). {self.example}"
+            )
+        if n := self.tokens:
+            found.append(
+                f"{self.name}: special tokens of chat models in {n} question{'s' * (n > 1)}, "
+                "written apart: <|name|> as < |name| >"
+            )
+        found += [f"{self.name}: {line}" for line in self.images.told()]
+        if ungrouped := self._ungrouped():
+            found.append(f"{self.name}: {ungrouped}")
+        return found
+
+    def _ungrouped(self) -> str:
+        """What cannot be told of the questions, since no row has a group; "" where all is known."""
+        cluster, breakdowns = self.benchmark.cluster, self.benchmark.breakdowns
+        wanted = dict.fromkeys(filter(None, (cluster, *breakdowns)))
+        missing = [group for group in wanted if group not in self._grouped]
+        lost = []
+        if cluster in missing:
+            lost.append("intervals take the questions as independent")
+            if self.benchmark.hub in OWN_SCORES:
+                lost.append(f"there are none of {self.benchmark.title}'s own scores")
+        if unlisted := [group for group in breakdowns if group in missing]:
+            lost.append(f"there are no breakdowns by {', '.join(unlisted)}")
+        return f"no {', '.join(missing)} in these files: {'; '.join(lost)}" if missing else ""
+
+    def _samples(self, opened: Iterable[tuple[Where, Part]]) -> Iterator[Sample]:
+        for where, part in opened:
+            columns, row = self._columns(part)
+            images = ImageReader(part.roots)
+            for raw in part.read(columns):
+                number, self.rows = self.rows, self.rows + 1
+                if self.rows % PROGRESS_EVERY == 0:
+                    self.watch.progress(f"questions {self.name}", self.rows, self.benchmark.rows)
+                repeated = str(raw.get(self.benchmark.repeats))
+                self._repeats[repeated] += 1
+                try:
+                    question = row(raw, replace(where, row=number, repeat=self._repeats[repeated]))
+                    if question is not None:
+                        yield self._sample(question, images)
+                except KeyError as error:
+                    self._reject(number, Unusable("column missing", str(error)))
+                except Unusable as why:
+                    self._reject(number, why)
+
+    def _columns(self, part: Part) -> tuple[list[str], Any]:
+        """The columns to read and the function of their rows.
+
+        Raises:
+            UserError: a column is missing.
+        """
+        if {"messages", "images"} <= set(part.columns):
+            self.filtered = True
+            return [c for c in ("id", "messages", "images") if c in part.columns], authors
+        found = part.columns
+        if part.scan and not set(self.benchmark.columns) <= set(found):
+            found = part.scan()
+        missing = [name for name in self.benchmark.columns if name not in found]
+        if missing:
+            raise UserError(
+                f"benchmark {self.name}, {part.place}",
+                f"no column {', '.join(missing)}; columns found: {listed(found) or 'none'}.",
+                f"It should have the columns of {self.benchmark.hub} on the hub.",
+            )  # fmt: skip
+        wanted = (*self.benchmark.columns, *self.benchmark.optional)
+        return [name for name in wanted if name in found], self.benchmark.row
+
+    def _sample(self, question: Question, images: ImageReader) -> Sample:
+        if not question.answer:
+            raise Unusable("no answer")
+        data = images.read(question.images)
+        check_question(question.problem, len(data))
+        problem = as_text(question.problem)
+        self.tokens += problem != question.problem
+        self._grouped |= question.groups.keys()
+        self.images.add(data)
+        return Sample(
+            self._unique(question.id), problem, data, question.answer, question.kind,
+            json.dumps({"groups": question.groups}, ensure_ascii=False, sort_keys=True),
+        )  # fmt: skip
+
+    def _reject(self, row: int, why: Unusable) -> None:
+        self.reasons[why.reason] += 1
+        self.example = (
+            self.example or f"Row {row}, for one: {why.reason} {why.detail[:200]}".rstrip()
+        )

@@ -1,0 +1,169 @@
+"""Two evaluations side by side, question by question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.numbers.statistics import Interval, average, interval, resampled
+from evals.report.build import REPORT, read
+from evals.run import RESULTS
+from pipelines.disk.step import checked, unreadable
+from pipelines.errors import UserError
+from pipelines.runs import CONFIG, runs_folder
+
+
+@dataclass(frozen=True)
+class Change:
+    """One benchmark's accuracy in two evaluations, over the questions that both have."""
+
+    benchmark: str
+    questions: int
+    before: float
+    after: float
+    change: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The changes by benchmark, their unweighted mean (None for one benchmark), and what to mind."""
+
+    changes: list[Change]
+    average: Interval | None
+    notes: list[str]
+
+    def regressions(self, below: float) -> list[str]:
+        """What changed by less than ``below`` (a fraction) for certain: the whole interval is."""
+        named = [(change.benchmark, change.change) for change in self.changes]
+        if self.average:
+            named.append(("average", self.average))
+        return [name for name, interval in named if interval.high < below]
+
+
+def load(name: str) -> tuple[str, list[dict[str, Any]]]:
+    """(model, results) of a report.json or results.json, of the folder of one, or of a run.
+
+    Of a run, the report of its latest step.
+
+    Raises:
+        UserError: there is no evaluation by that name.
+    """
+    file = _find(name)
+    try:
+        found = json.loads(
+            checked(file).read_bytes() if file.name == RESULTS else file.read_bytes()
+        )
+        if "results" in found:
+            found = read(file)
+        results = found.get("results", [found])
+        for result in results:
+            _check(result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable(
+            file, error, f"is not a report of vppo eval ({type(error).__name__}: {error}).",
+            f"Give a {REPORT} or {RESULTS} that vppo eval wrote.",
+        ) from error  # fmt: skip
+    return str(found.get("model", name)), results
+
+
+def _check(result: Any) -> None:
+    """Refuse what ``compare`` cannot read; raises what ``load`` catches."""
+    name, right = result["benchmark"], result["right"]
+    if not isinstance(name, str):
+        raise TypeError(f"benchmark {name!r} is no name")
+    for question, marks in right.items():
+        if not question:
+            raise ValueError("a question without an id")
+        if not isinstance(marks, list) or not marks:
+            raise TypeError(f"question {question!r} has no samples")
+        for mark in marks:
+            if type(mark) is not int or mark not in (0, 1):
+                raise ValueError(f"question {question!r} has a mark {mark!r}, neither 0 nor 1")
+    if not isinstance(result.get("settings", {}), dict):
+        raise TypeError("settings is no object")
+    owners = result.get("clusters_of", {})
+    if not isinstance(owners, dict) or not all(isinstance(o, str) for o in owners.values()):
+        raise TypeError("clusters_of does not map questions to names")
+
+
+def _find(name: str) -> Path:
+    for place in (Path(name), runs_folder() / name, runs_folder() / "models" / name):
+        if place.is_file():
+            return place
+        if place.is_dir():
+            for file in (REPORT, RESULTS):
+                if (place / file).is_file():
+                    return place / file
+            reports = sorted(place.glob(f"eval/*/{REPORT}"))
+            if reports:
+                return reports[-1]
+    is_run = (runs_folder() / name / CONFIG).is_file() or (Path(name) / CONFIG).is_file()
+    if is_run:
+        fix = f"Evaluate it first: vppo eval --run {Path(name).name}"
+        raise UserError(name, "this run has no evaluation yet.", fix)
+    raise UserError(
+        name, "no such run, folder or file.",
+        f"Give a run in {runs_folder()}/, its eval/NNNN folder, or a {REPORT}.",
+    )  # fmt: skip
+
+
+def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> Comparison:
+    """Pair the results by benchmark and question.
+
+    Raises:
+        UserError: they share no question.
+    """
+    old = {result["benchmark"]: result for result in before}
+    new = {result["benchmark"]: result for result in after}
+    notes = [
+        f"{name} is in {'A' if name in old else 'B'} only and is left out"
+        for name in sorted(old.keys() ^ new.keys())
+    ]
+    changes, draws = [], []
+    for name in (name for name in old if name in new):
+        notes += _differences(name, old[name], new[name])
+        shared = [q for q in old[name]["right"] if q in new[name]["right"]]
+        if not shared:
+            notes.append(f"{name}: no question is in both; left out")
+            continue
+        first, second = (_means(rows[name], shared) for rows in (old, new))
+        owners = new[name].get("clusters_of", {})
+        drawn = resampled(
+            np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name
+        )
+        change = float(np.mean(second) - np.mean(first))
+        means = float(np.mean(first)), float(np.mean(second))
+        changes.append(Change(name, len(shared), *means, interval(change, drawn)))
+        draws.append((change, drawn))
+    if not changes:
+        raise UserError(
+            "vppo compare", "the two evaluations share no question.",
+            f"A has {' '.join(old) or 'nothing'}; B has {' '.join(new) or 'nothing'}.",
+        )  # fmt: skip
+    mean = average([d for _, d in draws], [m for m, _ in draws]) if len(draws) > 1 else None
+    return Comparison(changes, mean, notes)
+
+
+def _means(result: dict[str, Any], questions: Sequence[str]) -> list[float]:
+    return [sum(result["right"][q]) / len(result["right"][q]) for q in questions]
+
+
+def _differences(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What else than the model differs between the two."""
+    notes = []
+    alone = len(old["right"].keys() ^ new["right"].keys())
+    if alone:
+        notes.append(f"{name}: {alone} questions are in one of the two only and are left out")
+    for what in ("profile", "samples", "grader"):
+        if old.get(what) != new.get(what):
+            notes.append(f"{name}: {what} {old.get(what)} -> {new.get(what)}")
+    first, second = old.get("settings", {}), new.get("settings", {})
+    for key in sorted(first.keys() | second.keys()):
+        if key != "limit" and first.get(key) != second.get(key):
+            notes.append(f"{name}: {key} {first.get(key)} -> {second.get(key)}")
+    return notes

@@ -1,0 +1,147 @@
+"""What one benchmark's marks amount to: accuracy, pass@k, majority, breakdowns, its own scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.benchmarks import dynamath as dynamath_score
+from evals.benchmarks import wemath as wemath_score
+from evals.numbers.majority import majority, vote
+from evals.numbers.statistics import Interval, bootstrap
+
+if TYPE_CHECKING:
+    from evals.benchmarks.table import Benchmark
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question with its marked samples."""
+
+    id: str
+    kind: str  # "value" or "choice"
+    groups: dict[str, str]  # what breakdowns, clusters and the benchmark's own scores are read from
+    right: list[bool]  # of each sample
+    answers: list[str]  # of each sample; "" where none was found
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right) / len(self.right)
+
+
+# The scores that a benchmark defines itself, by its name on the hub.
+OWN_SCORES: dict[str, Callable[[Sequence[Answered]], dict[str, dict[str, Any]]]] = {
+    "DynaMath/DynaMath_Sample": dynamath_score.scores,
+    "We-Math/We-Math": wemath_score.scores,
+}
+
+# Levels that the alphabet would put in the wrong order.
+_ORDER = {
+    level: number
+    for levels in [
+        ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"),
+        ("elementary school", "high school", "undergraduate"),
+    ]
+    for number, level in enumerate(levels)
+}
+
+
+def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str, Any]:
+    """The numbers of one benchmark; all are fractions, intervals are [low, high].
+
+    Args:
+        benchmark: None for own data, which has neither clusters nor breakdowns.
+        rows: its questions, all with equally many samples.
+
+    Returns:
+        accuracy, interval, cluster ("question" where no row has the benchmark's), clusters, pass_at_k,
+        majority_at_k, breakdowns, scores.
+
+    Raises:
+        ValueError: there are no questions, or not equally many samples.
+    """
+    sizes = {len(row.right) for row in rows} | {len(row.answers) for row in rows}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"every question needs equally many samples, found {sorted(sizes)}")
+    stream = benchmark.title if benchmark else ""
+    cluster = benchmark.cluster if benchmark else ""
+    accuracy = _accuracy(rows, cluster, stream)
+    own = OWN_SCORES.get(benchmark.hub) if benchmark else None
+    return {
+        "accuracy": accuracy.mean,
+        "interval": [accuracy.low, accuracy.high],
+        "cluster": cluster if any(row.groups.get(cluster) for row in rows) else "question",
+        "clusters": len(set(clusters(rows, cluster))),
+        "pass_at_k": pass_at_k(rows),
+        "majority_at_k": {str(*sizes): majority_accuracy(rows)},
+        "breakdowns": {
+            group: _breakdown(rows, group, cluster, stream)
+            for group in (benchmark.breakdowns if benchmark else ())
+        },
+        "scores": own(rows) if own else {},
+    }
+
+
+def clusters(rows: Iterable[Answered], group: str) -> list[Hashable]:
+    """The cluster of each question: its ``group``, or itself where it has none."""
+    return [row.groups.get(group) or ("alone", row.id) for row in rows]
+
+
+def in_order(levels: Iterable[str]) -> list[str]:
+    """The levels of a group as people list them: known orders, then numbers, then the alphabet."""
+
+    def key(level: str) -> tuple[int, float, str]:
+        if level in _ORDER:
+            return (0, _ORDER[level], level)
+        return (1, float(level), level) if level.isdecimal() else (2, 0.0, level)
+
+    return sorted(levels, key=key)
+
+
+def pass_at_k(rows: Sequence[Answered]) -> dict[str, float]:
+    """The probability that one of k samples is right, for k = 1, 2, 4 ... and all n.
+
+    The unbiased estimate from n samples, c of them right: 1 - C(n - c, k) / C(n, k)
+    (Chen et al., arXiv 2107.03374, equation 1), averaged over the questions.
+    """
+    n = len(rows[0].right)
+    powers = [1 << i for i in range(n.bit_length())]
+    return {
+        str(k): sum(1 - comb(n - sum(row.right), k) / comb(n, k) for row in rows) / len(rows)
+        for k in sorted({*powers, n})
+        if k <= n
+    }
+
+
+def majority_accuracy(rows: Sequence[Answered]) -> float:
+    """How often the most frequent of a question's answers is right (``evals.numbers.majority``)."""
+    return float(
+        np.mean([majority([vote(a, row.kind) for a in row.answers], row.right) for row in rows])
+    )
+
+
+def _breakdown(
+    rows: Sequence[Answered], group: str, cluster: str, stream: str
+) -> dict[str, dict[str, Any]]:
+    """{level: its accuracy, interval and number of questions}, in order."""
+    members: dict[str, list[Answered]] = {}
+    for row in rows:
+        if group in row.groups:
+            members.setdefault(row.groups[group], []).append(row)
+    result = {}
+    for level in in_order(members):
+        found = _accuracy(members[level], cluster, f"{stream}/{group}/{level}")
+        result[level] = {
+            "accuracy": found.mean,
+            "interval": [found.low, found.high],
+            "questions": len(members[level]),
+        }
+    return result
+
+
+def _accuracy(rows: Sequence[Answered], cluster: str, stream: str) -> Interval:
+    return bootstrap([row.accuracy for row in rows], clusters(rows, cluster), stream)

@@ -1,0 +1,215 @@
+"""The report on one model: its results beside the published ones, with everything to judge them by.
+
+``build`` gathers it, ``write`` puts it into a folder in four formats; ``report.json`` is complete (it
+holds the results with every question's marks), so a comparison needs no other file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evals.benchmarks import published
+from evals.numbers.scores import in_order
+from evals.numbers.statistics import average, resampled
+from evals.report.formats import as_csv, as_latex, as_markdown
+from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.disk.step import disk_errors, unreadable, write_atomic
+from pipelines.errors import UserError
+
+FORMAT = 2
+"""1, of earlier versions, has no hash of itself."""
+
+REPORT = "report.json"
+FILES = (REPORT, "report.csv", "report.md", "report.tex")
+
+
+def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict[str, Any]:
+    """The report on ``model``.
+
+    Args:
+        model: its name, as people should read it.
+        results: the content of each benchmark's results.json, each benchmark once.
+        path: the folder or hub id that the model is, or was trained from; it picks the published rows.
+
+    Returns:
+        ``results`` (the paper's eight first, in its order), ``average`` (fractions; None with the
+        reason in ``no_average``), ``warnings`` (sentences) and ``published`` (%, all rows).
+
+    Raises:
+        ValueError: there are no results, or two of one benchmark.
+    """
+    rows = sorted((_ordered(row) for row in results), key=_place)
+    names = [row["benchmark"] for row in rows]
+    if not names or len(names) != len(set(names)):
+        raise ValueError(f"a report needs results, each benchmark once: {names}")
+    family = published.nearest_family(path)
+    missing = _no_average(rows)
+    return {
+        "format": FORMAT,
+        "model": model,
+        "results": rows,
+        "average": None if missing is not None else _average(rows),
+        "no_average": missing or "",
+        "warnings": _warnings(rows, family),
+        "published": {
+            "source": published.PAPER, "metric": f"avg@{published.SAMPLES}, %", "nearest": family,
+            "rows": [asdict(row) for row in published.ROWS],
+        },
+    }  # fmt: skip
+
+
+def write(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write report.json, .csv, .md and .tex; each file is replaced in one instant."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    as_json = json.dumps(sealed(report), indent=1, allow_nan=False)
+    contents = (as_json, as_csv(report), as_markdown(report), as_latex(report))
+    for name, content in zip(FILES, contents, strict=True):
+        write_atomic(folder / name, content)
+    return [folder / name for name in FILES]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report.json, compared with the hash that it holds; one of an earlier version has none.
+
+    Raises:
+        UserError: it changed since it was written, is no report, or cannot be read.
+    """
+    fix = f"Delete it; vppo eval writes it again: rm {path}"
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not isinstance(found.get("results"), list):
+            raise ValueError("it has no results")
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(
+            path, error, f"is not a report of vppo eval ({type(error).__name__}: {error}).", fix
+        ) from error
+    if (found.get("format", 1) != 1 or SEAL in found) and not intact(found):
+        raise UserError(str(path), "changed since it was written.", fix)
+    return found
+
+
+def _place(row: dict[str, Any]) -> int:
+    """The paper's benchmarks in its order, then others as they were given."""
+    eight = published.COLUMNS
+    return eight.index(row["benchmark"]) if row["benchmark"] in eight else len(eight)
+
+
+def _ordered(row: dict[str, Any]) -> dict[str, Any]:
+    """With the levels of every breakdown, and each k, in the order in which people list them."""
+    breakdowns = {
+        group: {level: levels[level] for level in in_order(levels)}
+        for group, levels in row["breakdowns"].items()
+    }
+    by_k = {
+        name: dict(sorted(row[name].items(), key=lambda item: int(item[0])))
+        for name in ("pass_at_k", "majority_at_k")
+    }
+    return {**row, **by_k, "breakdowns": breakdowns}
+
+
+# -- the average -----------------------------------------------------------------------------------
+
+
+def _no_average(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Why there is no average over the eight; None if there is one."""
+    here = {row["benchmark"]: row for row in rows if row["benchmark"] in published.COLUMNS}
+    missing = [name for name in published.COLUMNS if name not in here]
+    limited = [row["title"] for row in here.values() if row["settings"]["limit"] is not None]
+    counts = []
+    for row in here.values():
+        known = row["rows"]
+        if known is None:
+            counts.append(f"{row['title']} unknown")
+        elif known["kept"] != known["expected_kept"]:
+            counts.append(f"{row['title']} {known['kept']} of {known['expected_kept']}")
+    if not here:
+        return ""
+    reasons = [f"not here: {', '.join(missing)}"] if missing else []
+    reasons += [f"limited: {', '.join(limited)}"] if limited else []
+    reasons += [f"questions in the data: {', '.join(counts)}"] if counts else []
+    return f"needs all eight in full ({'; '.join(reasons)})" if reasons else None
+
+
+def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The unweighted mean of the eight, its interval, and the same mean by every grader of all."""
+    eight = [row for row in rows if row["benchmark"] in published.COLUMNS]
+    found = average([_resampled(row) for row in eight], [row["accuracy"] for row in eight])
+    graders = {
+        grader: sum(row["graders"][grader]["accuracy"] for row in eight) / len(eight)
+        for grader in eight[0]["graders"]
+        if all(grader in row["graders"] for row in eight)
+    }
+    return {"accuracy": found.mean, "interval": [found.low, found.high], "graders": graders}
+
+
+def _resampled(row: dict[str, Any]) -> Any:
+    """10,000 resampled accuracies of a benchmark, its clusters drawn whole."""
+    right = row["right"]
+    clusters = (
+        None if row["cluster"] == "question" else [row["clusters_of"][name] for name in right]
+    )
+    return resampled([sum(marks) / len(marks) for marks in right.values()], clusters, row["title"])
+
+
+# -- warnings --------------------------------------------------------------------------------------
+
+
+def _warnings(rows: Sequence[dict[str, Any]], family: str) -> list[str]:
+    """What a reader must know, each sentence once, with the benchmarks it is about."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        for sentence in _sentences(row, family):
+            about.setdefault(sentence, []).append(row["title"])
+    found = [
+        sentence if len(titles) == len(rows) or all(title in sentence for title in titles)
+        else f"{', '.join(titles)}: {sentence}"
+        for sentence, titles in about.items()
+    ]  # fmt: skip
+    asked = {json.dumps([r["settings"], r["samples"], r["grader"]], sort_keys=True)
+             for r in rows if r["benchmark"] in published.COLUMNS}  # fmt: skip
+    if len(asked) > 1:
+        found.append("Settings, samples or grader differ between the benchmarks; see the settings.")
+    return found
+
+
+def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
+    settings, beside = row["settings"], row["benchmark"] in published.COLUMNS
+    yield from row["warnings"]
+    for name, trained in (row["training"] or {}).items():
+        if trained == settings[name]:
+            continue
+        if name == "instruction":
+            yield "Trained with another instruction than evaluated with."
+        else:
+            yield f"Trained with {name} {_value(trained)}, evaluated with {_value(settings[name])}."
+    if settings["limit"] is not None:
+        whole = "; the published numbers are of all questions and do not compare" if beside else ""
+        yield f"Only the first {settings['limit']} questions were asked (a limit is set){whole}."
+    if beside:
+        yield from _unlike_published(row, family)
+    if row["benchmark"] == "mmk12":
+        yield "The MMK12 test set is also what the paper validates on while training."
+
+
+def _unlike_published(row: dict[str, Any], family: str) -> Iterator[str]:
+    theirs = {**published.SETTINGS, "max_new_tokens": published.MAX_NEW_TOKENS[family]}
+    differ = "; ".join(
+        f"{name} {value}, here {_value(row['settings'][name])}"
+        for name, value in theirs.items() if row["settings"][name] != value
+    )  # fmt: skip
+    if row["profile"] != "paper":
+        what = f" ({differ})" if differ else ""
+        yield f"Profile {row['profile']}, not paper: the published numbers are sampled otherwise{what}."
+    elif differ:
+        yield f"The published numbers of {family} are sampled otherwise: {differ}."
+    if row["grader"] != published.GRADER:
+        yield f"The published numbers are graded by {published.GRADER}, these by {row['grader']}."
+
+
+def _value(value: Any) -> str:
+    return "unset" if value is None else str(value)

@@ -1,0 +1,202 @@
+"""The report as tables of text, which every format draws in its own way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.grading.reward import OUTCOMES
+
+NUMBERS = re.compile(r"[\d.,\[\] ]+( x \d+)?")
+"""``41.5 [39.2, 43.8]``, ``2180 x 8``: a cell in which no format needs to escape anything."""
+
+UNITS = {"id": "composite"}
+"""What a cluster is called where its group's name does not say it: We-Math numbers composites."""
+
+Report = dict[str, Any]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a header and rows of as many cells; ``bold`` are the rows that are ours."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    bold: list[int] = field(default_factory=list)
+
+    def right(self) -> list[bool]:
+        """For each column, whether it holds numbers, which stand to the right."""
+        columns = zip(*self.rows, strict=True)
+        return [all(NUMBERS.fullmatch(c) for c in cells if c) and any(cells) for cells in columns]
+
+
+def plain(text: Any) -> str:
+    """One line of printable characters: names in data sets and of models are not to be trusted."""
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "�" for c in words)
+
+
+def percent(fraction: float) -> str:
+    """``41.5``"""
+    return f"{100 * fraction:.1f}"
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """``[39.2, 43.8]``"""
+    return f"[{percent(bounds[0])}, {percent(bounds[1])}]"
+
+
+def accuracy(found: dict[str, Any]) -> str:
+    """``41.5 [39.2, 43.8]``"""
+    return f"{percent(found['accuracy'])} {interval(found['interval'])}"
+
+
+def one_profile(results: Iterable[Result]) -> str:
+    """The profile of all results, or nothing if they differ."""
+    profiles = {r["profile"] for r in results}
+    return profiles.pop() if len(profiles) == 1 else ""
+
+
+def label(result: Result, results: Iterable[Result]) -> str:
+    """``MathVerse``, with its profile where not all have the same."""
+    return result["title"] if one_profile(results) else f"{result['title']} ({result['profile']})"
+
+
+def other_graders(results: Iterable[Result]) -> list[str]:
+    """The graders that do not decide, of any benchmark."""
+    return list(dict.fromkeys(g for r in results for g in r["graders"] if g != r["grader"]))
+
+
+def graded(result: Result, grader: str) -> str:
+    """The accuracy that ``grader`` gives, or nothing."""
+    found = result["graders"].get(grader)
+    return percent(found["accuracy"]) if found else ""
+
+
+def drawn(result: Result) -> str:
+    """What the interval's resamples draw: ``436 problems``."""
+    count, unit = result["clusters"], UNITS.get(result["cluster"], result["cluster"])
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def ks(results: Iterable[Result], name: str) -> list[str]:
+    """Every k of ``pass_at_k`` (1 is the accuracy) or ``majority_at_k``, in order."""
+    found = {k for r in results for k in r[name]} - ({"1"} if name == "pass_at_k" else set())
+    return sorted(found, key=int)
+
+
+def at_k(result: Result, name: str, k: str) -> str:
+    return percent(result[name][k]) if k in result[name] else ""
+
+
+def main_table(report: Report, *, apart: bool = False) -> Table:
+    """Our row and all published ones; ``apart``: the intervals are a row of their own."""
+    results, average = report["results"], report["average"]
+    profile = one_profile(results)
+    model = report["model"] + (f" ({profile} profile)" if profile else "")
+    if apart:
+        ours = [[model, *(percent(r["accuracy"]) for r in results)],
+                ["95 % interval", *(interval(r["interval"]) for r in results)]]  # fmt: skip
+        if average:
+            ours[0].append(percent(average["accuracy"]))
+            ours[1].append(interval(average["interval"]))
+    else:
+        ours = [[model, *map(accuracy, results)]]
+        if average:
+            ours[0].append(accuracy(average))
+    theirs = []
+    for row in report["published"]["rows"]:
+        cells = [_one(row["accuracy"].get(r["benchmark"])) for r in results]
+        if any(cells):
+            theirs.append([row["model"], *cells, *([_one(row["average"])] if average else [])])
+    samples = sorted({r["samples"] for r in results})
+    return Table(
+        f"Accuracy in %, mean of {' or '.join(map(str, samples))} samples a question, with 95 % "
+        f"intervals by cluster bootstrap"
+        + (f"; other rows: {report['published']['source']}." if theirs else "."),
+        ["model", *(label(r, results) for r in results), *(["average"] if average else [])],
+        [*theirs, *ours],
+        list(range(len(theirs), len(theirs) + len(ours))),
+    )  # fmt: skip
+
+
+def detail_tables(report: Report) -> list[Table]:
+    """How each benchmark was counted: graders, questions, pass@k, majority; and every outcome."""
+    results = report["results"]
+    others = other_graders(results)
+    passes, votes = ks(results, "pass_at_k"), ks(results, "majority_at_k")
+    counted = [
+        [
+            r["title"], f"{r['questions']} x {r['samples']}", drawn(r), r["profile"], r["grader"],
+            percent(r["accuracy"]), *(graded(r, grader) for grader in others),
+            *(at_k(r, "pass_at_k", k) for k in passes), *(at_k(r, "majority_at_k", k) for k in votes),
+        ] for r in results
+    ]  # fmt: skip
+    outcomes = [
+        [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES),
+         f"{r['response_tokens_mean']:.0f}"] for r in results
+    ]  # fmt: skip
+    return [
+        Table(
+            "Questions x samples, the units that the intervals draw, accuracy by grader, pass@k and "
+            "majority vote, in %.",
+            ["benchmark", "responses", "drawn", "profile", "grader", "accuracy", *others,
+             *(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)],
+            counted,
+        ),
+        Table(
+            "Outcomes of all responses, by the grader that decides, and mean response length.",
+            ["benchmark", *(name.replace("_", " ") for name in OUTCOMES), "tokens"], outcomes,
+        ),
+    ]  # fmt: skip
+
+
+def score_table(report: Report) -> Table | None:
+    """The benchmarks' own scores."""
+    rows = [
+        [r["title"], name.replace("_", " "), score(found), found["about"]]
+        for r in report["results"] for name, found in r["scores"].items()
+    ]  # fmt: skip
+    header = ["benchmark", "score", "%", "meaning"]
+    return Table("The benchmarks' own scores, in %.", header, rows) if rows else None
+
+
+def score(found: dict[str, Any]) -> str:
+    return f"{percent(found['value'])} {interval(found['interval'])}"
+
+
+def breakdown_tables(report: Report) -> list[Table]:
+    """Accuracy by version, subject, level ..."""
+    return [
+        Table(
+            f"{r['title']} by {group}: accuracy in %.", [group, "accuracy", "questions"],
+            [[level, accuracy(found), str(found["questions"])] for level, found in levels.items()],
+        )
+        for r in report["results"] for group, levels in r["breakdowns"].items()
+    ]  # fmt: skip
+
+
+def settings(report: Report) -> list[tuple[str, str, str]]:
+    """(benchmarks, profile with every sampling and pixel setting, instruction), once for each way."""
+    ways: dict[tuple[str, str], list[str]] = {}
+    for r in report["results"]:
+        values = {
+            name: v
+            for name, v in r["settings"].items()
+            if name != "instruction" and not (name == "limit" and v is None)
+        }
+        text = ", ".join(f"{name} {'unset' if v is None else v}" for name, v in values.items())
+        way = (f"profile {r['profile']}: {text}", r["settings"]["instruction"])
+        ways.setdefault(way, []).append(r["title"])
+    return [
+        ("all" if len(ways) == 1 else ", ".join(titles), text, instruction)
+        for (text, instruction), titles in ways.items()
+    ]
+
+
+def _one(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

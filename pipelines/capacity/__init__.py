@@ -1,0 +1,1 @@
+"""What a run takes, and whether it fits. Torch-free."""

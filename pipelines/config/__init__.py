@@ -1,0 +1,1 @@
+"""Settings: what there is, how files of them are read, and what names in them stand for."""

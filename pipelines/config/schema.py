@@ -1,0 +1,478 @@
+"""The config: every setting of a run, typed, documented and validated. Torch-free.
+
+Each field's docstring is its help text, with its unit and its source; "paper" is arXiv 2510.09285 and
+docs/method.md has the formulas. Objects are frozen: what a stage reads is what the file says. Reading
+files and overrides is in ``pipelines/config/settings.py``.
+
+``unkeyed`` names the fields that change no result but for rounding (how work is batched, where it runs,
+how long a run goes on; in bfloat16 rounding is seen: docs/gpu.md). They are left out of a step's key, so
+that changing them redoes nothing. Those that reach a kernel's shape (``shapes``) are recorded in the step's
+manifest: they move last bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_STEPS = 20_000
+MOST_SAMPLES, MOST_TOKENS, MOST_PROCESSES = 10_000, 2**24, 4096
+MOST_ROWS, MOST_PIXELS = 10**9, 10**9
+"""No setting goes beyond these: what does is a slip, and would hang or fill memory before it fails."""
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    shapes: ClassVar[frozenset[str]] = frozenset()
+    introduced: ClassVar[dict[str, Any]] = {}
+    """Fields that keys did not hold from the first -> the value that all had before. At this value they
+    are left out of the key, so that folders made before keep theirs; it never changes."""
+
+    def left_out(self) -> frozenset[str]:
+        """The fields that are no part of a key; with some values of others, fewer than ``unkeyed``."""
+        return self.unkeyed
+
+    def keyed(self, prefix: str) -> dict[str, Any]:
+        """The fields that decide results, flattened to ``{"score.keep_fraction": 0.4}``."""
+        flat: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value, key = getattr(self, name), f"{prefix}.{name}" if prefix else name
+            if name in self.left_out():
+                continue
+            if name in self.introduced and value == self.introduced[name]:
+                continue
+            if isinstance(value, Section):
+                flat |= value.keyed(key)
+            else:
+                flat[key] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+    def shape(self, prefix: str) -> dict[str, Any]:
+        """The fields that reach a kernel's shape, flattened in the same way."""
+        return {f"{prefix}.{name}": getattr(self, name) for name in sorted(self.shapes)}
+
+
+class GlyphsConfig(Section):
+    """The embedded data: questions about small grids of real handwritten digits."""
+
+    train: int = Field(default=4096, ge=1, le=MOST_ROWS)
+    """Training questions made."""
+    validation: int = Field(default=128, ge=1, le=MOST_ROWS)
+    """Validation questions made (used to choose the best checkpoint)."""
+    test: int = Field(default=512, ge=1, le=MOST_ROWS)
+    """Held-out questions made (used by the final evaluation)."""
+    levels: tuple[int, ...] = (1, 2, 3)
+    """Levels of difficulty to draw from, equally often: any of 1, 2, 3."""
+    guessable: float = Field(default=0.0, ge=0, le=1)
+    """Share of questions whose text gives away values that otherwise only the image holds."""
+
+    @model_validator(mode="after")
+    def _levels_exist(self) -> GlyphsConfig:
+        if not self.levels or not set(self.levels) <= {1, 2, 3}:
+            raise ValueError(f"levels is {list(self.levels)}; choose from 1, 2, 3")
+        return self
+
+
+class DataConfig(Section):
+    """Where the questions come from."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
+    introduced: ClassVar[dict[str, Any]] = {"validation_revision": None}
+
+    source: str = "glyphs"
+    """``glyphs`` (embedded), a hub data set id, or a local Parquet, JSONL or image folder path."""
+    subset: str | None = None
+    """The hub data set's configuration name, where it has several."""
+    split: str = "train"
+    """The split of a hub data set to train on."""
+    revision: str | None = None
+    """The hub data set's git revision; none: the commit that it is at when the run begins, which the
+    run's config.yaml then has."""
+    validation_source: str | None = None
+    """A second source for validation, in the same columns; none: hold out ``validation_count``."""
+    validation_split: str = "train"
+    """The split of a hub ``validation_source``."""
+    validation_revision: str | None = None
+    """The git revision of a hub ``validation_source``; none: as for ``revision``."""
+    validation_count: int = Field(default=128, ge=0, le=MOST_ROWS)
+    """Rows held out of the source for validation where ``validation_source`` is not set."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column -> theirs, for id, problem, images, answer, kind: ``{problem: question}``. The
+    defaults are ViRL39K's names: problem, images, answer."""
+    limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Take only the first rows."""
+    instruction: str = ""
+    """Text put after the question, following a blank line (the paper's asks for <think> and box)."""
+    max_prompt_tokens: int = Field(default=4096, ge=1, le=MOST_TOKENS)
+    """Longer prompts (tokens, image tokens included) are left out and listed. Paper: 4096."""
+    min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
+    """Images are enlarged to at least this many pixels; none: the processor's own. Paper: 200704."""
+    max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
+    """Images are shrunk to at most this many pixels; none: the processor's own. Paper: 1003520."""
+    workers: int = Field(default=0, ge=0, le=MOST_PROCESSES)
+    """Processes (of each rank) that decode and cut the next prompts' images while the model computes;
+    0: done when they are needed."""
+    glyphs: GlyphsConfig = GlyphsConfig()
+    """Settings of the embedded data."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation questions."""
+        return bool(self.source == "glyphs" or self.validation_source or self.validation_count)
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"shared_prefix"})
+    shapes: ClassVar[frozenset[str]] = unkeyed
+
+    path: str = "tiny"
+    """``tiny`` (shipped with the package), a hub id, or a folder in Hugging Face format."""
+    revision: str | None = None
+    """The hub model's git revision; none: the commit that it is at when the run begins, which the run's
+    config.yaml then has."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type. Weights and optimizer state stay float32 in the torch engine."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """The attention implementation of transformers."""
+    shared_prefix: Literal["auto"] | bool = "auto"
+    """Pack a prompt's G responses behind one copy of the prompt (same result but for rounding): ``auto``
+    where it is less work, which it is unless responses are much longer than their prompt."""
+
+
+class RolloutConfig(Section):
+    """Sampling responses."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"batch_prompts", "server", "tensor_parallel", "memory_fraction", "mismatch_limit"}
+    )
+    shapes: ClassVar[frozenset[str]] = unkeyed - {"mismatch_limit"}
+
+    engine: str = "hf"
+    """Which engine generates: ``hf`` (transformers generate), ``vllm``, or an import path."""
+    server: str | None = None
+    """Address of a running ``vllm serve``, such as http://node7:8000; none: vLLM in this process. Its
+    samples are those of the same engine, but for rounding."""
+    tensor_parallel: int = Field(default=1, ge=1, le=MOST_PROCESSES)
+    """Ranks that share one vLLM engine; divides the number of ranks of a node."""
+    memory_fraction: float = Field(default=0.4, gt=0, lt=1)
+    """Share of a GPU's memory that vLLM may take while it generates (weights and KV cache)."""
+    mismatch_limit: float | None = Field(default=None, gt=0)
+    """Stop if the engine's log-probs are further than this from the trainer's (mean |difference|,
+    nats); none: ten times that of the first step, and 0.001 at least."""
+    prompts_per_step: int = Field(default=384, ge=1, le=MOST_ROWS)
+    """Groups a step trains on (prompts, after dynamic sampling). Paper: 384."""
+    samples_per_prompt: int = Field(default=8, le=MOST_SAMPLES)
+    """Responses per prompt, G. Paper: 8."""
+    max_new_tokens: int = Field(default=2048, ge=1, le=MOST_TOKENS)
+    """Longest response, in tokens. Paper: 2048 (7B)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. Paper: 1."""
+    top_p: float = Field(default=0.99, gt=0, le=1)
+    """Nucleus sampling mass; 1 is off. Paper: 0.99."""
+    top_k: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    """Sample among the k likeliest tokens; 0 is off."""
+    batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
+    """Prompts generated together: memory and speed. In float32 the same tokens are sampled, but for a
+    rare tie within rounding; in bfloat16 log-probs move, and now and then a token (docs/gpu.md)."""
+    dynamic_sampling: bool = True
+    """Drop groups that are all right or all wrong and sample more (DAPO)."""
+    accuracy_low: float = Field(default=0.01, ge=0, le=1)
+    """Groups whose mean accuracy is not above this are dropped (DAPO)."""
+    accuracy_high: float = Field(default=0.99, ge=0, le=1)
+    """Groups whose mean accuracy is not below this are dropped (DAPO)."""
+    max_tries: int = Field(default=10, ge=1, le=MOST_ROWS)
+    """Give up, with advice, after this many rounds of sampling for one step."""
+
+    @field_validator("samples_per_prompt")
+    @classmethod
+    def _a_group_compares(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(
+                f"{value} is too few: advantages compare the responses of one prompt, "
+                "so at least 2 are needed"
+            )
+        return value
+
+
+class RewardConfig(Section):
+    """Turning a response into a reward."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    function: str = "outcome"
+    """``outcome`` (1 if the answer is right, else 0) or an import path ``package.module:function``."""
+    grader: str = "mathruler"
+    """``mathruler`` (the paper's), ``math-verify``, or an import path (answer, gold) -> bool."""
+    deadline: float = Field(default=5.0, gt=0)
+    """Seconds of processor time one answer may take to grade before its worker is killed. One that
+    waits without computing is ended after ten times that and 30 s more."""
+    workers: int = Field(default=1, ge=1, le=MOST_PROCESSES)
+    """Grader processes."""
+
+
+class ScoreConfig(Section):
+    """Token perception: how much each token depends on the image (paper eq. 3)."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens", "looks"})
+    shapes: ClassVar[frozenset[str]] = unkeyed - {"looks"}
+
+    estimator: str = "kl"
+    """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
+    token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
+    perturbation: str = "patch_black"
+    """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
+    code's: 14-pixel squares of the raw image, before the processor resizes it), or an import path
+    (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Chance of each patch to be blackened. Paper: 0.5."""
+    mask_per: Literal["prompt", "response"] = "prompt"
+    """One perturbed image shared by a prompt's responses, or one for each (the reference code)."""
+    keep_fraction: float = Field(default=0.4, gt=0, le=1)
+    """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
+    batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
+    """Prompts scored together, at most: memory and speed; results but for rounding the same (in bfloat16
+    some tokens near the limit of ``keep_fraction`` are others: docs/gpu.md)."""
+    batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Tokens of a forward pass, at most (a longer group goes alone): passes of about the same work;
+    none: only ``batch_prompts`` counts."""
+    looks: int = Field(default=4, ge=0, le=MOST_ROWS)
+    """Groups of each step kept to be looked at, with their images as PNG and what else each token could
+    have been (looks.parquet, for vppo report); 0 keeps none."""
+
+
+class UpdateConfig(Section):
+    """The policy update."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "micro_batch_prompts",
+            "micro_batch_tokens",
+            "gradient_checkpointing",
+            "zero_stage",
+            "offload",
+        }
+    )
+    shapes: ClassVar[frozenset[str]] = unkeyed
+    introduced: ClassVar[dict[str, Any]] = {"micro_batch_prompts": 16}
+
+    def left_out(self) -> frozenset[str]:
+        """All of ``unkeyed``, but for micro-batches whose statistics shape the advantages."""
+        own = ":" in self.objective  # it may look at micro-batches whatever the statistics
+        decides = own or self.shaping_statistics == "micro_batch"
+        return self.unkeyed - {"micro_batch_prompts"} if decides else self.unkeyed
+
+    engine: str = "torch"
+    """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
+    ranks), or an import path."""
+    zero_stage: int = Field(default=2, ge=1, le=3)
+    """What DeepSpeed divides among ranks: optimizer state (1), gradients too (2), weights too (3)."""
+    offload: bool = False
+    """Keep DeepSpeed's optimizer state, and with ZeRO-3 the weights, in the machine's memory."""
+    freeze_vision: bool = False
+    """Leave the vision tower and its projector as they are."""
+    lora_rank: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    """Train LoRA adapters of this rank on the language model's linear layers, and nothing else (not the
+    experts of a mixture, which are no such layers); 0: train all weights. Learning rates are some ten
+    times higher than for all weights."""
+    lora_alpha: int = Field(default=32, gt=0, le=MOST_TOKENS)
+    """Adapters count lora_alpha / lora_rank times."""
+    objective: str = "vppo"
+    """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/update/objectives.py)."""
+    learning_rate: float = Field(default=1e-6, gt=0, le=1)
+    """AdamW's learning rate. Paper: 1e-6."""
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
+    """Updates over which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay. Paper: 0.01."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates, each at least 0 and below 1."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    batch_prompts: int = Field(default=128, ge=1, le=MOST_ROWS)
+    """Groups per optimizer step (the update batch). Paper: 128."""
+    micro_batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
+    """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
+    same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md); with
+    ``shaping_statistics: micro_batch`` it decides the shaping weights."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
+    same work; none: only ``micro_batch_prompts`` counts."""
+    epochs: int = Field(default=1, ge=1, le=MOST_STEPS)
+    """Passes over each step's rollouts. Paper: 1."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, same result but for
+    rounding."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The ratio is clipped below at 1 - this (PPO)."""
+    clip_high: float = Field(default=0.28, ge=0)
+    """The ratio is clipped above at 1 + this (DAPO: clip higher)."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """For negative advantages the loss is bounded at this multiple (dual-clip PPO)."""
+    loss_average: Literal["token", "sequence"] = "token"
+    """Mean over all response tokens of the batch (reference code), or per response first (eq. 6)."""
+    beta_min: float = Field(default=0.9, gt=0, le=1)
+    """Smallest shaping weight of a trajectory (TAS, eq. 5). Paper: 0.9."""
+    shaping_statistics: Literal["batch", "micro_batch"] = "batch"
+    """Minimum, maximum and mean for shaping: over the whole update batch, or as the reference code
+    takes them: minimum and maximum per update batch of a device, mean per micro-batch."""
+    entropy_penalty: float = Field(default=0.06, ge=0)
+    """Coefficient of the entropy term. Paper: 0.06 (7B, 32B), 0.12 (8B)."""
+    entropy_estimator: Literal["none", "sampled", "exact"] = "sampled"
+    """``sampled``: mean of -log p of the sampled tokens (reference code); ``exact``: full vocabulary."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Coefficient of the k3 KL to the starting policy; 0 (paper) loads no reference model."""
+    overlong_cache: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    """DAPO's soft overlong penalty over the last this many tokens before the limit; 0 is off."""
+    mask_truncated: bool = False
+    """Leave truncated responses out of the loss."""
+    tis_cap: float | None = Field(default=None, gt=0)
+    """Truncated importance sampling: cap of pi_trainer / pi_rollout per token; none is off."""
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> UpdateConfig:
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate:g}) times weight_decay ({self.weight_decay:g}) "
+                "is 1 or more: each step would take away more than the weights"
+            )
+        return self
+
+    @field_validator("adam_betas")
+    @classmethod
+    def _moments_decay(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"adam_betas is {list(value)}; each must be at least 0 and below 1")
+        return value
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"every", "keep_last", "keep_best"})
+
+    every: int = Field(default=20, ge=1, le=MOST_ROWS)
+    """Updates between checkpoints; the last update always gets one."""
+    keep_last: int = Field(default=2, ge=1, le=MOST_ROWS)
+    """Newest checkpoints whose weights are kept."""
+    keep_best: int = Field(default=1, ge=0, le=MOST_ROWS)
+    """Checkpoints with the highest validation accuracy whose weights are kept besides."""
+    validation_samples: int = Field(default=4, ge=0, le=MOST_SAMPLES)
+    """Samples per validation question at each checkpoint; 0 skips validation."""
+
+
+class EvalConfig(Section):
+    """Evaluation of the starting model and of the last checkpoint."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"batch_prompts", "benchmarks", "baseline", "data_dir"}
+    )
+    shapes: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
+
+    benchmarks: tuple[str, ...] = ("glyphs",)
+    """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks/table.py.
+    Where ``data.source`` is one's own: ``validation``, if there are such questions."""
+    data_dir: str | None = None
+    """A folder with local copies of the benchmarks; none: the hub."""
+    baseline: bool = True
+    """Evaluate the starting model too, and report the difference with a paired interval."""
+    profile: Literal["paper", "matched"] = "paper"
+    """Pixels, sampling and instruction on public benchmarks: the paper's harness, or as in training.
+    The run's own questions (glyphs, validation) have the matched one in either case."""
+    graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
+    """Graders of every answer, the one that decides first; an import path works as well. On the run's
+    own questions ``reward.grader`` decides."""
+    samples: int = Field(default=8, ge=1, le=MOST_SAMPLES)
+    """Samples per question; accuracy is their mean ("avg@8"). Paper: 8."""
+    limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Take only the first questions."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Sampling temperature; none: the profile's. Paper: 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Nucleus sampling mass; 1 is off; none: the profile's. Paper: 1."""
+    top_k: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
+    """Sample among the k likeliest tokens; 0 is off; none: the profile's. Paper: 50."""
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    """Longest response, in tokens; none: the profile's. Paper: 2048 (7B), 4096 (32B), 8192 (8B)."""
+    min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
+    """Images are enlarged to at least this many pixels; none: the profile's. Paper: 1024."""
+    max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
+    """Images are shrunk to at most this many pixels; none: the profile's. Paper: 589824."""
+    instruction: str | None = None
+    """Text put after the question, following a blank line; none: the profile's."""
+    batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
+    """Prompts generated together: memory and speed, as ``rollout.batch_prompts``."""
+
+    @field_validator("graders")
+    @classmethod
+    def _graders_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"{', '.join(value)}: name each grader once")
+        return value
+
+
+class RunConfig(Section):
+    """How long and where; nothing here changes a result but for rounding."""
+
+    shapes: ClassVar[frozenset[str]] = frozenset({"threads", "device"})
+
+    steps: int = Field(default=100, ge=1, le=MOST_STEPS)
+    """Policy-update steps. Raise it to extend a finished run."""
+    threads: int = Field(default=0, ge=0, le=MOST_PROCESSES)
+    """CPU threads for torch; 0 is torch's own choice."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers told of every step besides metrics.jsonl: ``tensorboard``, ``wandb``,
+    ``trackio``, ``mlflow``, or an import path; each needs its package: pip install 'vppo[wandb]'."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"run"})
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """What the run's folder is called, followed by a hash of the settings."""
+    mode: Literal["paper", "reference"] = "paper"
+    """``paper``: the method as published, exact. ``reference``: the public code's approximations, for
+    comparison; sets the fields listed in ``pipelines.config.settings.MODES`` unless they are given."""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """Seeds every random draw of the run."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    score: ScoreConfig = ScoreConfig()
+    update: UpdateConfig = UpdateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _own_data_are_evaluated_on_their_own(self) -> Config:
+        if self.data.source != "glyphs" and "benchmarks" not in self.eval.model_fields_set:
+            names = ("validation",) if self.data.has_validation else ()
+            self.__dict__["eval"] = self.eval.model_copy(update={"benchmarks": names})
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.rollout.accuracy_low >= self.rollout.accuracy_high:
+            raise ValueError(
+                f"rollout.accuracy_low ({self.rollout.accuracy_low}) must be below "
+                f"rollout.accuracy_high ({self.rollout.accuracy_high})"
+            )
+        if self.update.overlong_cache > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"update.overlong_cache ({self.update.overlong_cache}) is longer than "
+                f"rollout.max_new_tokens ({self.rollout.max_new_tokens})"
+            )
+        return self

@@ -1,0 +1,388 @@
+"""Reading a config: YAML files with ``base:``, named modes, overrides; errors with line numbers.
+
+Layers, weakest first: the defaults of pipelines/config/schema.py, the ``base:`` file (and its base), the
+named file, ``--set key=value``. A layer that names a ``mode`` puts that mode's settings just under
+its own. The result is one validated, frozen ``Config``, written whole into the run's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+
+MODES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "score.estimator": "kl",
+        "score.perturbation": "patch_black",
+        "score.mask_per": "prompt",
+        "update.shaping_statistics": "batch",
+    },
+    "reference": {
+        "score.estimator": "k3",
+        "score.perturbation": "raw_black",
+        "score.mask_per": "response",
+        "update.shaping_statistics": "micro_batch",
+        "update.entropy_estimator": "sampled",
+        "update.loss_average": "token",
+    },
+}
+"""What each ``mode`` sets; documented in docs/method.md."""
+
+DEFAULT_CONFIG = "tiny.yaml"
+
+LARGEST_CONFIG = 2**17
+"""Longer config files (characters) are refused."""
+
+MOST_BASES = 16
+"""Files that one config may be based on, one on the other."""
+
+MOST_VALUES, DEEPEST = 100_000, 50
+"""Values that a YAML text may come to once its aliases are written out, and how deep they may nest."""
+
+
+class NotPlain(ValueError):
+    """A YAML text that is broken, or stands for more than a config can be.
+
+    ``line`` counts from 1; 0 where it is not known.
+    """
+
+    def __init__(self, problem: str, line: int = 0) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def plain_yaml(text: str) -> Any:
+    """What a YAML text says; its size is known before anything is made of it.
+
+    Raises:
+        NotPlain: it is not YAML, or its aliases or nesting have no end.
+    """
+    return _construct(_composed(text))
+
+
+def _composed(text: str) -> yaml.Node | None:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise NotPlain(problem, mark.line + 1 if mark else 0) from error
+    except RecursionError as error:
+        raise NotPlain("it nests too deeply") from error
+    if root is not None:
+        _count(root, {}, 0)
+    return root
+
+
+def _construct(root: yaml.Node | None) -> Any:
+    if root is None:
+        return None
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not plain YAML"
+        raise NotPlain(str(problem), mark.line + 1 if mark else 0) from error
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:  # 2026-02-30, for one
+        raise NotPlain(f"a value that cannot be read ({str(error)[:100]})") from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values a node comes to, aliases written out.
+
+    Raises:
+        NotPlain: too many, too deep, or without end.
+    """
+    if depth > DEEPEST:
+        raise NotPlain("it nests too deeply", node.start_mark.line + 1)
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # until it is known: a node inside itself has no end
+        inside = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else ()
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in parts)
+    if known[id(node)] >= MOST_VALUES:
+        raise NotPlain(
+            "it comes to too many values (its aliases repeat each other)", node.start_mark.line + 1
+        )
+    return known[id(node)]
+
+
+class _Layer:
+    """Settings of one source, flat (dotted key -> value), with where each was written."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
+
+    def put(self, key: str, value: Any, place: str) -> None:
+        self.values[key], self.places[key] = value, place
+
+    def over(self, below: _Layer) -> _Layer:
+        merged = _Layer()
+        merged.values, merged.places = below.values | self.values, below.places | self.places
+        return merged
+
+
+def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every dotted setting and its help text, in the order of the file."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_names(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, " ".join((info.description or "").split())
+
+
+def shipped_config(name: str) -> Path:
+    """The path of a config file that comes with the package."""
+    return Path(str(files("configs") / name))
+
+
+def load(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read a config file (default: the embedded one), then apply ``key=value`` overrides.
+
+    Args:
+        path: a YAML file; a bare name such as ``ci.yaml`` is also looked for among the shipped ones.
+        overrides: ``section.key=value`` with the value in YAML.
+        base: settings to start from instead of a file (nested, as ``Config.model_dump`` gives).
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, a value is not allowed; the
+            message names the file and line, and the nearest valid key.
+    """
+    if base is not None:
+        layer = _Layer()
+        for key, value in _flatten(base):
+            layer.put(key, value, key)
+    else:
+        layer = _read_file(path or shipped_config(DEFAULT_CONFIG), ())
+    asked = _Layer()
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--set {text}", "no value.", "Write --set section.key=value.")
+        try:
+            asked.put(key.strip(), plain_yaml(value), key.strip())
+        except NotPlain as error:
+            raise UserError(
+                f"--set {shortened(text)}", f"{shortened(value)!r} is not YAML: {error}.",
+                "Quote it, or mind the brackets.",
+            ) from error  # fmt: skip
+    return _validate(_with_mode(asked).over(layer))
+
+
+def _with_mode(layer: _Layer) -> _Layer:
+    preset = _Layer()
+    for key, value in MODES.get(str(layer.values.get("mode")), {}).items():
+        preset.put(key, value, f"mode {layer.values['mode']}, {key}")
+    return layer.over(preset)
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
+    found = next((p for p in (path, shipped_config(path.name)) if _is_file(p)), None)
+    place = shortened(str(path))
+    if found is None:
+        shipped = sorted(p.name for p in shipped_config(".").glob("*.yaml"))
+        raise UserError(place, "no such config file.", f"Shipped ones: {' '.join(shipped)}.")
+    if found in seen:
+        raise UserError(place, "base: goes round in a circle.", "Remove one of the base: lines.")
+    if len(seen) > MOST_BASES:
+        raise UserError(
+            place, f"is the base of a base, {len(seen)} files deep; {MOST_BASES} are read.",
+            "Write their settings into one file.",
+        )  # fmt: skip
+    try:
+        with found.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise NotPlain("it is too long for a config")
+        root = _composed(text)
+        values = _construct(root)
+    except (NotPlain, UnicodeDecodeError) as error:
+        at = error.line if isinstance(error, NotPlain) else 0
+        raise UserError(
+            f"{path}, line {at}" if at else str(path),
+            f"not YAML: {error if isinstance(error, NotPlain) else 'not a text file'}.",
+            "Settings are written as in configs/tiny.yaml.",
+        ) from error
+    layer = _Layer()
+    if root is None:
+        return layer
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}, line 1", "expected settings (key: value).", "See configs/tiny.yaml."
+        )
+    lines = dict(_lines(root))
+    base = values.pop("base", None)
+    for key, value in _flatten(values):
+        layer.put(key, value, f"{path}, line {lines.get(key, 1)}, {key}")
+    layer = _with_mode(layer)
+    if base is not None:
+        return layer.over(_read_file(found.parent / str(base), (*seen, found)))
+    return layer
+
+
+def not_given(path: Path) -> list[str]:
+    """The settings that a config file, with what it is based on, leaves at their defaults.
+
+    But those that are younger than keys (``introduced``): files from before cannot have them.
+    """
+    given = _read_file(path, ()).values
+    return [name for name, _ in setting_names() if name not in given and not _is_young(name)]
+
+
+def _is_young(setting: str) -> bool:
+    *sections, name = setting.split(".")
+    holder: Any = Config
+    for section in sections:
+        holder = holder.model_fields[section].annotation
+    return name in getattr(holder, "introduced", ())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null character
+        return False
+
+
+def shortened(text: str) -> str:
+    """A value for a message, which may have come with any length."""
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+
+
+def _open_mappings() -> set[str]:
+    """Settings whose value is itself a free mapping, such as data.columns."""
+    return {"data.columns"}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in _open_mappings():
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = f"{prefix}{key_node.value}"
+            yield key, key_node.start_mark.line + 1
+            yield from _lines(value_node, f"{key}.")
+
+
+def _validate(layer: _Layer) -> Config:
+    known = dict(setting_names())
+    nested: dict[str, Any] = {}
+    for key, value in layer.values.items():
+        if key not in known:
+            raise _unknown(shortened(key), shortened(layer.places[key]), list(known))
+        if (wrong := _no_text(value)) is not None:
+            raise UserError(
+                layer.places[key], f"{shortened(ascii(wrong))} is not text: it holds half of a surrogate "
+                "pair, or a null character.", "Write it again.",
+            )  # fmt: skip
+        *sections, name = key.split(".")
+        holder = nested
+        for section in sections:
+            holder = holder.setdefault(section, {})
+        holder[name] = value
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = next(
+            (k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places), ""
+        )
+        section = ".".join(map(str, first["loc"]))
+        place = layer.places.get(key) or _file_of(section, layer.places) + (section or "config")
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            problem = f"{shortened(_written(first['input']))}: {problem[0].lower()}{problem[1:]}"
+        about = f"See: vppo config {section.partition('.')[0]}".rstrip()
+        if key in known:
+            about = f"It means: {known[key].replace('``', '')}"
+        raise UserError(place, problem + ".", about) from error
+
+
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__} too long to be written"
+
+
+def _no_text(value: Any) -> str | None:
+    """A text in a value that no file can hold."""
+    if isinstance(value, str):
+        return value if "\0" in value or value.encode(errors="replace").decode() != value else None
+    inside = (*value, *value.values()) if isinstance(value, Mapping) else value
+    if isinstance(inside, (list, tuple)):
+        return next((found for found in map(_no_text, inside) if found is not None), None)
+    return None
+
+
+def _file_of(section: str, places: Mapping[str, str]) -> str:
+    """``file, `` where a setting of the section was read from one; "" where none was."""
+    for name, place in places.items():
+        file, read, _ = place.partition(", line ")
+        if read and (not section or name.startswith(f"{section}.")):
+            return f"{file}, "
+    return ""
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
+
+
+def _unknown(key: str, place: str, known: list[str]) -> UserError:
+    if any(name.startswith(f"{key}.") for name in known):
+        return UserError(
+            place, "is a section, not a setting.", f"Set its fields one by one (vppo config {key})."
+        )
+    last = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [name for name in known if name.rpartition(".")[2] == last]
+    hint = f" Did you mean {near[0]}?" if near else ""
+    section = key.partition(".")[0]
+    topic = f" {section}" if any(name.startswith(f"{section}.") for name in known) else ""
+    return UserError(place, f"no such setting.{hint}", f"(vppo config{topic} lists them)")
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML, as written into a run's folder; ``load`` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Config) -> str:
+    """Hash of every setting that decides a result (hex, 64 digits)."""
+    text = json.dumps(config.keyed(""), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(config: Config, digits: int = 8) -> str:
+    """``tiny-7f3a19c2``: the config's name and the first digits of its hash."""
+    return f"{config.name}-{config_hash(config)[:digits]}"

@@ -1,0 +1,1 @@
+"""Artifacts: steps, their rows, and files that are whole or not there."""

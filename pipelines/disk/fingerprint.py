@@ -1,0 +1,200 @@
+"""What a local file or folder holds, as a short hash: steps are keyed by it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import mmap
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.disk.contents import file_hash, remembered
+
+LONGEST_NAME = 1024
+"""Longer texts (characters; bytes in JSON) are not taken for file names."""
+
+_TEXT = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
+"""A JSON text. It never backtracks: the file comes from outside."""
+
+_PIECE = 2**20
+
+
+def fingerprint(path: Path) -> str:
+    """A hash (hex, 16 digits) of a file's or folder's names and whole content.
+
+    What has not changed since it was last read, by this process or an earlier one, is not read again.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = [path] if not path.is_dir() else folder_files(path)
+    return remembered("fingerprint", path, files, lambda: _content(path, files))
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """All files below a folder but *.md (a README may change), those behind links to folders last."""
+    plain: list[Path] = []
+    linked: list[Path] = []
+    seen = {os.path.realpath(folder)}
+
+    def walk(place: str, found: list[Path]) -> None:
+        with contextlib.suppress(PermissionError), os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    walk(entry.path, found)
+                elif entry.is_dir():
+                    target = os.path.realpath(entry.path)
+                    # Links in a circle, and into the folder itself, add nothing.
+                    if not any(Path(target).is_relative_to(known) for known in seen):
+                        seen.add(target)
+                        walk(entry.path, linked)
+                elif entry.is_file() and os.path.splitext(entry.name)[1] != ".md":
+                    found.append(Path(entry.path))
+
+    walk(str(folder), plain)
+    return sorted(plain) + sorted(linked)
+
+
+def _content(path: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        name = "" if file == path else file.relative_to(path)
+        with file.open("rb") as content:
+            digest.update(f"{name}\x00{os.fstat(content.fileno()).st_size}\x00".encode())
+            while piece := content.read(_PIECE):
+                digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+# --- files that a list names ----------------------------------------------------------------------
+
+
+def named_files(path: Path, root: Path) -> str:
+    """A hash (hex, 16 digits) of the files below ``root`` that a list of rows names.
+
+    Any text of a JSON, JSON Lines, CSV or Parquet file that leads to a file counts as its name,
+    whatever its column is called; each is known by its name and whole content.
+
+    Returns:
+        "" where the list names none, or cannot be read (whoever reads its rows says so).
+    """
+    inside = os.path.realpath(root)
+    files = dict(_named(path, inside))
+    if not files:
+        return ""
+
+    def make() -> str:
+        digest = hashlib.sha256()
+        for name, place in files.items():
+            try:
+                digest.update(f"{name}\x00{file_hash(Path(place))}\x00".encode())
+            except OSError:  # not to be read: no image, then
+                continue
+        return digest.hexdigest()[:16]
+
+    try:
+        return remembered(f"named files below {inside}", path, [str(path), *files.values()], make)
+    except OSError:  # gone meanwhile
+        return make()
+
+
+def _named(path: Path, root: str) -> Iterator[tuple[str, str]]:
+    """The files below a real folder that a list names, in its order, each once: text and place."""
+    listing = str(path)
+    for text in _texts(path):
+        place = os.path.join(root, text)
+        try:
+            if not stat.S_ISREG(os.stat(place).st_mode):
+                continue
+        except OSError:  # not there, or a question rather than a name
+            continue
+        if os.path.isabs(text) or ".." in text:
+            real = os.path.realpath(place)
+            if not Path(real).is_relative_to(root) or real == os.path.realpath(listing):
+                continue
+        if place != listing:
+            yield text, place
+
+
+def _texts(path: Path) -> tuple[str, ...]:
+    """The texts of a list of rows that can be names of files, each once."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    return _texts_as_of(path, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@lru_cache(maxsize=2)
+def _texts_as_of(path: Path, *state: int) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    try:
+        reader = {".csv": _csv_texts, ".parquet": _parquet_texts}.get(path.suffix.lower())
+        for text in (reader or _json_texts)(path):
+            if 0 < len(text) <= LONGEST_NAME and "\0" not in text:
+                found[text] = None
+    except (OSError, csv.Error, UnicodeDecodeError):
+        pass
+    return tuple(found)
+
+
+def _json_texts(path: Path) -> Iterator[str]:
+    seen: set[bytes] = set()
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for match in _TEXT.finditer(content):
+                raw = match[1] if match.end() - match.start() <= LONGEST_NAME + 2 else b""
+                if raw not in seen:
+                    seen.add(raw)
+                    try:
+                        text = json.loads(b'"%b"' % raw) if b"\\" in raw else raw.decode()
+                        text.encode()
+                    except ValueError:  # no JSON text, or half a surrogate pair
+                        continue
+                    yield text
+
+
+def _csv_texts(path: Path) -> Iterator[str]:
+    csv.field_size_limit(sys.maxsize)  # a cell may hold an image
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for line in csv.reader(file):
+            yield from line
+
+
+def _parquet_texts(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            leaves = [file.schema.column(i) for i in range(len(file.schema))]
+            texts = [
+                leaf.path for leaf in leaves
+                if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "NONE"
+            ]  # fmt: skip
+            for group in range(file.num_row_groups if texts else 0):
+                for batch in file.iter_batches(1024, row_groups=[group], columns=texts):
+                    for column in batch.columns:
+                        yield from _strings(column.to_pylist())
+    except pa.ArrowException:
+        return
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _strings(part)

@@ -1,0 +1,345 @@
+"""What passes between stages: one row type per artifact, and its Parquet schema.
+
+The G responses of one prompt stay together in one row, so that later passes read the prompt, and
+its image, once. Lists nest as response -> token. The schema is the contract: a file that does not
+fit it is refused with the column's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.disk.step import checked, unreadable
+from pipelines.errors import UserError
+
+ROWS_PER_GROUP = 16
+"""Rows of a Parquet row group: later stages read samples in shuffled order, a group at a time."""
+
+BYTES_PER_GROUP = 8 * 2**20
+"""A row group is closed at this many bytes of images, however few its rows."""
+
+TEXT, INT, REAL, FLAG = pa.string(), pa.int32(), pa.float32(), pa.bool_()
+
+
+def _column(type_: pa.DataType, **kwargs: Any) -> Any:
+    return field(metadata={"arrow": type_}, **kwargs)
+
+
+@dataclass
+class Sample:
+    """One question with its images and its verifiable answer (``prepare/*.parquet``).
+
+    ``problem`` holds one ``<image>`` where each image goes; if it holds none, the images come first.
+    ``kind`` is ``value`` or ``choice`` and tells the grader how to compare. ``metadata`` is a JSON
+    object; the embedded data keeps there what each word of a solution is for.
+    """
+
+    id: str = _column(TEXT)
+    problem: str = _column(TEXT)
+    images: list[bytes] = _column(pa.list_(pa.binary()))
+    answer: str = _column(TEXT)
+    kind: str = _column(TEXT, default="value")
+    metadata: str = _column(TEXT, default="{}")
+
+
+@dataclass
+class Rollout:
+    """The G responses to one prompt (``rollout-*/rollouts.parquet``).
+
+    ``position`` is the prompt's place in the run's endless shuffled order and seeds its sampling;
+    ``step`` is the training step that sampled it (earlier than its use for surplus groups).
+    Lists have G entries; token lists end with the end-of-sequence token unless ``truncated``.
+    ``logp`` is log pi of each sampled token at the rollout temperature, before top-k and top-p.
+    ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated. ``prompt_tokens`` counts the
+    prompt's tokens, those of its images included.
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    response_ids: list[list[int]] = _column(pa.list_(pa.list_(INT)))
+    response: list[str] = _column(pa.list_(TEXT))
+    logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    truncated: list[bool] = _column(pa.list_(FLAG))
+    answer: list[str] = _column(pa.list_(TEXT))
+    outcome: list[str] = _column(pa.list_(TEXT))
+    reward: list[float] = _column(pa.list_(REAL))
+    step: int = _column(pa.int64(), default=0)
+    prompt_tokens: int = _column(INT, default=0)
+
+
+@dataclass
+class Scored:
+    """Token perception of the G responses to one prompt (``score-*/scores.parquet``).
+
+    ``old_logp`` is log pi of each token, in nats at the rollout temperature, under the policy that
+    sampled it: the trainer's own for this step's groups, as recorded then for surplus of earlier
+    steps, whose ratio to the new policy is so a true importance ratio. ``entropy`` is the trainer's.
+    ``perception`` is S of paper eq. 3 by the configured estimator; ``keep`` is the TGF mask;
+    ``dependency`` is the mean of S over the response (eq. 5's input).
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    old_logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    entropy: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    perception: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    keep: list[list[bool]] = _column(pa.list_(pa.list_(FLAG)))
+    dependency: list[float] = _column(pa.list_(REAL))
+
+
+@dataclass
+class Look:
+    """What scoring one prompt's G responses looked like (``score-*/looks.parquet``), to be shown.
+
+    One row for each of the step's first ``score.looks`` groups; the Rollout and Scored rows of the
+    same ``position`` have the rest. ``images`` are PNG: the prompt's images as the model's processor
+    resized them (an image that it cuts into tiles is two: the tiles, and the overview).
+    ``perturbed_images`` are the same under each perturbed view: one view, or G of them with
+    ``score.mask_per=response``, or none where the estimator needs none.
+
+    The others have G entries, each with one for every token of the response. ``tokens`` are texts,
+    joined the response's. ``logp`` and ``logp_perturbed`` are log-probs of the sampled token under
+    both views, nats, by the policy that scores. ``top`` are the texts of the likeliest tokens with
+    the image, likeliest first, ``top_p`` and ``top_q`` their probabilities with the image and with
+    the perturbed one; ``top_perturbed`` and so on the same for those likeliest with the perturbed
+    one. Without a perturbed view what it would give is empty for each response.
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    images: list[bytes] = _column(pa.list_(pa.binary()))
+    perturbed_images: list[list[bytes]] = _column(pa.list_(pa.list_(pa.binary())))
+    tokens: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    logp_perturbed: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top: list[list[list[str]]] = _column(pa.list_(pa.list_(pa.list_(TEXT))))
+    top_perturbed: list[list[list[str]]] = _column(pa.list_(pa.list_(pa.list_(TEXT))))
+    top_p: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+    top_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+    top_perturbed_p: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+    top_perturbed_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
+
+
+@dataclass
+class Perceived:
+    """One response and how much each of its tokens depends on the image (``vppo perceive``).
+
+    ``gold``, and what grading made of it (``answer``, ``outcome``, ``reward``: as in Rollout), are null
+    where the question came without an answer. ``given`` tells a response that was handed in from one
+    that the model wrote. ``truncated``: it ended at the limit of tokens.
+
+    Lists have one entry for each token, the one that ends the response included. ``tokens`` are texts,
+    joined the response. ``perception`` is S by the estimator, in nats for ``kl``, averaged over masks;
+    ``keep`` marks the highest of it, and ``dependency`` is its mean. ``logp`` and ``logp_perturbed``
+    are log-probs of the token with the image and with the (first) perturbed one, ``entropy`` is the
+    former's, all in nats. ``top`` and so on are the likeliest tokens, as in Look. What only a perturbed
+    view gives is empty where the estimator needs none.
+    """
+
+    id: str = _column(TEXT)
+    problem: str = _column(TEXT)
+    gold: str | None = _column(TEXT)
+    response: str = _column(TEXT)
+    given: bool = _column(FLAG)
+    truncated: bool = _column(FLAG)
+    answer: str | None = _column(TEXT)
+    outcome: str | None = _column(TEXT)
+    reward: float | None = _column(REAL)
+    dependency: float = _column(REAL)
+    token_ids: list[int] = _column(pa.list_(INT))
+    tokens: list[str] = _column(pa.list_(TEXT))
+    perception: list[float] = _column(pa.list_(REAL))
+    keep: list[bool] = _column(pa.list_(FLAG))
+    logp: list[float] = _column(pa.list_(REAL))
+    logp_perturbed: list[float] = _column(pa.list_(REAL))
+    entropy: list[float] = _column(pa.list_(REAL))
+    top: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    top_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_perturbed: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
+    top_perturbed_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+
+
+Row = TypeVar("Row", Sample, Rollout, Scored, Look, Perceived)
+
+
+def schema(row_type: type) -> pa.Schema:
+    """The Arrow schema of a row type."""
+    return pa.schema([(f.name, f.metadata["arrow"]) for f in fields(row_type)])
+
+
+def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
+    """Write rows as one Parquet file (zstd). The caller makes the write atomic.
+
+    Raises:
+        UserError: a number that training reads is not finite.
+    """
+    table = _table(list(rows), row_type)
+    if row_type in (Rollout, Scored):
+        _check_finite(path.name, table)
+    repeated = [_leaf(field) for field in table.schema if "float" not in str(field.type)]
+    pq.write_table(
+        table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated
+    )
+
+
+def _table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
+    columns = [
+        pa.array([getattr(row, column.name) for row in rows], type=column.type)
+        for column in schema(row_type)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema(row_type))
+
+
+def _check_finite(name: str, table: pa.Table) -> None:
+    for column in (c.name for c in table.schema if "float" in str(c.type)):
+        if np.isfinite(_numbers(table[column])).all():
+            continue
+        for row in range(len(table)):
+            values = _numbers(table[column].slice(row, 1))
+            if not np.isfinite(values).all():
+                bad = values[~np.isfinite(values)][0]
+                raise UserError(
+                    f"{name}, column {column}", f"holds {bad} for prompt {table['sample_id'][row]}.",
+                    "The policy's numbers overflow, or a part of yours (score.estimator, rollout.engine) "
+                    "gives such numbers: look at update.learning_rate, update.weight_decay, "
+                    "rollout.temperature.",
+                )  # fmt: skip
+
+
+def _numbers(column: pa.ChunkedArray) -> Any:
+    array = column.combine_chunks()
+    while pa.types.is_list(array.type):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _leaf(field: pa.Field) -> str:
+    """The path of a column's values in a Parquet file; a dictionary of real numbers only adds bytes."""
+    return field.name + str(field.type).count("list<") * ".list.element"
+
+
+def write_samples(path: Path, samples: Iterable[Sample]) -> int:
+    """Write samples as one Parquet file (zstd), in small row groups; returns their number."""
+    total, size = 0, 0
+    group: list[Sample] = []
+    with pq.ParquetWriter(
+        path, schema(Sample), compression="zstd", write_page_checksum=True
+    ) as writer:
+        for sample in samples:
+            group.append(sample)
+            size += sum(map(len, sample.images))
+            if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                writer.write_table(_table(group, Sample))
+                total, group, size = total + len(group), [], 0
+        if group:
+            writer.write_table(_table(group, Sample))
+    return total + len(group)
+
+
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """Read rows back, in file order.
+
+    Raises:
+        UserError: the file is missing, is not Parquet, or lacks a column or has another type.
+    """
+    with parquet_errors(path):
+        file = _open(path, row_type)
+        return _rows(file.read(columns=schema(row_type).names), row_type)
+
+
+class SampleTable(Sequence[Sample]):
+    """The samples of a Parquet file by position, read when asked for.
+
+    Images make a training set larger than memory, so only the latest row groups are held.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with parquet_errors(path):
+            self._file = _open(path, Sample)
+            counts = [
+                self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
+            ]
+            self.ids: list[str] = self._file.read(columns=["id"])["id"].to_pylist()
+        self._starts = list(accumulate(counts, initial=0))
+        self._place = {sample_id: index for index, sample_id in enumerate(self.ids)}
+        self._group = lru_cache(maxsize=128)(self._read_group)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # IndexError past the end, which also ends an iteration
+        group = bisect_right(self._starts, index) - 1
+        return self._group(group)[index - self._starts[group]]
+
+    def by_id(self, sample_id: str) -> Sample:
+        """The sample with this id.
+
+        Raises:
+            UserError: there is none.
+        """
+        if sample_id not in self._place:
+            raise UserError(
+                str(self.path), f"has no sample {sample_id}.", "Prepare the data again."
+            )
+        return self[self._place[sample_id]]
+
+    def without_images(self) -> list[Sample]:
+        """Every sample, its images left out: what grading needs."""
+        names = [name for name in schema(Sample).names if name != "images"]
+        with parquet_errors(self.path):
+            return [Sample(images=[], **row) for row in self._file.read(names).to_pylist()]
+
+    def _read_group(self, group: int) -> list[Sample]:
+        with parquet_errors(self.path):
+            return _rows(self._file.read_row_group(group, schema(Sample).names), Sample)
+
+
+def _open(path: Path, row_type: type) -> pq.ParquetFile:
+    file = pq.ParquetFile(checked(path), page_checksum_verification=True)
+    for column in schema(row_type):
+        found = file.schema_arrow
+        kind = found.field(column.name).type if column.name in found.names else "none"
+        if kind != column.type:
+            raise UserError(
+                f"{path}, column {column.name}", f"expected {column.type}, found {kind}.",
+                f"It should be a file of {row_type.__name__} rows.",
+            )  # fmt: skip
+    return file
+
+
+def _rows(table: pa.Table, row_type: type[Row]) -> list[Row]:
+    return [row_type(**row) for row in table.to_pylist()]
+
+
+@contextlib.contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a Parquet file raises into an error that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(
+            str(path), "no such file.", "Run the stage that writes it again."
+        ) from error
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise unreadable(
+            path, error, f"not a readable Parquet file ({detail}).",
+            "Delete its folder; it is made again when it is needed.",
+        ) from error  # fmt: skip

@@ -1,0 +1,1 @@
+"""The data and the model of the embedded default."""

@@ -1,0 +1,149 @@
+"""Responses -> rewards and outcomes.
+
+The built-in reward ``outcome`` is 1 for a correct answer and 0 otherwise. Any other is named by
+import path, ``my_package.my_module:my_function``, with this signature::
+
+    def my_function(responses: list[str], samples: list[Sample]) -> list[float]
+
+Both lists have one entry per response (a sample appears once for each of its responses), and so
+has the result. Every response is graded as well, so outcomes are reported whatever is rewarded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.config.resolve import find_part
+from pipelines.disk.records import Sample
+from pipelines.errors import UserError
+from pipelines.grading.answer import extract_answer
+from pipelines.grading.graders import Closing, GraderPool, check_grader
+
+Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
+OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "timed_out", "truncated")
+
+RewardScorer = Callable[[list[str], list[Sample]], Sequence[float]]
+"""What an import path must lead to."""
+
+
+def outcome_reward(outcomes: Sequence[Outcome]) -> list[float]:
+    """1 for a correct answer, 0 for anything else."""
+    return [1.0 if outcome == "correct" else 0.0 for outcome in outcomes]
+
+
+REWARDS: dict[str, Callable[[Sequence[Outcome]], list[float]]] = {"outcome": outcome_reward}
+"""The built-in rewards, each a function of the outcomes."""
+
+_OF_VERDICT: dict[bool | None, Outcome] = {True: "correct", False: "wrong", None: "timed_out"}
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One response's answer ("" if it has none), what came of it, and its reward."""
+
+    answer: str
+    outcome: Outcome
+    reward: float
+
+
+class RewardFunction(Closing):
+    """Grades and rewards responses; a context manager, as it owns grading processes."""
+
+    def __init__(self, reward: str, grader: str, pool: GraderPool) -> None:
+        self._name, self._grader, self._pool = reward, check_grader(grader), pool
+        self._scorer: RewardScorer | None = None
+        if reward not in REWARDS:
+            self._scorer = find_part("reward.function", reward, REWARDS)
+
+    def close(self) -> None:
+        """End the grading processes."""
+        self._pool.close()
+
+    def __call__(
+        self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]
+    ) -> list[Graded]:
+        """Grade and reward responses; the three sequences run in parallel, one entry a response.
+
+        A truncated response is graded if it holds an answer all the same.
+
+        Raises:
+            UserError: the grader cannot be loaded, or the named reward returned something else
+                than one finite number per response.
+        """
+        answers = [extract_answer(response) for response in responses]
+        outcomes = outcomes_of(answers, samples, truncated, self._pool, self._grader)
+        if self._scorer is None:
+            rewards = REWARDS[self._name](outcomes)
+        else:
+            scores = self._scorer(list(responses), list(samples))
+            rewards = _checked(scores, len(responses), self._name)
+        return [
+            Graded(answer or "", outcome, reward)
+            for answer, outcome, reward in zip(answers, outcomes, rewards, strict=True)
+        ]
+
+
+def outcomes_of(
+    answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool],
+    pool: GraderPool, grader: str,
+) -> list[Outcome]:  # fmt: skip
+    """What came of each answer; None is a response that holds none.
+
+    Raises:
+        UserError: the grader cannot be loaded.
+    """
+    items = [
+        (answer, sample.answer, sample.kind)
+        for answer, sample in zip(answers, samples, strict=True)
+        if answer is not None
+    ]
+    verdicts = iter(pool.grade(items, grader))
+    return [
+        _OF_VERDICT[next(verdicts)] if answer is not None else ("truncated" if cut else "no_answer")
+        for answer, cut in zip(answers, truncated, strict=True)
+    ]
+
+
+def make_reward(
+    reward: str = "outcome",
+    grader: str = "mathruler",
+    deadline_s: float = 5.0,
+    workers: int = 2,
+) -> RewardFunction:
+    """Build the reward that a config names; no process starts before the first answer needs one.
+
+    Args:
+
+    Raises:
+        UserError: no such reward or grader, or the import path leads nowhere.
+    """
+    return RewardFunction(reward, grader, GraderPool(workers=workers, deadline_s=deadline_s))
+
+
+def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:
+    """How often each outcome occurred, zeros included."""
+    counts = Counter(one.outcome for one in graded)
+    return {outcome: counts[outcome] for outcome in OUTCOMES}
+
+
+LARGEST_REWARD = 3.4e38
+"""What float32, in which rewards are kept, can hold."""
+
+
+def _checked(scores: Sequence[float], count: int, name: str) -> list[float]:
+    """The scores as floats, if there are ``count`` of them and all are finite."""
+    fix = "Return list[float] with one finite reward per response."
+    try:
+        rewards = [float(score) for score in scores]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"reward {name}", f"it did not return numbers ({error}).", fix) from error
+    if len(rewards) != count:
+        problem = f"it returned {len(rewards)} rewards for {count} responses."
+        raise UserError(f"reward {name}", problem, fix)
+    for i, reward in enumerate(rewards):
+        if not abs(reward) <= LARGEST_REWARD:  # NaN is not either
+            raise UserError(f"reward {name}", f"reward {i} of {count} is {reward}.", fix)
+    return rewards

@@ -1,0 +1,1 @@
+"""A vision-language model as a policy: loaded, checked, asked and measured."""

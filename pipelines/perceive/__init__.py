@@ -1,0 +1,1 @@
+"""Token perception of one's own examples, without training."""

@@ -1,0 +1,1 @@
+"""The prepare stage: any source -> rows that can be trained on."""

@@ -1,0 +1,1 @@
+"""The rollout stage: prompts -> graded responses."""

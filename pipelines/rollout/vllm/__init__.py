@@ -1,0 +1,1 @@
+"""The rollout engine ``vllm``, in this process or behind HTTP."""

@@ -1,0 +1,1 @@
+"""The score stage: two views of the image -> token perception."""

@@ -1,0 +1,1 @@
+"""What a run tells the outside: run.json, times, trackers."""

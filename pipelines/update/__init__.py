@@ -1,0 +1,1 @@
+"""The update stage: engines that train the policy, and what they minimise."""

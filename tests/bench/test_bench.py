@@ -1,0 +1,180 @@
+"""vppo bench: every part measures what it says, on small work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command_line import vppo
+
+from pipelines.bench import bfloat16, passes, plot, run, steps, streamed, vision
+from pipelines.bench.measure import ratio
+from pipelines.bench.sides import Work
+from pipelines.bench.workload import Lengths, Workload, random_policy
+from pipelines.capacity.lookup import find_shape
+from pipelines.config.schema import ModelConfig
+
+SMALL = Lengths(image=16, text=4, samples=4, response=8, prompts=2)
+
+
+def quiet(_):
+    pass
+
+
+def test_ratios_are_taken_turn_by_turn():
+    # 2/1, 9/3 and 4/1: the median is 3, where medians of each would give 4.
+    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == 3.0
+
+
+def test_a_workload_is_as_long_as_it_says(tmp_path):
+    work = Workload(SMALL, "tiny", tmp_path)
+    prompt = work.policy.encoder.encode(work.samples[0])
+    assert int((prompt["input_ids"] == work.policy.model.config.image_token_id).sum()) == 16
+    assert [len(ids) for ids in work.rollouts[0].response_ids] == [8] * 4
+    plain, shared = (work.passes(work.with_settings(shared_prefix=s)) for s in (False, True))
+    assert [len(p.policy.rows(prompt, [[9, 2]] * 4)) for p in (plain, shared)] == [4, 1]
+    # Both ways compute the same, so their times can be compared.
+    mine, theirs = shared.scoring(), plain.scoring()
+    assert mine.kl.max() > 1e-3
+    assert (mine.kl - theirs.kl).abs().max() < 1e-5
+    # One trainer: two would hold AdamW's moments twice, 60 GB at 3B.
+    assert plain.trainer is shared.trainer
+    for one in (plain, shared):
+        one.update()
+        assert one.trainer.policy is one.policy
+    assert one.policy.model is plain.policy.model
+
+
+def test_random_weights_of_fewer_layers(configure):
+    shape = find_shape(ModelConfig())
+    policy = random_policy(shape, configure("data.max_pixels=3136"), layers=2)
+    assert policy.model.config.text_config.num_hidden_layers == 2
+    assert policy.model.config.vision_config.fullatt_block_indexes == [1]
+    assert policy.processor.image_processor.size["longest_edge"] == 3136
+    whole = random_policy(shape, configure(), None).model
+    assert sum(p.numel() for p in whole.parameters()) == shape.parameters
+
+
+def test_passes(monkeypatch, tmp_path):
+    monkeypatch.setattr(passes, "LONG_PROMPT", SMALL)
+    *_, found = passes.passes("tiny", 2, tmp_path, quiet)
+    assert list(found["seconds"]) == ["old_logp", "scoring", "update", "all"]
+    assert all(value > 0 for way in found["seconds"].values() for value in way.values())
+    assert plot.plot({"passes": found}, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_a_vision_tower_s_ways(monkeypatch, tmp_path):
+    monkeypatch.setattr(vision, "GRIDS", ((8, 8), (6, 10)))
+    *_, found = vision.compare("tiny", 2, tmp_path, quiet)
+    assert [(row["patches"], row["gradients"]) for row in found["rows"]] == [
+        (64, False), (64, True), (60, False), (60, True),
+    ]  # fmt: skip
+    assert all(len(row["windows"]["loop"]) == len(row["embedding"]["product"]) == 2
+               for row in found["rows"])  # fmt: skip
+
+
+def test_what_is_beside_a_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(bfloat16, "PROMPTS", 3)
+    monkeypatch.setattr(bfloat16, "MICRO_BATCH", 2)
+    monkeypatch.setattr(bfloat16, "MAX_NEW_TOKENS", 8)
+    *_, found = bfloat16.compare("tiny", 1, tmp_path, quiet)
+    for dtype, most in (("float32", 1e-4), ("bfloat16", 0.1)):
+        part = found["types"][dtype]
+        assert part["sampling"]["responses"] == 3 * 8
+        assert part["scoring"]["logp_mean"] <= part["scoring"]["logp_max"] < most
+        assert 1e-3 < part["scoring"]["kl"] < 10
+        assert list(part["ratios"]) == ["3 a pass", "the update's passes"]
+        assert part["ratios"]["3 a pass"]["furthest"] < most
+        # The same groups in the same pass: trained and scored log-probs are the same bits.
+        assert part["ratios"]["the update's passes"] == {"mean": 1.0, "furthest": 0.0}
+    assert bfloat16._first_difference([1, 2, 3], [1, 2, 4]) == 3
+    assert bfloat16._first_difference([1, 2], [1, 2, 4]) == 3
+
+
+def test_the_streamed_pass_against_whole_logits(monkeypatch, tmp_path):
+    monkeypatch.setattr(streamed, "NAIVE_TOKENS", 48)
+    monkeypatch.setattr(streamed, "TOKENS", 64)
+    *_, found = streamed.compare("tiny", 1, tmp_path, quiet)
+    gaps = [row["gap"] for row in found["rows"] if "gap" in row]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-5
+    assert [row["tokens"] for row in found["rows"]] == [48, 48, 64, 48, 48, 64]
+
+
+def test_what_fails_loses_no_figures(monkeypatch, tmp_path):
+    order = []
+
+    def fails(shape, repeats, out, say):
+        order.append("passes")
+        yield {"seconds": {"old_logp": 1.0}}
+        raise MemoryError
+
+    def works(shape, repeats, out, say):
+        order.append("streamed")
+        yield {"rows": [1]}
+        yield {"rows": [1, 2]}
+
+    monkeypatch.setattr(run, "PARTS", {"passes": fails, "streamed": works})
+    with pytest.raises(MemoryError):
+        run.bench(["passes", "streamed"], "tiny", 1, 1, tmp_path, quiet)
+    assert order == ["streamed", "passes"]  # whose processes find the memory free
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert list(found) == ["streamed", "passes, incomplete"]
+    assert found["streamed"]["rows"] == [1, 2]
+    assert found["passes, incomplete"]["seconds"] == {"old_logp": 1.0}
+
+
+def test_scoring_is_what_the_sides_differ_in():
+    small = Work(prompts=2, samples=4, max_new_tokens=8, micro_prompts=2, steps=3, image_tokens=16)
+    sides = {"with": small, "without": Work(**{**vars(small), "scored": False})}
+    found = steps.take_turns(sides, 1, quiet, "scoring", side="vppo")
+    for rows in found.values():
+        assert len(rows) == 1
+        assert list(rows[0]["stages"]) == ["rollout", "score", "update"]
+    assert found["with"][0]["tokens"] == found["without"][0]["tokens"]  # both have one policy still
+
+
+def test_a_step_against_trl():
+    pytest.importorskip("trl")
+    small = Work(prompts=2, samples=4, max_new_tokens=16, micro_prompts=1, steps=3)
+    found = steps.take_turns({"vppo": small, "trl": small}, 1, quiet, "trl")
+    for side in ("vppo", "trl"):
+        [row] = found[side]
+        assert row["seconds"] > 0
+        assert 8 <= row["tokens"] <= 2 * 4 * 16  # what it sampled
+        assert row["peak"] > 10**8
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["pases"], "bench pases: no such part.\n       Did you mean passes?"),
+        (["passes", "--shape", "3b"], "needs a GPU"),
+        (["trl", "--shape", "3b"], "is measured with the tiny model, not 3b"),
+        (["passes", "--shape", "4b"], "no such shape.\n       Known: tiny 3b 7b."),
+    ],
+)
+def test_what_cannot_be_measured(tmp_path, line, message):
+    done = vppo("bench", *line, runs=tmp_path / "runs")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_the_command(tmp_path):
+    out = tmp_path / "bench"
+    line = ("bench", "passes", "--repeats", "1", "--threads", "1", "--out", str(out))
+    done = vppo(*line, runs=tmp_path / "runs").succeeded()
+    assert "old log-probs" in done.out
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((out / "bench.json").read_text())["passes"]
+    assert found["lengths"] == vars(passes.LONG_PROMPT)
+    assert found["repeats"] == 1
+
+
+def test_memory_does_not_grow_with_the_tokens():
+    # Whole logits of one view of 2,048 tokens would have 1.16 GiB.
+    line = [sys.executable, "-m", "pipelines.bench.streamed", "streamed", "2048", "1"]
+    found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    assert found["logits_bytes"] == 4 * 2048 * 152_064 > 2**30
+    assert found["extra_bytes"] < 2**27

@@ -1,0 +1,182 @@
+"""Parts of a user's own that fail: told with their own lines, by name, and never only by a number."""
+
+import sys
+import time
+from contextlib import closing
+
+import pytest
+from command_line import copy_of, given, vppo
+
+from pipelines import runs
+from pipelines.chain import Chain
+from pipelines.config import resolve as parts
+from pipelines.config import settings
+from pipelines.config.resolve import find_part
+from pipelines.disk.records import Rollout, Sample, Scored, read_rows
+from pipelines.live import Session
+from pipelines.model import determinism
+from pipelines.rollout.stage import ROLLOUTS
+from pipelines.score.stage import SCORES
+from pipelines.watch import Silent
+
+PARTS = """
+import time
+import torch
+
+def broken(responses, samples):
+    return [1 / len(r[:0]) for r in responses]
+
+def nothing(statistics, groups, samples):
+    return statistics.logp * float("nan")
+
+def short(statistics, groups, samples):
+    return statistics.logp[1:]
+
+def loud(statistics, groups, samples):
+    return -statistics.logp
+
+def dark(pixels_FCHW, rng):
+    return pixels_FCHW * 0.5
+
+def fails(answer, gold):
+    raise ValueError("no idea")
+
+def equal(responses, samples):
+    return [0.5] * len(responses)
+
+def slow(responses, samples):
+    time.sleep(0.2)
+    return [0.5] * len(responses)
+
+class Strict:
+    on = False
+    def __enter__(self): Strict.on = True
+    def __exit__(self, *error): Strict.on = False
+
+class Own:
+    def __init__(self, policy, config, reference): pass
+    def update(self, rollouts, scores, samples): return {"strict": Strict.on}
+"""
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, with a user's parts beside it."""
+    copy = copy_of(finished[0], tmp_path)
+    (copy.parent.parent / "ownparts.py").write_text(PARTS)
+    return copy
+
+
+def stage(run, name, *settings):
+    return vppo(
+        "train", "--run", run.name, "--stage", name, "--steps", "1", *given(*settings),
+        runs=run.parent,
+    )  # fmt: skip
+
+
+def test_what_a_part_raises_is_told_with_its_own_line(run):
+    command = stage(run, "rollout", "reward.function=ownparts:broken")
+    assert command.code == 2
+    assert "reward.function: ownparts:broken: raised ZeroDivisionError" in command.err
+    assert "ownparts.py, line 6, in" in command.err
+    assert "return [1 / len(r[:0]) for r in responses]" in command.err
+    assert "Traceback" not in command.err
+
+
+@pytest.mark.parametrize(("name", "told"), [("nothing", "not finite"), ("short", "returned [")])
+def test_an_estimator_that_returns_nonsense_is_named(run, name, told):
+    command = stage(run, "score", f"score.estimator=ownparts:{name}")
+    assert command.code == 2
+    assert f"score.estimator: ownparts:{name}" in command.err
+    assert told in command.err
+    assert "Traceback" not in command.err
+
+
+@pytest.mark.parametrize(
+    "setting", ["score.estimator=ownparts:loud", "score.perturbation=ownparts:dark"]
+)
+def test_an_estimator_and_a_perturbation_by_import_path(run, setting):
+    before = {path.name for path in run.glob("steps/0001/score-*")}
+    stage(run, "score", setting).succeeded()
+    own, (first,) = [p for p in run.glob("steps/0001/score-*") if p.name not in before], before
+    assert perceived(own[0]) != perceived(run / "steps/0001" / first)
+
+
+def perceived(folder):
+    return [row.perception for row in read_rows(folder / SCORES, Scored)]
+
+
+def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
+    monkeypatch.syspath_prepend(run.parent.parent)
+    monkeypatch.setattr(determinism, "strict", lambda device: sys.modules["ownparts"].Strict())
+    config = settings.load(run / "config.yaml", ["update.engine=ownparts:Own"])
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
+        assert session.update(config, 1, run) == {"strict": True}
+
+
+def test_a_grader_that_always_fails_is_said(run):
+    command = stage(
+        run, "rollout", "reward.grader=ownparts:fails", "rollout.dynamic_sampling=false"
+    )
+    assert "ownparts:fails came to no verdict on" in command.succeeded().out
+
+
+def test_a_step_with_nothing_to_learn_from_is_said(run):
+    command = stage(run, "rollout", "reward.function=ownparts:equal").succeeded()
+    assert "nothing to learn from (all advantages are 0)" in command.out
+    command = stage(run, "rollout", "rollout.prompts_per_step=3").succeeded()
+    assert "nothing to learn from" not in command.out
+
+
+def test_a_reward_that_does_not_return_is_told_of(run, monkeypatch, caplog):
+    monkeypatch.syspath_prepend(run.parent.parent)
+    monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
+    config = settings.load(run / "config.yaml", ["reward.function=ownparts:slow"])
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
+        session.reward(["\\boxed{1}"], [Sample("a", "1?", [], "1")], [False])
+    assert "reward.function: ownparts:slow has not returned after 0 s" in caplog.text
+    caplog.clear()
+    time.sleep(0.1)
+    assert not caplog.text  # it has returned
+
+
+@pytest.mark.parametrize("setting", ["score.estimator", "score.perturbation", "update.objective"])
+def test_so_is_any_other_part(run, setting, monkeypatch, caplog):
+    monkeypatch.syspath_prepend(run.parent.parent)
+    monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
+    assert find_part(setting, "ownparts:slow", {})([], []) == []
+    assert f"{setting}: ownparts:slow has not returned" in caplog.text
+
+
+def test_a_stage_alone_takes_its_own_settings_and_no_other(run):
+    """What a stage's key holds is what made it: a reward asked for decides, a temperature does not."""
+    before = set(run.glob("steps/0001/*"))
+    stage(run, "rollout", "reward.function=ownparts:equal").succeeded()
+    (made,) = set(run.glob("steps/0001/*")) - before
+    assert {x for row in read_rows(made / ROLLOUTS, Rollout) for x in row.reward} == {0.5}
+    (first,) = run.glob("steps/0001/score-*")
+    was = (first / SCORES).read_bytes()
+    command = vppo(
+        "train", "--run", run.name, "--stage", "score", "--steps", "1", "--force",
+        *given("rollout.temperature=0.5"), runs=run.parent,
+    )  # fmt: skip
+    command.succeeded()
+    assert (first / SCORES).read_bytes() == was
+
+
+def test_an_evaluation_of_a_run_takes_the_engine_that_is_asked_for(finished):
+    """Where and by what is sampled is a matter of now; what is sampled is the run's."""
+    chain = Chain(runs.read_config(finished[0]), finished[0])
+    asked = settings.load(
+        base=chain.config.model_dump(),
+        overrides=["rollout.server=http://node7:8000", "rollout.memory_fraction=0.7",
+                   "rollout.tensor_parallel=2", "rollout.temperature=0.5"],
+    )  # fmt: skip
+    with closing(Session(chain, Silent(), asked)) as session:
+        ours = session.config.rollout
+    assert (ours.server, ours.memory_fraction, ours.tensor_parallel) == (
+        "http://node7:8000",
+        0.7,
+        2,
+    )
+    assert ours.temperature == chain.config.rollout.temperature

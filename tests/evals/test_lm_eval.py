@@ -1,0 +1,292 @@
+"""The tasks in lm-eval, held to our own runner on copies of the benchmarks in the hub's schema."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub_schema
+import numpy as np
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
+
+from evals.benchmarks.questions import gather
+from evals.benchmarks.table import BENCHMARKS, EIGHT
+from evals.journal import Entry, append, prompt_digest, read_journal
+from evals.lm_eval.functions import doc_to_image, sample
+from evals.profiles import PAPER
+from evals.run import RESULTS, grade_cell, questions, sample_missing
+from evals.stage import engine
+from pipelines.chain import Chain
+from pipelines.config import settings
+from pipelines.config.settings import shipped_config
+from pipelines.errors import UserError
+from pipelines.grading.graders import GraderPool
+from pipelines.live import Session
+from pipelines.model.prompts import load_processor, messages, open_image
+from pipelines.watch import Silent
+
+TASKS = Path(__file__).parents[2] / "evals" / "lm_eval" / "tasks"
+METRICS = ("avg@8", "avg@8_low", "avg@8_high", "pass@8", "avg@8_math-verify")
+TORCHVISION = "from pipelines.model.torchvision_ops import ensure_importable\nensure_importable()\n"
+QUICKER = """
+import functools, runpy, lm_eval.tasks
+lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+runpy.run_module("evals.lm_eval", run_name="__main__", alter_sys=True)
+"""
+"""``python -m evals.lm_eval`` without lm-eval's own tasks, whose index takes it ten seconds."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Local copies of all benchmarks."""
+    return hub_schema.write(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def chain_of(data, tmp_path_factory):
+    """``chain_of("eval.profile=matched", ...)``: the run of the tiny model that evaluates so."""
+
+    def made(*overrides):
+        given = [f"eval.data_dir={data}", "run.threads=1", *overrides]
+        return Chain(settings.load(None, given), tmp_path_factory.mktemp("run"))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def chain(chain_of):
+    """A run whose journals answer the eight benchmarks: i mod 9 of the i-th question's are right."""
+    chain = chain_of()
+    gather(chain.config, EIGHT, Silent())
+    for name in EIGHT:
+        cell = chain.cell(0, name)
+        for i, row in enumerate(questions(cell)):
+            digest = prompt_digest(row, cell.how.asking)
+            texts = [rf"so \boxed{{{row.answer}}}"] * (i % 9) + [r"or \boxed{-54321}", "no"] * 4
+            entries = [Entry(row.id, k, texts[k], False, 5, digest) for k in range(8)]
+            append(cell.journal, entries)
+    return chain
+
+
+@pytest.fixture(scope="module")
+def commands(data, chain, tmp_path_factory):
+    """Command lines of lm-eval, started at once, to run beside the tests; its own as it is."""
+    out, site = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(TORCHVISION)  # or a CPU build cannot load hf-multimodal
+    path = os.pathsep.join(map(str, [site, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    environment = os.environ | {
+        "VPPO_DATA_DIR": str(data), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"
+    }  # fmt: skip
+    common = ["--include_path", str(TASKS), "--tasks", "vppo_geo3k"]
+    model = f"pretrained={shipped_config('tiny_model')},min_pixels=1024,max_pixels=589824"
+    journal = chain.cell(0, "geo3k").journal
+    arguments = {
+        "lm_eval": [
+            Path(sys.executable).with_name("lm_eval"), *common, "--model", "hf-multimodal",
+            "--model_args", model, "--apply_chat_template", "--device", "cpu", "--batch_size", "8",
+            "--gen_kwargs", "max_gen_toks=8", "--log_samples", "--output_path", out / "lm_eval",
+        ],
+        "ours": [
+            sys.executable, "-c", QUICKER, *common, "--model", "vppo", "--model_args",
+            f"journal={journal}", "--output_path", out / "ours",
+        ],
+    }  # fmt: skip
+    started = {
+        name: subprocess.Popen(
+            list(map(str, line)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for name, line in arguments.items()
+    }
+
+    def finished(name):
+        printed, _ = started[name].communicate(timeout=240)
+        assert started[name].returncode == 0, printed.decode()[-4000:]
+        return out / name, printed.decode()
+
+    yield finished
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+def run(data, tasks, arguments, **more):
+    """lm-eval in this process, without its own tasks."""
+    manager = TaskManager(
+        include_defaults=False, include_path=TASKS, metadata={"data_dir": str(data)}
+    )
+    return simple_evaluate(
+        "vppo", model_args=arguments, tasks=tasks, task_manager=manager, **more
+    )  # fmt: skip
+
+
+def responses(found, task):
+    """Question -> its responses in lm-eval's results."""
+    return {row["doc"]["id"]: row["resps"][0] for row in found["samples"][task]}
+
+
+def journalled(cell, limit=None):
+    entries = read_journal(cell.journal)
+    return {row.id: [e.response for e in entries[row.id]] for row in questions(cell)[:limit]}
+
+
+# --- the tasks ------------------------------------------------------------------------------------
+
+
+def test_every_benchmark_is_a_task_that_samples_as_the_paper_does():
+    index = TaskManager(include_defaults=False, include_path=TASKS).task_index
+    assert set(index) == {"vppo_eight", *(f"vppo_{name}" for name in BENCHMARKS)}
+    assert index["vppo_eight"].cfg["task"] == [f"vppo_{name}" for name in EIGHT]
+    for name, benchmark in BENCHMARKS.items():
+        task = index[f"vppo_{name}"].cfg
+        assert (task["dataset_kwargs"], task["task_alias"]) == (
+            {"benchmark": name},
+            benchmark.title,
+        )
+        given = task["generation_kwargs"]
+        asked = (given["temperature"], given["top_p"], given["top_k"], given["max_gen_toks"])
+        assert asked == (PAPER.temperature, PAPER.top_p, PAPER.top_k, PAPER.max_new_tokens)
+        assert (task["repeats"], given["do_sample"], given["until"]) == (8, True, [])
+
+
+def test_both_surfaces_score_a_journal_alike(commands, data, chain, tmp_path):
+    # ``commands`` is here to run meanwhile.
+    journals = chain.cell(0, "geo3k").journal.parent
+    found = run(data, ["vppo_eight"], {"journal": str(journals)})
+    scores = []
+    with GraderPool(workers=1) as pool:
+        for name in EIGHT:
+            cell = chain.cell(0, name)
+            grade_cell(cell, pool, None, tmp_path, Silent())
+            ours = json.loads((tmp_path / RESULTS).read_text())
+            count = len(questions(cell))
+            scores.append(sum(i % 9 for i in range(count)) / 8 / count)
+            assert ours["accuracy"] == pytest.approx(scores[-1])
+            theirs = [found["results"][f"vppo_{name}"][f"{metric},all"] for metric in METRICS]
+            assert theirs == [
+                pytest.approx(ours["accuracy"]), *ours["interval"], ours["pass_at_k"]["8"],
+                pytest.approx(ours["graders"]["math-verify"]["accuracy"]),
+            ]  # fmt: skip
+            assert journalled(cell) == responses(found, f"vppo_{name}")
+    assert 0 < min(scores) < max(scores) < 1
+    group = found["groups"]["vppo_eight"]
+    assert group["avg@8,all"] == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.parametrize("profile", ["paper", "matched"])
+def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
+    chain = chain_of(f"eval.profile={profile}", "eval.max_new_tokens=12", "eval.limit=3")
+    found = run(
+        data, ["vppo_geo3k", "vppo_mathverse"],
+        {"pretrained": "tiny", "profile": profile, "run.threads": 1},
+        gen_kwargs={"max_gen_toks": 12}, limit=3,
+    )  # fmt: skip
+    session = Session(chain, Silent(), chain.config)
+    gather(chain.config, ["geo3k", "mathverse"], Silent())
+    for name in ("geo3k", "mathverse"):
+        cell = chain.cell(0, name)
+        sample_missing(
+            cell, questions(cell), lambda how=cell.how: engine(session, 0, how.asking), 2, Silent()
+        )
+        theirs = responses(found, f"vppo_{name}")
+        assert theirs == journalled(cell, 3)
+        assert len({text for texts in theirs.values() for text in texts}) > 12  # 24 were drawn
+    session.close()
+
+
+def test_images_are_shown_as_our_encoder_sees_them(data):
+    names = [f"vppo_{name}" for name in BENCHMARKS]
+    tasks = TaskManager(
+        include_defaults=False, include_path=TASKS, metadata={"data_dir": str(data)}
+    ).load(names)["tasks"]
+    for task in tasks.values():
+        for doc in task.eval_docs:
+            shown, row = doc_to_image(doc), sample(doc)
+            assert [image.mode for image in shown] == ["RGB"] * len(row.images)
+            for image, data_ in zip(shown, row.images, strict=True):
+                assert np.array_equal(np.asarray(image), np.asarray(open_image(data_)))
+            assert task.doc_to_text(doc).count("<image>") == len(row.images)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "pretrained= or journal="),
+        ({"journal": "x", "pretrained": "tiny"}, "one of the two"),
+        ({"journal": "nowhere.jsonl"}, "no such file"),
+        ({"journal": "."}, "holds 0 journals of geo3k"),
+        ({"pretrained": "tiny", "eval.sample": 8}, "eval.sample"),
+        ({"pretrained": "tiny", "proflie": "matched"}, "proflie"),
+    ],
+    ids=str,
+)
+def test_wrong_model_arguments(data, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run(data, ["vppo_geo3k"], arguments)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"gen_kwargs": {"temperature": 0}}, "samples by"),
+        ({"gen_kwargs": {"do_sample": False}}, "samples by"),
+        ({"gen_kwargs": {"until": ["."]}}, "samples by"),
+        ({"gen_kwargs": {"repetition_penalty": 2}}, "samples by"),
+        ({"system_instruction": "Be brief."}, "not the task's own"),
+    ],
+    ids=str,
+)
+def test_requests_that_the_engines_do_not_serve(data, chain, more, message):
+    with pytest.raises(UserError, match=message):
+        run(data, ["vppo_geo3k"], {"journal": str(chain.cell(0, "geo3k").journal)}, **more)
+
+
+def test_a_journal_that_answers_something_else(data, chain, tmp_path):
+    journal = chain.cell(0, "geo3k").journal
+    with pytest.raises(UserError, match="was asked something else"):
+        run(data, ["vppo_geo3k"], {"journal": str(journal), "eval.max_pixels": 50_000})
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"has 7 of 8 responses"):
+        run(data, ["vppo_geo3k"], {"journal": str(short)})
+
+
+def test_it_has_no_likelihoods(tmp_path):
+    model = get_model("vppo")(journal=str(tmp_path))
+    for method in (model.loglikelihood, model.loglikelihood_rolling):
+        with pytest.raises(NotImplementedError, match="it has no loglikelihood"):
+            method([])
+
+
+# --- the command lines ----------------------------------------------------------------------------
+
+
+def test_lm_evals_own_command_with_its_own_model(commands, data):
+    folder, printed = commands("lm_eval")
+    assert "|Geometry3k|" in printed
+    (file,) = folder.rglob("samples_vppo_geo3k_*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 3
+    processor = load_processor(settings.load())
+    for row in rows:
+        assert len(row["filtered_resps"][0]) == 8
+        assert len(set(row["filtered_resps"][0])) > 1
+        chat = messages(sample(row["doc"]), PAPER.instruction)
+        asked = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        assert row["arguments"]["gen_args_0"]["arg_0"] == asked
+
+
+def test_lm_evals_command_with_our_model(commands):
+    folder, printed = commands("ours")
+    assert "|Geometry3k|" in printed
+    (file,) = folder.rglob("results_*.json")
+    found = json.loads(file.read_text())["results"]["vppo_geo3k"]
+    assert found["avg@8,all"] == pytest.approx((0 + 1 + 2) / 8 / 3)
+    assert found["pass@8,all"] == pytest.approx(2 / 3)

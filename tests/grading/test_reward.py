@@ -1,0 +1,138 @@
+"""Outcomes and rewards of whole responses, and rewards named by import path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.disk.records import Sample
+from pipelines.errors import UserError
+from pipelines.grading.reward import Graded, RewardFunction, count_outcomes, make_reward
+
+
+def sample(answer: str, kind: str = "value") -> Sample:
+    return Sample(id="s", problem="?", images=[], answer=answer, kind=kind)
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Iterator[RewardFunction]:
+    with make_reward("outcome", "mathruler", deadline_s=1.0, workers=1) as reward:
+        yield reward
+
+
+CASES = [
+    # (response, gold, kind, truncated, answer, outcome)
+    (r"so \boxed{5}", "5", "value", False, "5", "correct"),
+    (r"so \boxed{6}", "5", "value", False, "6", "wrong"),
+    (r"so \boxed{1/2}", "0.5", "value", False, "1/2", "correct"),
+    (r"so \boxed{A. 5}", "A", "choice", False, "A. 5", "correct"),
+    (r"so \boxed{B}", "A", "choice", False, "B", "wrong"),
+    ("so it is 5", "5", "value", False, "", "no_answer"),
+    (r"so \boxed{5", "5", "value", False, "", "no_answer"),
+    (r"so \boxed{5", "5", "value", True, "", "truncated"),
+    (r"so \boxed{5} and", "5", "value", True, "5", "correct"),
+    (r"so \boxed{6} and", "5", "value", True, "6", "wrong"),
+    (r"so \boxed{9**9**9}", r"\sqrt{2}", "value", False, "9**9**9", "timed_out"),
+]
+
+
+def test_outcomes(outcome: RewardFunction) -> None:
+    responses, golds, kinds, truncated, answers, outcomes = zip(*CASES, strict=True)
+    samples = [sample(gold, kind) for gold, kind in zip(golds, kinds, strict=True)]
+    graded = outcome(responses, samples, truncated)
+    assert [one.answer for one in graded] == list(answers)
+    assert [one.outcome for one in graded] == list(outcomes)
+    assert [one.reward for one in graded] == [float(o == "correct") for o in outcomes]
+    counts = {"correct": 4, "wrong": 3, "no_answer": 2, "timed_out": 1, "truncated": 1}
+    assert count_outcomes(graded) == counts
+
+
+def test_no_responses(outcome: RewardFunction) -> None:
+    assert outcome([], [], []) == []
+
+
+REWARDS = """
+def length(responses, samples):
+    return [len(response) / len(sample.answer) for response, sample in zip(responses, samples)]
+
+def short(responses, samples):
+    return [0.0]
+
+def infinite(responses, samples):
+    return [float("nan")] * len(responses)
+
+def words(responses, samples):
+    return ["good"] * len(responses)
+
+def nothing(responses, samples):
+    pass
+
+constant = 1.0
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with rewards in ``my_package_<unique>/rewards.py``."""
+    package = tmp_path / f"my_package_{tmp_path.name}"
+    package.mkdir()
+    (package / "rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere", *sys.path])
+    return package
+
+
+def test_a_reward_of_ones_own_and_its_outcomes(here: Path) -> None:
+    with make_reward(f"{here.name}.rewards:length") as reward:
+        graded = reward([r"\boxed{5}", "what?"], [sample("5"), sample("10")], [False, False])
+    # 9 characters over 1; 5 characters over 2
+    assert graded == [Graded("5", "correct", 9.0), Graded("", "no_answer", 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("short", "returned 1 rewards for 2 responses"),
+        ("infinite", "reward 0 of 2 is nan"),
+        ("words", "did not return numbers.*good"),
+        ("nothing", "did not return numbers"),
+    ],
+)
+def test_what_a_reward_returns_is_checked(here: Path, function: str, problem: str) -> None:
+    with (
+        make_reward(f"{here.name}.rewards:{function}") as reward,
+        pytest.raises(UserError, match=f"{function}.*{problem}.*one finite reward per response"),
+    ):
+        reward(["a", "b"], [sample("5"), sample("5")], [False, False])
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("outcomes", "reward.function: outcomes: no such part. Did you mean outcome"),
+        ("zzz", "zzz: no such part. Known: outcome; or an import path package.module:name"),
+        ("no_such_package.rewards:f", "No module named 'no_such_package'"),
+        (":f", "reward.function: :f: no such part"),
+        (".relative:f", ".relative:f: cannot be imported"),
+        ("json:lods", "json has no function 'lods'.*Did you mean json:loads"),
+        ("math:pi", "math has no function 'pi'"),
+    ],
+)
+def test_a_reward_that_is_not_there_is_refused(path: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        make_reward(path)
+
+
+def test_a_module_without_the_function(here: Path) -> None:
+    with pytest.raises(UserError, match=r"has no function 'lenght'.*rewards:length\?"):
+        make_reward(f"{here.name}.rewards:lenght")
+    with pytest.raises(UserError, match="has no function 'constant'"):
+        make_reward(f"{here.name}.rewards:constant")
+
+
+def test_an_unknown_grader_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UserError, match="Did you mean mathruler"):
+        make_reward("outcome", grader="math-ruler")

@@ -1,0 +1,668 @@
+"""Reading data sets: every format, every way a row is unusable, every error one can put right."""
+
+import base64
+import io
+import json
+import os
+import socket
+import struct
+import zlib
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.chain import Chain
+from pipelines.config.schema import Config, DataConfig, ModelConfig
+from pipelines.disk.records import Sample
+from pipelines.errors import UserError
+from pipelines.model.images import MAX_IMAGE_PIXELS, about
+from pipelines.prepare import sources
+from pipelines.prepare.rows import RowParser, kind_of, unboxed
+from pipelines.prepare.sources import read_source
+
+
+def png(shade=0, size=(28, 28), form="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade, shade, shade)).save(buffer, form)
+    return buffer.getvalue()
+
+
+def noise_png():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def huge_png():
+    """A few bytes whose header announces one pixel row more than the limit allows."""
+    width, height = 8000, MAX_IMAGE_PIXELS // 8000 + 1
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def read(source, **settings):
+    return list(read_source(DataConfig(source=str(source), **settings), split="train").rows)
+
+
+def write_lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(**changes):
+    return {"problem": "<image>How many?", "images": ["a.png"], "answer": "3"} | changes
+
+
+def parse(raw, root, **names):
+    columns = {name: name for name in raw} | names
+    return RowParser(columns, [root], "row-", False).parse(0, raw)
+
+
+# --- formats ---
+
+VIRL39K = datasets.Features(
+    {
+        "images": datasets.Sequence(datasets.Image()),
+        "problem": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+    }
+)
+
+
+def virl39k(count=5):
+    return datasets.Dataset.from_dict(
+        {
+            "images": [[{"bytes": png(i), "path": None}] for i in range(count)],
+            "problem": [f"<image>Question {i}?" for i in range(count)],
+            "answer": [str(i) for i in range(count)],
+        },
+        features=VIRL39K,
+    )
+
+
+def virl39k_samples(count=5, prefix="row-"):
+    return [Sample(f"{prefix}{i}", f"<image>Question {i}?", [png(i)], str(i)) for i in range(count)]
+
+
+def test_parquet_in_virl39k_schema_written_by_datasets(tmp_path):
+    virl39k().to_parquet(str(tmp_path / "data.parquet"))
+    source = read_source(DataConfig(source=str(tmp_path / "data.parquet")), split="train")
+    assert source.total == 5
+    assert list(source.rows) == virl39k_samples()
+
+
+def test_parquet_shards_in_order_and_only_of_the_split(tmp_path):
+    for name, count in (
+        ("train-00000-of-00002", 2),
+        ("train-00001-of-00002", 1),
+        ("test-00000-of-00001", 4),
+    ):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        virl39k(count).to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    assert [sample.problem[-2] for sample in read(tmp_path)] == ["0", "1", "0"]
+    assert [sample.id for sample in read(tmp_path)] == ["row-0", "row-1", "row-2"]
+    assert len(read(tmp_path, split="test")) == 4
+    with pytest.raises(UserError, match=r"no split 'dev'; splits found: test, train"):
+        read(tmp_path, split="dev")
+
+
+@pytest.mark.parametrize(
+    "names", [("train.parquet", "test.parquet"), ("train/0.parquet", "test/0.parquet")]
+)
+def test_other_splits_beside_the_training_files_are_left_alone(tmp_path, names):
+    for name, count in zip(names, (2, 5), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        virl39k(count).to_parquet(str(tmp_path / name))
+    assert len(read(tmp_path)) == 2
+
+
+def test_plain_parquet_files_are_all_read(tmp_path):
+    for name in ("a", "b"):
+        virl39k(2).to_parquet(str(tmp_path / f"{name}.parquet"))
+    assert len(read(tmp_path)) == 4
+
+
+def test_saved_to_disk(tmp_path):
+    virl39k().save_to_disk(str(tmp_path / "one"))
+    assert read(tmp_path / "one") == virl39k_samples()
+    splits = datasets.DatasetDict({"train": virl39k(3), "test": virl39k(1)})
+    splits.save_to_disk(str(tmp_path / "dict"))
+    assert read(tmp_path / "dict") == virl39k_samples(3)
+    assert len(read(tmp_path / "dict", split="test")) == 1
+    with pytest.raises(UserError, match=r"no split 'dev'; splits found: train, test"):
+        read(tmp_path / "dict", split="dev")
+
+
+def test_hub_data_set_by_a_local_stand_in(tmp_path, monkeypatch):
+    """The hub is not reachable from tests; what is called, and what comes of it, is."""
+    calls = []
+
+    def load_dataset(*args, **kwargs):
+        calls.append((args, kwargs))
+        return virl39k()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    config = DataConfig(
+        source="me/data", subset="hard", revision="abc", validation_source="me/other"
+    )
+    assert list(read_source(config, split="train").rows) == virl39k_samples()
+    validation = list(read_source(config, split="validation").rows)
+    assert validation == virl39k_samples(prefix="validation-row-")
+    assert calls == [
+        (("me/data", "hard"), {"split": "train", "revision": "abc"}),
+        (("me/other", None), {"split": "train", "revision": None}),
+    ]
+
+
+def test_json_lines_with_paths_base64_and_data_addresses(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "a.png").write_bytes(png(1))
+    plain = base64.b64encode(png(2)).decode()
+    path = write_lines(
+        tmp_path / "train.jsonl",
+        row(images=["img/a.png"]),
+        row(images="img/a.png"),
+        row(images=[plain]),
+        row(images=f"data:image/png;base64,{plain}"),
+        row(images=[{"bytes": None, "path": "img/a.png"}, "img/a.png"], problem="two"),
+        row(images=[str(tmp_path / "img" / "a.png")]),
+        row(images=None, problem="no image"),
+    )
+    a, b = png(1), png(2)
+    assert [s.images for s in read(path)] == [[a], [a], [b], [b], [a, a], [a], []]
+    assert [s.images for s in read(path, limit=2)] == [[a], [a]]
+    assert read_source(DataConfig(source=str(path)), split="train").total is None
+
+
+def test_json_lines_keep_id_kind_and_numbers(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(
+        tmp_path / "t.json",
+        row(id=17, answer=4, kind="choice"),
+        row(answer=2.5, kind="geometry"),  # not asked for: somebody else's meaning of kind
+    )
+    first, second = read(path)
+    assert (first.id, first.answer, first.kind) == ("17", "4", "choice")
+    assert (second.id, second.answer, second.kind) == ("row-1", "2.5", "value")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_image_folder(tmp_path, form):
+    (tmp_path / "a.png").write_bytes(png(3))
+    if form == "jsonl":
+        write_lines(
+            tmp_path / "metadata.jsonl", {"file_name": "a.png", "problem": "p, q", "answer": "B"}
+        )
+    else:
+        (tmp_path / "metadata.csv").write_text('file_name,problem,answer\na.png,"p, q",B\n')
+    assert read(tmp_path) == [Sample("row-0", "p, q", [png(3)], "B", kind="choice")]
+
+
+def test_image_folder_with_a_folder_a_split(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(png())
+    write_lines(tmp_path / "train" / "metadata.jsonl", row(images="a.png"))
+    assert len(read(tmp_path)) == 1
+
+
+def test_raw_bytes_column_and_mapped_names(tmp_path):
+    table = pa.table(
+        {"picture": [png(5)], "question": ["What?"], "gold": ["A, C"], "tag": ["value"]}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    columns = {"images": "picture", "problem": "question", "answer": "gold", "kind": "tag"}
+    assert read(tmp_path / "t.parquet", columns=columns) == [
+        Sample("row-0", "What?", [png(5)], "A, C", kind="value")
+    ]
+
+
+def test_pil_images_and_pairs_are_taken_too(tmp_path):
+    sample = parse(row(images=(Image.new("L", (4, 4)), png())), tmp_path, problem="answer")
+    assert [data[:4] for data in sample.images] == [b"\x89PNG", b"\x89PNG"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("A", "choice"), ("B, D", "choice"), ("A and C", "choice"), ("A;B", "choice"),
+     ("AC", "value"), ("a", "value"), ("12", "value"), ("x = A", "value")],
+)  # fmt: skip
+def test_kind_of(answer, kind):
+    assert kind_of(answer) == kind
+
+
+@pytest.mark.parametrize(
+    ("answer", "inside"),
+    [(r"\boxed{A}", "A"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), ("7", "7"),
+     (r"\boxed{1}, \boxed{2}", r"\boxed{1}, \boxed{2}"), (r"x = \boxed{1}", r"x = \boxed{1}")],
+)  # fmt: skip
+def test_unboxed(answer, inside):
+    assert unboxed(answer) == inside
+
+
+# --- rows that are left out ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"answer": None}, "no answer", ""),
+        ({"answer": "  "}, "no answer", ""),
+        ({"answer": float("nan")}, "no answer", ""),
+        ({"answer": ["3"]}, "answer is not text", "it is a list"),
+        ({"problem": {"text": "x"}}, "problem is not text", "it is a dict"),
+        ({"problem": "\ud800"}, "problem is not text", "not valid Unicode"),
+        ({"problem": "<image><image>"}, "image count", "2 <image> in the problem, 1 images"),
+        ({"images": None}, "image count", "1 <image> in the problem, 0 images"),
+        ({"images": [], "problem": " "}, "no question", "neither text nor image"),
+        ({"images": [png(), b"text"]}, "unreadable image", "image 2: 4 bytes that are not"),
+        ({"images": noise_png()[:-900]}, "unreadable image", "truncated"),
+        ({"images": png()[:30]}, "unreadable image", "image 1"),
+        ({"images": b"%!PS-Adobe-3.0 EPSF-3.0\n"}, "unreadable image", "not an image"),
+        ({"images": huge_png()}, "image too large", "8000 x 8001 pixels"),
+        ({"images": [None]}, "unreadable image", "image 1: empty"),
+        ({"images": {"bytes": b"", "path": ""}}, "unreadable image", "image 1: empty"),
+        ({"images": 7}, "unreadable image", "a int"),
+        ({"images": [[png()]]}, "unreadable image", "a list"),
+        ({"images": "gone.png"}, "image not found", "gone.png"),
+        ({"images": "."}, "image not found", "."),
+        ({"images": "https://example.org/a.png"}, "image not found", "download"),
+        ({"images": "../secret.png"}, "image outside the data folder", "../secret.png"),
+        ({"images": "/etc/hostname"}, "image outside the data folder", "/etc/hostname"),
+        ({"images": "link.png"}, "image outside the data folder", "link.png"),
+        ({"images": "a\0.png"}, "image not found", "image 1"),
+        ({"images": "a/" * 900 + ".png"}, "image not found", "image 1"),
+        ({"images": "b" * 300 + ".png"}, "image not found", "bbb"),
+        ({"images": "data:image/png;base64,???"}, "unreadable image", "not base64"),
+        ({"images": "data:image/png;base64,AAAA"}, "unreadable image", "3 bytes"),
+        ({"images": "QUJD" * 40}, "unreadable image", "120 bytes that are not an image"),
+    ],
+)
+def test_rejections(tmp_path, changes, reason, detail):
+    root = tmp_path / "data"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(png())
+    (root / "a.png").write_bytes(png())
+    os.symlink(tmp_path / "secret.png", root / "link.png")
+    found = parse(row(**changes), root)
+    assert (found.row, found.id, found.reason) == (0, "row-0", reason)
+    assert detail in found.detail
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png())
+    for module in ("prepare.rows", "model.images"):
+        monkeypatch.setattr(f"pipelines.{module}.MAX_IMAGE_BYTES", len(png()) - 1)
+    about.cache_clear()
+    assert parse(row(), tmp_path).reason == "image too large"
+    assert parse(row(images=png()), tmp_path).reason == "image too large"
+
+
+def test_a_kind_column_that_was_asked_for_is_strict(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(tmp_path / "t.jsonl", row(tag="choice"), row(tag="open"), row(tag=None))
+    first, second, third = read(path, columns={"kind": "tag"})
+    assert first.kind == "choice"
+    assert second.reason == "unknown kind"
+    assert third.kind == "value"
+
+
+def test_rejected_rows_do_not_stop_the_others(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(tmp_path / "t.jsonl", row(), row(answer=""), {"problem": "x"}, row(id="z"))
+    found = read(path)
+    assert [type(item).__name__ for item in found] == ["Sample", "Rejected", "Rejected", "Sample"]
+    assert [item.id for item in found] == ["row-0", "row-1", "row-2", "z"]
+
+
+# --- what a person can put right ---
+
+
+def test_missing_column_names_what_was_found_and_the_setting(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", {"question": "x", "image": "a.png", "answer": "1"})
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert caught.value.place == str(path)
+    assert "columns found: question, image, answer" in caught.value.problem
+    assert "--set data.columns='{problem: question}'" in caught.value.fix
+
+
+def test_missing_column_keeps_the_mapping_already_given(tmp_path):
+    pq.write_table(pa.table({"q": ["x"], "image": [png()], "label": ["1"]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"data.columns='\{problem: q, answer: label\}'"):
+        read(tmp_path / "t.parquet", columns={"problem": "q"})
+    with pytest.raises(UserError, match="no column 'nosuch'"):
+        read(tmp_path / "t.parquet", columns={"problem": "nosuch"})
+
+
+def test_mapping_the_wrong_way_round(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", {"question": "x", "image": "a.png", "answer": "1"})
+    with pytest.raises(UserError, match="Write ours first, then theirs"):
+        read(path, columns={"question": "problem"})
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"problem": "x",}\n', "not JSON"),
+        ('["x"]\n', "expected an object, found a list"),
+        (b'{"problem": "\xff"}\n', "not UTF-8"),
+        ("[" * 100_000 + "\n", "nested too deeply"),
+    ],
+)
+def test_broken_json_line_is_named(tmp_path, text, problem):
+    good = json.dumps(row()).encode() + b"\n\n"
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(good + (text if isinstance(text, bytes) else text.encode()))
+    with pytest.raises(UserError, match=problem) as caught:
+        read(path)
+    assert caught.value.place == f"{path}, line 3"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [(b"a.png,x\n", "2 fields where the header has 3"), (b"\xff,x,1\n", "not CSV")],
+)
+def test_broken_csv_line_is_named(tmp_path, line, problem):
+    path = tmp_path / "metadata.csv"
+    path.write_bytes(b"file_name,problem,answer\n" + line)
+    with pytest.raises(UserError, match=problem) as caught:
+        read(tmp_path)
+    assert caught.value.place.startswith(f"{path}, line ")
+
+
+def test_broken_parquet_is_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    virl39k(200).to_parquet(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(path)
+    damaged = bytearray(whole)
+    damaged[4 : len(whole) // 2] = bytes(
+        len(whole) // 2 - 4
+    )  # the footer is whole, the data is not
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(path)
+
+
+def test_broken_saved_data_set(tmp_path):
+    virl39k().save_to_disk(str(tmp_path / "d"))
+    (tmp_path / "d" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable saved data set"):
+        read(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("missing.parquet", "no such file or folder"),
+        ("./missing/deep/folder", "no such file or folder"),
+        ("empty", "holds no data set"),
+        ("notes.txt", "files of type .txt are not read"),
+    ],
+)
+def test_no_such_source(tmp_path, monkeypatch, name, problem):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=problem):
+        read(name)
+
+
+def test_unreachable_hub_says_what_was_tried_and_the_way_out(monkeypatch):
+    # What the library reads from HF_HUB_OFFLINE=1 when it is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as caught:
+        read("nobody/nothing", subset="hard", revision="abc")
+    assert caught.value.place == "data.source nobody/nothing"
+    assert "split train, subset hard, revision abc" in caught.value.problem
+    assert "--set data.source=PATH" in caught.value.fix
+
+
+def test_nothing_is_decoded_ahead(tmp_path):
+    """Streaming: the first row is there although a later line is broken."""
+    (tmp_path / "a.png").write_bytes(png())
+    path = tmp_path / "t.jsonl"
+    path.write_text((json.dumps(row()) + "\n") * (sources.PEEK + 1) + "broken\n")
+    rows = read_source(DataConfig(source=str(path)), split="train").rows
+    assert next(rows).images == [png()]
+    with pytest.raises(UserError, match=f"line {sources.PEEK + 2}"):
+        list(rows)
+
+
+# --- rows that differ in their columns ---
+
+
+def reasons(found):
+    return [item.reason for item in found if not isinstance(item, Sample)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_rows_may_call_their_images_either_name(tmp_path, suffix):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(png())
+    rows = [
+        {"problem": "?", ("images", "image")[n % 2]: f"{'ab'[n % 2]}.png", "answer": "1"}
+        for n in range(2 * sources.PEEK + 2)
+    ]
+    rows[:-1] = sorted(rows[:-1], key=lambda row: "image" in row)  # the other name comes late
+    path = tmp_path / f"q{suffix}"
+    columns = ["problem", "images", "image", "answer"]
+    if suffix == ".jsonl":
+        write_lines(path, *rows)
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".csv":
+        lines = [",".join(str(row.get(name, "")) for name in columns) for row in rows]
+        path.write_text("\n".join([",".join(columns), *lines]) + "\n")
+    else:
+        table = {name: [row.get(name) for row in rows] for name in columns}
+        pq.write_table(pa.table(table), path)
+    found = read(path)
+    assert len(found) == len(rows)
+    assert [len(sample.images) for sample in found] == [1] * len(rows)
+
+
+def test_a_column_may_begin_late(tmp_path):
+    text_only = [{"problem": "1 + 2?", "answer": "3"}] * (sources.PEEK + 3)
+    path = write_lines(tmp_path / "q.jsonl", *text_only, row(images=data_address(png()), id="z"))
+    found = read(path)
+    assert found[-1] == Sample("z", "<image>How many?", [png()], "3")
+
+
+def data_address(data):
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("name", ["img", "decoded_image", "picture_1", "image_path", "photo"])
+@pytest.mark.parametrize("value", [data_address(png()), "a.png", ["a.png"], {"path": "a.png"}])
+def test_a_picture_in_a_column_that_was_not_named_is_never_lost_in_silence(tmp_path, name, value):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(
+        tmp_path / "q.jsonl", row(problem="?"), {"problem": "?", name: value, "answer": "3"}
+    )
+    found = read(path)
+    assert reasons(found) == ["images in another column"]
+    assert repr(name) in found[1].detail
+    source = read_source(DataConfig(source=str(path)), split="train")
+    list(source.rows)
+    assert source.remarks() == [f"columns not used: {name}"]
+
+
+def test_the_same_in_parquet_whose_rows_have_all_columns(tmp_path):
+    table = pa.table(
+        {"problem": ["?", "?"], "images": [png(), None], "img": [None, png()], "answer": ["1", "2"],
+         "image_width": [28, 28], "topic": ["a", "b"]}
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "q.parquet")
+    found = read(tmp_path / "q.parquet")
+    assert reasons(found) == ["images in another column"]
+    source = read_source(DataConfig(source=str(tmp_path / "q.parquet")), split="train")
+    list(source.rows)
+    assert source.remarks() == ["columns not used: img, image_width, topic"]
+
+
+def test_a_question_or_answer_under_another_name_is_told_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(
+        tmp_path / "q.jsonl", row(),
+        {"question": "What?", "images": ["a.png"], "answer": "3"},
+        {"images": ["a.png"], "answer": "3"},
+        {"problem": "?", "images": ["a.png"], "solution": "3"},
+    )  # fmt: skip
+    found = read(path)
+    assert reasons(found) == ["problem in another column", "no question", "no answer"]
+    assert "'question'" in found[1].detail
+    assert "'solution'" in found[3].detail
+
+
+def test_all_missing_columns_are_told_at_once(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", {"question": "x", "img": "a.png", "gold": "1"})
+    with pytest.raises(UserError) as caught:
+        read(path)
+    for ours in ("problem", "images", "answer"):
+        assert f"no column {ours!r}" in caught.value.problem
+    assert "'{problem: question, images: img, answer: gold}'" in caught.value.fix
+
+
+# --- folders that hold more than data ---
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [".ipynb_checkpoints/a-checkpoint.parquet", ".cache/huggingface/a.parquet", "._a.parquet",
+     "__MACOSX/a.parquet", "sub/.trash/a.parquet"],
+)  # fmt: skip
+def test_what_people_do_not_see_is_no_data(tmp_path, hidden):
+    (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+    for name, count in (("a.parquet", 3), (hidden, 5)):
+        virl39k(count).to_parquet(str(tmp_path / name))
+    assert len(read(tmp_path)) == 3
+    assert len(read((tmp_path / hidden).parent)) in (3, 5)  # named itself, it is data
+
+
+def test_copies_and_missing_shards_are_told(tmp_path):
+    virl39k(2).to_parquet(str(tmp_path / "train-00000-of-00003.parquet"))
+    virl39k(3).to_parquet(str(tmp_path / "train-00001-of-00003.parquet"))
+    copied = tmp_path / "train-00001-of-00003.parquet"
+    (tmp_path / "train.parquet").write_bytes(copied.read_bytes())
+    source = read_source(DataConfig(source=str(tmp_path)), split="train")
+    assert len(list(source.rows)) == 8
+    assert source.remarks() == [
+        "train.parquet is a copy of train-00001-of-00003.parquet: its questions count twice",
+        "2 of the 3 shards of train are there",
+    ]
+
+
+def test_a_long_csv_field_is_an_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    assert len(text) > 131072  # Python's own limit of a field
+    (tmp_path / "q.csv").write_text(f"problem,images,answer\n?,{text},1\n")
+    assert read(tmp_path / "q.csv")[0].images == [buffer.getvalue()]
+
+
+def test_a_csv_field_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)
+    (tmp_path / "q.csv").write_text('problem,images,answer\n?,"' + "x" * 2000)
+    with pytest.raises(UserError, match="not CSV: field larger than field limit"):
+        read(tmp_path / "q.csv")
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+    write_lines(tmp_path / "q.jsonl", row(problem="?" * 2000))
+    with pytest.raises(UserError, match="line 1: is longer than 1000 bytes"):
+        read(tmp_path / "q.jsonl")
+
+
+# --- JSON of other shapes ---
+
+
+def plain(**changes):
+    return {"problem": "How many?", "images": data_address(png()), "answer": "3"} | changes
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        ([plain(), plain()], ["row-0", "row-1"]),
+        ({"x1": plain(), "x2": plain()}, ["x1", "x2"]),
+        ({"x1": plain(id="own"), "7": plain()}, ["own", "7"]),
+        ({"version": 1, "data": [plain(), plain(id=5)]}, ["row-0", "5"]),
+        ({"data": {"x1": plain()}}, ["x1"]),
+        (plain(id="one"), ["one"]),
+    ],
+)
+def test_json_of_one_value(tmp_path, content, ids, indent):
+    (tmp_path / "q.json").write_text(json.dumps(content, indent=indent))
+    found = read(tmp_path / "q.json")
+    assert [sample.id for sample in found] == ids
+    assert all(sample.images == [png()] for sample in found)
+
+
+def test_json_lines_under_the_name_json(tmp_path):
+    write_lines(tmp_path / "q.json", plain(), plain())
+    assert len(read(tmp_path / "q.json")) == 2
+    (tmp_path / "q.json").write_text('{"problem": \n')
+    with pytest.raises(UserError, match="line 1: not JSON"):
+        read(tmp_path / "q.json")
+    (tmp_path / "q.json").write_text('[{"problem": \n')
+    with pytest.raises(UserError, match="not JSON"):
+        read(tmp_path / "q.json")
+    (tmp_path / "q.json").write_text('["a", "b"]')
+    with pytest.raises(UserError, match="expected a list of objects"):
+        read(tmp_path / "q.json")
+
+
+# --- what is no data at all ---
+
+
+def test_devices_pipes_and_system_folders_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "me").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    os.symlink("/dev/zero", tmp_path / "zero.jsonl")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(tmp_path / "s.parquet"))
+        system = ("/dev/zero", "/", "/proc", "/proc/meminfo", "/sys", "/usr", "~", tmp_path)
+        for place in (*system, *(tmp_path / n for n in ("pipe.jsonl", "zero.jsonl", "s.parquet"))):
+            with pytest.raises(UserError) as caught:
+                read(place)
+            assert caught.value.place == f"data.source {place}"
+            with pytest.raises(UserError):
+                Chain(Config(data=DataConfig(source=str(place))), tmp_path / "run")
+            with pytest.raises(UserError):
+                Chain(Config(model=ModelConfig(path=str(place))), tmp_path / "run")
+
+
+def test_a_pipe_among_shards_and_images_is_no_data(tmp_path):
+    virl39k(2).to_parquet(str(tmp_path / "a.parquet"))
+    os.mkfifo(tmp_path / "b.parquet")
+    assert len(read(tmp_path)) == 2
+    path = write_lines(tmp_path / "q.jsonl", row(images="b.parquet"), row(images="/dev/zero"))
+    assert reasons(read(path)) == ["image not found", "image outside the data folder"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x.jsonl", "~nobody-here/x.jsonl"])
+def test_a_name_that_is_no_path_is_told(tmp_path, name):
+    with pytest.raises(UserError, match=r"data\.source"):
+        read(name)
+    if len(name) > 255:
+        with pytest.raises(UserError, match=r"data\.source"):
+            Chain(Config(data=DataConfig(source=name)), tmp_path / "run")

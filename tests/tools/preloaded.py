@@ -1,0 +1,122 @@
+"""Runs commands in forks of a process that has already imported the slow packages.
+
+Each fork is a process of its own, with its own exit code, signals and session; it only skips the
+seconds that importing torch and transformers takes. ``tests/tools/command_line.py`` talks to this script:
+one JSON request a line on standard input, one JSON answer a line on standard output.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+FOREVER = 300.0
+"""Seconds after which a command is taken for stuck and killed, so that a test fails, not hangs."""
+
+
+def serve() -> list[str] | None:
+    """Answer requests until standard input ends; in a fork, return its arguments instead."""
+    import datasets  # noqa: F401
+    import torch  # noqa: F401
+
+    from pipelines.model.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+
+    from pipelines import live as session  # noqa: F401
+    from vppo_cli.commands import train  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # so that forks do not copy what is never collected
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            pid = os.fork()
+            if pid == 0:
+                become(request)
+                return list(request["start"])
+            print(pid, file=answers, flush=True)
+        else:
+            print(json.dumps(wait(request["wait"], request["block"])), file=answers, flush=True)
+    return None
+
+
+def become(request: dict[str, Any]) -> None:
+    """Turn a fork into the process that the request describes."""
+    os.setsid()
+    for number, (path, flags) in enumerate((
+        (os.devnull, os.O_RDONLY),
+        (request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        (request["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+    )):  # fmt: skip
+        os.dup2(os.open(path, flags), number)
+    os.chdir(request["cwd"])
+    if request["fault"]:
+        arm(**request["fault"])
+    os.environ.update(request["env"])
+    if request["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+    if request["plain_user"]:
+        drop_privileges()
+
+
+def arm(folder: str, state: str, kind: int, number: int, error: int, sticky: bool) -> None:
+    """Let a system call fail (fault_proof.py), by the library that this process was started with."""
+    names = [os.fsencode(name) for name in (folder, state)]
+    if ctypes.CDLL(None).fault_arm(*names, kind, ctypes.c_long(number), error, int(sticky)):
+        raise OSError("the fault cannot be armed")
+
+
+def drop_privileges() -> None:
+    """Even as root, be bound by file permissions from now on (capset(2), version 3, all zero)."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def wait(pid: int, block: bool) -> int | None:
+    """The exit code (minus the signal's number if it was killed), or None while it runs."""
+    end = time.monotonic() + FOREVER
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if not block:
+            return None
+        if time.monotonic() > end:
+            os.killpg(pid, 9)
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    for name, value in (
+        ("OMP_WAIT_POLICY", "PASSIVE"), ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)  # as vppo_cli.app does before they are imported
+    os.environ.pop("LD_PRELOAD", None)  # what a command starts is another matter
+    arguments = serve()
+    if arguments is not None:
+        from vppo_cli.app import main
+
+        sys.argv = ["vppo", *arguments]
+        sys.path[0] = ""  # not this script's folder
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # taking the imported packages down one by one costs half a second

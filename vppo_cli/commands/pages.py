@@ -1,0 +1,77 @@
+"""``vppo report``: a run as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from pipelines import runs
+from pipelines.errors import UserError
+from pipelines.page import write_page
+from vppo_cli.commands.train import parse_steps
+from vppo_cli.report import collect
+from vppo_cli.report.source import RunSource
+from vppo_cli.screen import display
+from vppo_cli.screen.words import ranges, size
+
+PAGE = "report.html"
+
+
+def report(
+    run: str | None, others: Sequence[str], out: Path | None, steps: str | None, *, as_json: bool
+) -> None:
+    """Write the page and say where it is.
+
+    Raises:
+        UserError: there is no such run, nothing of it is on disk, or the page cannot be written.
+    """
+    first = open_run(run)
+    sources = [first, *(open_run(name) for name in others)]
+    names = [source.name for source in sources]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"--compare {twice}", "the run is there already.", "Name each run once.")
+    asked = parse_steps(steps, first.chain) if steps else None
+    if asked and not set(asked) & set(first.scored):
+        raise UserError(
+            f"--steps {steps}", "no scored step of these is on disk.",
+            f"There: {ranges(first.scored) or 'none'}.",
+        )  # fmt: skip
+    path = out or first.chain.run / PAGE
+    if path.is_dir():
+        raise UserError(f"--out {path}", "is a folder.", f"Name a file, such as {path / PAGE}")
+    sections = collect(sources, asked)
+    write_page(path, " against ".join(names) if others else first.name, sections)
+    written = path.stat().st_size
+    shown = sorted({entry["step"] for entry in sections["viewer"]})
+    if as_json:
+        display.print_json({
+            "run": first.name, "compared": list(names[1:]), "page": str(path), "bytes": written,
+            "viewer_steps": shown, "viewer_left_out": sections["viewer_left_out"],
+        })  # fmt: skip
+        return
+    display.line("wrote", f"{path}  ({size(written)})")
+    if shown:
+        prompts = len(sections["viewer"])
+        display.line("viewer", f"{prompts} prompts of steps {ranges(shown)}")
+    if sections["viewer_left_out"]:
+        left = sections["viewer_left_out"]
+        display.line(
+            "left out", f"steps {ranges(left)} for the page's size; "
+            f"vppo report {first.name} --steps {left[0]} --out step-{left[0]}.html",
+        )  # fmt: skip
+    display.line("next", "open it in a browser; it needs no network")
+
+
+def open_run(name: str | None) -> RunSource:
+    """The run, by name or by its folder's path, or an error that names one that is spelled alike."""
+    if name and Path(name).resolve().parent == runs.runs_folder().resolve():
+        name = Path(name).name
+    known = [path.parent.name for path in runs.runs_folder().glob(f"*/{runs.CONFIG}")]
+    near = get_close_matches(name or "", known, n=1)
+    if name and name not in known and near:
+        raise UserError(
+            f"run {name}", f"no such run in {runs.runs_folder()}/.", f"Did you mean {near[0]}?"
+        )
+    return RunSource.open(name)

@@ -1,0 +1,83 @@
+"""The content of ``vppo report``: what a run's page shows, from its artifacts. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines import runs
+from pipelines.page import embedded_json
+from vppo_cli.report.curves import curves
+from vppo_cli.report.entries import viewer
+from vppo_cli.report.figures import figures, read
+from vppo_cli.report.source import RunSource, vocabulary
+from vppo_cli.report.tables import evaluations, settings
+from vppo_cli.report.words import WordCount, words
+
+PAGE_BYTES = 19_000_000
+"""Bytes that a page may take: it stays under 20 MB with its style and scripts."""
+
+
+def collect(
+    sources: Sequence[RunSource], steps: Sequence[int] | None = None, most_bytes: int = PAGE_BYTES
+) -> dict[str, Any]:
+    """The sections of the page about the first run, the others beside it.
+
+    Args:
+        steps: training steps for the token viewer; None: all, as many as fit.
+        most_bytes: bytes that all data of the page may take.
+
+    Raises:
+        UserError: an artifact is damaged.
+    """
+    tokens = [vocabulary(source.chain) for source in sources]
+    readings = [
+        read(source, WordCount(known) if known else None)
+        for source, known in zip(sources, tokens, strict=True)
+    ]
+    names = [source.name for source in sources]
+    evaluated = evaluations(sources)
+    sections: dict[str, Any] = {
+        "runs": names,
+        "summary": summary(sources[0], evaluated),
+        "curves": curves(sources),
+        "figures": figures(sources, readings),
+        "words": words(names, [reading.words for reading in readings]),
+        "evaluations": evaluated,
+        "config": settings(sources),
+    }
+    used = len(embedded_json(sections).encode())
+    shown = viewer(sources[0], tokens[0], max(most_bytes - used, 0), steps)
+    sections["viewer"], sections["viewer_notes"] = shown.entries, shown.notes
+    sections["viewer_left_out"] = shown.left_out
+    sections["estimator"] = sources[0].chain.config.score.estimator
+    return sections
+
+
+def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
+    """What the run is, and its few most telling numbers: [label, value, remark]."""
+    config, rows = source.chain.config, source.rows
+    state = runs.read_state(source.chain.run)
+    facts = []
+    gains = [row for row in evaluated["own"] if row["run"] == source.name and row["difference"]]
+    for row in gains[:1]:
+        low, high = row["difference_interval"]
+        facts.append([
+            f"{row['benchmark']} accuracy", f"{100 * row['accuracy']:.1f} %",
+            f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] over the start",
+        ])  # fmt: skip
+    for label, key, scale, form in (
+        ("Training accuracy", "rollout/accuracy", 100, "{:.1f} %"),
+        ("Token perception", "score/perception_mean", 1, "{:.3f} nats"),
+        ("Perception in kept tokens", "score/perception_in_kept", 100, "{:.1f} %"),
+        ("Response length", "rollout/response_tokens_mean", 1, "{:.0f} tokens"),
+    ):
+        values = [row[key] for row in rows if key in row]
+        if values:
+            remark = f"from {form.format(scale * values[0])} at step 1" if len(values) > 1 else ""
+            facts.append([label, form.format(scale * values[-1]), remark])
+    return {
+        "state": state.state, "done": len(rows), "steps": config.run.steps,
+        "model": config.model.path, "data": config.data.source, "objective": config.update.objective,
+        "estimator": config.score.estimator, "facts": facts,
+    }  # fmt: skip

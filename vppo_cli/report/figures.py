@@ -1,0 +1,175 @@
+"""The paper's figures for a run: how token perception and trajectory dependency are distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vppo_cli.report.curves import short
+from vppo_cli.report.source import Array, RunSource, flat, lengths, spread
+from vppo_cli.report.words import WordCount
+
+MOST_STEPS = 60
+MOST_TOKENS = 200_000
+"""Tokens read of one step (whole responses): enough for every figure, however long the run."""
+
+BINS = 60
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass
+class Reading:
+    """What the figures need of a run, gathered in one pass over its scores."""
+
+    steps: list[int] = field(default_factory=list)
+    perception: list[Array] = field(default_factory=list)
+    dependency: list[Array] = field(default_factory=list)
+    kept_share: list[float] = field(default_factory=list)
+    words: WordCount | None = None
+    complete: bool = True
+
+
+def read(source: RunSource, words: WordCount | None = None) -> Reading:
+    """Read at most ``MOST_STEPS`` steps, evenly, and ``MOST_TOKENS`` tokens of each."""
+    reading = Reading(words=words)
+    reading.steps = spread(source.scored, MOST_STEPS)
+    reading.complete = len(reading.steps) == len(source.scored)
+    for step in reading.steps:
+        rollouts, scores = source.tables(step)
+        length_B = lengths(scores)
+        count = int(np.searchsorted(length_B.cumsum(), MOST_TOKENS, side="right"))
+        count = max(count, 1)
+        reading.complete &= count >= len(length_B)
+        tokens = int(length_B[:count].sum())
+        perception_N = flat(scores, "perception")[:tokens].astype(np.float64)
+        keep_N = flat(scores, "keep")[:tokens].astype(bool)
+        total = np.abs(perception_N).sum()
+        reading.perception.append(perception_N)
+        reading.dependency.append(flat(scores, "dependency").astype(np.float64))
+        reading.kept_share.append(float(np.abs(perception_N[keep_N]).sum() / max(total, 1e-12)))
+        if words is not None:
+            words.add(flat(rollouts, "response_ids")[:tokens], perception_N, length_B[:count])
+    return reading
+
+
+def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[str, Any]:
+    """The charts, and in a sentence each what the first run's say."""
+    known = [(i, r) for i, r in enumerate(readings) if r.steps]
+    if not known:
+        return {"charts": [], "empty": "No scored step of this run is on disk, so nothing is known "
+                "about what its tokens look at. vppo train makes them."}  # fmt: skip
+    charts = [
+        _histogram("Token perception", "nats a token; share of tokens, on a log scale",
+                   {i: np.concatenate(r.perception) for i, r in known}, log=True),
+        _concentration(sources, known),
+        _histogram("Trajectory dependency", "nats, mean over a response; share of responses",
+                   {i: np.concatenate(r.dependency) for i, r in known}, log=False),
+        _bands("Perception by step", [(i, r.steps, r.perception) for i, r in known],
+               "nats; median, and 75, 90, 95 % quantiles", (0.5, 0.75, 0.9, 0.95)),
+        _bands("Dependency by step",
+               [(i, r.steps, r.dependency) for i, r in known],
+               "nats; median, and the middle 50 and 90 %", QUANTILES),
+        _kept(known),
+    ]  # fmt: skip
+    first = known[0][1]
+    notes = []
+    if not all(r.complete for _, r in known):
+        notes.append(
+            f"Drawn from at most {MOST_STEPS} steps, spread evenly, and {MOST_TOKENS:,} tokens of each."
+        )
+    return {"charts": [c for c in charts if c], "lead": _lead(sources[known[0][0]], first),
+            "notes": notes}  # fmt: skip
+
+
+def _lead(source: RunSource, reading: Reading) -> str:
+    """The method's claim, in this run's numbers."""
+    perception_N = np.concatenate(reading.perception)
+    total = perception_N.sum()
+    if perception_N.min() < 0 or total <= 0:
+        return ""
+    sorted_N = np.sort(perception_N)[::-1]
+    needed = int(np.searchsorted(sorted_N.cumsum(), 0.9 * total)) + 1
+    share = 100 * needed / len(sorted_N)
+    dependency_B = np.concatenate(reading.dependency)
+    low, high = np.quantile(dependency_B, [0.1, 0.9])
+    return (
+        f"{_percent(share)} of the tokens carry 90 % of the perception. A response at the 90th "
+        f"percentile depends on the image {high / low:.1f} times as much as one at the 10th."
+        if low > 0
+        else f"{_percent(share)} of the tokens carry 90 % of the perception."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1f} %" if share < 10 else f"{share:.0f} %"
+
+
+def _edges(values: Sequence[Array]) -> Array:
+    low = min(0.0, *(float(v.min()) for v in values))
+    high = max(float(v.max()) for v in values)
+    return np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+
+
+def _histogram(title: str, about: str, values: dict[int, Array], *, log: bool) -> dict[str, Any]:
+    edges = _edges(list(values.values()))
+    series = []
+    for run, value_N in values.items():
+        count, _ = np.histogram(value_N, edges)
+        series.append({"run": run, "kind": "steps", "x": [short(e) for e in edges],
+                       "y": [short(c / len(value_N)) for c in count]})  # fmt: skip
+    return {"title": title, "about": about, "x": "nats", "format": "percent", "log": log,
+            "series": series}  # fmt: skip
+
+
+def _concentration(
+    sources: Sequence[RunSource], known: Sequence[tuple[int, Reading]]
+) -> dict[str, Any] | None:
+    """Share of all perception in the tokens that look most: few tokens look, or all do."""
+    share_T = np.unique(np.concatenate([np.linspace(0, 0.1, 41), np.linspace(0.1, 1, 91)]))
+    series: list[dict[str, Any]] = []
+    marks: list[dict[str, Any]] = []
+    for run, reading in known:
+        perception_N = np.concatenate(reading.perception)
+        if perception_N.min() < 0 or perception_N.sum() <= 0:
+            continue
+        sums_N = np.concatenate([[0.0], np.sort(perception_N)[::-1].cumsum()])
+        y = np.interp(share_T * len(perception_N), np.arange(len(sums_N)), sums_N) / sums_N[-1]
+        series.append({"run": run, "x": [short(100 * x) for x in share_T],
+                       "y": [short(v) for v in y]})  # fmt: skip
+        kept = sources[run].chain.config.score.keep_fraction
+        marks = marks or [{"x": short(100 * kept), "label": f"kept: {100 * kept:g} %"}]
+    if not series:
+        return None
+    return {"title": "Few tokens look", "about": "share of all perception in the tokens that look most",
+            "x": "% of tokens", "format": "percent", "series": series, "marks": marks}  # fmt: skip
+
+
+def _bands(
+    title: str, values: Sequence[tuple[int, list[int], list[Array]]], about: str,
+    quantiles: Sequence[float],
+) -> dict[str, Any]:  # fmt: skip
+    series = []
+    for run, steps, by_step in values:
+        at_Q = np.array([np.quantile(v, quantiles) for v in by_step]).T
+        x = list(steps)
+        cut = [[short(v) for v in row] for row in at_Q]
+        middle = list(quantiles).index(0.5)
+        pairs = ([(0, 4), (1, 3)] if len(quantiles) == 5 else
+                 [(middle, 3), (middle, 2), (middle, 1)])  # fmt: skip
+        for low, high in pairs:
+            label = f"{100 * quantiles[high]:g} % quantile"
+            series.append({"run": run, "kind": "band", "x": x, "low": cut[low], "high": cut[high],
+                           "y": cut[high], "name": label})  # fmt: skip
+        series.append({"run": run, "x": x, "y": cut[middle], "name": "median"})
+    return {"title": title, "about": about, "x": "step", "whole": True, "format": "number",
+            "sync": "step", "series": series}  # fmt: skip
+
+
+def _kept(known: Sequence[tuple[int, Reading]]) -> dict[str, Any]:
+    series = [{"run": run, "x": list(r.steps), "y": [short(v) for v in r.kept_share]}
+              for run, r in known]  # fmt: skip
+    return {"title": "Perception in kept tokens", "about": "share of the total", "x": "step",
+            "whole": True, "format": "percent", "sync": "step", "series": series}  # fmt: skip

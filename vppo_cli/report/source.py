@@ -1,0 +1,170 @@
+"""What a page reads of a run: finished training steps, their tables, and the text of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import runs
+from pipelines.chain import ANSWERS, TRAINING, Chain
+from pipelines.disk.records import Rollout, Scored, parquet_errors, schema
+from pipelines.disk.step import Step, checked
+from pipelines.errors import UserError
+from vppo_cli.screen.results import recent_rows
+
+ROLLOUTS, SCORES, LOOKS = "rollouts.parquet", "scores.parquet", "looks.parquet"
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """One run on disk."""
+
+    name: str
+    chain: Chain
+
+    @classmethod
+    def open(cls, name: str | None) -> RunSource:
+        """A run by its name; none: the latest.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        path = runs.find_run(name)
+        return cls(path.name, runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS))
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl has, a row a training step."""
+        return recent_rows(self.chain)
+
+    @cached_property
+    def scored(self) -> list[int]:
+        """Steps whose responses and scores are on disk under the run's settings."""
+        steps = range(1, self.chain.config.run.steps + 1)
+        return [
+            t for t in steps
+            if self.chain.rollout(t).path.is_dir() and self.chain.score(t).path.is_dir()
+        ]  # fmt: skip
+
+    def trained_tokens(self, step: int) -> int:
+        """Response tokens of the groups that a step trains on, from the score file's own counts."""
+        path = self.chain.score(step).path / SCORES
+        with parquet_errors(path):
+            metadata = pq.read_metadata(checked(path))
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return sum(c.num_values for c in columns if c.path_in_schema.startswith("perception."))
+
+    def tables(self, step: int) -> tuple[pa.Table, pa.Table]:
+        """A step's responses and their scores, row by row the same groups.
+
+        Raises:
+            UserError: a file is not what the stage wrote.
+        """
+        tables = (
+            read_table(self.chain.rollout(step), ROLLOUTS, schema(Rollout)),
+            read_table(self.chain.score(step), SCORES, schema(Scored)),
+        )
+        if tables[0]["position"] != tables[1]["position"]:
+            raise UserError(
+                str(self.chain.score(step).path), "scores other groups than were sampled.",
+                "Delete the folder; it is made again when it is needed.",
+            )  # fmt: skip
+        return tables
+
+
+def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
+    """A Parquet file of a step, checked for its content and its columns.
+
+    Raises:
+        UserError: it is damaged, or has other columns.
+    """
+    step.manifest()
+    path = step.path / name
+    with parquet_errors(path):
+        table = pq.read_table(checked(path), page_checksum_verification=True)
+        return table.select(columns.names).cast(columns).combine_chunks()
+
+
+def responses(table: pa.Table, column: str) -> pa.ListArray:
+    """A column [group][response] of lists as one list array, a row a response."""
+    array = table[column].combine_chunks()
+    return array.flatten()
+
+
+def flat(table: pa.Table, column: str) -> Array:
+    """The numbers of a column, group and response joined."""
+    array = table[column].combine_chunks()
+    while pa.types.is_list(array.type):
+        array = array.flatten()
+    return np.asarray(array.to_numpy(zero_copy_only=False))
+
+
+def lengths(table: pa.Table, column: str = "perception") -> Array:
+    """Tokens of each response."""
+    return np.asarray(responses(table, column).value_lengths().to_numpy(zero_copy_only=False))
+
+
+def spread(items: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of them, evenly, the first and the last included."""
+    if len(items) <= most:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, most).round().astype(int)
+    return [items[i] for i in dict.fromkeys(places.tolist())]
+
+
+def spread_order(count: int) -> list[int]:
+    """0 .. count-1 so that every beginning of the list is spread evenly: last, first, middle, quarters."""
+    order: list[int] = []
+    size = 1
+    while len(set(order)) < count:
+        places = np.linspace(0, count - 1, size + 1).round().astype(int)
+        order += [int(i) for i in places[::-1]]
+        size *= 2
+    return list(dict.fromkeys(order))
+
+
+class Vocabulary:
+    """The text of token numbers, by the run's own tokenizer; without torch or transformers."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._texts: dict[int, str] = {}
+
+    def text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return self._texts[token]
+
+
+def vocabulary(chain: Chain) -> Vocabulary | None:
+    """The run's tokenizer from its newest checkpoint, its model folder or the hub's cache, if there."""
+    from pipelines import checkpoint
+    from pipelines.config.settings import shipped_config
+
+    model = chain.config.model.path
+    folders = [shipped_config("tiny_model") if model == "tiny" else Path(model)]
+    files = [folder / "tokenizer.json" for folder in folders]
+    for step in checkpoint.saved(chain)[-1:]:
+        own = chain.checkpoint(step).path / checkpoint.MODEL / "tokenizer.json"
+        files[:0] = [checked(own)] if own.is_file() else []
+    if not Path(model).is_dir() and model != "tiny":
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            model, "tokenizer.json", revision=chain.config.model.revision
+        )
+        files += [Path(found)] if isinstance(found, str) else []
+    return next((Vocabulary(file) for file in files if file.is_file()), None)

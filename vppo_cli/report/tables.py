@@ -1,0 +1,126 @@
+"""What is said in tables: evaluations beside the published rows, settings, versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from evals.numbers.compare import compare, load
+from evals.report import tables as report_tables
+from evals.report.build import REPORT, read
+from pipelines.config.settings import setting_names
+from pipelines.disk.step import MANIFEST, read_manifest
+from pipelines.errors import UserError
+from vppo_cli.report.source import RunSource
+from vppo_cli.screen.results import evaluation_rows
+
+
+def evaluations(sources: Sequence[RunSource]) -> dict[str, Any]:
+    """Every run's accuracies with intervals, differences between the runs, and the full reports."""
+    own = []
+    for source in sources:
+        for row in evaluation_rows(source.chain):
+            for entry in row["results"]:
+                own.append({
+                    "run": source.name, "benchmark": row["benchmark"], "policy": entry["policy"],
+                    "asked": f"{row['questions']} × {row['samples']}", "accuracy": entry["accuracy"],
+                    "interval": entry["interval"], "difference": entry.get("difference"),
+                    "difference_interval": entry.get("difference_interval"),
+                })  # fmt: skip
+    found: dict[str, Any] = {"own": own, "changes": _changes(sources), "reports": _reports(sources)}
+    if not own and not found["reports"]:
+        name = sources[0].name
+        found["empty"] = f"Not evaluated yet: vppo eval --run {name}"
+    return found
+
+
+def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
+    """Each compared run minus the first one, on the questions both have: paired differences, points."""
+    found = []
+    first = sources[0].chain
+    for other in sources[1:]:
+        for benchmark in first.benchmarks:
+            steps = [
+                chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)
+            ]
+            if not all(step.path.is_dir() for step in steps):
+                continue
+            try:
+                result = compare(*(load(str(step.path))[1] for step in steps))
+            except UserError:  # they share no question
+                continue
+            change = result.changes[0].change
+            found.append({
+                "run": other.name, "against": sources[0].name, "benchmark": benchmark,
+                "difference": 100 * change.mean, "interval": [100 * change.low, 100 * change.high],
+                "notes": result.notes,
+            })  # fmt: skip
+    return found
+
+
+def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
+    """The report of each run's latest evaluated step, published rows included."""
+    reports = []
+    for source in sources:
+        files = sorted(source.chain.run.glob(f"eval/*/{REPORT}"))
+        if not files:
+            continue
+        try:
+            report = read(files[-1])
+            tables = [report_tables.main_table(report), *report_tables.detail_tables(report)]
+            score = report_tables.score_table(report)
+            tables += [score] if score else []
+            tables += report_tables.breakdown_tables(report)
+            reports.append({
+                "run": source.name, "model": report["model"], "warnings": report["warnings"],
+                "tables": [{
+                    "caption": t.caption, "header": t.header, "rows": t.rows, "bold": t.bold,
+                    "right": t.right(),
+                } for t in tables],
+            })  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                str(files[-1]), f"is not a report of vppo eval ({type(error).__name__}: {error}).",
+                f"Write it again: vppo eval --run {source.name}",
+            ) from error  # fmt: skip
+    return reports
+
+
+def settings(sources: Sequence[RunSource]) -> dict[str, Any]:
+    """Every setting of every run, which differ, and the versions that made them."""
+    rows = []
+    for name, about in setting_names():
+        values = [_value(source, name) for source in sources]
+        rows.append({"name": name, "about": about.replace("``", ""), "values": values,
+                     "differs": len(set(values)) > 1})  # fmt: skip
+    made_by = [_provenance(source) for source in sources]
+    names = list(dict.fromkeys(name for found in made_by for name in found))
+    versions = [
+        {"name": name, "values": [found.get(name, "") for found in made_by],
+         "differs": len({found.get(name, "") for found in made_by}) > 1}
+        for name in names
+    ]  # fmt: skip
+    return {"runs": [source.name for source in sources], "rows": rows, "versions": versions}
+
+
+def _value(source: RunSource, name: str) -> str:
+    value: Any = source.chain.config.model_dump(mode="json")
+    for part in name.split("."):
+        value = value[part]
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _provenance(source: RunSource) -> dict[str, str]:
+    """What made the run's newest step; "a, then b" where it was begun by another version."""
+    chain = source.chain
+    folders = [chain.prepare.path]
+    folders += [chain.update(row["step"]).path for row in source.rows[-1:]]
+    found: dict[str, str] = {}
+    for folder in folders:
+        if not (folder / MANIFEST).is_file():
+            continue
+        for name, value in read_manifest(folder).get("provenance", {}).items():
+            before = found.get(name)
+            found[name] = f"{before}, then {value}" if before and before != value else str(value)
+    return found

@@ -1,0 +1,187 @@
+"""The report in the terminal: calm tables that are never cut, in 80 columns or more."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from evals.report import tables as report_tables
+from evals.report.tables import plain
+from pipelines.grading.reward import OUTCOMES
+from vppo_cli.screen.display import LABEL, columns, console, line
+
+GAP = 2
+MOST_LEVELS = 16
+"""A breakdown into more levels (MMMU's 30 subjects) is left to the files."""
+
+COUNTS = re.compile(
+    r"(.+: )(\d+) rows before the filter(, expected \d+; \d+) after it(, expected \d+)"
+    r"|(.+: )\d+ questions, expected \d+"
+)
+"""A warning that a benchmark does not have the number of rows that it should."""
+
+Row = Sequence[str]
+
+
+def show(report: dict[str, Any], files: Iterable[Path] = ()) -> None:
+    """Print a report that ``evals.report.build.build`` made, and where its files are.
+
+    Details first: what one looks for stays on the screen.
+    """
+    results = report["results"]
+    _breakdowns(results)
+    _scores(results)
+    _counts(results)
+    _accuracy(report)
+    console.print()
+    line("model", plain(report["model"]))
+    for who, values, instruction in report_tables.settings(report):
+        _wrapped("settings", (f"{who}: " if who != "all" else "") + values)
+        if instruction:
+            _wrapped("", f"instruction: {instruction}")
+    for i, warning in enumerate(_calm(report["warnings"])):
+        _wrapped("" if i else "warnings", warning, "bold yellow")
+    for i, path in enumerate(files):
+        line("" if i else "files", str(path))
+
+
+def _calm(warnings: Sequence[str]) -> list[str]:
+    """The warnings; those of row counts, if there are several, last and under one sentence."""
+    counts = [warning for warning in warnings if COUNTS.fullmatch(warning)]
+    if len(counts) < 2:
+        return list(warnings)
+    return [
+        *(warning for warning in warnings if warning not in counts),
+        "Numbers of rows other than expected (before the filter; after it):",
+        *(
+            COUNTS.sub(lambda m: m[0] if m[5] else f"{m[1]}{m[2]}{m[3]}{m[4]}", text)
+            for text in counts
+        ),
+    ]
+
+
+def _accuracy(report: dict[str, Any]) -> None:
+    """One line a benchmark: ours, the other graders', the published numbers of the nearest family."""
+    results, average, published = report["results"], report["average"], report["published"]
+    others = report_tables.other_graders(results)
+    known = {name for row in published["rows"] for name in row["accuracy"]}
+    rows = [row for row in published["rows"] if row["family"] == published["nearest"]]
+    if not any(r["benchmark"] in known for r in results):
+        rows = []
+    body = [
+        [
+            report_tables.label(r, results), report_tables.accuracy(r),
+            *(report_tables.graded(r, grader) for grader in others),
+            *(f"{row['accuracy'][r['benchmark']]:.1f}" if r["benchmark"] in known else "" for row in rows),
+        ] for r in results
+    ]  # fmt: skip
+    if average:
+        by = [average["graders"].get(grader) for grader in others]
+        body.append([
+            "average", report_tables.accuracy(average),
+            *("" if value is None else report_tables.percent(value) for value in by),
+            *(f"{row['average']:.1f}" for row in rows),
+        ])  # fmt: skip
+    graders = "/".join(dict.fromkeys(r["grader"] for r in results))
+    head = ["accuracy, %", graders, *others, *(row["method"] for row in rows)]
+    table = _aligned([head, *body])
+    widths = [len(cell) + GAP for cell in table[0]]
+    profile = report_tables.one_profile(results)
+    above = f"{profile} profile".rjust(sum(widths[:2]) - GAP) if profile else ""
+    if rows:
+        above = above.ljust(sum(widths[: 2 + len(others)])) + f"published: {published['nearest']}"
+    console.print()
+    if above:
+        columns([[above]], styles=["dim"])
+    columns(table, gap=GAP, styles=["dim", *([""] * len(results)), *(["bold"] if average else [])])
+    if rows or report["no_average"]:
+        console.print()
+    if rows:
+        source = (
+            f"{published['source']}, {published['metric']}; the report's files have all its rows"
+        )
+        _wrapped("published", source)
+    if report["no_average"]:
+        _wrapped("average", report["no_average"])
+
+
+def _counts(results: Sequence[dict[str, Any]]) -> None:
+    """Questions, what the intervals draw, pass@k, majority; then the outcomes."""
+    passes, votes = (report_tables.ks(results, name) for name in ("pass_at_k", "majority_at_k"))
+    by_k = [*(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)]
+    _table(["", "responses", "drawn", *by_k], [
+        [
+            r["title"], f"{r['questions']} x {r['samples']}", report_tables.drawn(r),
+            *(report_tables.at_k(r, "pass_at_k", k) for k in passes),
+            *(report_tables.at_k(r, "majority_at_k", k) for k in votes),
+        ] for r in results
+    ])  # fmt: skip
+    _table(["", *(name.replace("_", " ") for name in OUTCOMES), "mean tokens"], [
+        [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES),
+         f"{r['response_tokens_mean']:.0f}"] for r in results
+    ])  # fmt: skip
+
+
+def _scores(results: Sequence[dict[str, Any]]) -> None:
+    """The benchmarks' own scores, each with what it means."""
+    for r in results:
+        if not r["scores"]:
+            continue
+        console.print()
+        line(f"{plain(r['title'])}: its own scores, %", "")
+        cells = _aligned([[name.replace("_", " "), report_tables.score(found)]
+                          for name, found in r["scores"].items()])  # fmt: skip
+        for (name, value), found in zip(cells, r["scores"].values(), strict=True):
+            head = (" " * GAP).join([name, value, ""])
+            for i, part in enumerate(_parts(plain(found["about"]), console.width - len(head))):
+                columns([[(" " * len(head) if i else head) + part]])
+
+
+def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
+    """Levels side by side, as many as fit, filled downwards."""
+    for r in results:
+        for group, levels in r["breakdowns"].items():
+            name = f"{plain(r['title'])} by {plain(group)}"
+            if len(levels) > MOST_LEVELS:
+                console.print()
+                line(name, f": {len(levels)} levels, in the report's files")
+                continue
+            cells = _aligned([
+                [level, report_tables.accuracy(found), str(found["questions"])]
+                for level, found in levels.items()
+            ])  # fmt: skip
+            items = [(" " * GAP).join(row) for row in cells]
+            across = max(1, (console.width + 4) // (max(map(len, items)) + 4))
+            down = -(-len(items) // across)
+            console.print()
+            line(name, ": accuracy in %, number of questions")
+            columns([items[i::down] for i in range(down)], gap=4)
+
+
+def _table(head: Row, body: Sequence[Row]) -> None:
+    console.print()
+    columns(_aligned([head, *body]), gap=GAP, styles=["dim"])
+
+
+def _aligned(rows: Sequence[Row]) -> list[list[str]]:
+    """Safe cells of equal width: the first column to the left, the others to the right."""
+    safe = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip_longest(*safe, fillvalue="")]
+    return [
+        [cell.rjust(width) if i else cell.ljust(width)
+         for i, (cell, width) in enumerate(zip(row, widths, strict=False))] for row in safe
+    ]  # fmt: skip
+
+
+def _wrapped(label: str, text: str, style: str = "") -> None:
+    """A line whose text goes on below itself where the terminal ends."""
+    for i, part in enumerate(_parts(plain(text), console.width - LABEL)):
+        line("" if i else label, part, style)
+
+
+def _parts(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False)

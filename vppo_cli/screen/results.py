@@ -1,0 +1,113 @@
+"""What a run has on disk, as rows to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evals.benchmarks.table import canonical
+from evals.numbers.compare import compare, load
+from evals.report import build as report
+from evals.run import read_results
+from pipelines.chain import Chain
+from pipelines.config.schema import Config
+from pipelines.disk.step import Step, is_there
+from pipelines.runs import metric_rows
+
+
+def recent_rows(chain: Chain) -> list[dict[str, Any]]:
+    """What metrics.jsonl has, from the manifests that it is made of, which carry hashes."""
+    return metric_rows(chain)
+
+
+def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
+    """Finished evaluations by benchmark: the starting policy, then the checkpoint beside it."""
+    rows = []
+    last = chain.config.run.steps
+    for benchmark in chain.benchmarks:
+        start, end = chain.eval(0, benchmark), chain.eval(last, benchmark)
+        entries = []
+        if is_there(start.path):
+            entries.append(entry(start, "starting model"))
+        if is_there(end.path):
+            row = entry(end, f"after {last} steps ({chain.config.update.objective})")
+            if is_there(start.path):
+                first, second = (load(str(step.path))[1] for step in (start, end))
+                change = compare(first, second).changes[0].change
+                row["difference"] = 100 * change.mean
+                row["difference_interval"] = [100 * change.low, 100 * change.high]
+            entries.append(row)
+        if entries:
+            results = read_results((end if is_there(end.path) else start).path)
+            rows.append({
+                "benchmark": benchmark, "questions": results["questions"],
+                "samples": results["samples"], "results": entries,
+            })  # fmt: skip
+    return rows
+
+
+def entry(step: Step, policy: str) -> dict[str, Any]:
+    """One line of an evaluation table."""
+    manifest = step.manifest()
+    assert manifest is not None
+    metrics = manifest["metrics"]
+    return {
+        "policy": policy, "step": step.index, "accuracy": metrics["accuracy"],
+        "interval": metrics["interval"], "outcomes": metrics["outcomes"],
+        "pass_at_k": metrics["pass_at_k"],
+    }  # fmt: skip
+
+
+def policy_name(step: int) -> str:
+    """What the policy after ``step`` updates is called."""
+    return f"checkpoint {step}" if step else "starting model"
+
+
+def write_report(
+    chain: Chain, config: Config, step: int, label: str = ""
+) -> tuple[dict[str, Any], list[Path]]:
+    """The report on a policy's evaluations as ``config`` has them, and its files.
+
+    The files (``eval/NNNN/report.*``) also keep what an earlier report says of the same policy on
+    other benchmarks, so that they grow benchmark by benchmark.
+
+    Args:
+        label: what the policy is called; by default its step and run.
+    """
+    cells = [chain.cell(step, name, config) for name in canonical(config.eval.benchmarks)]
+    found = [read_results(cell.results.path) for cell in cells]
+    label = label or f"{policy_name(step)} of {chain.run.name}"
+    folder = chain.run / "eval" / f"{step:04d}"
+    whole = [*found, *_earlier(folder, found)]
+    files = report.write(report.build(label, whole, chain.config.model.path), folder)
+    return report.build(label, found, chain.config.model.path), files
+
+
+def _earlier(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the report in ``folder`` says of the same policy on benchmarks that are not in ``found``.
+
+    Raises:
+        UserError: it is damaged: what it says of others would be lost.
+    """
+    if not is_there(folder / report.REPORT):
+        return []
+    _, old = load(str(folder / report.REPORT))
+    names = {result["benchmark"] for result in found}
+    policy = found[0]["policy"]
+    return [r for r in old if r["benchmark"] not in names and r.get("policy") == policy]
+
+
+def write_reports(chain: Chain, *, again: bool) -> None:
+    """Reports on what a run evaluates at its end, where that is done.
+
+    Args:
+        again: also those that are there; else what a kill has kept from being written.
+    """
+    ends = (0, chain.config.run.steps) if chain.config.eval.baseline else (chain.config.run.steps,)
+    for step in ends:
+        missing = [
+            f for f in report.FILES if not (chain.run / "eval" / f"{step:04d}" / f).is_file()
+        ]
+        done = all(is_there(chain.eval(step, n).path) for n in chain.benchmarks)
+        if chain.benchmarks and done and (again or missing):
+            write_report(chain, chain.config, step)
