@@ -38,10 +38,10 @@ from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_ro
 from pipelines.disk.step import write_atomic
 from pipelines.errors import UserError
 from pipelines.grading.answer import extract_answer
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.model.prompts import open_image
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.rollout.stage import ROLLOUTS
 from pipelines.score.stage import SCORES
 from pipelines.update.moments import OPTIMIZER
@@ -314,7 +314,7 @@ def sampled_again(judge: Judge, chain: Chain) -> None:
     config, last = chain.config, chain.config.run.steps
     cell = chain.cell(last, "glyphs")
     how, asking, table = cell.how, cell.how.asking, questions(cell)
-    policy = Policy.load(config, chain.checkpoint(last).path / checkpoint.MODEL)
+    policy = load_policy(config, chain.checkpoint(last).path / checkpoint.MODEL)
     rows = table[:RESAMPLED]
     said = HuggingFaceEngine(policy).generate(
         rows, [(how.benchmark, row.id) for row in rows],
@@ -334,7 +334,7 @@ def sampled_again(judge: Judge, chain: Chain) -> None:
     rollouts = read_rows(chain.rollout(before + 1).path / ROLLOUTS, Rollout)
     fresh = [group for group in rollouts if group.step == before + 1]
     train = SampleTable(chain.prepare.path / "train.parquet")
-    policy = Policy.load(config, chain.checkpoint(before).path / checkpoint.MODEL)
+    policy = load_policy(config, chain.checkpoint(before).path / checkpoint.MODEL)
     how_trained = config.rollout
     again = HuggingFaceEngine(policy).generate(
         [train.by_id(group.sample_id) for group in fresh],

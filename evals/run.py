@@ -27,7 +27,7 @@ from pipelines.grading.graders import GraderPool
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
-    from pipelines.rollout.engines import Engine
+    from pipelines.rollout.engine import Engine
 
 RESULTS = "results.json"
 
@@ -127,7 +127,7 @@ def sample_missing(
 
 def _sampled(cell: Cell, first: int, engine: Engine, rows: Sequence[Sample]) -> list[list[Entry]]:
     """Samples ``first`` to the last of these questions, in one call."""
-    from pipelines.rollout.sampling import Sampling
+    from pipelines.model.sampling import Sampling
 
     how, asking = cell.how, cell.how.asking
     sampling = Sampling(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipelines.config.schema import Config
     from pipelines.live import Session
-    from pipelines.rollout.engines import Engine
+    from pipelines.rollout.engine import Engine
 
 
 __all__ = (

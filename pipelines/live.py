@@ -28,20 +28,22 @@ from pipelines.grading.graders import GraderPool, check_grader
 from pipelines.grading.reward import RewardFunction, make_reward
 from pipelines.model import determinism
 from pipelines.model.finite import first_not_finite
+from pipelines.model.load import load_policy
 from pipelines.model.placement import OnMain
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import PixelLimits, model_location, only_local
 from pipelines.prepare.stage import prepare
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.engines import ENGINES, Engine, LiveEngine
+from pipelines.rollout.engine import Engine, LiveEngine
+from pipelines.rollout.engines import ENGINES
 from pipelines.rollout.stage import ROLLOUTS, rollout
 from pipelines.score.mismatch import check_mismatch
 from pipelines.score.perturb import PERTURBATIONS
 from pipelines.score.stage import ESTIMATOR_NAMES, SCORES, score
 from pipelines.stages import of_evaluations
 from pipelines.tracking.trackers import check_trackers
+from pipelines.update.engines import TRAINERS, Trainer
 from pipelines.update.objectives import OBJECTIVES
-from pipelines.update.torch_engine import TRAINERS, Trainer
 from pipelines.watch import Watch
 
 
@@ -260,7 +262,7 @@ class Session:
             self._policy = self._made_trainer = None
             self._version = -1
             gc.collect()
-        self._policy = Policy.load(self.config, weights)
+        self._policy = load_policy(self.config, weights)
         self._tell()
         self._trainer_at = folder / checkpoint.TRAINER if folder else None
         if adapted or config != self.config:
@@ -286,7 +288,7 @@ class Session:
     def _new_trainer(self, config: Config) -> Trainer:
         check_trainer(config)
         factory = find_part("update.engine", config.update.engine, TRAINERS)
-        return factory(self._policy, config, lambda: Policy.load(self.config).spread())
+        return factory(self._policy, config, lambda: load_policy(self.config).spread())
 
     def _apply(self, step: int, rollouts: Path, scores: Path) -> dict[str, Any]:
         trainer = self._trainer()

@@ -19,9 +19,10 @@ from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.stage import SCORES, score
 from pipelines.watch import Silent
 
@@ -67,7 +68,7 @@ def tiny_config(configure: Callable[..., Config]) -> Config:
 @pytest.fixture(scope="session")
 def policy(tiny_config: Config) -> Policy:
     """The shipped tiny model. Not to be trained: take ``fresh_policy`` for that."""
-    return Policy.load(tiny_config)
+    return load_policy(tiny_config)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from pipelines.config import settings
 from pipelines.disk.step import MANIFEST, commit
 from pipelines.errors import UserError
 from pipelines.live import Session
-from pipelines.model.policy import Policy
 from pipelines.rollout.engines import ENGINES
 from pipelines.run import train, train_stage
 from pipelines.update.torch_engine import TorchTrainer
@@ -203,7 +202,7 @@ def test_a_live_engine_sleeps_before_it_gets_weights_beside_a_trainer(copied, li
 
 
 def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypatch):
-    alive, load = [], Policy.load
+    alive, load = [], sessions.load_policy
     with closing(Session(copied, Silent(), copied.config)) as session:
         session.engine(2)
         policy = session.policy(2)
@@ -215,7 +214,7 @@ def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypat
             alive.append([kept() is not None for kept in old])
             return load(*where)
 
-        monkeypatch.setattr(Policy, "load", spy)
+        monkeypatch.setattr(sessions, "load_policy", spy)
         session.policy(0)
     assert alive == [[False, False]]  # with gradients and optimizer: two may not fit on a GPU
 
@@ -242,7 +241,7 @@ def test_weights_are_gone_before_moments_are_written(copied, tmp_path, monkeypat
 
 def test_an_update_with_other_settings_needs_one_trainer_at_a_time(trained, copied, monkeypatch):
     other = settings.load(None, [*RUN, "update.zero_stage=3"])  # which says nothing to torch
-    alive, load = [], Policy.load
+    alive, load = [], sessions.load_policy
     with closing(Session(copied, Silent(), copied.config)) as live:
         live.policy(2)
         old = [weakref.ref(live._policy.model), weakref.ref(live._trainer())]
@@ -251,7 +250,7 @@ def test_an_update_with_other_settings_needs_one_trainer_at_a_time(trained, copi
             alive.append([kept() is not None for kept in old])
             return load(*where)
 
-        monkeypatch.setattr(Policy, "load", spy)
+        monkeypatch.setattr(sessions, "load_policy", spy)
         live.update(other, 3, copied.run)
         found = {name: value.clone() for name, value in live._policy.model.state_dict().items()}
     assert alive == [[False, False]]

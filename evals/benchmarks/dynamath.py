@@ -11,7 +11,7 @@ from evals.numbers.majority import vote
 from evals.numbers.statistics import rate
 
 if TYPE_CHECKING:
-    from evals.numbers.scores import Answered
+    from evals.benchmarks.scores import Answered
 
 VARIANTS = 10  # of each seed
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks.rows import Question, Where, authors
+from evals.benchmarks.scores import OWN_SCORES
 from evals.benchmarks.sources import commit_of_benchmark, find_files, open_files, open_hub
 from evals.benchmarks.table import BENCHMARKS, OWN, canonical
-from evals.numbers.scores import OWN_SCORES
 from pipelines.config.schema import Config
 from pipelines.disk.lock import file_lock
 from pipelines.disk.records import Sample, SampleTable, write_samples

@@ -23,7 +23,7 @@ import numpy as np
 from evals.numbers.statistics import rate
 
 if TYPE_CHECKING:
-    from evals.numbers.scores import Answered
+    from evals.benchmarks.scores import Answered
 
 _PARTS = {"2steps": ("1", "2", "multi"), "3steps": ("1", "2", "3", "multi")}
 

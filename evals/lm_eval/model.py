@@ -26,10 +26,12 @@ from pipelines.config.schema import Config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model import determinism
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.ragged import batches
-from pipelines.rollout.engines import ENGINES, Engine, LiveEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.engine import Engine, LiveEngine
+from pipelines.rollout.engines import ENGINES
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -191,7 +193,7 @@ class VppoModel(LM):
         if self.config.run.threads:
             torch.set_num_threads(self.config.run.threads)
         determinism.warning()  # as vppo eval does
-        return Policy.load(self.config).spread()
+        return load_policy(self.config).spread()
 
     def _replayed(self, benchmark: str, asking: Asking, count: int, row: Sample) -> list[str]:
         path, journal = self._journal(benchmark)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import published
-from evals.numbers.scores import in_order
+from evals.benchmarks.scores import in_order
 from evals.numbers.statistics import average, resampled
 from evals.report.formats import as_csv, as_latex, as_markdown
 from pipelines.disk.contents import SEAL, intact, sealed

@@ -21,9 +21,11 @@ from pipelines.config import settings
 from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, write_samples
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
-from pipelines.rollout.engines import HuggingFaceEngine, Response
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.engine import Response
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.stage import group_statistics, scored_rows
 from pipelines.update.torch_engine import TorchTrainer
 
@@ -43,7 +45,7 @@ def compare(
             f"model.dtype={dtype}", f"update.batch_prompts={PROMPTS}",
             f"update.micro_batch_prompts={MICRO_BATCH}", f"rollout.max_new_tokens={MAX_NEW_TOKENS}",
         ])  # fmt: skip
-        policy = Policy.load(config)
+        policy = load_policy(config)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "questions.parquet"
             write_samples(file, make_samples("train", PROMPTS, 0, GlyphsOptions()))

@@ -21,11 +21,12 @@ from pipelines.config import settings
 from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, Sample
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.ragged import batches, pad_lists, split_like
+from pipelines.model.sampling import Sampling
 from pipelines.prepare.stage import DATA_SEED
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.perturb import PERTURBATIONS
 from pipelines.score.stage import ESTIMATOR_NAMES, group_statistics, make_estimator, token_roles
 
@@ -93,7 +94,7 @@ def measure(
 def table(model: str, count: int, seed: int) -> str:
     """Both tables, as Markdown."""
     base = settings.load(None, [f"model.path={model}", f"seed={seed}"])
-    policy = Policy.load(base)
+    policy = load_policy(base)
     options = GlyphsOptions(levels=base.data.glyphs.levels, guessable=base.data.glyphs.guessable)
     questions = make_samples("test", count, DATA_SEED, options)
     groups = generate(policy, questions, seed)

@@ -64,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         found = measure(asked)
     except UserError as error:
-        from vppo_cli.screen.display import show_error
-
-        show_error(error)
+        print(f"error  {error}", file=sys.stderr)
         sys.exit(2)
     file = asked.out / "scale_benchmark.json"
     write_atomic(file, json.dumps(found, indent=1))

@@ -16,6 +16,7 @@ from pipelines.config import settings
 from pipelines.config.schema import Config, ModelConfig
 from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, write_samples
 from pipelines.model import determinism
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy, choose_device
 from pipelines.model.prompts import limit_pixels
 from pipelines.score.stage import group_statistics
@@ -62,7 +63,7 @@ class Workload:
             "data.min_pixels=1", "data.max_pixels=100000000", *overrides,
         ])  # fmt: skip
         self.policy = (
-            random_policy(KNOWN[known], self.config, layers) if known else Policy.load(self.config)
+            random_policy(KNOWN[known], self.config, layers) if known else load_policy(self.config)
         )
         samples = [self._sample(number) for number in range(at.prompts)]
         write_samples(folder / "questions.parquet", samples)

@@ -28,15 +28,14 @@ from PIL import Image
 
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.model import divergence, packing, shared_prefix, vision
+from pipelines.model import decoding, divergence, packing, shared_prefix, vision
 from pipelines.model import policy as policies
 from pipelines.model.divergence import token_logp
 from pipelines.model.placement import OnMain
 from pipelines.model.policy import Encoded, Policy, Row
 from pipelines.model.prompts import IMAGE, encode_images
+from pipelines.model.sampling import Sampling, uniforms
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout import decoding
-from pipelines.rollout.sampling import Sampling, uniforms
 from pipelines.seeds import generator
 
 ROUNDING = 1e-4

@@ -18,7 +18,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,14 +27,6 @@ from pipelines.config.schema import Config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model import chat_template, determinism, shared_prefix, vision
-from pipelines.model.files import (
-    cannot_load,
-    check_folder,
-    check_weights,
-    other_sizes,
-    reading,
-)
-from pipelines.model.finite import first_not_finite
 from pipelines.model.packing import Costs, Setting, share, tokens
 from pipelines.model.placement import OnMain, Placement, copied
 from pipelines.model.prompts import (
@@ -43,12 +34,8 @@ from pipelines.model.prompts import (
     PixelLimits,
     PromptEncoder,
     limit_pixels,
-    load_processor,
-    model_location,
-    only_local,
 )
 from pipelines.model.ragged import join
-from pipelines.model.torchvision_ops import ensure_importable
 from pipelines.ranks.ranks import ranks
 
 Encoded = dict[str, torch.Tensor]
@@ -108,35 +95,6 @@ class Policy:
         self.suppressed_ids = torch.tensor(
             sorted(i for i in special - set(self.eos_ids) if i < known), device=self.device
         )
-
-    @classmethod
-    def load(cls, config: Config, location: str | Path | None = None) -> Policy:
-        """Load a model folder or hub id through the Auto classes, weights in float32.
-
-        For an update engine that divides the weights they stay with rank 0, in host memory.
-
-        Raises:
-            UserError: it cannot be loaded, is not an image-text-to-text model, or is not computed right.
-        """
-        from pipelines.model.check import settled  # which needs a policy
-
-        ensure_importable()
-        where = str(location or model_location(config.model))
-        processor = load_processor(config, where)
-        device = choose_device(config)
-        if config.update.engine != "deepspeed":
-            model = _pretrained(where, config)
-            policy = cls(model.to(device), processor, config)
-        else:
-            model = ranks().first(
-                lambda: _pretrained(where, config), lambda: _shapes(where, config)
-            )
-            model.generation_config = ranks().agree(model.generation_config)
-            policy = cls(model, processor, config, OnMain(device))
-        _check_ids(where, model, processor)
-        if with_code := check_folder(where):
-            policy.notes.append(f"code of the model's own ({', '.join(with_code)}) is not run")
-        return settled(policy)
 
     def take(self, *, plain: bool) -> None:
         """Go the plain way from now on, or the fast one."""
@@ -438,23 +396,6 @@ def _end_ids(model: Any, processor: Any, known: int) -> list[int]:
     return list(found)
 
 
-def _check_ids(where: str, model: Any, processor: Any) -> None:
-    """See that the model has every token of its tokenizer.
-
-    Raises:
-        UserError: they do not belong together.
-    """
-    have = model.get_input_embeddings().weight.shape[0]
-    vocabulary = processor.tokenizer.get_vocab()
-    token = max(vocabulary, key=vocabulary.__getitem__, default="")
-    if vocabulary and vocabulary[token] >= have:
-        raise UserError(
-            f"model.path {where}",
-            f"its tokenizer has the token {token!r} with id {vocabulary[token]}, and the model has "
-            f"{have} tokens.", "Take the tokenizer that came with the weights.",
-        )  # fmt: skip
-
-
 def _costs(model: Any) -> Costs:
     """Operations of its forward pass; of an image's, for each of its numbers."""
     language, text = {id(m) for m in model.get_decoder().modules()}, model.config.get_text_config()
@@ -467,58 +408,6 @@ def _costs(model: Any) -> Costs:
     channels = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     pair = 4 * text.num_hidden_layers * text.num_attention_heads * channels
     return Costs(token=2 * mine, pair=pair, image=2 * seen / patch)
-
-
-def _pretrained(where: str, config: Config) -> Any:
-    from transformers import AutoModelForImageTextToText
-
-    with reading(where):
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                where, revision=config.model.revision, dtype=torch.float32,
-                attn_implementation=config.model.attention, use_safetensors=True,
-                local_files_only=only_local(where), trust_remote_code=False,
-                output_loading_info=True,
-            )  # fmt: skip
-        except RuntimeError as error:
-            if "mismatched" in str(error):
-                _tell_sizes(where, config)
-            raise
-    model, info = loaded
-    check_weights(where, info)
-    if found := first_not_finite(model.named_parameters()):
-        raise cannot_load(
-            where, ValueError(f"its weights are not finite ({found[0]}: {found[1]}).")
-        )
-    return model.requires_grad_(True).eval()
-
-
-def _tell_sizes(where: str, config: Config) -> None:
-    """Name the tensors whose sizes are others than the model's, if they can be told."""
-    shapes = {n: tuple(value.shape) for n, value in _shapes(where, config).state_dict().items()}
-    if found := other_sizes(where, shapes):
-        raise UserError(
-            f"model.path {where}",
-            f"holds {len(found)} tensors of another size than config.json says: {found[0]}.",
-            "Its config.json must be that of the weights.",
-        )
-
-
-def _shapes(where: str, config: Config) -> Any:
-    """The same model without its weights (meta tensors)."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    with reading(where):
-        described = AutoConfig.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where),
-            trust_remote_code=False,
-        )  # fmt: skip
-        with torch.device("meta"):
-            model: Any = AutoModelForImageTextToText.from_config(
-                described, dtype=torch.float32, attn_implementation=config.model.attention,
-                trust_remote_code=False,
-            )  # fmt: skip
-    return model.requires_grad_(True).eval()
 
 
 def choose_device(config: Config) -> torch.device:

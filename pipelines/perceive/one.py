@@ -26,11 +26,13 @@ from pipelines.config.schema import Config
 from pipelines.disk.records import Look, Perceived, Rollout, Sample, Scored
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text, control_tokens
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import PromptEncoder
+from pipelines.model.sampling import Sampling
 from pipelines.perceive.example import ImageLike, example
-from pipelines.rollout.engines import HuggingFaceEngine, Name, Response, encoded
-from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.engine import Name, Response, encoded
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.looks import look, token_looks
 from pipelines.score.stage import (
     both_views,
@@ -158,7 +160,7 @@ def perceive(
     given = [f"{name}={dumps(value)}" for name, value in asked.items()]
     config = config_files.load(None, [*defaults, *given, *settings], base=base)
     check(config, masks)
-    policy = model if isinstance(model, Policy) else Policy.load(config)
+    policy = model if isinstance(model, Policy) else load_policy(config)
     return see(config, remembering(policy, 1), [sample], [response], masks)[0]
 
 

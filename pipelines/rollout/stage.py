@@ -18,9 +18,9 @@ from pipelines.disk.records import Rollout, Sample, SampleTable, read_rows, writ
 from pipelines.errors import UserError
 from pipelines.grading.reward import RewardFunction
 from pipelines.model.ragged import batches
+from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.engines import Engine
-from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.engine import Engine
 from pipelines.seeds import generator
 from pipelines.watch import Watch
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -27,25 +27,6 @@ from pipelines.model.ragged import pad_lists
 from pipelines.update import lora, moments
 from pipelines.update.moments import OPTIMIZER
 from pipelines.update.objectives import OBJECTIVES, Batch, Terms
-
-
-class Trainer(Protocol):
-    """Applies policy updates, and saves and restores what they depend on besides the weights."""
-
-    def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
-    ) -> dict[str, Any]:
-        """Train the policy on one step's groups; returns the metrics.
-
-        On a GPU it is called in strict deterministic mode (pipelines/model/determinism.py), whoever wrote
-        it: updates are replayed, and have to give the same bits.
-        """
-
-    def save(self, folder: Path) -> None:
-        """Write the optimizer state."""
-
-    def load(self, folder: Path) -> None:
-        """Read it back."""
 
 
 @dataclass
@@ -389,15 +370,3 @@ def _slice(tokens: Tokens, rows_B: torch.Tensor) -> Tokens:
 
 def _slice_terms(terms: Terms, rows_B: torch.Tensor, longest: int) -> Terms:
     return replace(terms, adv_B=terms.adv_B[rows_B], keep_BT=terms.keep_BT[rows_B, :longest])
-
-
-def _deepspeed(*arguments: Any) -> Trainer:
-    from pipelines.update.deepspeed_engine import (
-        DeepSpeedTrainer,  # brings a package that is optional
-    )
-
-    return DeepSpeedTrainer(*arguments)
-
-
-TRAINERS: dict[str, Callable[..., Trainer]] = {"torch": TorchTrainer, "deepspeed": _deepspeed}
-"""Update engines by name; an import path works as well."""

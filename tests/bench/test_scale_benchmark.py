@@ -10,7 +10,7 @@ from pipelines.capacity.lookup import find_shape
 from pipelines.capacity.work import TEXT_TOKENS
 from pipelines.config.schema import ModelConfig
 from pipelines.disk.records import Rollout, SampleTable, read_rows
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.rollout.stage import ROLLOUTS
 
 
@@ -51,7 +51,7 @@ def test_what_is_run_is_what_is_predicted(measured, configure):
     out, found = measured
     (table,) = out.glob("run-*/prepare-*/train.parquet")
     samples = SampleTable(table)
-    policy = Policy.load(configure("data.min_pixels=50176", "data.max_pixels=50176"))
+    policy = load_policy(configure("data.min_pixels=50176", "data.max_pixels=50176"))
     (file,) = out.glob(f"run-*/steps/0002/rollout-*/{ROLLOUTS}")
     groups = read_rows(file, Rollout)
     assert len(groups) == 2
@@ -70,7 +70,7 @@ def test_a_model_of_a_shape(tmp_path, configure):
     shape = find_shape(ModelConfig())
     write_model(shape, tmp_path)
     assert find_shape(ModelConfig(path=str(tmp_path))).parameters == shape.parameters
-    model = Policy.load(configure(f"model.path={tmp_path}")).model
+    model = load_policy(configure(f"model.path={tmp_path}")).model
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
 
 

@@ -28,7 +28,8 @@ from pipelines.config.schema import Config, ModelConfig
 from pipelines.disk.records import Rollout, Scored, write_rows
 from pipelines.errors import UserError
 from pipelines.model import divergence, shared_prefix
-from pipelines.model.policy import Policy, Row
+from pipelines.model.load import load_policy
+from pipelines.model.policy import Row
 from pipelines.model.prompts import CACHED_BYTES
 from pipelines.update.torch_engine import TorchTrainer
 
@@ -176,7 +177,7 @@ def test_operations_of_a_forward_pass_by_hand():
 def test_operations_of_the_tiny_model_are_those_torch_counts(
     configure, samples, packed, monkeypatch
 ):
-    policy = Policy.load(configure())
+    policy = load_policy(configure())
     prompt = policy.encoder.encode(samples[0])
     length, answers = len(prompt["input_ids"]), [[10] * 40 for _ in range(4)]
     images = int((prompt["input_ids"] == policy.model.config.image_token_id).sum())

@@ -19,11 +19,10 @@ from pipelines.config import settings
 from pipelines.disk.records import Rollout, Scored
 from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
-from pipelines.model import divergence
+from pipelines.model import decoding, divergence
 from pipelines.model.policy import Policy
-from pipelines.rollout import decoding
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.update.torch_engine import TorchTrainer
 
 GROUPS, SAMPLES, TOKENS, TILE = 2, 4, 24, 2**16

@@ -19,8 +19,8 @@ import torch
 from command_line import SMALL, Command, contents, copy_of, given, vppo
 from flip_proof import Run, left_locked, readers_proof, runs_proof, undo
 
+from evals.compare import load
 from evals.journal import Entry, append, damage, read_journal
-from evals.numbers.compare import load
 from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.config import settings
@@ -32,7 +32,7 @@ from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
 from pipelines.live import Session
 from pipelines.model.finite import first_not_finite
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.watch import Silent
 from vppo_cli.commands.status import lines, look
 
@@ -453,7 +453,7 @@ def test_weights_that_are_no_numbers_are_never_saved_or_loaded(run: Path, tmp_pa
     weights[name].view(-1)[0] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"weights are not finite .*nan"):
-        Policy.load(settings.load(None, [f"model.path={model}"]))
+        load_policy(settings.load(None, [f"model.path={model}"]))
 
 
 def test_a_checkpoint_of_no_numbers_is_not_gone_on_with(run: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 from command_line import vppo
 
-from evals.numbers.compare import compare, load
+from evals.compare import compare, load
 from pipelines.errors import UserError
 
 

@@ -14,7 +14,7 @@ from evals.run import RESULTS, complete, grade_cell
 from pipelines.chain import Chain
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
-from pipelines.rollout.engines import HuggingFaceEngine
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.watch import Silent
 
 ASKED = ("eval.samples=3", "eval.batch_prompts=3")

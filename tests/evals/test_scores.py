@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from evals.benchmarks import dynamath as dynamath_score
 from evals.benchmarks import wemath as wemath_score
+from evals.benchmarks.scores import Answered, in_order, majority_accuracy, pass_at_k, summarise
 from evals.benchmarks.table import BENCHMARKS
 from evals.numbers.majority import majority, normalise, vote
-from evals.numbers.scores import Answered, in_order, majority_accuracy, pass_at_k, summarise
 from evals.numbers.statistics import bootstrap
 
 NUMBERS = itertools.count()

@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.model.images import Unusable
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import PromptEncoder
-from pipelines.rollout.engines import encoded
+from pipelines.rollout.engine import encoded
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ from PIL import Image
 from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.errors import UserError
 from pipelines.model.divergence import token_logp
-from pipelines.model.policy import Policy, Row
+from pipelines.model.load import load_policy
+from pipelines.model.policy import Row
 from pipelines.model.prompts import messages, open_image
-from pipelines.rollout.engines import HuggingFaceEngine, encoded
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.engine import encoded
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.stage import SCORES, perturbed_prompt, score
 from pipelines.seeds import generator
 from pipelines.update.torch_engine import TorchTrainer
@@ -43,7 +45,7 @@ def family(request, tmp_path_factory, configure):
 
     def load(*overrides):
         config = configure(f"model.path={folder}", "rollout.max_new_tokens=10", *overrides)
-        return Policy.load(config)
+        return load_policy(config)
 
     policy = load()
     asked = {n: q for n, q in QUESTIONS.items() if q.images or request.param != "paligemma"}
@@ -188,7 +190,7 @@ def test_a_saved_model_gives_the_same(family, tmp_path):
     family.policy.model.save_pretrained(tmp_path)
     family.policy.processor.save_pretrained(tmp_path)
     groups = [(name, RESPONSES) for name in family.asked]
-    again = Policy.load(family.config, tmp_path)
+    again = load_policy(family.config, tmp_path)
     with torch.no_grad():
         assert torch.equal(logp(again, groups), logp(family.policy, groups))
 

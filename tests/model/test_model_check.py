@@ -11,9 +11,9 @@ from families import questions, write_folder
 
 from pipelines.errors import UserError
 from pipelines.model import check as model_check
-from pipelines.model.policy import Policy
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.load import load_policy
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def outcomes(memory):
 def test_the_shipped_model_is_measured_once_whatever_its_weights(
     configure, memory, tmp_path, monkeypatch
 ):
-    policy = Policy.load(configure())
+    policy = load_policy(configure())
     [found] = outcomes(memory)
     assert not policy.plain
     assert not found["plain"]
@@ -43,31 +43,31 @@ def test_the_shipped_model_is_measured_once_whatever_its_weights(
     policy.processor.save_pretrained(tmp_path / "trained")
     monkeypatch.setattr(model_check, "find_way", lambda policy: pytest.fail("measured again"))
     for place in (None, tmp_path / "trained"):
-        assert Policy.load(configure(), place).notes == []
+        assert load_policy(configure(), place).notes == []
 
 
 @pytest.mark.parametrize("other", ["model.dtype=bfloat16", "model.attention=eager"])
 def test_another_way_to_compute_is_measured_anew(configure, memory, other):
-    Policy.load(configure())
-    Policy.load(configure(other))
+    load_policy(configure())
+    load_policy(configure(other))
     assert len(outcomes(memory)) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"plain": true}', "\x00\xff", None])
 def test_a_damaged_memory_is_made_again(configure, memory, content):
-    Policy.load(configure())
+    load_policy(configure())
     [file] = memory.glob("*.json")
     good = file.read_text()
     changed = json.dumps(json.loads(good) | {"key": "other", "plain": True})
     file.write_text(changed if content is None else content, encoding="latin-1")
-    assert not Policy.load(configure()).plain
+    assert not load_policy(configure()).plain
     assert file.read_text() == good
 
 
 def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(configure, memory):
     memory.parent.mkdir(parents=True)
     memory.write_text("a file is no folder, for root either")
-    assert not Policy.load(configure()).plain
+    assert not load_policy(configure()).plain
 
 
 def test_what_is_wrong_in_both_ways_is_refused(fresh_policy, tiny_config):
@@ -123,7 +123,7 @@ def test_the_limit_is_above_rounding_and_below_what_matters(fresh_policy, tiny_c
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
 def test_both_ways_sample_the_same_responses(configure, tmp_path, name):
-    policy = Policy.load(configure(f"model.path={write_folder(name, tmp_path)}"))
+    policy = load_policy(configure(f"model.path={write_folder(name, tmp_path)}"))
     asked = list(questions().values())
     for sampling in (
         Sampling(1.0, 1.0, 0, 12, 3, seed=0),
@@ -141,7 +141,7 @@ def test_both_ways_sample_the_same_responses(configure, tmp_path, name):
 
 
 def test_the_plain_way_leaves_the_models_own_generation_settings_alone(configure, tmp_path):
-    policy = Policy.load(configure(f"model.path={write_folder('gemma3', tmp_path)}"))
+    policy = load_policy(configure(f"model.path={write_folder('gemma3', tmp_path)}"))
     sampling, asked = Sampling(1.0, 1.0, 0, 12, 3, seed=0), [questions()["one"]]
     before = HuggingFaceEngine(policy).generate(asked, [(1, 0)], sampling)
     own = policy.model.generation_config

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from pipelines.config.settings import shipped_config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.model.prompts import encode_sample, load_processor
-from pipelines.rollout.engines import encoded
+from pipelines.rollout.engine import encoded
 
 WEIGHTS = "model.safetensors"
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def load(configure):
-    return lambda folder: Policy.load(configure(f"model.path={folder}"))
+    return lambda folder: load_policy(configure(f"model.path={folder}"))
 
 
 def change(path: Path, **values):
@@ -292,7 +292,7 @@ def test_a_question_that_the_template_refuses_is_told(folder, configure):
         "{% if 'forbidden' in messages[0].content[-1].text %}{{ raise_exception('never') }}{% endif %}"
         + template.read_text()
     )
-    policy = Policy.load(configure(f"model.path={folder}", "data.instruction=''"))
+    policy = load_policy(configure(f"model.path={folder}", "data.instruction=''"))
     encoded(policy, Sample("fine", "What is 3 + 4?", [], "7"))
     with pytest.raises(UserError, match=r"question bad.*never"):
         encoded(policy, Sample("bad", "What is forbidden?", [], "7"))

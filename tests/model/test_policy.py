@@ -7,7 +7,8 @@ from pipelines.config.schema import ModelConfig
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.divergence import token_logp
-from pipelines.model.policy import Policy, Row, _block_mask
+from pipelines.model.load import load_policy
+from pipelines.model.policy import Row, _block_mask
 
 # Ids above the special ones; lengths 5, 1 and 3 behind one prompt, 2 and 4 behind the other.
 RESPONSES = [[[20, 21, 22, 23, 2], [2], [30, 31, 2]], [[40, 2], [41, 42, 43, 44]]]
@@ -163,7 +164,7 @@ def test_bfloat16_is_close_and_keeps_float32_weights(fresh_policy, configure, pr
 
 
 def test_eager_attention_gives_the_same(configure, policy, prompts):
-    eager = Policy.load(configure("model.attention=eager"))
+    eager = load_policy(configure("model.attention=eager"))
     with torch.no_grad():
         expected = logp(policy, packed(prompts))
         torch.testing.assert_close(logp(eager, packed(prompts)), expected, atol=1e-4, rtol=0)
@@ -185,4 +186,4 @@ def test_a_model_that_cannot_be_loaded(tmp_path, configure, policy, damage):
             path.unlink()
     config = configure().model_copy(update={"model": ModelConfig(path=str(folder))})
     with pytest.raises(UserError, match=f"model.path {folder}"):
-        Policy.load(config)
+        load_policy(config)

@@ -11,8 +11,8 @@ from pipelines.errors import UserError
 from pipelines.model import determinism
 from pipelines.model.divergence import token_logp
 from pipelines.model.policy import Row
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.rollout.vllm import engine as vllm_engine
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=48, samples=3, seed=0)

@@ -12,7 +12,8 @@ import pytest
 from pipelines.disk.records import Rollout, read_rows
 from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
-from pipelines.rollout.engines import HuggingFaceEngine, Response
+from pipelines.rollout.engine import Response
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.rollout.stage import ROLLOUTS, SURPLUS, is_informative, prompt_at, rollout
 from pipelines.watch import Silent
 

@@ -19,7 +19,7 @@ from updates import SETTINGS, Case, gap
 
 from pipelines.config import settings
 from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.ranks import heartbeat
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.stage import ROLLOUTS
@@ -56,7 +56,7 @@ def scored(case: Case, kind: type[TorchTrainer], *overrides: str) -> list[Scored
     """The step's scores, by a policy that this trainer has placed."""
     engine = "deepspeed" if kind is DeepSpeedTrainer else "torch"
     config = settings.load(None, [*SETTINGS, *ONE_A_PASS, f"update.engine={engine}", *overrides])
-    policy = Policy.load(config)
+    policy = load_policy(config)
     kind(policy, config)
     out = [tempfile.mkdtemp(dir=case.data)]
     torch.distributed.broadcast_object_list(out)

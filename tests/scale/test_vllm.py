@@ -32,8 +32,9 @@ from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.divergence import token_statistics
 from pipelines.model.policy import Policy, Row
-from pipelines.rollout.engines import ENGINES, HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.engines import ENGINES
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.rollout.vllm.engine import check, logprobs_mode
 
 GPU = torch.cuda.is_available()
@@ -319,14 +320,15 @@ def test_a_server_of_another_model(server, policy, tiny_config):
 RANK = """
 import sys, torch
 from pipelines.config import settings
-from pipelines.rollout.engines import ENGINES, HuggingFaceEngine
+from pipelines.rollout.engines import ENGINES
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.model.policy import Policy
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.sampling import Sampling
+from pipelines.model.sampling import Sampling
 
 config = settings.load(None, ["rollout.engine=vllm", "run.threads=1", *sys.argv[1:]])
-policy = Policy.load(config)
+policy = load_policy(config)
 engine = ENGINES["vllm"](policy)
 samples, names = make_samples("test", 7, 0, GlyphsOptions()), [(1, i) for i in range(7)]
 greedy = Sampling(1e-6, 1.0, 0, 40, 1, 0)

@@ -20,6 +20,7 @@ import torch
 
 from pipelines.config import settings
 from pipelines.disk.records import Rollout, SampleTable, Scored, read_rows
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.ranks import heartbeat
 from pipelines.ranks.ranks import ranks
@@ -55,7 +56,7 @@ class Case:
         config = settings.load(None, [*SETTINGS, f"update.engine={engine}", *overrides])
         # Adapters stand beside the weights that the run started from.
         weights_at = load / "model" if load and not config.update.lora_rank else None
-        policy = Policy.load(config, weights_at)
+        policy = load_policy(config, weights_at)
         trainer = kind(policy, config)
         if load:
             trainer.load(load)
@@ -119,7 +120,7 @@ def mean_gap(one: Weights, other: Weights) -> float:
 
 def main(data: Path, stages: list[str]) -> None:
     case, me = Case(data), ranks()
-    before = Policy.load(settings.load(None, SETTINGS)).model.state_dict()
+    before = load_policy(settings.load(None, SETTINGS)).model.state_dict()
     whole, expected = case.run(TorchTrainer)
     decay = "update.weight_decay=50"
     smaller, _ = case.run(TorchTrainer, decay, updates=1)

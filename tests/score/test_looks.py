@@ -11,10 +11,10 @@ from PIL import Image
 
 from pipelines.disk.records import Look, Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.model.divergence import Head
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
+from pipelines.model.sampling import Sampling
 from pipelines.model.token_texts import token_texts
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.alternatives import top_alternatives
 from pipelines.score.looks import LOOKS
 from pipelines.score.pictures import pictures
@@ -186,7 +186,7 @@ def test_broken_characters_still_join_to_the_response(policy):
 def family(request, tmp_path_factory, configure):
     folder = write_folder(request.param, tmp_path_factory.mktemp(request.param))
     config = configure(f"model.path={folder}", "rollout.max_new_tokens=6")
-    return SimpleNamespace(name=request.param, config=config, policy=Policy.load(config))
+    return SimpleNamespace(name=request.param, config=config, policy=load_policy(config))
 
 
 def shown(family, sample, prompt=None):

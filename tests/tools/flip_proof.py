@@ -28,8 +28,8 @@ from typing import Any
 
 from command_line import SMALL, contents, copy_of, given, vppo
 
+from evals import compare
 from evals.journal import damage, read_journal
-from evals.numbers import compare
 from evals.run import read_results
 from pipelines import runs
 from pipelines.chain import Chain

@@ -200,8 +200,8 @@ def counts(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, An
     """Launches, copies and waits of a decoded token (any number of responses), of a scoring pass of one
     prompt and both views, and of an update's micro-batch of one prompt; the tiny model in bfloat16."""
     from pipelines.bench.workload import Lengths, Workload
-    from pipelines.rollout import decoding
-    from pipelines.rollout.sampling import Sampling, uniforms
+    from pipelines.model import decoding
+    from pipelines.model.sampling import Sampling, uniforms
     from pipelines.score.stage import group_statistics
 
     lengths = Lengths(image=64, text=8, samples=4, response=12, prompts=3)

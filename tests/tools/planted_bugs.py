@@ -54,9 +54,9 @@ BUGS = (
         "if informative or not settings.dynamic_sampling:", "if True:"),
     Bug("rewards of a group in reverse order", "pipelines/rollout/stage.py",
         "marks = [next(graded) for _ in responses]", "marks = [next(graded) for _ in responses][::-1]"),
-    Bug("samples at another temperature than it records", "pipelines/rollout/sampling.py",
+    Bug("samples at another temperature than it records", "pipelines/model/sampling.py",
         "token_B = draw(truncate(logp_BV, ", "token_B = draw(truncate((logp_BV / 0.9).log_softmax(-1), "),
-    Bug("ignores top-p", "pipelines/rollout/sampling.py", "if top_p < 1:", "if top_p < 0:"),
+    Bug("ignores top-p", "pipelines/model/sampling.py", "if top_p < 1:", "if top_p < 0:"),
     Bug("responses lose their end token", "pipelines/rollout/engines.py",
         "length = ends[0] + 1 if ends else len(ids)", "length = ends[0] if ends else len(ids)"),
     Bug("engine keeps the starting weights", "pipelines/rollout/engines.py",
@@ -119,7 +119,7 @@ BUGS = (
     # -- what only a run shows
     Bug("scores by the starting weights", "pipelines/live.py",
         "        policy = self.policy(step - 1)\n        self._rest()\n        if isinstance(",
-        "        self.policy(step - 1)\n        policy = Policy.load(self.config)\n        self._rest()\n"
+        "        self.policy(step - 1)\n        policy = load_policy(self.config)\n        self._rest()\n"
         "        if isinstance("),
     Bug("evaluates the starting weights", "pipelines/live.py",
         "lambda: self.engine_for(step, cell.how)", "lambda: self.engine_for(0, cell.how)"),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipelines.chain import Chain
 from pipelines.errors import UserError
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.run import train
 from pipelines.score.stage import group_statistics
 from pipelines.update import lora
@@ -76,7 +76,7 @@ def test_the_merged_model_and_the_adapters_say_what_the_policy_says(
         tmp_path / "model", state_dict=dict(policy.placement.weights(policy.model))
     )
     policy.processor.save_pretrained(tmp_path / "model")
-    merged = Policy.load(config, tmp_path / "model")
+    merged = load_policy(config, tmp_path / "model")
     torch.testing.assert_close(logp(merged, rollouts, table), expected, atol=1e-4, rtol=0)
     (tmp_path / "trainer").mkdir()
     trainer.save(tmp_path / "trainer")
@@ -148,7 +148,7 @@ def test_a_missing_package_is_told_before_anything_is_made(monkeypatch, configur
 def test_experts_of_a_mixture_are_left_out_and_named(configure, tmp_path):
     folder = write_folder("qwen3_vl_moe", tmp_path)
     config = configure(*LORA, f"model.path={folder}")
-    policy = Policy.load(config)
+    policy = load_policy(config)
     trainer = TorchTrainer(policy, config)
     [note] = [note for note in policy.notes if "LoRA" in note]
     assert "layers.*.mlp.experts.gate_up_proj" in note

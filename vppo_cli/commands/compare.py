@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import typer
 
-from evals.numbers.compare import Comparison, load
-from evals.numbers.compare import compare as paired
+from evals.compare import Comparison, load
+from evals.compare import compare as paired
 from evals.numbers.statistics import Interval
 from vppo_cli.screen import display
 

@@ -129,10 +129,10 @@ def _device() -> Iterator[Finding]:
 
 def _model() -> Iterator[Finding]:
     from pipelines.config.settings import load
-    from pipelines.model.policy import Policy
+    from pipelines.model.load import load_policy
 
     try:
-        policy = Policy.load(load())
+        policy = load_policy(load())
     except (UserError, ImportError, RuntimeError) as error:
         yield Finding("tiny model", "bad", str(error).splitlines()[0], "Reinstall vppo.")
         return

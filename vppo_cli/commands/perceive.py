@@ -20,6 +20,7 @@ from pipelines.disk.records import Perceived
 from pipelines.errors import UserError
 from pipelines.live import Session
 from pipelines.model.images import ImageTally
+from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.perceive.dataset import PAGE, ROWS, check_new, perceive_dataset
 from pipelines.perceive.example import example
@@ -69,7 +70,7 @@ class Asked:
     def policy(self) -> Policy:
         """The model, loaded."""
         if self._chain is None:
-            return Policy.load(self.config)
+            return load_policy(self.config)
         return Session(self._chain, Silent(), self.config).policy(self._step).spread()
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from evals.numbers.compare import compare, load
+from evals.compare import compare, load
 from evals.report import tables as report_tables
 from evals.report.build import REPORT, read
 from pipelines.config.settings import setting_names

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks.table import canonical
-from evals.numbers.compare import compare, load
+from evals.compare import compare, load
 from evals.report import build as report
 from evals.run import read_results
 from pipelines.chain import Chain

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity
 from pipelines.bench.gpu.place import NEEDS_CUDA, Figures, Findings, Place
 from pipelines.bench.measure import timed
 from pipelines.bench.workload import Lengths, Passes, Workload
-from pipelines.rollout import decoding
-from pipelines.rollout.sampling import Sampling, uniforms
+from pipelines.model import decoding
+from pipelines.model.sampling import Sampling, uniforms
 
 LENGTHS = {
     "tiny": Lengths(image=64, text=8, samples=4, response=16, prompts=1),

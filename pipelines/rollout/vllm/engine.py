@@ -33,9 +33,9 @@ from pipelines.model import chat_template, determinism
 from pipelines.model.files import cannot_load
 from pipelines.model.policy import Policy, choose_device
 from pipelines.model.prompts import messages, model_location, open_image
+from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import join_alone, ranks
-from pipelines.rollout.engines import Engine, LiveEngine, Name, Response, cut, encoded
-from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.engine import Engine, Name, Response, cut, encoded
 from pipelines.seeds import generator
 
 BAN = -100.0
@@ -60,20 +60,6 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every rank would take the same core
     "TORCHDYNAMO_DISABLE": "1",  # half a minute of compiling, for nothing measurable
 }
-
-
-def make_engine(policy: Policy) -> LiveEngine:
-    """The engine of ``rollout.server``, or one in this process.
-
-    Raises:
-        UserError: it cannot ban what the policy never samples, is not there, or does not start.
-    """
-    check_banned(policy)
-    if policy.config.rollout.server:
-        from pipelines.rollout.vllm.server import VLLMServer
-
-        return VLLMServer(policy)
-    return VLLMEngine(policy)
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import messages, model_location
+from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.engines import Engine, Name, Response, cut
-from pipelines.rollout.sampling import Sampling
+from pipelines.rollout.engine import Engine, Name, Response, cut
 from pipelines.rollout.vllm.engine import (
     View,
     check_prompt,

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipelines.model import shared_prefix
 from pipelines.model.divergence import DEFAULT_MAX_ELEMENTS, Head
 from pipelines.model.policy import Encoded, Policy
-from pipelines.rollout.sampling import Sampling, next_token
+from pipelines.model.sampling import Sampling, next_token
 
 KEEP_ABOVE = 0.8
 """Ended responses are taken out once no more than this share goes on: copying the others costs too."""

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipelines.rollout import decoding
-from pipelines.rollout.engines import HuggingFaceEngine
-from pipelines.rollout.sampling import Sampling
+from pipelines.model import decoding
+from pipelines.model.sampling import Sampling
+from pipelines.rollout.hf import HuggingFaceEngine
 
 SAMPLING = Sampling(1.0, 1.0, 0, 48, 3, seed=0)
 NAMES = [(1, position) for position in range(4)]

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from pipelines.model.divergence import Head
-from pipelines.rollout.sampling import Sampling, draw, next_token, truncate, uniforms
+from pipelines.model.sampling import Sampling, draw, next_token, truncate, uniforms
 from pipelines.seeds import generator
 
 INF = float("inf")
