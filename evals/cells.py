@@ -36,7 +36,8 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> Cell:
         config: how to evaluate; policy and own questions are the run's in any case.
     """
     how = evaluation(config, benchmark, chain.config)
-    sampler, graders = chain.sources.of(how.engine), chain.sources.of(*how.graders)
+    stage = chain.own("eval", config)
+    sampler, graders = chain.sources.of(how.engine) | stage, chain.sources.of(*how.graders)
     own = benchmark in OWN
     questions = chain.prepare if own else questions_step(benchmark, config)
     inputs = {"policy": chain.policy_key(step), "questions": questions.key}

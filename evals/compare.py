@@ -12,7 +12,7 @@ import numpy as np
 
 from evals.numbers.statistics import Interval, average, interval, resampled
 from evals.report.build import REPORT, read
-from evals.run import RESULTS
+from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, unreadable
 from pipelines.errors import UserError
 from pipelines.runs import CONFIG, runs_folder

@@ -31,10 +31,10 @@ from evals import replay
 from evals.journal import read_journal
 from evals.report.build import REPORT
 from evals.run import questions
-from pipelines import checkpoint, runs
+from pipelines import checkpoints, runs
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.disk.step import write_atomic
 from pipelines.errors import UserError
 from pipelines.grading.answer import extract_answer
@@ -42,8 +42,6 @@ from pipelines.model.load import load_policy
 from pipelines.model.prompts import open_image
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.rollout.stage import ROLLOUTS
-from pipelines.score.stage import SCORES
 from pipelines.update.moments import OPTIMIZER
 
 CONFIG, RUN = "ci.yaml", "ci"
@@ -298,13 +296,13 @@ def _advantage_std(chain: Chain) -> float:
 def weights(judge: Judge, chain: Chain) -> None:
     """How far the optimizer has carried the weights, in as many steps as there were updates."""
     start = load_file(settings.shipped_config("tiny_model") / "model.safetensors")
-    for step in checkpoint.saved(chain):
+    for step in checkpoints.saved(chain):
         folder = chain.checkpoint(step).path
-        optimizer = load_file(folder / checkpoint.TRAINER / OPTIMIZER)
+        optimizer = load_file(folder / checkpoints.TRAINER / OPTIMIZER)
         taken = [float(v) for name, v in optimizer.items() if name.startswith("step/")]
         judge.must_be(f"checkpoint {step}", "fewest optimizer steps", min(taken), step)
         judge.must_be(f"checkpoint {step}", "most optimizer steps", max(taken), step)
-        model = load_file(folder / checkpoint.MODEL / "model.safetensors")
+        model = load_file(folder / checkpoints.MODEL / "model.safetensors")
         moved = sum(float(((model[n] - start[n]).astype(float) ** 2).sum()) for n in start) ** 0.5
         judge.as_before(f"checkpoint {step}", {"distance moved": moved}, lambda _: Band(0.05))
 
@@ -314,7 +312,7 @@ def sampled_again(judge: Judge, chain: Chain) -> None:
     config, last = chain.config, chain.config.run.steps
     cell = chain.cell(last, "glyphs")
     how, asking, table = cell.how, cell.how.asking, questions(cell)
-    policy = load_policy(config, chain.checkpoint(last).path / checkpoint.MODEL)
+    policy = load_policy(config, chain.checkpoint(last).path / checkpoints.MODEL)
     rows = table[:RESAMPLED]
     said = HuggingFaceEngine(policy).generate(
         rows, [(how.benchmark, row.id) for row in rows],
@@ -334,7 +332,7 @@ def sampled_again(judge: Judge, chain: Chain) -> None:
     rollouts = read_rows(chain.rollout(before + 1).path / ROLLOUTS, Rollout)
     fresh = [group for group in rollouts if group.step == before + 1]
     train = SampleTable(chain.prepare.path / "train.parquet")
-    policy = load_policy(config, chain.checkpoint(before).path / checkpoint.MODEL)
+    policy = load_policy(config, chain.checkpoint(before).path / checkpoints.MODEL)
     how_trained = config.rollout
     again = HuggingFaceEngine(policy).generate(
         [train.by_id(group.sample_id) for group in fresh],

@@ -16,11 +16,9 @@ import numpy as np
 from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.schema import Config
-from pipelines.disk.records import Rollout, SampleTable, Scored, read_rows
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, SampleTable, Scored, read_rows
 from pipelines.disk.step import Step, commit
-from pipelines.rollout.stage import ROLLOUTS
 from pipelines.run import held, perform
-from pipelines.score.stage import SCORES
 from pipelines.watch import Silent
 
 RUN = "replay"

@@ -20,7 +20,7 @@ from evals.cells import Cell
 from evals.grade import ANSWERS, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
 from evals.profiles import Asking
-from pipelines.disk.records import Sample, SampleTable
+from pipelines.disk.records import RESULTS, Sample, SampleTable
 from pipelines.disk.step import checked, is_there, unreadable, write_atomic
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
@@ -28,8 +28,6 @@ from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from pipelines.rollout.engine import Engine
-
-RESULTS = "results.json"
 
 
 def complete(

@@ -19,13 +19,14 @@ from pipelines.disk.step import Step, commit
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool, check_grader
 from pipelines.ranks.ranks import ranks
+from pipelines.stages import Ask, Metrics, make
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.config.schema import Config
-    from pipelines.live import Session
+    from pipelines.live import Live
     from pipelines.rollout.engine import Engine
 
 
@@ -61,27 +62,27 @@ def check_inputs(config: Config) -> None:
                 find_files(name, config.eval.data_dir)
 
 
-def make(session: Session, benchmark: str, config: Config, step: int, out: Path) -> dict[str, Any]:
-    """Evaluate the policy after ``step`` updates on one benchmark; returns the metrics.
+def evaluate(ask: Ask, live: Live, out: Path) -> Metrics:
+    """A policy and a benchmark's questions -> answers.parquet, results.json; the journal grows beside them.
 
     Raises:
         UserError: the engine gave what is no response, or a grader does not exist.
     """
-    asked = session.chain.cell(step, benchmark, config)
+    asked = live.chain.cell(ask.step, ask.name, ask.config)
     return complete(
-        asked, lambda: engine(session, step, asked.how.asking), config.eval.batch_prompts,
-        session.graders, matched(session.chain.config) if step else None, out, session.watch,
-        config.rollout.tensor_parallel,
+        asked, lambda: engine(live, ask.step, asked.how.asking), ask.config.eval.batch_prompts,
+        live.graders, matched(live.chain.config) if ask.step else None, out, ask.watch,
+        ask.config.rollout.tensor_parallel,
     )  # fmt: skip
 
 
-def engine(session: Session, step: int, asking: Asking) -> Engine:
+def engine(live: Live, step: int, asking: Asking) -> Engine:
     """The engine with the policy after ``step`` updates, which shows and instructs as is asked for."""
-    same = matched(session.config).images == asking.images
-    return session.engine_for(step, *(() if same else (asking, asking.instruction)))
+    same = matched(live.config).images == asking.images
+    return live.engine(step, *(() if same else (asking, asking.instruction)))
 
 
-def evaluate(
+def evaluate_all(
     chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch, *, force: bool = False
 ) -> None:
     """Make these evaluations; every benchmark's questions are there before a model is loaded.
@@ -96,18 +97,19 @@ def evaluate(
     ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     for step in steps:
         check_questions(chain.cell(step.index or 0, step.name, wanted.config))
-    from pipelines.live import Session, check_parts  # brings torch
+    from pipelines.checks import check_parts  # brings torch
+    from pipelines.live import Live
 
     check_parts(wanted.config)
-    with closing(Session(chain, watch, wanted.config)) as session:
+    with closing(Live(chain, watch, wanted.config)) as live:
         for step in steps:
             watch.stage(step.name, step.index or 0)
-            metrics = evaluate_one(session, step, wanted.config, watch, force=force)
+            metrics = evaluate_one(live, step, wanted.config, watch, force=force)
             watch.finished(step.name, step.index or 0, metrics)
 
 
 def evaluate_one(
-    session: Session, step: Step, config: Config, watch: Watch, *, force: bool = False
+    live: Live, step: Step, config: Config, watch: Watch, *, force: bool = False
 ) -> dict[str, Any]:
     """Make and commit one evaluation; waits where another process is at the same one."""
     everyone = ranks()
@@ -117,9 +119,9 @@ def evaluate_one(
         if manifest is not None:
             return dict(manifest["metrics"])
         if not everyone.main:
-            return session.make(step, config, step.path)
+            return make(live.ask(step, config), live, step.path)
         with commit(step) as (out, metrics):
-            metrics |= session.make(step, config, out)
+            metrics |= make(live.ask(step, config), live, out)
         return metrics
 
 

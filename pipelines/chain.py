@@ -9,25 +9,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.schema import Config
+from pipelines.checkpoint import stage as checkpoint
+from pipelines.config.schema import Config, Section
 from pipelines.config.settings import shipped_config
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.disk.part_sources import PartSources
 from pipelines.disk.step import Step
 from pipelines.errors import UserError
+from pipelines.prepare import stage as prepare
 from pipelines.prepare.rows import reader_version
 from pipelines.prepare.sources import check_places
 from pipelines.ranks.ranks import ranks
+from pipelines.rollout import stage as rollout
+from pipelines.score import stage as score
 from pipelines.stages import of_evaluations
+from pipelines.update import stage as update
 
-VERSIONS = {
-    "model": 1, "prepare": 1, "rollout": 3, "score": 3, "update": 3, "checkpoint": 1,
-    "sampling": 3, "grading": 1, "way": 2,
+CODE = {
+    "prepare": prepare, "rollout": rollout, "score": score, "update": update,
+    "checkpoint": checkpoint,
+}  # fmt: skip
+VERSIONS = {name: stage.VERSION for name, stage in CODE.items()} | {
+    "model": 1, "sampling": 3, "grading": 1, "way": 2,
 }  # fmt: skip
 """Raise a stage's number when its code gives other results: its steps become stale."""
+
+SETTINGS: dict[str, tuple[str, ...]] = {name: stage.READS for name, stage in CODE.items()}
+"""The settings that a stage has in its key, and that it may be given anew."""
+
+OF_ONES_OWN = 0
+"""The version of a stage of one's own: its source is in the key."""
 
 TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading")
 """Stages by what they make: a policy, and what is said of it."""
@@ -58,9 +73,9 @@ class Chain:
         self.config, self.run = config, run
         self.versions = dict(versions or VERSIONS)
         check_places(config)
-        self.prepare = Step("prepare", None, run, self.versions["prepare"], _sources(config))
-        self.model = Step("model", None, run, self.versions["model"], _model(config))
         self.sources = PartSources(run)
+        self.prepare = self._step("prepare", None, run, _sources(config), {})
+        self.model = Step("model", None, run, self.versions["model"], _model(config))
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -85,7 +100,7 @@ class Chain:
         """The weights and optimizer state after ``step`` updates."""
         parent = self.run / "checkpoints" / f"{step:04d}"
         inputs = {"policy": self.policy_key(step)}
-        return Step("checkpoint", step, parent, self.versions["checkpoint"], {}, inputs)
+        return self._step("checkpoint", step, parent, {}, inputs)
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
@@ -143,9 +158,21 @@ class Chain:
         yield from self.opening(self.config.run.steps)
         yield from self.evaluations()
 
+    def until(self, step: int | None) -> list[Step]:
+        """Every step up to a training step; None: all of the run, its final evaluations included."""
+        whole = step is None or step >= self.config.run.steps
+        return list(self.all() if whole else self.opening(step or 0))
+
+    def of_stage(self, stage: str, index: int, wanted: Chain) -> list[Step]:
+        """The steps of one stage, with the settings of ``wanted``, made from what this run has."""
+        if stage == "prepare":
+            return [wanted.prepare]
+        if stage == "eval":
+            return [self.cell(index, name, wanted.config).results for name in wanted.benchmarks]
+        new, old = getattr(wanted, stage)(index), getattr(self, stage)(index)
+        return [replace(new, inputs=old.inputs)]
+
     def _grow(self, step: int) -> None:
-        config, source = self.config, self.sources.of
-        shapes = shape_of(config)
         while len(self._updates) < step:
             index = len(self._updates) + 1
             parent = self.run / "steps" / f"{index:04d}"
@@ -153,27 +180,41 @@ class Chain:
             inputs = {"prepare": self.prepare.key, "policy": policy}
             if self._rollouts:
                 inputs["previous rollout"] = self._rollouts[-1].key
-            rollout = Step(
-                "rollout", index, parent, self.versions["rollout"],
-                config.rollout.keyed("rollout") | config.reward.keyed("reward") | {"seed": config.seed}
-                | source(config.rollout.engine, config.reward.function, config.reward.grader),
-                inputs, shapes | config.rollout.shape("rollout"),
-            )  # fmt: skip
-            score = Step(
-                "score", index, parent, self.versions["score"],
-                config.score.keyed("score") | {"seed": config.seed}
-                | source(config.score.estimator, config.score.perturbation),
-                {"rollout": rollout.key}, shapes | config.score.shape("score"),
-            )  # fmt: skip
-            update = Step(
-                "update", index, parent, self.versions["update"],
-                config.update.keyed("update") | source(config.update.engine, config.update.objective),
-                {"rollout": rollout.key, "score": score.key, "policy": policy},
-                shapes | config.update.shape("update"),
-            )  # fmt: skip
+            rollout = self._training("rollout", index, parent, inputs)
+            score = self._training("score", index, parent, {"rollout": rollout.key})
+            inputs = {"rollout": rollout.key, "score": score.key, "policy": policy}
+            update = self._training("update", index, parent, inputs)
             self._rollouts.append(rollout)
             self._scores.append(score)
             self._updates.append(update)
+
+    def _training(self, name: str, index: int, parent: Path, inputs: dict[str, str]) -> Step:
+        settings: dict[str, Any] = {}
+        for section in CODE[name].READS:
+            value = getattr(self.config, section)
+            settings |= value.keyed(section) if isinstance(value, Section) else {section: value}
+        settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
+        shape = shape_of(self.config) | getattr(self.config, name).shape(name)
+        return self._step(name, index, parent, settings, inputs, shape)
+
+    def _step(
+        self, name: str, index: int | None, parent: Path, settings: dict[str, Any],
+        inputs: dict[str, str], shape: dict[str, Any] | None = None,
+    ) -> Step:  # fmt: skip
+        own = self.own(name, self.config)
+        version = OF_ONES_OWN if own else self.versions[name]
+        return Step(name, index, parent, version, settings | own, inputs, shape or {})
+
+    def own(self, stage: str, config: Config) -> dict[str, Any]:
+        """What a key holds of a stage of one's own; nothing of the package's, which has a version."""
+        part = getattr(config.stages, stage)
+        return {f"stages.{stage}": part} | self.sources.of(part) if part else {}
+
+
+def _value(config: Config, setting: str) -> str:
+    section, _, name = setting.partition(".")
+    value: str = getattr(getattr(config, section), name)
+    return value
 
 
 def is_evaluation(step: Step) -> bool:

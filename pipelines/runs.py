@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
+from pipelines.chain import ANSWERS, OF_ONES_OWN, RESULTS, TRAINING, VERSIONS, Chain
 from pipelines.config import settings
 from pipelines.config.hub import as_begun
 from pipelines.config.schema import Config
@@ -21,7 +21,7 @@ from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
 from pipelines.disk.lock import is_running
 from pipelines.disk.provenance import provenance
-from pipelines.disk.step import is_there, read_manifest, spent, unreadable
+from pipelines.disk.step import Step, is_there, read_manifest, spent, unreadable
 from pipelines.errors import UserError
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
@@ -283,7 +283,7 @@ def _made(folders: Iterable[Path], today: int) -> int:
     for folder in folders:
         with contextlib.suppress(UserError):  # told where it is read for what it holds
             found.add(read_manifest(folder).get("version", today))
-    found = {version for version in found if type(version) is int}
+    found = {version for version in found if type(version) is int and version != OF_ONES_OWN}
     return today if today in found else max(found, default=today)
 
 
@@ -368,3 +368,21 @@ def write_metrics(chain: Chain, known: Sequence[dict[str, Any]] = ()) -> list[di
     elif more := b"".join(lines)[len(here) :]:
         append_text(path, more.decode())
     return rows
+
+
+class MetricsFile:
+    """metrics.jsonl as a run grows."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self._rows: list[dict[str, Any]] | None = None
+
+    def after(self, step: Step) -> dict[str, Any]:
+        """Bring it up to date -> the metrics of a training step that is whole now, by their names there."""
+        if self._rows is None:  # not before: settings that cannot work leave the file alone
+            self._rows = write_metrics(self.chain)
+        index = step.index or 0
+        if step.name != "update" or step != self.chain.update(index):
+            return {}
+        self._rows = write_metrics(self.chain, self._rows[: index - 1])
+        return step_metrics(self.chain, index) or {}

@@ -1,13 +1,92 @@
-"""Where the code of evaluations is: found by name when it is needed, as evaluations are made from runs."""
+"""The stages of a run: their one signature, and where the code of each is.
+
+    stage(ask, live, out) -> metrics
+
+A stage reads the folders that ``ask`` names and writes its artifacts into ``out``; the numbers that it
+returns are shown, and nothing reads them again. What is alive and costly (policy, trainer, engine, graders)
+comes from ``live``. A config swaps one by an import path, ``stages.score: my_package.my_module:score``.
+
+Stages are found by name when they are needed: nothing here imports one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-EVALUATIONS = "evals.stage"
+from pipelines.config.resolve import find_part
+from pipelines.config.schema import Config
+from pipelines.disk import artifacts
+from pipelines.ranks.ranks import ranks
+from pipelines.watch import Watch
+
+if TYPE_CHECKING:
+    from pipelines.live import Live
+
+STAGES = {
+    "prepare": "pipelines.prepare.stage:prepare",
+    "rollout": "pipelines.rollout.stage:rollout",
+    "score": "pipelines.score.stage:score",
+    "update": "pipelines.update.stage:update",
+    "checkpoint": "pipelines.checkpoint.stage:checkpoint",
+    "eval": "evals.stage:evaluate",
+}
+"""Stage -> its code. VERSION, and the settings that its key holds (READS), stand beside it."""
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a stage is asked for.
+
+    ``stage`` is a name of ``STAGES``; ``name`` the step's, which for an evaluation is its benchmark;
+    ``step`` the training step, from 1 (0: prepare, or an evaluation of the starting model). Of ``config``
+    the stage's own settings are as they are asked for now, all others the run's: what its key does not
+    hold must not decide. ``inputs`` are folders on disk by the name of the stage that made them;
+    ``previous`` is the rollout of the step before, where there is one.
+    """
+
+    stage: str
+    name: str
+    step: int
+    config: Config
+    inputs: Mapping[str, Path]
+    watch: Watch
+
+
+Stage = Callable[[Ask, "Live", Path], Metrics]
+
+
+def find(stage: str, config: Config) -> Stage:
+    """The code of a stage: the one that the config names, or the package's own.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    own: str | None = getattr(config.stages, stage)
+    module, _, name = STAGES[stage].partition(":")
+    found: Stage = (
+        find_part(f"stages.{stage}", own, {}) if own else getattr(import_module(module), name)
+    )
+    return found
+
+
+def make(ask: Ask, live: Live, out: Path) -> Metrics:
+    """Let the stage do what it is asked for, and look at what it wrote.
+
+    Raises:
+        UserError: an artifact is missing, or is not what its schema says.
+    """
+    metrics = find(ask.stage, ask.config)(ask, live, out)
+    if ranks().main:
+        artifacts.check(ask.stage, out, ask.inputs)
+    return metrics
 
 
 def of_evaluations(name: str) -> Any:
-    """What the module of evaluations calls so."""
-    return getattr(import_module(EVALUATIONS), name)
+    """What the module of evaluations calls so: evaluations are made from runs, and lie above them."""
+    return getattr(import_module(STAGES["eval"].partition(":")[0]), name)

@@ -16,14 +16,22 @@ from command_line import SMALL, Command, given, vppo
 
 from pipelines.config import settings
 from pipelines.config.schema import Config
-from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.disk.records import (
+    SCORES,
+    Rollout,
+    Sample,
+    SampleTable,
+    Scored,
+    read_rows,
+    write_rows,
+)
 from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.score.stage import SCORES, score
+from pipelines.score.scoring import score
 from pipelines.watch import Silent
 
 torch.set_num_threads(1)

@@ -8,15 +8,18 @@ from contextlib import closing
 import pytest
 import torch
 
-from pipelines import checkpoint, runs
+from pipelines import checkpoints, runs
 from pipelines import live as sessions
 from pipelines.chain import ANSWERS, RESULTS, TRAINING, VERSIONS, Chain
+from pipelines.checkpoint import saving
 from pipelines.config import settings
+from pipelines.disk.records import RESULTS as RESULTS_FILE
 from pipelines.disk.step import MANIFEST, commit
 from pipelines.errors import UserError
-from pipelines.live import Session
+from pipelines.live import Live
 from pipelines.rollout.engines import ENGINES
 from pipelines.run import train, train_stage
+from pipelines.stages import make
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 
@@ -47,7 +50,7 @@ def copied(trained, tmp_path):
 
 def weights(chain, step):
     """The weights after ``step`` updates, restored from what is on disk."""
-    with closing(Session(chain, Silent(), chain.config)) as live:
+    with closing(Live(chain, Silent(), chain.config)) as live:
         state = live.policy(step).model.state_dict()
         return {name: value.clone() for name, value in state.items()}
 
@@ -67,10 +70,10 @@ def test_what_earlier_code_trained_is_found_and_evaluated_by_the_code_of_today(
         monkeypatch.setitem(VERSIONS, name, version)
     config, run = copied.config, copied.run
     today, made = Chain(config, run), runs.as_made(config, run, *TRAINING, *ANSWERS)
-    assert not checkpoint.saved(today)
-    assert checkpoint.saved(made) == checkpoint.saved(copied)
-    assert checkpoint.best(made, [1, 2, 3]) == checkpoint.best(copied, [1, 2, 3])
-    assert checkpoint.export(made, "last", tmp_path / "model") == 3
+    assert not checkpoints.saved(today)
+    assert checkpoints.saved(made) == checkpoints.saved(copied)
+    assert checkpoints.best(made, [1, 2, 3]) == checkpoints.best(copied, [1, 2, 3])
+    assert checkpoints.export(made, "last", tmp_path / "model") == 3
     assert "update (version" in runs.outdated(today)
 
     wanted = Chain(
@@ -96,19 +99,19 @@ def measured(tmp_path):
         chain = Chain(settings.load(None, overrides), tmp_path / "run")
         for step, accuracy in enumerate(accuracies, start=1):
             with commit(chain.checkpoint(step)) as (out, _):
-                for part in (checkpoint.MODEL, checkpoint.TRAINER):
+                for part in (checkpoints.MODEL, checkpoints.TRAINER):
                     (out / part).mkdir()
                     (out / part / "weights").write_text(f"{part} {step}")
             if accuracy is not None:
-                with commit(chain.eval(step, "validation")) as (_, metrics):
-                    metrics["accuracy"] = accuracy
+                with commit(chain.eval(step, "validation")) as (out, _):
+                    (out / RESULTS_FILE).write_text(json.dumps({"accuracy": accuracy}))
         return chain
 
     return make
 
 
 def left(chain, count):
-    return [step for step in range(1, count + 1) if checkpoint.kept(chain, step)]
+    return [step for step in range(1, count + 1) if checkpoints.kept(chain, step)]
 
 
 @pytest.mark.parametrize(
@@ -127,15 +130,15 @@ def test_the_last_and_the_best_are_kept(measured, keep_last, keep_best, expected
         [0.1, 0.5, 0.3, 0.5, 0.2],
         f"checkpoint.keep_last={keep_last}", f"checkpoint.keep_best={keep_best}",
     )  # fmt: skip
-    removed = checkpoint.prune(chain, 5)
+    removed = checkpoints.prune(chain, 5)
     assert left(chain, 5) == expected
     assert sorted(removed + expected) == [1, 2, 3, 4, 5]
-    assert checkpoint.prune(chain, 5) == []
+    assert checkpoints.prune(chain, 5) == []
 
 
 def test_a_pruned_checkpoint_counts_as_done(measured):
     chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=0")
-    checkpoint.prune(chain, 3)
+    checkpoints.prune(chain, 3)
     folder = chain.checkpoint(1).path
     assert [path.name for path in folder.iterdir()] == [MANIFEST]
     assert json.loads((folder / MANIFEST).read_text())["pruned"] is True
@@ -145,7 +148,7 @@ def test_a_pruned_checkpoint_counts_as_done(measured):
 
 def test_without_validation_only_the_last_are_kept(measured):
     chain = measured([None, None, None], "checkpoint.keep_last=1", "checkpoint.keep_best=2")
-    checkpoint.prune(chain, 3)
+    checkpoints.prune(chain, 3)
     assert left(chain, 3) == [3]
 
 
@@ -154,19 +157,19 @@ def test_pruning_that_was_killed_is_finished_the_next_time(measured):
     step = chain.checkpoint(1)
     manifest = step.manifest() | {"pruned": True}
     (step.path / MANIFEST).write_text(json.dumps(manifest))
-    shutil.rmtree(step.path / checkpoint.TRAINER)  # killed between its two folders
-    assert checkpoint.newest(chain, 1) == 0  # what is half gone is not loaded
-    checkpoint.prune(chain, 3)
+    shutil.rmtree(step.path / checkpoints.TRAINER)  # killed between its two folders
+    assert checkpoints.newest(chain, 1) == 0  # what is half gone is not loaded
+    checkpoints.prune(chain, 3)
     assert [path.name for path in step.path.iterdir()] == [MANIFEST]
 
 
 def test_the_newest_that_is_early_enough_and_whole(measured):
     chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=1")
-    checkpoint.prune(chain, 3)  # keeps 2 and 3
-    assert [checkpoint.newest(chain, at_most) for at_most in (0, 1, 2, 3, 9)] == [0, 0, 2, 3, 3]
+    checkpoints.prune(chain, 3)  # keeps 2 and 3
+    assert [checkpoints.newest(chain, at_most) for at_most in (0, 1, 2, 3, 9)] == [0, 0, 2, 3, 3]
 
 
-class Live:
+class Apart:
     """A rollout engine with weights of its own, which only notes what it is told."""
 
     def __init__(self, policy):
@@ -187,15 +190,15 @@ class Live:
 
 @pytest.fixture
 def live(monkeypatch):
-    monkeypatch.setitem(ENGINES, "hf", Live)
+    monkeypatch.setitem(ENGINES, "hf", Apart)
 
 
 def test_a_live_engine_sleeps_before_it_gets_weights_beside_a_trainer(copied, live):
-    with closing(Session(copied, Silent(), copied.config)) as session:
+    with closing(Live(copied, Silent(), copied.config)) as session:
         engine = session.engine(0)
         session.engine(0)
         assert engine.told == ["sync"]
-        session._trainer()
+        session.trainer()
         session._live_version = None  # as after updates that were replayed
         session.engine(0)
         assert engine.told[1:] == ["sleep", "sync"]
@@ -203,10 +206,10 @@ def test_a_live_engine_sleeps_before_it_gets_weights_beside_a_trainer(copied, li
 
 def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypatch):
     alive, load = [], sessions.load_policy
-    with closing(Session(copied, Silent(), copied.config)) as session:
+    with closing(Live(copied, Silent(), copied.config)) as session:
         session.engine(2)
         policy = session.policy(2)
-        session._trainer()
+        session.trainer()
         old = [weakref.ref(policy.model), weakref.ref(session._made_trainer)]
         del policy
 
@@ -220,7 +223,7 @@ def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypat
 
 
 def test_weights_are_gone_before_moments_are_written(copied, tmp_path, monkeypatch):
-    known, alive, save, gather = [], [], TorchTrainer.save, sessions._on_host
+    known, alive, save, gather = [], [], TorchTrainer.save, saving._on_host
 
     def gathered(policy):
         weights = gather(policy)
@@ -231,27 +234,29 @@ def test_weights_are_gone_before_moments_are_written(copied, tmp_path, monkeypat
         alive.append(sum(there() is not None for there in known))
         save(trainer, folder)
 
-    monkeypatch.setattr(sessions, "_on_host", gathered)
+    monkeypatch.setattr(saving, "_on_host", gathered)
     monkeypatch.setattr(TorchTrainer, "save", saved)
-    with closing(Session(copied, Silent(), copied.config)) as live:
-        live.checkpoint(copied.config, 3, tmp_path)
+    with closing(Live(copied, Silent(), copied.config)) as live:
+        make(live.ask(copied.checkpoint(3), copied.config), live, tmp_path)
     assert len(known) > 10
     assert alive == [0]
 
 
-def test_an_update_with_other_settings_needs_one_trainer_at_a_time(trained, copied, monkeypatch):
+def test_an_update_with_other_settings_needs_one_trainer_at_a_time(
+    trained, copied, tmp_path, monkeypatch
+):
     other = settings.load(None, [*RUN, "update.zero_stage=3"])  # which says nothing to torch
     alive, load = [], sessions.load_policy
-    with closing(Session(copied, Silent(), copied.config)) as live:
+    with closing(Live(copied, Silent(), copied.config)) as live:
         live.policy(2)
-        old = [weakref.ref(live._policy.model), weakref.ref(live._trainer())]
+        old = [weakref.ref(live._policy.model), weakref.ref(live.trainer())]
 
         def spy(*where):
             alive.append([kept() is not None for kept in old])
             return load(*where)
 
         monkeypatch.setattr(sessions, "load_policy", spy)
-        live.update(other, 3, copied.run)
+        make(live.ask(copied.update(3), other), live, tmp_path)
         found = {name: value.clone() for name, value in live._policy.model.state_dict().items()}
     assert alive == [[False, False]]
     assert same(found, weights(trained, 3))
@@ -265,7 +270,7 @@ def test_export_by_name(measured, tmp_path):
     chain = measured([0.1, 0.5, 0.3])
     for which, step in (("last", 3), ("best", 2), ("1", 1)):
         target = tmp_path / which
-        assert checkpoint.export(chain, which, target) == step
+        assert checkpoints.export(chain, which, target) == step
         assert (target / "weights").read_text() == f"model {step}"
         assert [path.name for path in target.iterdir()] == ["weights"]
 
@@ -273,9 +278,9 @@ def test_export_by_name(measured, tmp_path):
 @pytest.mark.parametrize("which", ["4", "first", "-1"])
 def test_export_of_what_is_not_there(measured, tmp_path, which):
     chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=1")
-    checkpoint.prune(chain, 3)
+    checkpoints.prune(chain, 3)
     with pytest.raises(UserError, match="no such checkpoint") as caught:
-        checkpoint.export(chain, which, tmp_path / "target")
+        checkpoints.export(chain, which, tmp_path / "target")
     assert caught.value.fix == "It has: 2 3; also: last, best."
     assert not (tmp_path / "target").exists()
 
@@ -285,16 +290,16 @@ def test_export_does_not_write_over_anything(measured, tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine").touch()
     with pytest.raises(UserError, match="is not an empty folder"):
-        checkpoint.export(chain, "last", tmp_path / "target")
+        checkpoints.export(chain, "last", tmp_path / "target")
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("content", ["mod", "model 7"], ids=["truncated", "changed"])
 def test_export_of_a_damaged_checkpoint(measured, tmp_path, content):
     chain = measured([0.1])
-    (chain.checkpoint(1).path / checkpoint.MODEL / "weights").write_text(content)
+    (chain.checkpoint(1).path / checkpoints.MODEL / "weights").write_text(content)
     with pytest.raises(UserError, match="weights: "):
-        checkpoint.export(chain, "last", tmp_path / "target")
+        checkpoints.export(chain, "last", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
@@ -302,7 +307,7 @@ def test_export_of_a_damaged_checkpoint(measured, tmp_path, content):
 
 
 def test_a_run_keeps_its_last_and_best_checkpoint(trained):
-    best = checkpoint.best(trained, [1, 2, 3])[0]
+    best = checkpoints.best(trained, [1, 2, 3])[0]
     assert left(trained, 3) == sorted({best, 3})
     assert all(trained.checkpoint(step).manifest() for step in (1, 2, 3))
     assert train(trained, Silent()) == []  # nothing is missing
@@ -311,7 +316,7 @@ def test_a_run_keeps_its_last_and_best_checkpoint(trained):
 def test_an_export_loads_with_plain_transformers(trained, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    checkpoint.export(trained, "last", tmp_path / "model")
+    checkpoints.export(trained, "last", tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     assert same(dict(model.state_dict()), weights(trained, 3))
@@ -348,7 +353,7 @@ def test_an_extended_run_is_the_longer_run(trained, copied):
 
 
 def test_a_damaged_checkpoint_is_not_loaded(copied):
-    file = copied.checkpoint(3).path / checkpoint.MODEL / "model.safetensors"
+    file = copied.checkpoint(3).path / checkpoints.MODEL / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)

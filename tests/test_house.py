@@ -13,10 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "pipelines.errors", "pipelines.seeds", "pipelines.watch", "pipelines.vppo",
-    "pipelines.config", "pipelines.ranks", "pipelines.disk", "pipelines.grading", "pipelines.model",
-    "pipelines.capacity", "pipelines.embedded", "pipelines.prepare", "pipelines.rollout",
-    "pipelines.score", "pipelines.update", "pipelines.stages", "pipelines.chain", "pipelines.runs",
-    "pipelines.tracking", "pipelines.checkpoint", "pipelines.live", "pipelines.run",
+    "pipelines.config", "pipelines.ranks", "pipelines.disk", "pipelines.stages",
+    "pipelines.grading", "pipelines.model", "pipelines.capacity", "pipelines.embedded",
+    "pipelines.prepare", "pipelines.rollout", "pipelines.score", "pipelines.update",
+    "pipelines.checkpoint", "pipelines.chain", "pipelines.runs", "pipelines.tracking",
+    "pipelines.checkpoints", "pipelines.live", "pipelines.checks", "pipelines.opening",
+    "pipelines.run",
     "pipelines.page", "pipelines.perceive", "pipelines.bench",
     "evals.numbers", "evals.benchmarks", "evals.report", "evals", "evals.lm_eval",
     "vppo_cli.screen", "vppo_cli.report", "vppo_cli.choose", "vppo_cli.commands", "vppo_cli.app",
@@ -85,5 +87,5 @@ def test_a_way_up_would_be_seen(tmp_path):
     for one, other in pairwise(ORDER):
         assert floor(one) < floor(other)
     file = tmp_path / "a.py"
-    file.write_text("def f():\n    from pipelines.live import Session\n    return Session\n")
+    file.write_text("def f():\n    from pipelines.live import Live\n    return Live\n")
     assert imported(file) == {"pipelines.live"}

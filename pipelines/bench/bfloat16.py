@@ -26,7 +26,7 @@ from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.engine import Response
 from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.score.stage import group_statistics, scored_rows
+from pipelines.score.scoring import group_statistics, scored_rows
 from pipelines.update.torch_engine import TorchTrainer
 
 PROMPTS, MICRO_BATCH = 32, 4

@@ -25,10 +25,10 @@ from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.ragged import batches, pad_lists, split_like
 from pipelines.model.sampling import Sampling
-from pipelines.prepare.stage import DATA_SEED
+from pipelines.prepare.samples import DATA_SEED
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.perturb import PERTURBATIONS
-from pipelines.score.stage import ESTIMATOR_NAMES, group_statistics, make_estimator, token_roles
+from pipelines.score.scoring import ESTIMATOR_NAMES, group_statistics, make_estimator, token_roles
 
 SAMPLES, BATCH = 8, 32
 

@@ -48,9 +48,10 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     """Rollout, score and update, each committed to disk, as in a run."""
     from pipelines.chain import Chain
     from pipelines.config import settings
-    from pipelines.live import Session
-    from pipelines.run import committed
+    from pipelines.disk.step import committed
+    from pipelines.live import Live
     from pipelines.runs import write_config
+    from pipelines.stages import make
     from pipelines.watch import Silent
 
     noise = _noise(work, folder) if work.image_tokens else []
@@ -65,9 +66,9 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     ])  # fmt: skip
     chain = Chain(config, folder / "run")
     write_config(chain.run, config)
-    session = Session(chain, Silent(), chain.config)
+    session = Live(chain, Silent(), chain.config)
     with committed(chain.prepare) as (out, metrics):
-        metrics |= session.make(chain.prepare, config, out)
+        metrics |= make(session.ask(chain.prepare, config), session, out)
     session.policy(0)
     for index in range(1, work.steps + 1):
 
@@ -77,7 +78,7 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
             for made in (chain.rollout(index), chain.score(index), chain.update(index)):
                 begun = time.perf_counter()
                 with committed(made) as (out, metrics):
-                    metrics |= session.make(made, config, out)
+                    metrics |= make(session.ask(made, config), session, out)
                 stages[made.name] = time.perf_counter() - begun
                 found |= metrics
             return {"tokens": found["tokens_sampled"], "stages": stages}

@@ -19,7 +19,7 @@ from pipelines.model import determinism
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy, choose_device
 from pipelines.model.prompts import limit_pixels
-from pipelines.score.stage import group_statistics
+from pipelines.score.scoring import group_statistics
 from pipelines.seeds import generator
 from pipelines.update.torch_engine import TorchTrainer
 

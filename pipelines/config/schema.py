@@ -434,6 +434,27 @@ class RunConfig(Section):
     ``trackio``, ``mlflow``, or an import path; each needs its package: pip install 'vppo[wandb]'."""
 
 
+class StagesConfig(Section):
+    """Stages of one's own, each by an import path ``package.module:function`` (docs/artifacts.md)."""
+
+    introduced: ClassVar[dict[str, Any]] = dict.fromkeys(
+        ("prepare", "rollout", "score", "update", "checkpoint", "eval")
+    )
+
+    prepare: str | None = None
+    """In place of the package's: a source of data -> questions."""
+    rollout: str | None = None
+    """Questions -> graded responses."""
+    score: str | None = None
+    """Responses -> token perception."""
+    update: str | None = None
+    """Responses and their scores -> the policy's next weights."""
+    checkpoint: str | None = None
+    """The live policy -> a folder that it is loaded from."""
+    eval: str | None = None
+    """A policy and a benchmark's questions -> results."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -455,6 +476,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+    stages: StagesConfig = StagesConfig()
 
     @model_validator(mode="after")
     def _own_data_are_evaluated_on_their_own(self) -> Config:

@@ -203,7 +203,7 @@ class PartSources:
 
     def _recorded(self, name: str) -> str:
         """What the newest step of the run that has this was keyed by."""
-        for path in sorted(self._run.glob(f"[es]*/*/*/{MANIFEST}"), reverse=True):
+        for path in sorted(self._run.glob(f"**/{MANIFEST}"), reverse=True):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 found = json.loads(path.read_text(encoding="utf-8"))["settings"].get(name)
                 if isinstance(found, str):
@@ -224,7 +224,8 @@ def check_part_sources(config: Config) -> None:
 
 SETTINGS = (
     "rollout.engine", "reward.function", "reward.grader", "score.estimator", "score.perturbation",
-    "update.engine", "update.objective", "eval.graders", "run.trackers",
+    "update.engine", "update.objective", "eval.graders", "run.trackers", "stages.prepare",
+    "stages.rollout", "stages.score", "stages.update", "stages.checkpoint", "stages.eval",
 )  # fmt: skip
 """Where an import path may stand. Trackers change no result, and are in no key."""
 
@@ -233,5 +234,5 @@ def _named(config: Config, setting: str) -> list[str]:
     """The import paths that a setting names."""
     section, _, name = setting.partition(".")
     value = getattr(getattr(config, section), name)
-    parts = [value] if isinstance(value, str) else value
+    parts = [value] if isinstance(value, str) else value or ()
     return [part for part in parts if ":" in part]

@@ -29,6 +29,12 @@ ROWS_PER_GROUP = 16
 BYTES_PER_GROUP = 8 * 2**20
 """A row group is closed at this many bytes of images, however few its rows."""
 
+ROLLOUTS, SURPLUS, SCORES = "rollouts.parquet", "surplus.parquet", "scores.parquet"
+"""Files of rollout steps, and of score steps."""
+
+RESULTS = "results.json"
+"""Of an evaluation."""
+
 TEXT, INT, REAL, FLAG = pa.string(), pa.int32(), pa.float32(), pa.bool_()
 
 
@@ -188,7 +194,7 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
     """
     table = _table(list(rows), row_type)
     if row_type in (Rollout, Scored):
-        _check_finite(path.name, table)
+        check_finite(path.name, table)
     repeated = [_leaf(field) for field in table.schema if "float" not in str(field.type)]
     pq.write_table(
         table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated
@@ -203,7 +209,7 @@ def _table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema(row_type))
 
 
-def _check_finite(name: str, table: pa.Table) -> None:
+def check_finite(name: str, table: pa.Table) -> None:
     for column in (c.name for c in table.schema if "float" in str(c.type)):
         if np.isfinite(_numbers(table[column])).all():
             continue
@@ -256,7 +262,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
         UserError: the file is missing, is not Parquet, or lacks a column or has another type.
     """
     with parquet_errors(path):
-        file = _open(path, row_type)
+        file = check_columns(path, row_type)
         return _rows(file.read(columns=schema(row_type).names), row_type)
 
 
@@ -269,7 +275,7 @@ class SampleTable(Sequence[Sample]):
     def __init__(self, path: Path) -> None:
         self.path = path
         with parquet_errors(path):
-            self._file = _open(path, Sample)
+            self._file = check_columns(path, Sample)
             counts = [
                 self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
             ]
@@ -311,7 +317,12 @@ class SampleTable(Sequence[Sample]):
             return _rows(self._file.read_row_group(group, schema(Sample).names), Sample)
 
 
-def _open(path: Path, row_type: type) -> pq.ParquetFile:
+def check_columns(path: Path, row_type: type) -> pq.ParquetFile:
+    """A Parquet file, opened, with the columns of these rows.
+
+    Raises:
+        UserError: a column is missing or of another type.
+    """
     file = pq.ParquetFile(checked(path), page_checksum_verification=True)
     for column in schema(row_type):
         found = file.schema_arrow

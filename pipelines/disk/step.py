@@ -36,6 +36,7 @@ from pipelines.disk.files import (
 )  # fmt: skip
 from pipelines.disk.provenance import provenance
 from pipelines.errors import UserError
+from pipelines.ranks.ranks import ranks
 
 FORMAT = 1
 """Part of every key."""
@@ -300,6 +301,17 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
             remove(partial)
             raise
         sync_file(step.parent)
+
+
+@contextlib.contextmanager
+def committed(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """``commit`` on rank 0, which alone writes; every rank goes on when the step is on disk."""
+    if ranks().main:
+        with commit(step) as made:
+            yield made
+    else:
+        yield step.path, {}
+    ranks().barrier()
 
 
 def _finish(partial: Path) -> dict[str, dict[str, Any]]:

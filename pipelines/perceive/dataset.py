@@ -34,8 +34,8 @@ from pipelines.grading.reward import RewardFunction, make_reward
 from pipelines.model.policy import Policy
 from pipelines.perceive.one import Perception, as_response, remembering, see
 from pipelines.prepare.rows import RESPONSE, Rejected
+from pipelines.prepare.samples import DATA_SEED, Screen
 from pipelines.prepare.sources import Source, read_source
-from pipelines.prepare.stage import DATA_SEED, Screen
 from pipelines.watch import Silent, Watch
 
 ROWS, PAGE, REJECTED, ABOUT = "perception.parquet", "look.html", "rejected.jsonl", "about.json"

@@ -6,7 +6,7 @@
     p.tokens, p.perception
     p.to_html("look.html")
 
-It is the scoring stage (pipelines/score/stage.py) on a single response: what is measured in training is
+It is the scoring stage (pipelines/score/scoring.py) on a single response: what is measured in training is
 what is measured here.
 """
 
@@ -34,7 +34,7 @@ from pipelines.perceive.example import ImageLike, example
 from pipelines.rollout.engine import Name, Response, encoded
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.looks import look, token_looks
-from pipelines.score.stage import (
+from pipelines.score.scoring import (
     both_views,
     make_estimator,
     needs_two_views,
@@ -170,7 +170,7 @@ def check(config: Config, masks: int) -> None:
     Raises:
         UserError: they do not.
     """
-    from pipelines.live import check_parts
+    from pipelines.checks import check_parts
 
     check_parts(config)
     score = config.score

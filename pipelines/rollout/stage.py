@@ -1,224 +1,29 @@
-"""Rollout stage: prompts -> groups of graded responses, with DAPO's dynamic sampling."""
+"""The rollout stage. Torch-free until it runs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from pipelines.stages import Ask, Metrics
 
-from pipelines.config.schema import Config
-from pipelines.disk.records import Rollout, Sample, SampleTable, read_rows, write_rows
-from pipelines.errors import UserError
-from pipelines.grading.reward import RewardFunction
-from pipelines.model.ragged import batches
-from pipelines.model.sampling import Sampling
-from pipelines.ranks.ranks import ranks
-from pipelines.rollout.engine import Engine
-from pipelines.seeds import generator
-from pipelines.watch import Watch
+if TYPE_CHECKING:
+    from pipelines.live import Live
 
-ROLLOUTS, SURPLUS = "rollouts.parquet", "surplus.parquet"
+VERSION = 3
+"""Raised when the same policy and questions give other rollouts."""
+READS = ("rollout", "reward", "seed")
+"""The settings that its key holds."""
+PARTS = ("rollout.engine", "reward.function", "reward.grader")
+"""Those that may be an import path: its source is in the key."""
 
 
-@dataclass
-class Counts:
-    """What was sampled in one step, for its metrics."""
+def rollout(ask: Ask, live: Live, out: Path) -> Metrics:
+    """train.parquet, and what the step before left over -> rollouts.parquet, surplus.parquet, next.json."""
+    from pipelines.rollout import groups
 
-    groups: int = 0
-    informative: int = 0
-    responses: int = 0
-    correct: int = 0
-    rewards: float = 0.0
-    tokens: int = 0
-    truncated: int = 0
-    no_answer: int = 0
-    timed_out: int = 0
-
-    def add(self, group: Rollout, informative: bool) -> None:
-        self.groups += 1
-        self.informative += informative
-        self.responses += len(group.response)
-        self.correct += group.outcome.count("correct")
-        self.rewards += sum(group.reward)
-        self.tokens += sum(map(len, group.response_ids))
-        self.truncated += sum(group.truncated)
-        self.no_answer += group.outcome.count("no_answer")
-        self.timed_out += group.outcome.count("timed_out")
-
-
-def rollout(
-    config: Config, step: int, samples: SampleTable, previous: Path | None,
-    previous_metrics: dict[str, Any], engine: Engine, reward: RewardFunction, out: Path, watch: Watch,
-    expect: Callable[[Sequence[Sample]], None] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
-    """Sample until the step has its groups; write them, and the surplus for the next step.
-
-    Args:
-        previous: the last step's rollout folder, whose surplus groups are used first.
-        previous_metrics: its metrics; tells where in the order of prompts to go on.
-        expect: told which prompts this process will be asked for next.
-
-    Raises:
-        UserError: the batch is not full after ``rollout.max_tries`` rounds.
-    """
-    settings = config.rollout
-    groups = read_rows(previous / SURPLUS, Rollout) if previous else []
-    carried = len(groups)
-    position = int(previous_metrics.get("next_position", 0))
-    # Aim at a full batch in one round, from the share of groups that were informative last time.
-    share = (
-        float(previous_metrics.get("informative_share", 1.0)) if settings.dynamic_sampling else 1.0
-    )
-    counts, tries = Counts(), 0
-    everyone, together = ranks(), settings.tensor_parallel
-    chunk = settings.batch_prompts * everyone.workers(together)
-
-    def mine(positions: Sequence[int]) -> list[Sample]:
-        share = positions[everyone.rank // together :: everyone.workers(together)]
-        return [samples[prompt_at(config.seed, position, len(samples))] for position in share]
-
-    def sample(positions: list[int]) -> list[Rollout]:
-        return sample_groups(config, step, samples, positions, engine, reward)
-
-    while len(groups) < settings.prompts_per_step:
-        if tries == settings.max_tries:
-            raise _never_full(config, step, counts, len(groups))
-        missing = settings.prompts_per_step - len(groups)
-        wanted = min(math.ceil(missing / max(share, 0.1)), 4 * settings.prompts_per_step)
-        parts = list(batches(range(position, position + wanted), chunk))
-        expect(mine(parts[0]))
-        for part, following in zip_longest(parts, parts[1:], fillvalue=()):
-            expect(mine([*part, *following]))
-            watch.progress("groups", min(len(groups), settings.prompts_per_step),
-                           settings.prompts_per_step)  # fmt: skip
-            for group in everyone.share(part, sample, together):
-                informative = is_informative(config, group)
-                counts.add(group, informative)
-                if informative or not settings.dynamic_sampling:
-                    groups.append(group)
-        position += wanted
-        tries += 1
-        share = counts.informative / counts.groups
-    used, surplus = groups[: settings.prompts_per_step], groups[settings.prompts_per_step :]
-    _warn(config, step, used, counts, watch)
-    if everyone.main:
-        write_rows(out / ROLLOUTS, Rollout, used)
-        write_rows(out / SURPLUS, Rollout, surplus)
-    return _metrics(counts, used, carried, len(surplus), position, tries, share)
-
-
-MOST_WITHOUT_VERDICT = 0.05
-"""A larger share of responses whose answer the grader came to no verdict on is warned of."""
-
-
-def _warn(config: Config, step: int, used: Sequence[Rollout], counts: Counts, watch: Watch) -> None:
-    """Say where a step has nothing to learn from, or a grader that fails."""
-    if all(len(set(group.reward)) == 1 for group in used):
-        watch.note(
-            f"WARNING step {step}: the responses to each prompt have equal rewards, so there is "
-            "nothing to learn from (all advantages are 0)"
-        )
-    if counts.timed_out > MOST_WITHOUT_VERDICT * counts.responses:
-        watch.note(
-            f"WARNING step {step}: {config.reward.grader} came to no verdict on {counts.timed_out} of "
-            f"{counts.responses} responses: it failed, or was too slow"
-        )
-
-
-def sample_groups(
-    config: Config, step: int, samples: SampleTable, positions: list[int], engine: Engine,
-    reward: RewardFunction,
-) -> list[Rollout]:  # fmt: skip
-    """Generate and grade the groups at these positions of the run's order of prompts."""
-    chosen = [samples[prompt_at(config.seed, position, len(samples))] for position in positions]
-    settings = config.rollout
-    sampling = Sampling(
-        settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens,
-        settings.samples_per_prompt, config.seed,
+    engine = live.engine(ask.step - 1)
+    return groups.rollout(
+        ask.config, ask.step, live.samples, ask.inputs.get("previous"), engine, live.reward, out,
+        ask.watch, live.policy(ask.step - 1).encoder.expect,
     )  # fmt: skip
-    generated = engine.generate(chosen, [(step, position) for position in positions], sampling)
-    flat = [response for responses in generated for response in responses]
-    owners: list[Sample] = [
-        s for s, responses in zip(chosen, generated, strict=True) for _ in responses
-    ]
-    graded = iter(reward([r.text for r in flat], owners, [r.truncated for r in flat]))
-    groups = []
-    for sample, position, responses in zip(chosen, positions, generated, strict=True):
-        marks = [next(graded) for _ in responses]
-        groups.append(
-            Rollout(
-                sample_id=sample.id, position=position,
-                response_ids=[r.ids for r in responses], response=[r.text for r in responses],
-                logp=[r.logp for r in responses], truncated=[r.truncated for r in responses],
-                answer=[m.answer for m in marks], outcome=[m.outcome for m in marks],
-                reward=[m.reward for m in marks], step=step,
-                prompt_tokens=responses[0].prompt_tokens,
-            )
-        )  # fmt: skip
-    return groups
-
-
-def prompt_at(seed: int, position: int, count: int) -> int:
-    """Which of ``count`` prompts stands at a position of the endless, epoch-wise shuffled order."""
-    epoch, place = divmod(position, count)
-    return int(_epoch_order(seed, epoch, count)[place])
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    return generator(seed, "order", epoch).permutation(count)
-
-
-def is_informative(config: Config, group: Rollout) -> bool:
-    """DAPO's rule: some responses are right and some are wrong, so advantages are not all zero."""
-    accuracy = group.outcome.count("correct") / len(group.outcome)
-    return config.rollout.accuracy_low < accuracy < config.rollout.accuracy_high
-
-
-def _metrics(
-    counts: Counts, used: list[Rollout], carried: int, surplus: int, position: int, tries: int,
-    share: float,
-) -> dict[str, Any]:  # fmt: skip
-    seen = counts
-    if not counts.groups:  # the surplus of earlier steps was enough: report what is used
-        seen = Counts()
-        for group in used:
-            seen.add(group, informative=True)
-    return {
-        "accuracy": seen.correct / seen.responses,
-        "reward": seen.rewards / seen.responses,
-        "reward_used": sum(map(sum, (g.reward for g in used))) / sum(len(g.reward) for g in used),
-        "groups_sampled": counts.groups,
-        "groups_informative": counts.informative,
-        "informative_share": share,
-        "groups_carried_in": carried,
-        "groups_surplus": surplus,
-        "tries": tries,
-        "next_position": position,
-        "response_tokens_mean": seen.tokens / seen.responses,
-        "truncated_share": seen.truncated / seen.responses,
-        "no_answer_share": seen.no_answer / seen.responses,
-        "timed_out_share": seen.timed_out / seen.responses,
-        "tokens_sampled": counts.tokens,
-        "tokens_used": sum(len(ids) for group in used for ids in group.response_ids),
-    }
-
-
-def _never_full(config: Config, step: int, counts: Counts, found: int) -> UserError:
-    right = counts.correct / max(counts.responses, 1)
-    easier = "harder" if right > 0.5 else "easier"
-    return UserError(
-        f"rollout, step {step}",
-        f"only {found} of {config.rollout.prompts_per_step} groups have both right and wrong answers "
-        f"after {config.rollout.max_tries} rounds ({counts.groups} prompts, {right:.1%} of answers "
-        "right).",
-        f"Use {easier} questions, a lower rollout.prompts_per_step, more rollout.samples_per_prompt or "
-        "rollout.max_tries; or set rollout.dynamic_sampling=false.",
-    )

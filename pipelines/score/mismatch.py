@@ -7,14 +7,38 @@ with, when the engine had read the same files as the trainer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pipelines.config.schema import Config
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows
 from pipelines.errors import UserError
 
 FIRST_LIMIT = 0.5
 """Nats at the first step, where nothing is known yet: more is another model, or another prompt."""
 GROWTH, FLOOR = 10.0, 1e-3
+
+
+def of_first(inputs: Mapping[str, Path]) -> float | None:
+    """The mean |log p_trainer - log p_engine| of the run's first step, nats, from its artifacts; None where
+    they are not among the inputs (the first step itself)."""
+    if "first score" not in inputs:
+        return None
+    return _mean(inputs["first rollout"] / ROLLOUTS, inputs["first score"] / SCORES)
+
+
+@lru_cache(maxsize=1)
+def _mean(rollouts: Path, scores: Path) -> float:
+    gaps = [
+        abs(trained - sampled)
+        for group, row in zip(read_rows(rollouts, Rollout), read_rows(scores, Scored), strict=True)
+        for ours, theirs in zip(row.old_logp, group.logp, strict=True)
+        for trained, sampled in zip(ours, theirs, strict=True)
+    ]
+    return fmean(gaps) if gaps else 0.0
 
 
 def limit(config: Config, first: float | None) -> float:

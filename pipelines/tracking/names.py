@@ -55,7 +55,9 @@ def _training(chain: Chain, index: int) -> dict[str, Any]:
     row |= {f"tokens_per_second/{stage}": value for stage, value in rates.items()}
     row |= {name: row[ours] for name, ours in ALIASES.items() if ours in row}
     row["timing_s/step"] = sum(spent.values())
-    row["actor/pg_clipfrac"] = row["update/clipped_low"] + row["update/clipped_high"]
+    clipped = [row[name] for name in ("update/clipped_low", "update/clipped_high") if name in row]
+    if clipped:
+        row["actor/pg_clipfrac"] = sum(clipped)
     return row
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, SampleTable, Scored
+from pipelines.errors import UserError
+from pipelines.ranks.ranks import ranks
 from pipelines.update.torch_engine import TorchTrainer
 
 
@@ -37,3 +41,24 @@ def _deepspeed(*arguments: Any) -> Trainer:
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {"torch": TorchTrainer, "deepspeed": _deepspeed}
 """An import path works as well."""
+
+
+def check_trainer(config: Config) -> None:
+    """See that updates can be made here: by the engine on all ranks there are, and its packages.
+
+    Raises:
+        UserError: the engine is one of a single process; a package is not installed.
+    """
+    if config.update.engine == "torch" and ranks().world > 1:
+        raise UserError(
+            "update.engine: torch", f"updates in one process, and there are {ranks().world}.",
+            "Add --set update.engine=deepspeed.",
+        )  # fmt: skip
+    rank = config.update.lora_rank
+    for package, wanted, place in (
+        ("deepspeed", config.update.engine == "deepspeed", "update.engine: deepspeed"),
+        ("peft", bool(rank), f"update.lora_rank: {rank}"),
+    ):
+        if wanted and find_spec(package) is None:
+            extra = "gpu" if package == "deepspeed" else "lora"
+            raise UserError(place, f"{package} is not installed.", f"pip install 'vppo[{extra}]'")

@@ -9,9 +9,8 @@ from pipelines.bench.scale import main, write_model
 from pipelines.capacity.lookup import find_shape
 from pipelines.capacity.work import TEXT_TOKENS
 from pipelines.config.schema import ModelConfig
-from pipelines.disk.records import Rollout, SampleTable, read_rows
+from pipelines.disk.records import ROLLOUTS, Rollout, SampleTable, read_rows
 from pipelines.model.load import load_policy
-from pipelines.rollout.stage import ROLLOUTS
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,10 @@ from pipelines.disk.records import Rollout, Scored, read_rows, write_rows
 from pipelines.disk.step import MANIFEST, Step, commit, file_hash, read_manifest
 from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
-from pipelines.live import Session
+from pipelines.live import Live
 from pipelines.model.finite import first_not_finite
 from pipelines.model.load import load_policy
+from pipelines.stages import make
 from pipelines.watch import Silent
 from vppo_cli.commands.status import lines, look
 
@@ -437,14 +438,14 @@ def test_weights_that_are_no_numbers_are_never_saved_or_loaded(run: Path, tmp_pa
     from safetensors.torch import load_file, save_file
 
     chain = chain_of(run)
-    session = Session(chain, Silent(), chain.config)
+    session = Live(chain, Silent(), chain.config)
     policy = session.policy(3)
     with torch.no_grad():
         next(policy.model.parameters()).view(-1)[3] = float("inf")
     step = Step("checkpoint", 3, tmp_path)
     expected = r"checkpoint 3: the weights are not finite \(.*: inf\)"
     with pytest.raises(UserError, match=expected), commit(step) as (out, _):
-        session.checkpoint(chain.config, 3, out)
+        make(session.ask(chain.checkpoint(3), chain.config), session, out)
     assert list(tmp_path.glob("checkpoint*")) == []
     session.close()
     model = Path(shutil.copytree(shipped_config("tiny_model"), tmp_path / "model"))

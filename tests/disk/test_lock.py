@@ -19,7 +19,7 @@ from command_line import SMALL, Command, contents, given, stamps, start, vppo
 
 from evals import journal
 from pipelines import runs
-from pipelines.checkpoint import prune
+from pipelines.checkpoints import prune
 from pipelines.config.schema import Config
 from pipelines.disk import lock
 from pipelines.disk.contents import sealed

@@ -10,8 +10,9 @@ import pytest
 from evals.grade import ANSWERS
 from evals.journal import Entry, append, count, mend_journal, prompt_digest, read_journal
 from evals.profiles import INSTRUCTION, PAPER, Asking, evaluation
-from evals.run import RESULTS, complete, grade_cell
+from evals.run import complete, grade_cell
 from pipelines.chain import Chain
+from pipelines.disk.records import RESULTS
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
 from pipelines.rollout.hf import HuggingFaceEngine

@@ -18,14 +18,15 @@ from evals.benchmarks.table import BENCHMARKS, EIGHT
 from evals.journal import Entry, append, prompt_digest, read_journal
 from evals.lm_eval.functions import doc_to_image, sample
 from evals.profiles import PAPER
-from evals.run import RESULTS, grade_cell, questions, sample_missing
+from evals.run import grade_cell, questions, sample_missing
 from evals.stage import engine
 from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.settings import shipped_config
+from pipelines.disk.records import RESULTS
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
-from pipelines.live import Session
+from pipelines.live import Live
 from pipelines.model.prompts import load_processor, messages, open_image
 from pipelines.watch import Silent
 
@@ -184,7 +185,7 @@ def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
         {"pretrained": "tiny", "profile": profile, "run.threads": 1},
         gen_kwargs={"max_gen_toks": 12}, limit=3,
     )  # fmt: skip
-    session = Session(chain, Silent(), chain.config)
+    session = Live(chain, Silent(), chain.config)
     gather(chain.config, ["geo3k", "mathverse"], Silent())
     for name in ("geo3k", "mathverse"):
         cell = chain.cell(0, name)

@@ -16,10 +16,9 @@ from evals.replay import Replay
 from pipelines import runs, vppo
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.disk.records import Scored, read_rows, write_rows
+from pipelines.disk.records import SCORES, Scored, read_rows, write_rows
 from pipelines.disk.step import commit
 from pipelines.errors import UserError
-from pipelines.score.stage import SCORES
 
 
 def test_a_number_outside_its_band_is_told_in_words():

@@ -17,7 +17,7 @@ from pipelines.errors import UserError
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import encode_sample, load_processor
 from pipelines.perceive.one import as_response, perceive
-from pipelines.prepare.stage import PromptLengths, prepare
+from pipelines.prepare.samples import PromptLengths, prepare
 from pipelines.watch import Silent
 
 GEMMA = (

@@ -13,7 +13,7 @@ from applied import gradients
 from families import FAMILIES, VISION_TOWERS, picture, questions, write_folder
 from PIL import Image
 
-from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.errors import UserError
 from pipelines.model.divergence import token_logp
 from pipelines.model.load import load_policy
@@ -22,7 +22,7 @@ from pipelines.model.prompts import messages, open_image
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.engine import encoded
 from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.score.stage import SCORES, perturbed_prompt, score
+from pipelines.score.scoring import perturbed_prompt, score
 from pipelines.seeds import generator
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent

@@ -17,7 +17,7 @@ from pipelines.disk.records import Sample
 from pipelines.embedded import tiny
 from pipelines.model.prompts import encode_sample, load_processor
 from pipelines.prepare.rows import RowParser
-from pipelines.prepare.stage import PromptLengths, prepare
+from pipelines.prepare.samples import PromptLengths, prepare
 from pipelines.score.pictures import pictures
 from pipelines.watch import Silent
 

@@ -18,11 +18,19 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from pipelines.disk.records import Perceived, Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.records import (
+    SCORES,
+    Perceived,
+    Rollout,
+    Sample,
+    SampleTable,
+    Scored,
+    read_rows,
+)
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples, solution, token_roles
 from pipelines.errors import UserError
 from pipelines.perceive.one import perceive
-from pipelines.score.stage import SCORES, group_statistics, score
+from pipelines.score.scoring import group_statistics, score
 from pipelines.watch import Silent
 from vppo_cli.screen.shading import SHADES, scale, shaded, style
 

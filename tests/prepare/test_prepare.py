@@ -12,7 +12,7 @@ from pipelines.config.schema import Config, DataConfig, GlyphsConfig, ModelConfi
 from pipelines.disk.records import ROWS_PER_GROUP, Sample, read_rows, write_samples
 from pipelines.embedded import tiny
 from pipelines.errors import UserError
-from pipelines.prepare.stage import PromptLengths, hold_out, prepare
+from pipelines.prepare.samples import PromptLengths, hold_out, prepare
 from pipelines.watch import Silent
 
 

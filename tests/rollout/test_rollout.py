@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.disk.records import Rollout, read_rows
+from pipelines.disk.records import ROLLOUTS, SURPLUS, Rollout, read_rows
 from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
 from pipelines.rollout.engine import Response
+from pipelines.rollout.groups import is_informative, prompt_at, rollout
 from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.rollout.stage import ROLLOUTS, SURPLUS, is_informative, prompt_at, rollout
 from pipelines.watch import Silent
 
 GROUP = 4
@@ -59,7 +59,7 @@ def sample_step(configure, table, reward, tmp_path):
         out = tmp_path / str(state["step"])
         out.mkdir()
         state["metrics"] = rollout(
-            configure(*overrides), state["step"], table, state["out"], state["metrics"], engine, reward,
+            configure(*overrides), state["step"], table, state["out"], engine, reward,
             out, Silent(),
         )  # fmt: skip
         state["out"] = out
@@ -224,7 +224,7 @@ def test_a_step_made_again_or_in_other_batches_is_the_same(
         out = tmp_path / name
         out.mkdir()
         engine = HuggingFaceEngine(policy)
-        rollout(configure(*overrides), 1, table, None, {}, engine, reward, out, Silent())
+        rollout(configure(*overrides), 1, table, None, engine, reward, out, Silent())
         return read_rows(out / ROLLOUTS, Rollout), read_rows(out / SURPLUS, Rollout)
 
     first = made("first")

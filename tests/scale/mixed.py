@@ -18,12 +18,20 @@ import torch
 from updates import SETTINGS, Case, gap
 
 from pipelines.config import settings
-from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.disk.records import (
+    ROLLOUTS,
+    SCORES,
+    Rollout,
+    Sample,
+    SampleTable,
+    Scored,
+    read_rows,
+    write_rows,
+)
 from pipelines.model.load import load_policy
 from pipelines.ranks import heartbeat
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.stage import ROLLOUTS
-from pipelines.score.stage import SCORES, score
+from pipelines.score.scoring import score
 from pipelines.update.deepspeed_engine import DeepSpeedTrainer
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent

@@ -19,13 +19,11 @@ import deepspeed
 import torch
 
 from pipelines.config import settings
-from pipelines.disk.records import Rollout, SampleTable, Scored, read_rows
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, SampleTable, Scored, read_rows
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.ranks import heartbeat
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.stage import ROLLOUTS
-from pipelines.score.stage import SCORES
 from pipelines.update import deepspeed_engine as deepspeed_trainer
 from pipelines.update.deepspeed_engine import DeepSpeedTrainer
 from pipelines.update.torch_engine import TorchTrainer

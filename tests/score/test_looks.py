@@ -9,7 +9,7 @@ import torch
 from families import picture, questions, write_folder
 from PIL import Image
 
-from pipelines.disk.records import Look, Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.records import SCORES, Look, Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.model.divergence import Head
 from pipelines.model.load import load_policy
 from pipelines.model.sampling import Sampling
@@ -18,7 +18,7 @@ from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.alternatives import top_alternatives
 from pipelines.score.looks import LOOKS
 from pipelines.score.pictures import pictures
-from pipelines.score.stage import SCORES, both_views, perturbed_prompt, score
+from pipelines.score.scoring import both_views, perturbed_prompt, score
 from pipelines.watch import Silent
 
 TILED = ("idefics3", "smolvlm", "internvl")

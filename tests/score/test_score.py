@@ -8,7 +8,7 @@ import torch
 
 from pipelines.disk.records import Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.errors import UserError
-from pipelines.score.stage import (
+from pipelines.score.scoring import (
     both_views,
     group_statistics,
     perturbed_prompt,

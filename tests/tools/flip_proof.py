@@ -33,7 +33,7 @@ from evals.journal import damage, read_journal
 from evals.run import read_results
 from pipelines import runs
 from pipelines.chain import Chain
-from pipelines.checkpoint import best, pick
+from pipelines.checkpoints import best, pick
 from pipelines.disk.lock import is_running
 from pipelines.disk.records import Look, Rollout, SampleTable, Scored, read_rows, schema
 from pipelines.disk.step import MANIFEST, checked, plan, read_manifest

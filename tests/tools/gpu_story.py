@@ -143,7 +143,7 @@ def table() -> Iterator[tuple[str, ...]]:
     is tested by itself.
     """
     from pipelines.score.perturb import PERTURBATIONS
-    from pipelines.score.stage import ESTIMATOR_NAMES
+    from pipelines.score.scoring import ESTIMATOR_NAMES
     from pipelines.update.objectives import OBJECTIVES
 
     yield from ((f"score.estimator={name}",) for name in ESTIMATOR_NAMES)
@@ -202,7 +202,7 @@ def counts(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, An
     from pipelines.bench.workload import Lengths, Workload
     from pipelines.model import decoding
     from pipelines.model.sampling import Sampling, uniforms
-    from pipelines.score.stage import group_statistics
+    from pipelines.score.scoring import group_statistics
 
     lengths = Lengths(image=64, text=8, samples=4, response=12, prompts=3)
     work = Workload(

@@ -50,9 +50,9 @@ class Bug:
 
 BUGS = (
     # -- rollout
-    Bug("dynamic sampling keeps every group", "pipelines/rollout/stage.py",
+    Bug("dynamic sampling keeps every group", "pipelines/rollout/groups.py",
         "if informative or not settings.dynamic_sampling:", "if True:"),
-    Bug("rewards of a group in reverse order", "pipelines/rollout/stage.py",
+    Bug("rewards of a group in reverse order", "pipelines/rollout/groups.py",
         "marks = [next(graded) for _ in responses]", "marks = [next(graded) for _ in responses][::-1]"),
     Bug("samples at another temperature than it records", "pipelines/model/sampling.py",
         "token_B = draw(truncate(logp_BV, ", "token_B = draw(truncate((logp_BV / 0.9).log_softmax(-1), "),
@@ -67,10 +67,10 @@ BUGS = (
         "        self.policy = copy.copy(policy)\n"
         "        self.policy.model = cls.first\n"),
     # -- score
-    Bug("perturbed image is the original for a quarter", "pipelines/score/stage.py",
+    Bug("perturbed image is the original for a quarter", "pipelines/score/scoring.py",
         "    if not sample.images:\n        return prompt\n",
         "    if not sample.images or name[1] % 4 == 0:\n        return prompt\n"),
-    Bug("KL the other way round", "pipelines/score/stage.py",
+    Bug("KL the other way round", "pipelines/score/scoring.py",
         "    statistics = view_statistics(config, views, policy)\n",
         "    other = Views(views.token_N, views.perturbed_ND, views.hidden_ND)\n"
         "    reverse = view_statistics(config, other, policy).kl\n"
@@ -78,13 +78,13 @@ BUGS = (
         "    statistics = type(statistics)(**(vars(statistics) | {'kl': reverse}))\n"),
     Bug("filter keeps what looks least", "pipelines/vppo.py",
         "score_BT = _wide(perception_BT).masked_fill(", "score_BT = (-_wide(perception_BT)).masked_fill("),
-    Bug("kept tokens shifted by one", "pipelines/score/stage.py",
+    Bug("kept tokens shifted by one", "pipelines/score/scoring.py",
         "keep=[k[: len(p)] for k, p in zip(", "keep=[[False, *k][: len(p)] for k, p in zip("),
-    Bug("old log-probs of the perturbed view", "pipelines/score/stage.py",
+    Bug("old log-probs of the perturbed view", "pipelines/score/scoring.py",
         "split_like(statistics.logp, responses)", "split_like(statistics.logp_perturbed, responses)"),
-    Bug("old log-probs shifted by one", "pipelines/score/stage.py",
+    Bug("old log-probs shifted by one", "pipelines/score/scoring.py",
         "old_logp=logp[index] if", "old_logp=[[x[0], *x[:-1]] for x in logp[index]] if"),
-    Bug("old log-probs of earlier groups by the new policy", "pipelines/score/stage.py",
+    Bug("old log-probs of earlier groups by the new policy", "pipelines/score/scoring.py",
         "old_logp=logp[index] if group.step == step else group.logp", "old_logp=logp[index]"),
     # -- update
     Bug("advantage with the wrong sign", "pipelines/vppo.py",
@@ -118,18 +118,17 @@ BUGS = (
         "clip_grads_with_norm_(parameters, 1e9, norm)"),
     # -- what only a run shows
     Bug("scores by the starting weights", "pipelines/live.py",
-        "        policy = self.policy(step - 1)\n        self._rest()\n        if isinstance(",
-        "        self.policy(step - 1)\n        policy = load_policy(self.config)\n        self._rest()\n"
+        "        policy = self.policy(version)\n        self._rest()\n        if isinstance(",
+        "        self.policy(version)\n        policy = load_policy(self.config)\n        self._rest()\n"
         "        if isinstance("),
-    Bug("evaluates the starting weights", "pipelines/live.py",
-        "lambda: self.engine_for(step, cell.how)", "lambda: self.engine_for(0, cell.how)"),
-    Bug("evaluates the weights of the last checkpoint but one", "pipelines/live.py",
-        "lambda: self.engine_for(step, cell.how)",
-        "lambda: self.engine_for(step // 8 * 4, cell.how)"),
+    Bug("evaluates the starting weights", "evals/stage.py",
+        "lambda: engine(live, ask.step, asked", "lambda: engine(live, 0, asked"),
+    Bug("evaluates the weights of the last checkpoint but one", "evals/stage.py",
+        "lambda: engine(live, ask.step, asked", "lambda: engine(live, ask.step // 8 * 4, asked"),
     Bug("updates after the sixth do nothing", "pipelines/update/torch_engine.py",
         "        self.optimizer.step()\n",
         "        if self.updates < 6:\n            self.optimizer.step()\n"),
-    Bug("the run's surplus is used twice", "pipelines/rollout/stage.py",
+    Bug("the run's surplus is used twice", "pipelines/rollout/groups.py",
         "write_rows(out / SURPLUS, Rollout, surplus)",
         "write_rows(out / SURPLUS, Rollout, surplus or used[:1])"),
 )  # fmt: skip

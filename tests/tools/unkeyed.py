@@ -12,11 +12,10 @@ import torch
 
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
-from pipelines.disk.records import Rollout, Scored, read_rows
-from pipelines.live import Session
-from pipelines.rollout.stage import ROLLOUTS
-from pipelines.run import committed
-from pipelines.score.stage import SCORES
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows
+from pipelines.disk.step import committed
+from pipelines.live import Live
+from pipelines.stages import make
 from pipelines.watch import Silent
 
 STEP = (
@@ -42,10 +41,10 @@ def numbers(config: Config, folder: Path) -> dict[str, Any]:
     chain, threads = Chain(config, folder), torch.get_num_threads()
     steps = (chain.rollout(1), chain.score(1), chain.update(1))
     found: dict[str, Any] = {}
-    with closing(Session(chain, Silent(), chain.config)) as session:
+    with closing(Live(chain, Silent(), chain.config)) as session:
         for one in (chain.prepare, *steps, chain.cell(1, "glyphs").results):
             with committed(one) as (out, metrics):
-                metrics |= session.make(one, config, out)
+                metrics |= make(session.ask(one, config), session, out)
             found[f"{one.name} metrics"] = metrics
         found["rollouts"] = [asdict(row) for row in read_rows(steps[0].path / ROLLOUTS, Rollout)]
         found["scores"] = [asdict(row) for row in read_rows(steps[1].path / SCORES, Scored)]
@@ -54,7 +53,7 @@ def numbers(config: Config, folder: Path) -> dict[str, Any]:
             n: w.detach().cpu().clone() for n, w in policy.placement.weights(policy.model)
         }
         if config.update.engine == "torch":
-            state = session._trainer()._state()
+            state = session.trainer()._state()
             found["moments"] = {name: kept["exp_avg"] for name, kept in state if kept}
         found["journal"] = chain.cell(1, "glyphs").journal.read_text()
     torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from pipelines.chain import Chain
 from pipelines.errors import UserError
 from pipelines.model.load import load_policy
 from pipelines.run import train
-from pipelines.score.stage import group_statistics
+from pipelines.score.scoring import group_statistics
 from pipelines.update import lora
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent

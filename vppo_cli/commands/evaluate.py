@@ -11,7 +11,7 @@ from evals.run import without_rows
 from evals.stage import regrade
 from pipelines import runs
 from pipelines.chain import JOURNALS, TRAINING, Chain
-from pipelines.checkpoint import best, pick, saved
+from pipelines.checkpoints import best, pick, saved
 from pipelines.config import hub, settings
 from pipelines.config.schema import EvalConfig
 from pipelines.disk.lock import file_lock

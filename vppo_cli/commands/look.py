@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from pipelines import checkpoint as checkpoints
-from pipelines import runs
+from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.config import settings
 from pipelines.config.hub import named_on_hub
@@ -21,7 +20,7 @@ from pipelines.disk.part_sources import check_part_sources
 from pipelines.disk.step import MANIFEST, Step, read_manifest
 from pipelines.disk.step import plan as plan_step
 from pipelines.errors import UserError
-from pipelines.run import check_inputs
+from pipelines.opening import check_inputs
 from vppo_cli.choose import choose
 from vppo_cli.screen import capacity, display, facts
 from vppo_cli.screen.words import ranges

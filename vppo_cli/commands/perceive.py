@@ -18,7 +18,7 @@ from pipelines.config import settings
 from pipelines.config.schema import Config
 from pipelines.disk.records import Perceived
 from pipelines.errors import UserError
-from pipelines.live import Session
+from pipelines.live import Live
 from pipelines.model.images import ImageTally
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
@@ -26,7 +26,7 @@ from pipelines.perceive.dataset import PAGE, ROWS, check_new, perceive_dataset
 from pipelines.perceive.example import example
 from pipelines.perceive.one import DEFAULTS, Perception, check, see
 from pipelines.prepare.sources import check_sources
-from pipelines.score.stage import needs_two_views
+from pipelines.score.scoring import needs_two_views
 from pipelines.watch import Silent
 from vppo_cli.choose import choose
 from vppo_cli.commands.evaluate import refuse_another_model, which_checkpoint
@@ -71,7 +71,7 @@ class Asked:
         """The model, loaded."""
         if self._chain is None:
             return load_policy(self.config)
-        return Session(self._chain, Silent(), self.config).policy(self._step).spread()
+        return Live(self._chain, Silent(), self.config).policy(self._step).spread()
 
 
 def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None, out: Path | None,

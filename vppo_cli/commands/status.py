@@ -14,8 +14,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from pipelines import checkpoint as checkpoints
-from pipelines import runs
+from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.disk.lock import is_running
 from pipelines.errors import Interrupted
@@ -166,12 +165,12 @@ def lines(glance: Glance) -> Iterator[Text]:
         ("length", "rollout/response_tokens_mean", ".1f"), ("grad norm", "update/grad_norm", ".3f"),
     ):  # fmt: skip
         values = [row[key] for row in rows if key in row]
-        same = key == "rollout/reward" and values == [row["rollout/accuracy"] for row in rows]
+        same = key == "rollout/reward" and values == [row.get("rollout/accuracy") for row in rows]
         if values and not same:
             course = sparkline(values, 24)
             yield labelled(label, f"{course}  {values[0]:{form}} -> {values[-1]:{form}}")
-    if rows:
-        yield labelled("last step", facts.perception(rows[-1]))
+    if rows and (told := facts.perception(rows[-1])):
+        yield labelled("last step", told)
     if glance.recent and rows:
         spent = glance.recent[-1]
         rates = timing.rates(rows[-1], spent, chain.config.update.epochs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines import runs
 from pipelines.chain import Chain
-from pipelines.checkpoint import newest
+from pipelines.checkpoints import newest
 from pipelines.config import hub
 from pipelines.config.settings import shortened
 from pipelines.errors import UserError

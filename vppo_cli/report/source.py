@@ -151,14 +151,14 @@ class Vocabulary:
 
 def vocabulary(chain: Chain) -> Vocabulary | None:
     """The run's tokenizer from its newest checkpoint, its model folder or the hub's cache, if there."""
-    from pipelines import checkpoint
+    from pipelines import checkpoints
     from pipelines.config.settings import shipped_config
 
     model = chain.config.model.path
     folders = [shipped_config("tiny_model") if model == "tiny" else Path(model)]
     files = [folder / "tokenizer.json" for folder in folders]
-    for step in checkpoint.saved(chain)[-1:]:
-        own = chain.checkpoint(step).path / checkpoint.MODEL / "tokenizer.json"
+    for step in checkpoints.saved(chain)[-1:]:
+        own = chain.checkpoint(step).path / checkpoints.MODEL / "tokenizer.json"
         files[:0] = [checked(own)] if own.is_file() else []
     if not Path(model).is_dir() and model != "tiny":
         from huggingface_hub import try_to_load_from_cache

@@ -25,13 +25,29 @@ def in_words(chain: Chain) -> str:
 
 
 def step_line(row: Mapping[str, Any], last: int) -> str:
-    """``step  29/30  accuracy 0.712  reward 0.712  informative 32/53  ...``: for logs."""
-    return (
-        f"step {row['step']:>3}/{last}  accuracy {row['rollout/accuracy']:.3f}  "
-        f"reward {row['rollout/reward']:.3f}  informative {_informative(row, '/')}  "
-        f"perception {row['score/perception_mean']:.2f} nats  in kept {_share(row):.1f} %  "
-        f"entropy {row['score/entropy']:.2f}"
-    )
+    """``step  29/30  accuracy 0.712  reward 0.712  informative 32/53  ...``: for logs.
+
+    What a stage of one's own does not tell is left out.
+    """
+    parts = [
+        f"step {row['step']:>3}/{last}",
+        _said(row, "accuracy {:.3f}", "rollout/accuracy"),
+        _said(row, "reward {:.3f}", "rollout/reward"),
+        _said(row, "informative {}/{}", *INFORMATIVE),
+        _said(row, "perception {:.2f} nats", "score/perception_mean"),
+        f"in kept {share}" if (share := _share(row)) else "",
+        _said(row, "entropy {:.2f}", "score/entropy"),
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+INFORMATIVE = ("rollout/groups_informative", "rollout/groups_sampled")
+"""Groups with right and wrong responses, of those sampled."""
+
+
+def _said(row: Mapping[str, Any], form: str, *names: str) -> str:
+    """The metrics of these names in words; "" where one is not told."""
+    return form.format(*(row[name] for name in names)) if row.keys() >= set(names) else ""
 
 
 def time_line(
@@ -49,22 +65,37 @@ def time_line(
 
 def perception(row: Mapping[str, Any]) -> str:
     """``0.26 nats, 99.9 % in kept tokens``: a token's mean, and how much of all the kept ones have."""
-    return f"{row['score/perception_mean']:.2f} nats, {_share(row):.1f} % in kept tokens"
+    share = _share(row)
+    parts = [
+        _said(row, "{:.2f} nats", "score/perception_mean"),
+        f"{share} in kept tokens" if share else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
-def _share(row: Mapping[str, Any]) -> float:
-    share: float = row["score/perception_in_kept"]
-    return 100.0 if share == 1 else min(99.9, 100 * share)  # what rounds to all of it is not all
+def _share(row: Mapping[str, Any]) -> str:
+    share = row.get("score/perception_in_kept")
+    if share is None:
+        return ""
+    shown = 100.0 if share == 1 else min(99.9, 100 * share)  # what rounds to all of it is not all
+    return f"{shown:.1f} %"
 
 
 def step_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """(label, text) of the newest training step, with the course of accuracy; at most 60 columns."""
     row = rows[-1]
-    accuracy = [r["rollout/accuracy"] for r in rows]
-    yield "accuracy", f"{accuracy[-1]:.3f} {sparkline(accuracy, 24)}"
-    groups, entropy = _informative(row, " of "), row["score/entropy"]
-    yield "reward", f"{row['rollout/reward']:.3f}   informative {groups}   entropy {entropy:.2f}"
-    yield "perception", perception(row)
+    accuracy = [r["rollout/accuracy"] for r in rows if "rollout/accuracy" in r]
+    if accuracy:
+        yield "accuracy", f"{accuracy[-1]:.3f} {sparkline(accuracy, 24)}"
+    parts = [
+        _said(row, "{:.3f}", "rollout/reward"),
+        _said(row, "informative {} of {}", *INFORMATIVE),
+        _said(row, "entropy {:.2f}", "score/entropy"),
+    ]
+    if told := "   ".join(part for part in parts if part):
+        yield "reward", told
+    if told := perception(row):
+        yield "perception", told
 
 
 def time_rows(spent: Mapping[str, float], rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -105,8 +136,3 @@ def bar(done: float, total: float | None, width: int = 24) -> str:
     """``━━━━────``."""
     filled = round(width * min(done / total, 1.0)) if total else 0
     return "━" * filled + "─" * (width - filled)
-
-
-def _informative(row: Mapping[str, Any], between: str) -> str:
-    """Groups with right and wrong responses, of those sampled."""
-    return f"{row['rollout/groups_informative']}{between}{row['rollout/groups_sampled']}"

@@ -69,7 +69,7 @@ class PlainWatch:
     def finished(self, name: str, index: int, metrics: dict[str, Any]) -> None:
         self.made += 1
         self.times[name] = time.monotonic() - self._started
-        if name == "update" and "rollout/accuracy" in metrics:
+        if name == "update" and "step" in metrics:
             earlier = [row for row in self.rows if row["step"] < metrics["step"]]
             self.rows = [*earlier, metrics]
             self.recent = [*self.recent[-facts.RECENT :], dict(self.times)]  # which go on to grow

@@ -1,4 +1,4 @@
-"""Checkpoint stage: weights in Hugging Face format, the optimizer beside them, and which to keep."""
+"""The checkpoints of a run: the newest, the best, which to keep, and one as a model to take away."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
+from pipelines.checkpoint.stage import MODEL, TRAINER
 from pipelines.disk.files import check_owned, disk_errors, write_atomic
-from pipelines.disk.step import MANIFEST, PRUNED, is_there, read_manifest
+from pipelines.disk.records import RESULTS
+from pipelines.disk.step import MANIFEST, PRUNED, Step, checked, is_there, read_manifest, unreadable
 from pipelines.errors import UserError
-
-MODEL, TRAINER = "model", "trainer"
 
 
 def kept(chain: Chain, step: int) -> Path | None:
@@ -45,14 +45,29 @@ def pick(chain: Chain, which: str) -> int | None:
 
 def accuracy(chain: Chain, step: int) -> float | None:
     """The validation accuracy of a checkpoint, if it was measured."""
-    manifest = chain.eval(step, "validation").manifest()
-    return manifest["metrics"]["accuracy"] if manifest else None
+    made = chain.eval(step, "validation")
+    if made.manifest() is None:
+        return None
+    path = made.path / RESULTS
+    try:
+        return float(json.loads(checked(path).read_bytes())["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise unreadable(
+            path, error, f"has no accuracy ({error}).",
+            f"Delete the folder {made.path}; it is made again when it is needed.",
+        ) from error  # fmt: skip
 
 
 def best(chain: Chain, among: list[int]) -> list[int]:
     """Checkpoints from best to worst validation accuracy; of equals the earlier first."""
     measured = [(step, accuracy(chain, step)) for step in among]
     return [s for s, a in sorted(measured, key=lambda m: (-(m[1] or 0.0), m[0])) if a is not None]
+
+
+def prune_after(chain: Chain, step: Step) -> None:
+    """Prune where a checkpoint, or the accuracy of one, is new."""
+    if step.name in ("checkpoint", "validation"):
+        prune(chain, step.index or 0)
 
 
 def prune(chain: Chain, step: int) -> list[int]:

@@ -1,0 +1,91 @@
+"""What would be refused after hours, asked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.config.resolve import find_part
+from pipelines.config.schema import Config
+from pipelines.disk.step import Step
+from pipelines.errors import UserError
+from pipelines.grading.graders import check_grader
+from pipelines.grading.reward import make_reward
+from pipelines.model.prompts import model_location, only_local
+from pipelines.ranks.ranks import ranks
+from pipelines.rollout.engines import ENGINES
+from pipelines.score.perturb import PERTURBATIONS
+from pipelines.score.scoring import ESTIMATOR_NAMES
+from pipelines.stages import STAGES, find
+from pipelines.tracking.trackers import check_trackers
+from pipelines.update.engines import TRAINERS, check_trainer
+from pipelines.update.objectives import OBJECTIVES
+
+
+def check_model(config: Config, steps: Sequence[Step]) -> None:
+    """Before what costs: see that the model can be sampled from, trained, and written with a checkpoint."""
+    made = {step.name for step in steps}
+    if not made & {"rollout", "score", "update", "checkpoint"}:
+        return
+    if "rollout" in made:
+        ranks().on_main(lambda: check_sampler(config))
+    if "update" in made:
+        check_trainer(config)
+    ranks().on_main(lambda: check_saves(config))
+
+
+def check_parts(config: Config) -> None:
+    """Find every part that the settings name: a misspelt one is told before any work is done.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    find_part("rollout.engine", config.rollout.engine, ENGINES)
+    find_part("score.estimator", config.score.estimator, dict.fromkeys(ESTIMATOR_NAMES))
+    views = (*PERTURBATIONS, "raw_black")
+    find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
+    find_part("update.engine", config.update.engine, TRAINERS)
+    find_part("update.objective", config.update.objective, OBJECTIVES)
+    make_reward(config.reward.function, config.reward.grader)
+    for stage in STAGES:
+        find(stage, config)
+    for grader in config.eval.graders:
+        check_grader(grader, "eval.graders")
+    check_trackers(config)
+
+
+def check_sampler(config: Config) -> None:
+    """See that vLLM, where it samples in this process, takes the model and these settings.
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.rollout.engine == "vllm" and not config.rollout.server:
+        from pipelines.rollout.vllm import engine as vllm_engine  # brings vLLM
+
+        vllm_engine.check(config)
+
+
+def check_saves(config: Config) -> None:
+    """See that the starting model's generation settings can be written again, with every checkpoint.
+
+    Raises:
+        UserError: transformers refuses to; said before any work is done.
+    """
+    from transformers import GenerationConfig
+
+    where = model_location(config.model)
+    try:
+        found = GenerationConfig.from_pretrained(
+            where, revision=config.model.revision or "main", local_files_only=only_local(where)
+        )
+    except (OSError, ValueError):  # it has none, or what is wrong is told when it is loaded
+        return
+    try:
+        found.validate(strict=True)
+    except ValueError as error:
+        wrong = [line for line in str(error).splitlines() if line.startswith("- ")]
+        raise UserError(
+            f"model.path {where}, generation_config.json",
+            f"transformers refuses to save it with a checkpoint: {(wrong or [str(error)])[0].lstrip('- ')}",
+            "Correct that file in a copy of the model: set do_sample to true, or take out what it names.",
+        ) from error  # fmt: skip

@@ -1,0 +1,82 @@
+"""What comes before the first step: what would be refused of the data, the run's lock and its settings.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines import runs
+from pipelines.chain import Chain
+from pipelines.config.schema import Config
+from pipelines.disk.files import disk_errors, write_atomic
+from pipelines.disk.lock import run_lock
+from pipelines.disk.step import Step
+from pipelines.errors import UserError
+from pipelines.prepare.sources import check_sources
+from pipelines.ranks.ranks import ranks
+from pipelines.stages import of_evaluations
+from pipelines.watch import Watch
+
+
+def check_inputs(chain: Chain) -> None:
+    """What the run would refuse of its data, before it begins: cheap, and without the hub.
+
+    Raises:
+        UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing.
+    """
+    of_evaluations("check_inputs")(chain.config)
+    if chain.prepare.manifest() is None:
+        check_sources(chain.config.data)
+
+
+def check_costly(config: Config, steps: Sequence[Step]) -> None:
+    """What the model would be refused for after hours, where steps need it (pipelines/checks.py)."""
+    if any(step.name in ("rollout", "score", "update", "checkpoint") for step in steps):
+        from pipelines.checks import check_model  # brings torch
+
+        check_model(config, steps)
+
+
+@contextlib.contextmanager
+def held(run: Path, watch: Watch) -> Iterator[None]:
+    """Hold the run's lock, which rank 0 does for all."""
+
+    def take() -> None:
+        stack.enter_context(run_lock(run, watch.note))
+
+    with contextlib.ExitStack() as stack, disk_errors(run):
+        ranks().on_main(take)
+        yield
+
+
+@contextlib.contextmanager
+def configured(chain: Chain, missing: Sequence[Step]) -> Iterator[None]:
+    """Record the settings that the run is asked for, by who holds its lock.
+
+    Where nothing can be made with them, the run keeps those that it had.
+    """
+    if not ranks().main:
+        yield
+        return
+    before = runs.config_text(chain.run)
+    runs.write_config(chain.run, chain.config)
+    try:
+        yield
+    except UserError:
+        if before and not any(step.path.is_dir() for step in missing):
+            write_atomic(chain.run / runs.CONFIG, before)
+        raise
+
+
+def tell_changes(chain: Chain, watch: Watch) -> None:
+    """Say what is no longer as it was when the run was begun."""
+    if changed := runs.changed_versions(chain):
+        watch.note(f"this run was begun with {changed}")
+    if outdated := runs.outdated(chain):
+        watch.note(f"what earlier code made is made again: {outdated}")
+    if shapes := runs.changed_shapes(chain):
+        watch.note(f"its steps so far were made with {shapes}: in bfloat16, last bits differ")

@@ -1,0 +1,393 @@
+"""Scoring stage: two views of the image -> token perception (paper eq. 3), and the tokens to keep.
+
+One pass gives the trainer's own log-probs and entropy as well, so the update needs no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import vppo
+from pipelines.config.resolve import find_part
+from pipelines.config.schema import Config
+from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, write_rows
+from pipelines.errors import UserError
+from pipelines.model.divergence import (
+    ESTIMATORS,
+    ONE_VIEW,
+    TokenStatistics,
+    token_statistics,
+)
+from pipelines.model.packing import fill
+from pipelines.model.policy import Encoded, Policy, Row
+from pipelines.model.prompts import open_image
+from pipelines.model.ragged import pad_lists, split_like
+from pipelines.ranks.ranks import ranks
+from pipelines.score.looks import TokenLooks, token_looks, write_looks
+from pipelines.score.perturb import blacken_raw, perturb
+from pipelines.seeds import generator
+from pipelines.watch import Watch
+
+
+def score(
+    config: Config, step: int, rollouts: Sequence[Rollout], samples: SampleTable, policy: Policy,
+    out: Path, watch: Watch,
+) -> dict[str, Any]:  # fmt: skip
+    """Score every response token of a step's rollouts and write one row per group.
+
+    The first ``score.looks`` groups are written once more, to be looked at (pipelines/score/looks.py).
+    """
+    estimator = make_estimator(config, step, policy)
+    everyone = ranks()
+    looked_at = {group.position for group in rollouts[: config.score.looks]}
+
+    def work(groups: list[Rollout]) -> list[tuple[Scored, TokenLooks | None]]:
+        owners = [samples.by_id(group.sample_id) for group in groups]
+        done: dict[int, tuple[Scored, TokenLooks | None]] = {}
+        passes = _passes(config, groups, policy)
+        for chosen, following in zip_longest(passes, passes[1:], fillvalue=()):
+            policy.encoder.expect([owners[i] for i in (*chosen, *following)])
+            watch.progress("groups", len(done), len(groups))
+            part, asked = [groups[i] for i in chosen], [owners[i] for i in chosen]
+            statistics, looks = policy.placement.forward(
+                _measure, config, step, part, asked, policy, looked_at
+            )
+            perception_N = estimator(statistics, part, asked)
+            rows = scored_rows(config, step, part, statistics, perception_N)
+            done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
+        return [done[i] for i in range(len(groups))]
+
+    asked = [samples.by_id(group.sample_id) for group in rollouts]
+    policy.look_always(asked, always=policy.placement.divided)
+    # The longest first, so that every rank has about the same work.
+    order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i].response_ids)))
+    done = dict(zip(order, everyone.share([rollouts[i] for i in order], work), strict=True))
+    scored = [done[i][0] for i in range(len(rollouts))]
+    if everyone.main:
+        write_rows(out / SCORES, Scored, scored)
+        found = [done[i][1] for i in range(len(rollouts))]
+        write_looks(
+            out, rollouts, samples, policy, found, partial(scored_views, config, step, policy)
+        )
+    return _metrics(step, rollouts, scored)
+
+
+def _passes(config: Config, groups: Sequence[Rollout], policy: Policy) -> list[list[int]]:
+    """The groups of each forward pass; on every rank equally many, since all may be needed for one."""
+    most, budget = config.score.batch_prompts, config.score.batch_tokens
+    lengths = [policy.fed_tokens(group.prompt_tokens, group.response_ids) for group in groups]
+    passes = fill(lengths, most, budget)
+    return fill(lengths, most, budget, ranks().largest(len(passes)))
+
+
+ESTIMATOR_NAMES = (*ESTIMATORS, "random", "oracle")
+
+Estimator = Callable[[TokenStatistics, Sequence[Rollout], Sequence[Sample]], torch.Tensor]
+
+
+def make_estimator(config: Config, step: int, policy: Policy) -> Estimator:
+    """The configured estimator: (statistics, groups, samples) -> perception_N."""
+
+    def from_statistics(name: str) -> Estimator:
+        return lambda statistics, groups, samples: ESTIMATORS[name](statistics)
+
+    def random(statistics: TokenStatistics, groups: Sequence[Rollout], _: object) -> torch.Tensor:
+        draws = [
+            torch.from_numpy(generator(config.seed, "random-k", step, g.position, i).random(len(ids)))
+            for g in groups for i, ids in enumerate(g.response_ids)
+        ]  # fmt: skip
+        return torch.cat(draws).float()
+
+    def oracle(_: object, groups: Sequence[Rollout], owners: Sequence[Sample]) -> torch.Tensor:
+        roles = [
+            role
+            for group, sample in zip(groups, owners, strict=True)
+            for ids in group.response_ids
+            for role in token_roles(policy, sample, ids)
+        ]
+        return torch.tensor([float(role == "perception") for role in roles])
+
+    known = {name: from_statistics(name) for name in ESTIMATORS}
+    name = config.score.estimator
+    part = find_part("score.estimator", name, known | {"random": random, "oracle": oracle})
+    return part if name in ESTIMATOR_NAMES else _checked(name, part)
+
+
+def _checked(name: str, estimator: Estimator) -> Estimator:
+    """One's own estimator, whose result is looked at.
+
+    Raises:
+        UserError: it does not return one finite number for each response token.
+    """
+
+    def checked(
+        statistics: TokenStatistics, groups: Sequence[Rollout], samples: Sequence[Sample]
+    ) -> torch.Tensor:
+        found, wanted = estimator(statistics, groups, samples), list(statistics.logp.shape)
+        shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        if shape != wanted or not bool(torch.isfinite(found).all()):
+            bad = f"{shape}" if shape != wanted else "numbers that are not finite"
+            raise UserError(
+                f"score.estimator: {name}", f"returned {bad} for {wanted[0]} response tokens.",
+                "Return a tensor of one finite number for each, in the order of statistics.logp.",
+            )  # fmt: skip
+        return found.float()
+
+    return checked
+
+
+def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> list[str]:
+    """What each token of a response to an embedded question is for: its true role.
+
+    Raises:
+        UserError: the sample is not embedded data, so nobody knows.
+    """
+    from pipelines.embedded.glyphs import token_roles as roles_of
+
+    if "solution" not in json.loads(sample.metadata):
+        raise UserError(
+            "score.estimator: oracle", f"sample {sample.id} has no known token roles.",
+            "Only the embedded data (data.source=glyphs) has them.",
+        )  # fmt: skip
+    return roles_of([policy.tokenizer.decode([token]) for token in response_ids])
+
+
+def needs_two_views(config: Config) -> bool:
+    """Whether the estimator looks at the perturbed image too."""
+    return config.score.estimator not in ONE_VIEW
+
+
+@dataclass(frozen=True)
+class Views:
+    """Hidden states that predict the response tokens, [N, D]; ``perturbed_ND`` may be None."""
+
+    token_N: torch.Tensor
+    hidden_ND: torch.Tensor
+    perturbed_ND: torch.Tensor | None
+
+
+@torch.no_grad()
+def both_views(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    *, perturbed: bool | None = None,
+) -> Views:  # fmt: skip
+    """Read every response twice: with its images, and with them perturbed.
+
+    Args:
+        perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
+    """
+    if perturbed is None:
+        perturbed = needs_two_views(config)
+    prompts = [policy.encoder.encode(sample) for sample in samples]
+    clean = [
+        row for prompt, group in zip(prompts, groups, strict=True)
+        for row in policy.rows(prompt, group.response_ids)
+    ]  # fmt: skip
+    token_N = torch.tensor(
+        [token for group in groups for ids in group.response_ids for token in ids],
+        device=policy.device,
+    )
+    hidden_ND = policy.hidden_states(clean)
+    if not perturbed:
+        return Views(token_N, hidden_ND, None)
+    return Views(token_N, hidden_ND, perturbed_states(config, step, groups, samples, policy))
+
+
+@torch.no_grad()
+def perturbed_states(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy
+) -> torch.Tensor:
+    """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it."""
+    prompts = [policy.encoder.encode(sample) for sample in samples]
+    return policy.hidden_states(perturbed_rows(config, step, groups, samples, prompts, policy))
+
+
+def view_statistics(
+    config: Config, views: Views, policy: Policy, jsd: bool | None = None
+) -> TokenStatistics:
+    """Log-probs, entropy and divergences of every response token, flat [N].
+
+    Args:
+        jsd: whether to compute it too; by default if the estimator needs it.
+    """
+    return token_statistics(
+        views.hidden_ND, policy.head_weight, views.token_N, perturbed_ND=views.perturbed_ND,
+        temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+        jsd=config.score.estimator == "jsd" if jsd is None else jsd,
+    )  # fmt: skip
+
+
+def group_statistics(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    *, perturbed: bool | None = None, jsd: bool | None = None,
+) -> TokenStatistics:  # fmt: skip
+    """The statistics of both views; arguments as of ``both_views`` and ``view_statistics``."""
+    views = both_views(config, step, groups, samples, policy, perturbed=perturbed)
+    return view_statistics(config, views, policy, jsd)
+
+
+def _measure(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    looked_at: Container[int],
+) -> tuple[TokenStatistics, list[TokenLooks | None]]:  # fmt: skip
+    """The statistics, and the alternatives of the groups at the positions to be looked at."""
+    views = both_views(config, step, groups, samples, policy)
+    statistics = view_statistics(config, views, policy)
+    looks = token_looks(
+        policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
+        config.rollout.temperature, looked_at,
+    )  # fmt: skip
+    return statistics, looks
+
+
+def perturbed_rows(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample],
+    prompts: Sequence[Encoded], policy: Policy,
+) -> list[Row]:  # fmt: skip
+    """The groups again, with perturbed images: one view per prompt, or one per response."""
+    rows = []
+    for group, sample, prompt in zip(groups, samples, prompts, strict=True):
+        policy.with_positions(prompt)
+        views = perturbed_views(config, step, group, sample, prompt, policy)
+        if config.score.mask_per == "prompt":
+            rows += policy.rows(views[0], group.response_ids)
+        else:
+            rows += [Row(v, [ids]) for v, ids in zip(views, group.response_ids, strict=True)]
+    return rows
+
+
+def perturbed_views(
+    config: Config, step: int, group: Rollout, sample: Sample, prompt: Encoded, policy: Policy
+) -> list[Encoded]:
+    """The prompts that a group is scored with: one, or one for each response."""
+    names: list[tuple[int, ...]] = [(step, group.position)]
+    if config.score.mask_per == "response":
+        names = [(step, group.position, index) for index in range(len(group.response_ids))]
+    return [perturbed_prompt(config, sample, prompt, policy, *name) for name in names]
+
+
+def scored_views(
+    config: Config, step: int, policy: Policy, group: Rollout, sample: Sample
+) -> list[Encoded]:
+    """The perturbed prompts that a group is scored with; none where the estimator needs none."""
+    if not needs_two_views(config):
+        return []
+    prompt = policy.encoder.encode(sample)
+    return perturbed_views(config, step, group, sample, prompt, policy)
+
+
+def perturbed_prompt(
+    config: Config, sample: Sample, prompt: Encoded, policy: Policy, *name: int
+) -> Encoded:
+    """An encoded prompt with its images perturbed; ``name`` (step, position ...) seeds the mask."""
+    rng = generator(config.seed, "perturb", *name)
+    settings = config.score
+    if not sample.images:
+        return prompt
+    if settings.perturbation == "raw_black":
+        images = [blacken_raw(open_image(i), rng, settings.probability) for i in sample.images]
+        return policy.encoder.encode_images(sample, images)
+    processor, grid_thw = policy.processor.image_processor, prompt.get("image_grid_thw")
+    _check_layout(prompt, policy)
+    vision = policy.model.config.vision_config
+    sides = vision.patch_size  # InternVL names both
+    pixels = perturb(
+        prompt["pixel_values"], settings.perturbation, rng,
+        image_mean=processor.image_mean, image_std=processor.image_std,
+        patch_size=sides if isinstance(sides, int) else sides[0],
+        temporal_patch_size=getattr(vision, "temporal_patch_size", 2), grid_thw=grid_thw,
+        merge_size=getattr(vision, "spatial_merge_size", 2),
+        pixel_mask=prompt.get("pixel_attention_mask"), probability=settings.probability,
+    )  # fmt: skip
+    return prompt | {"pixel_values": pixels}
+
+
+def _check_layout(prompt: Encoded, policy: Policy) -> None:
+    """See that the family's pixels are laid out in one of the ways that can be perturbed.
+
+    Raises:
+        UserError: they are not, or the sides of its patches are not told.
+    """
+    pixels, mean = (
+        prompt.get("pixel_values"),
+        getattr(policy.processor.image_processor, "image_mean", None),
+    )
+    sides = getattr(getattr(policy.model.config, "vision_config", None), "patch_size", None)
+    square = isinstance(sides, int) or (isinstance(sides, list | tuple) and len({*sides}) == 1)
+    listed = "image_grid_thw" in prompt
+    if pixels is None:
+        known = False
+    elif listed:
+        known = pixels.dim() == 2
+    else:
+        known = pixels.dim() >= 4 and pixels.shape[-3] == len(mean or ())
+    if not (known and mean and square):
+        raise UserError(
+            "score.perturbation", f"the pixels of a {policy.model.config.model_type} model are laid out "
+            "in a way that is not known here.", "Take score.perturbation=raw_black, which needs none.",
+        )  # fmt: skip
+
+
+def scored_rows(
+    config: Config,
+    step: int,
+    groups: Sequence[Rollout],
+    statistics: TokenStatistics,
+    perception_N: torch.Tensor,
+) -> list[Scored]:
+    """One row per group, of the numbers of all their tokens in order."""
+    responses = [group.response_ids for group in groups]
+    perception = split_like(perception_N, responses)
+    logp, entropy = (
+        split_like(statistics.logp, responses),
+        split_like(statistics.entropy, responses),
+    )
+    rows = []
+    for index, group in enumerate(groups):
+        perception_GT, mask_GT = pad_lists(perception[index])
+        keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, config.score.keep_fraction)
+        rows.append(
+            Scored(
+                sample_id=group.sample_id, position=group.position,
+                old_logp=logp[index] if group.step == step else group.logp,
+                entropy=entropy[index], perception=perception[index],
+                keep=[k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)],
+                dependency=vppo.trajectory_dependency(perception_GT, mask_GT).tolist(),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _metrics(step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> dict[str, Any]:
+    perception_BT, mask_BT = pad_lists([p for row in scored for p in row.perception])
+    entropy_BT, _ = pad_lists([e for row in scored for e in row.entropy])
+    old_BT, _ = pad_lists([x for row in scored for x in row.old_logp])
+    rollout_BT, _ = pad_lists([x for group in rollouts for x in group.logp])
+    dependency_B = torch.tensor([d for row in scored for d in row.dependency])
+    keep_BT, _ = pad_lists([k for row in scored for k in row.keep])
+    # How far the rollout engine's log-probs are from the trainer's, for what this policy sampled.
+    fresh_B = torch.tensor([g.step == step for g in rollouts for _ in g.response_ids])
+    fresh_BT = mask_BT & fresh_B[:, None]
+    gap_N = (old_BT - rollout_BT)[fresh_BT].abs()
+    kl_N = vppo.k3(rollout_BT, old_BT)[fresh_BT]
+    kept_mass = (perception_BT * keep_BT).sum() / perception_BT.sum().clamp(min=1e-12)
+    return {
+        "perception_mean": perception_BT[mask_BT].mean().item(),
+        "perception_in_kept": kept_mass.item(),
+        "dependency_mean": dependency_B.mean().item(),
+        "dependency_std": dependency_B.std().item(),
+        "entropy": entropy_BT[mask_BT].mean().item(),
+        "kept_share": keep_BT[mask_BT].mean().item(),
+        "surplus_share": 1 - fresh_B.float().mean().item(),
+        "mismatch_mean": gap_N.mean().item() if len(gap_N) else 0.0,
+        "mismatch_max": gap_N.max().item() if len(gap_N) else 0.0,
+        "mismatch_kl": kl_N.mean().item() if len(gap_N) else 0.0,
+    }

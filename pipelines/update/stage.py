@@ -1,0 +1,31 @@
+"""The update stage. Torch-free until it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.stages import Ask, Metrics
+
+if TYPE_CHECKING:
+    from pipelines.live import Live
+
+VERSION = 3
+"""Raised when the same rollouts and scores give other weights."""
+READS = ("update",)
+"""The settings that its key holds."""
+PARTS = ("update.engine", "update.objective")
+"""Those that may be an import path: its source is in the key."""
+
+
+def update(ask: Ask, live: Live, out: Path) -> Metrics:
+    """rollouts.parquet, scores.parquet of the step -> the policy's next weights, which stay live.
+
+    Made again from the same files when a run goes on behind its last checkpoint.
+    """
+    from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows
+
+    rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
+    scores = read_rows(ask.inputs["score"] / SCORES, Scored)
+    with live.training(ask.step, ask.config) as trainer:
+        return trainer.update(rollouts, scores, live.samples)
