@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from command_line import contents, copy_of, given, stamps, start, vppo
@@ -36,19 +38,6 @@ def rollout(ask, live, out):
         group.reward = [float(i == number) for i in range(len(group.reward))]
     write_rows(out / ROLLOUTS, Rollout, groups)
     return {**metrics, "mine": 1}
-
-
-def score(ask, live, out):
-    scored = []
-    for group in read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout):
-        seen = [[1.0 / (1 + t) for t in range(len(ids))] for ids in group.response_ids]
-        scored.append(Scored(
-            sample_id=group.sample_id, position=group.position, old_logp=group.logp, entropy=seen,
-            perception=seen, keep=[[True] * len(ids) for ids in group.response_ids],
-            dependency=[sum(row) / len(row) for row in seen],
-        ))
-    write_rows(out / SCORES, Scored, scored)
-    return {"mine": 1}
 
 
 def update(ask, live, out):
@@ -112,6 +101,9 @@ def bad_eval(ask, live, out):
     (out / "results.json").write_text('{"benchmark": "glyphs"}')
     return {}
 """
+
+PAGE = (Path(__file__).parents[1] / "docs/artifacts.md").read_text(encoding="utf-8")
+OWN += re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[0].replace('"rows"', '"mine"')
 
 POLICY = {"update 1", "checkpoint 1", "validation 1", "rollout 2", "score 2", "update 2",
           "checkpoint 2", "validation 2", "glyphs 2"}  # fmt: skip

@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from evals.journal import Entry
 from pipelines import runs
-from pipelines.disk import records
+from pipelines.disk import artifacts, records
+from pipelines.stages import STAGES
 from pipelines.tracking.names import ALIASES, STEP, metrics_of
 
 Finished = tuple[Path, Command]
@@ -59,6 +60,22 @@ def json_of(run: Path, pattern: str) -> dict[str, Any]:
     found: dict[str, Any]
     found, _ = json.JSONDecoder().raw_decode(next(run.glob(pattern)).read_text())
     return found
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def test_what_each_stage_writes_is_on_the_page() -> None:
+    part = PAGE[PAGE.index("## A stage of your own") : PAGE.index("## What was committed")]
+    rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| `")]
+    named = [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in rows]
+    written = {row[0][0]: set(row[1]) for row in named}
+    assert list(written) == list(STAGES)
+    assert written == {
+        stage: {*artifacts.TABLES.get(stage, ()), *artifacts.OTHERS.get(stage, ())}
+        for stage in STAGES
+    }
+    assert {name for row in named for name in row[3]} == artifacts.MAY_BE_MISSING
 
 
 # -- columns and keys ------------------------------------------------------------------------------
@@ -114,7 +131,7 @@ def test_the_tensors_of_an_optimizer_are_on_the_page(finished: Finished) -> None
 def test_the_page_has_what_the_code_can_write() -> None:
     assert set(keys("run.json")) == {f.name for f in fields(runs.State)}
     assert set(keys("journals/*.jsonl")) == {f.name for f in fields(Entry)}
-    source = "".join(path.read_text() for path in Path(records.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(runs.__file__).parent.rglob("*.py"))
     for name in SOMETIMES["metrics.jsonl"]:
         assert f'"{name.removeprefix("update/")}"' in source
 
@@ -138,7 +155,8 @@ def test_the_names_in_trackers_are_on_the_page(finished: Finished) -> None:
 
 # -- queries ---------------------------------------------------------------------------------------
 
-BLOCKS = re.findall(r"^```python\n(.*?)^```\n+^```\n(.*?)^```", PAGE, re.M | re.S)
+QUESTIONS = PAGE[PAGE.index("## Three questions, answered") :]
+BLOCKS = re.findall(r"^```python\n(.*?)^```\n+^```\n(.*?)^```", QUESTIONS, re.M | re.S)
 
 
 def test_there_are_three_queries() -> None:
