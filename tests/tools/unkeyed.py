@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
@@ -16,6 +17,7 @@ from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows
 from pipelines.disk.step import committed
 from pipelines.live import Live
 from pipelines.stages import make
+from pipelines.update.moments import OPTIMIZER
 from pipelines.watch import Silent
 
 STEP = (
@@ -53,8 +55,9 @@ def numbers(config: Config, folder: Path) -> dict[str, Any]:
             n: w.detach().cpu().clone() for n, w in policy.placement.weights(policy.model)
         }
         if config.update.engine == "torch":
-            state = session.trainer()._state()
-            found["moments"] = {name: kept["exp_avg"] for name, kept in state if kept}
+            session.trainer().save(folder)
+            state = load_file(folder / OPTIMIZER)
+            found["moments"] = {n: x for n, x in state.items() if n.startswith("exp_avg/")}
         found["journal"] = chain.cell(1, "glyphs").journal.read_text()
     torch.set_num_threads(threads)
     return found
