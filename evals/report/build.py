@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import published
-from evals.benchmarks.scores import in_order
+from evals.benchmarks.table import BENCHMARKS
+from evals.numbers.scores import in_order
 from evals.numbers.statistics import average, resampled
 from evals.report.formats import as_csv, as_latex, as_markdown
 from pipelines.disk.contents import SEAL, intact, sealed
@@ -101,8 +102,10 @@ def _place(row: dict[str, Any]) -> int:
 
 def _ordered(row: dict[str, Any]) -> dict[str, Any]:
     """With the levels of every breakdown, and each k, in the order in which people list them."""
+    benchmark = BENCHMARKS.get(row["benchmark"])
+    known = benchmark.levels if benchmark else ()
     breakdowns = {
-        group: {level: levels[level] for level in in_order(levels)}
+        group: {level: levels[level] for level in in_order(levels, known)}
         for group, levels in row["breakdowns"].items()
     }
     by_k = {
@@ -192,8 +195,8 @@ def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
         yield f"Only the first {settings['limit']} questions were asked (a limit is set){whole}."
     if beside:
         yield from _unlike_published(row, family)
-    if row["benchmark"] == "mmk12":
-        yield "The MMK12 test set is also what the paper validates on while training."
+    if (benchmark := BENCHMARKS.get(row["benchmark"])) and benchmark.note:
+        yield benchmark.note
 
 
 def _unlike_published(row: dict[str, Any], family: str) -> Iterator[str]:
