@@ -34,7 +34,7 @@ from pipelines.live import Session
 from pipelines.model.finite import first_not_finite
 from pipelines.model.load import load_policy
 from pipelines.watch import Silent
-from vppo_cli.commands.status import lines, look
+from vppo_cli.screen.glance import lines, look
 
 Finished = tuple[Path, Command]
 
