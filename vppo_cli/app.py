@@ -37,6 +37,14 @@ COMMANDS = {
 }
 """Name -> the function that is the command. Its file is imported when it is asked for."""
 
+ENVIRONMENT = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # see pipelines/model/determinism.py
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""What the user has not set, before anything heavy is imported."""
+
 
 class Commands(TyperGroup):
     """``COMMANDS``, each made when it is looked up."""
@@ -96,21 +104,14 @@ class _Warnings(logging.Handler):
         errors.print(labelled("warning", record.getMessage()), style="bold yellow")
 
 
-def main() -> None:
-    """Run the command line.
-
-    Exit codes: 0 done, 1 a fault or a regression (compare), 2 the user's input, 130 interrupted.
-    """
+def _set_up() -> None:
+    """What holds for the whole process: environment, streams, warnings, signals."""
     # Idle OpenMP threads spin some microseconds, then sleep: sleeping at once costs a third of a step,
     # and spinning on, where others want the processor, a factor of 100.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # see pipelines/model/determinism.py
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a character shows "?"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -120,6 +121,14 @@ def main() -> None:
         sys.argv[1:] = without(sys.argv[1:], "--local_rank")  # which deepspeed adds
     else:
         signal.signal(signal.SIGTERM, _interrupt)
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 done, 1 a fault or a regression (compare), 2 the user's input, 130 interrupted.
+    """
+    _set_up()
     try:
         with _told_by_path():
             app()
@@ -151,7 +160,3 @@ def main() -> None:
         raise
     finally:
         heartbeat.end()
-
-
-if __name__ == "__main__":
-    main()

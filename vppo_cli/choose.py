@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evals.benchmarks.table import canonical
@@ -14,6 +14,7 @@ from pipelines.checkpoint import best, newest, pick, saved
 from pipelines.config import hub, settings
 from pipelines.disk.lock import file_lock
 from pipelines.errors import UserError
+from vppo_cli.screen.results import policy_name
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,37 @@ def default_steps(chain: Chain, stage: str) -> list[int]:
 # -- checkpoints and models ------------------------------------------------------------------------
 
 
-def run_of(run: str | None, config: Path | None) -> str | None:
+def which_policy(
+    run: str | None, checkpoint: str, model: str | None, config: Path | None,
+    overrides: Sequence[str], *, sampled: bool,
+) -> tuple[Choice, int, str, str]:  # fmt: skip
+    """The run, the step of its policy, and what to call that, briefly and in full.
+
+    Args:
+        checkpoint: last, best, or a step; 0 is the starting model.
+        model: evaluate this one on its own instead.
+        sampled: of what is journalled, rather than of the weights on disk.
+
+    Raises:
+        UserError: there is none; a model that is no folder, or whose validation questions nobody names.
+    """
+    if model is not None:
+        choice = _model_alone(model, config, overrides)
+        revision = choice.wanted.config.model.revision
+        label = f"{model}@{revision[:12]}" if revision else model
+        return choice, 0, label, label
+    choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
+    refuse_another_model(choice)
+    if sampled:  # what was sampled by the code of then is graded by today's
+        as_sampled = runs.as_made(choice.chain.config, choice.run, *TRAINING, "sampling")
+        choice = replace(choice, chain=as_sampled)
+    find = _sampled_step if sampled else which_checkpoint
+    step = find(choice.made, checkpoint)
+    policy = policy_name(step)
+    return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
+
+
+def _run_of(run: str | None, config: Path | None) -> str | None:
     """The run that was named, or the one that ``vppo train --config`` makes of a config."""
     if run is None and config is not None:
         return runs.run_of(settings.load(config))[0].name
@@ -196,7 +227,7 @@ def which_checkpoint(chain: Chain, checkpoint: str) -> int:
     )  # fmt: skip
 
 
-def sampled_step(chain: Chain, checkpoint: str) -> int:
+def _sampled_step(chain: Chain, checkpoint: str) -> int:
     """The step whose journals are meant; its weights need not be there any more."""
     steps = sorted(
         int(folder.parent.name)
@@ -212,12 +243,8 @@ def sampled_step(chain: Chain, checkpoint: str) -> int:
     return found[0]
 
 
-def model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> Choice:
-    """A model on its own: a run of nothing but its evaluations.
-
-    Raises:
-        UserError: it is no folder; validation questions are asked for and nobody says whose.
-    """
+def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> Choice:
+    """A model on its own: a run of nothing but its evaluations."""
     path = Path(model)
     if path.is_file() or not model.strip():
         raise UserError(f"--model {model}", "is not a model folder.", "Name a folder, or a hub id.")

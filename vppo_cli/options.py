@@ -11,6 +11,8 @@ import typer
 from pipelines.errors import UserError
 from pipelines.ranks.launch import Launch, RankFailed, launch, without
 
+_PANEL = "Several GPUs or nodes"
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="A YAML config (default: tiny.yaml)."),
@@ -22,8 +24,6 @@ Settings = Annotated[
 RunName = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="The run's folder name.")
 ]
-_PANEL = "Several GPUs or nodes"
-
 Processes = Annotated[
     int | None,
     typer.Option(
@@ -33,11 +33,8 @@ Processes = Annotated[
 ]  # fmt: skip
 Nodes = Annotated[
     int,
-    typer.Option(
-        "--nnodes", metavar="N", min=1, help="Nodes of the run.",
-        rich_help_panel=_PANEL,
-    ),
-]  # fmt: skip
+    typer.Option("--nnodes", metavar="N", min=1, help="Nodes of the run.", rich_help_panel=_PANEL),
+]
 NodeRank = Annotated[
     int,
     typer.Option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from json import dumps  # JSON is YAML
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,6 @@ from vppo_cli.options import ConfigFile, Json, Processes, RunName, Settings, han
 
 if TYPE_CHECKING:
     from pipelines.config.schema import EvalConfig
-    from vppo_cli.choose import Choice
 
 
 def evaluate(
@@ -117,6 +115,7 @@ def _evaluate(
     from evals.stage import regrade
     from pipelines.ranks.ranks import ranks
     from pipelines.run import train_stage
+    from vppo_cli.choose import which_policy
     from vppo_cli.screen import display
     from vppo_cli.screen import report as screen
     from vppo_cli.screen.live import watching
@@ -124,7 +123,7 @@ def _evaluate(
 
     everyone = ranks()
     choice, step, label, place = everyone.on_main(
-        lambda: _asked_for(run, checkpoint, model, config, overrides, regraded=regraded)
+        lambda: which_policy(run, checkpoint, model, config, overrides, sampled=regraded)
     )
     names = choice.wanted.benchmarks
     if not names:
@@ -154,39 +153,6 @@ def _evaluate(
         })  # fmt: skip
     else:
         screen.show(made, files)
-
-
-def _asked_for(
-    run: str | None, checkpoint: str, model: str | None, config: Path | None,
-    overrides: Sequence[str], *, regraded: bool,
-) -> tuple[Choice, int, str, str]:  # fmt: skip
-    """The run, the step of its policy, and what to call that, briefly and in full."""
-    from pipelines import runs
-    from pipelines.chain import TRAINING
-    from vppo_cli.choose import (
-        choose,
-        model_alone,
-        refuse_another_model,
-        run_of,
-        sampled_step,
-        which_checkpoint,
-    )  # fmt: skip
-    from vppo_cli.screen.results import policy_name
-
-    if model is not None:
-        choice = model_alone(model, config, overrides)
-        revision = choice.wanted.config.model.revision
-        label = f"{model}@{revision[:12]}" if revision else model
-        return choice, 0, label, label
-    choice = choose(run_of(run, config), config if run else None, overrides, new=False)
-    refuse_another_model(choice)
-    if regraded:  # what was sampled by the code of then is graded by today's
-        as_sampled = runs.as_made(choice.chain.config, choice.run, *TRAINING, "sampling")
-        choice = replace(choice, chain=as_sampled)
-    find = sampled_step if regraded else which_checkpoint
-    step = find(choice.made, checkpoint)
-    policy = policy_name(step)
-    return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
 
 
 def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ def train(
         hand_over(nproc_per_node, nnodes, node_rank, master)
     if stage == "all":
         _refuse_with_all(steps=steps, force=force)
-        every_stage(run, config, settings or [], until, as_json=json)
+        _every_stage(run, config, settings or [], until, as_json=json)
     else:
         one_stage(run, config, settings or [], stage, steps, force=force, as_json=json)
 
@@ -84,7 +84,7 @@ def _refuse_with_all(**given: Any) -> None:
             )
 
 
-def every_stage(
+def _every_stage(
     name: str | None,
     config: Path | None,
     overrides: Sequence[str],
