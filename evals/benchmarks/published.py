@@ -18,9 +18,6 @@ from evals.benchmarks.table import BENCHMARKS, EIGHT
 PAPER = "arXiv 2510.09285"
 SAMPLES = 8
 
-COLUMNS = EIGHT
-"""The columns of the table, in its order."""
-
 # How the published numbers were sampled and graded, by family; the rest is the same for all.
 SETTINGS = {
     "temperature": 1.0,
@@ -48,7 +45,7 @@ class Published:
     model: str
     family: str
     method: str  # "base": the family's model as it came
-    accuracy: dict[str, float]  # of each of COLUMNS, %
+    accuracy: dict[str, float]  # of each of the eight, %
     average: float  # as printed, %
 
 
@@ -61,7 +58,7 @@ def _model(family: str, method: str) -> str:
 ROWS = tuple(
     Published(
         _model(family, method), family, method,
-        {name: BENCHMARKS[name].published[family][place] for name in COLUMNS}, average,
+        {name: BENCHMARKS[name].published[family][place] for name in EIGHT}, average,
     )
     for family, averages in AVERAGES.items()
     for place, (method, average) in enumerate(averages.items())
