@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evals.benchmarks.questions import groups
-from evals.benchmarks.scores import Answered, summarise
 from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
+from evals.numbers.scores import Answered, summarise
 from evals.profiles import Asking
 from pipelines.disk.records import Sample
 from pipelines.grading.answer import extract_answer

@@ -60,7 +60,7 @@ def questions(cell: Cell) -> SampleTable:
     name = cell.how.benchmark
     if name not in OWN:
         return read_questions(cell.questions)
-    path = cell.questions.path / OWN[name]
+    path = cell.questions.path / OWN[name].file
     if not is_there(path):
         raise UserError(
             f"{name} questions", f"{cell.questions.path} has none.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks.questions import gather, questions_step
 from evals.benchmarks.sources import find_files
-from evals.benchmarks.table import OWN, canonical, check_data
+from evals.benchmarks.table import OWN, canonical, check_own
 from evals.cells import Cell, cell
 from evals.profiles import Asking, matched
 from evals.run import check_questions, complete, grade_cell, mended, questions
@@ -50,12 +50,7 @@ def check_inputs(config: Config) -> None:
         UserError: a benchmark that the data cannot serve; a local copy that is missing.
     """
     names = canonical(config.eval.benchmarks)
-    check_data(names, config.data.source)
-    if "validation" in names and not config.data.has_validation:
-        raise UserError(
-            "eval.benchmarks: validation", "the settings hold no questions out.",
-            "Set data.validation_count, or name a data.validation_source.",
-        )  # fmt: skip
+    check_own(names, config)
     if config.eval.data_dir is not None:
         for name in names:
             if name not in OWN and questions_step(name, config).manifest() is None:

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
-from pipelines.checkpoint.stage import MODEL, TRAINER
 from pipelines.disk.files import check_owned, disk_errors, write_atomic
-from pipelines.disk.records import RESULTS
+from pipelines.disk.records import MODEL, RESULTS, TRAINER
 from pipelines.disk.step import MANIFEST, PRUNED, Step, checked, is_there, read_manifest, unreadable
 from pipelines.errors import UserError
 

@@ -20,11 +20,10 @@ import torch
 from pipelines import checkpoints
 from pipelines.chain import SETTINGS, Chain, is_evaluation
 from pipelines.checkpoint import saving
-from pipelines.checkpoint.stage import MODEL, TRAINER
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
 from pipelines.disk.files import partial_of, remove
-from pipelines.disk.records import SampleTable
+from pipelines.disk.records import MODEL, TRAINER, SampleTable
 from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool

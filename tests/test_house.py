@@ -21,8 +21,8 @@ ORDER = (
     "pipelines.run",
     "pipelines.page", "pipelines.perceive", "pipelines.bench",
     "evals.numbers", "evals.benchmarks", "evals.report", "evals", "evals.lm_eval",
-    "vppo_cli.screen", "vppo_cli.report", "vppo_cli.choose", "vppo_cli.commands", "vppo_cli.app",
-    "vppo_cli",
+    "vppo_cli.screen", "vppo_cli.report", "vppo_cli.choose", "vppo_cli.options",
+    "vppo_cli.commands", "vppo_cli.app", "vppo_cli",
 )  # fmt: skip
 """From the ground up: rooms, and files that lie in none."""
 

@@ -1,18 +1,20 @@
-"""Which run a command is about, and with which settings."""
+"""Which run, steps and checkpoint a command is about, and with which settings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evals.benchmarks.table import canonical
 from pipelines import runs
-from pipelines.chain import ANSWERS, TRAINING, Chain
-from pipelines.config import settings
-from pipelines.config.hub import as_begun
+from pipelines.chain import ANSWERS, JOURNALS, TRAINING, Chain
+from pipelines.checkpoints import best, newest, pick, saved
+from pipelines.config import hub, settings
+from pipelines.disk.lock import file_lock
 from pipelines.errors import UserError
+from vppo_cli.screen.results import policy_name
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,194 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         except UserError:
             if config is None:
                 raise  # given anew, all settings are known
-    asked = as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
+    asked = hub.as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
     chain = runs.as_made(stored, path, *TRAINING)
     same = stored == asked and chain.versions == wanted.versions
     return Choice(wanted if same else chain, wanted, note)
+
+
+def begun(choice: Choice) -> tuple[Chain, list[str]]:
+    """The run with the commits of what it reads from the hub, resolved where it is new; what to say."""
+    chain, notes = choice.wanted, [choice.note] if choice.note else []
+    named = list(hub.named_on_hub(chain.config))
+    unknown = [one for one in named if one.revision is None]
+    if not named or all(step.path.is_dir() for step in chain.all()):
+        return chain, notes
+    if not unknown:
+        return chain, notes + list(hub.moved(chain.config))
+    if chain.prepare.path.is_dir():  # questions and rollouts are there, of what the hub had then
+        names = ", ".join(f"{one.setting} {one.name}" for one in unknown)
+        return chain, [
+            *notes,
+            f"begun before revisions were kept: {names} may have changed on the hub",
+        ]
+    config = hub.resolved(chain.config)
+    notes += [
+        f"{one.setting} {one.name} is at revision {one.revision or 'unknown'}"
+        for one in hub.named_on_hub(config)
+    ]
+    return Chain(config, chain.run), notes
+
+
+# -- steps ---------------------------------------------------------------------------------------
+
+
+def parse_steps(text: str | None, chain: Chain, lowest: int = 1) -> list[int]:
+    """``3`` or ``3..5`` -> the steps.
+
+    Raises:
+        UserError: it is neither, or lies outside the run.
+    """
+    if text is None:
+        return []
+    first, _, last = text.partition("..")
+    if not all(number.isdecimal() and len(number) < 1000 for number in (first, last or first)):
+        raise UserError(
+            f"--steps {settings.shortened(text)}",
+            "is neither a step nor a range.",
+            "Write 3 or 3..5.",
+        )
+    steps = range(int(first), int(last or first) + 1)
+    if not steps or steps[0] < lowest or steps[-1] > chain.config.run.steps:
+        raise UserError(
+            f"--steps {settings.shortened(text)}", f"the run has steps {lowest}..{chain.config.run.steps}.",
+            "Extend it with --set run.steps=N.",
+        )  # fmt: skip
+    return list(steps)
+
+
+def default_steps(chain: Chain, stage: str) -> list[int]:
+    """The training steps whose inputs for this stage are on disk.
+
+    Raises:
+        UserError: there are none.
+    """
+    last = chain.config.run.steps
+    if stage == "prepare":
+        return [0]
+    if stage == "eval":
+        done = newest(chain, last)
+        return [0, done] if chain.config.eval.baseline and done else [done]
+    ready = {
+        "rollout": lambda t: t == 1 or chain.update(t - 1).path.is_dir(),
+        "score": lambda t: chain.rollout(t).path.is_dir(),
+        "update": lambda t: chain.score(t).path.is_dir(),
+        "checkpoint": lambda t: chain.update(t).path.is_dir() and chain.has_checkpoint(t),
+    }[stage]
+    steps = [t for t in range(1, last + 1) if ready(t)]
+    if not steps:
+        before = {"score": "rollout", "update": "score", "checkpoint": "update"}[stage]
+        raise UserError(
+            f"--stage {stage}", f"run {chain.run.name} has no {before} on disk to work from.",
+            f"Make it first: vppo train --run {chain.run.name} --stage {before}",
+        )  # fmt: skip
+    return steps
+
+
+# -- checkpoints and models ------------------------------------------------------------------------
+
+
+def which_policy(
+    run: str | None, checkpoint: str, model: str | None, config: Path | None,
+    overrides: Sequence[str], *, sampled: bool,
+) -> tuple[Choice, int, str, str]:  # fmt: skip
+    """The run, the step of its policy, and what to call that, briefly and in full.
+
+    Args:
+        checkpoint: last, best, or a step; 0 is the starting model.
+        model: evaluate this one on its own instead.
+        sampled: of what is journalled, rather than of the weights on disk.
+
+    Raises:
+        UserError: there is none; a model that is no folder, or whose validation questions nobody names.
+    """
+    if model is not None:
+        choice = _model_alone(model, config, overrides)
+        revision = choice.wanted.config.model.revision
+        label = f"{model}@{revision[:12]}" if revision else model
+        return choice, 0, label, label
+    choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
+    refuse_another_model(choice)
+    if sampled:  # what was sampled by the code of then is graded by today's
+        as_sampled = runs.as_made(choice.chain.config, choice.run, *TRAINING, "sampling")
+        choice = replace(choice, chain=as_sampled)
+    find = _sampled_step if sampled else which_checkpoint
+    step = find(choice.made, checkpoint)
+    policy = policy_name(step)
+    return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
+
+
+def _run_of(run: str | None, config: Path | None) -> str | None:
+    """The run that was named, or the one that ``vppo train --config`` makes of a config."""
+    if run is None and config is not None:
+        return runs.run_of(settings.load(config))[0].name
+    return run
+
+
+def refuse_another_model(choice: Choice) -> None:
+    """A run's checkpoint is evaluated as the run loads it: other settings would go unheeded."""
+    own, asked = (chain.config.model.keyed("model") for chain in (choice.chain, choice.wanted))
+    for name, value in asked.items():
+        if value != own[name]:
+            raise UserError(
+                f"{name} {value}", f"run {choice.run.name} has {own[name]}, and its checkpoints too.",
+                "Evaluate another model, or this one otherwise, with --model PATH.",
+            )  # fmt: skip
+
+
+def which_checkpoint(chain: Chain, checkpoint: str) -> int:
+    """The step of the checkpoint that is meant; 0 is the starting model.
+
+    Raises:
+        UserError: it is not on disk.
+    """
+    step = pick(chain, checkpoint)
+    if step is not None:
+        return step
+    if checkpoint in ("0", "last"):  # with no checkpoint yet, the last policy is the first
+        return 0
+    raise UserError(
+        f"--checkpoint {checkpoint}", f"run {chain.run.name} has no such checkpoint on disk.",
+        f"It has: {' '.join(map(str, [0, *saved(chain)]))}; also: last, best.",
+    )  # fmt: skip
+
+
+def _sampled_step(chain: Chain, checkpoint: str) -> int:
+    """The step whose journals are meant; its weights need not be there any more."""
+    steps = sorted(
+        int(folder.parent.name)
+        for folder in chain.run.glob(f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
+    )  # fmt: skip
+    named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
+    found = named.get(checkpoint, [step for step in steps if str(step) == checkpoint])
+    if not found:
+        raise UserError(
+            f"--checkpoint {checkpoint}", f"run {chain.run.name} has sampled nothing of it.",
+            f"Sampled: {' '.join(map(str, steps)) or 'nothing yet'}; also: last, best.",
+        )  # fmt: skip
+    return found[0]
+
+
+def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> Choice:
+    """A model on its own: a run of nothing but its evaluations."""
+    path = Path(model)
+    if path.is_file() or not model.strip():
+        raise UserError(f"--model {model}", "is not a model folder.", "Name a folder, or a hub id.")
+    given = config is not None or any(text.startswith("data.") for text in overrides)
+    unused = [] if given else ["data.glyphs.train=1", "data.glyphs.validation=1"]
+    quoted = "'" + model.replace("'", "''") + "'"
+    asked = settings.load(config, [*unused, *overrides, f"model.path={quoted}"])
+    if not given and "validation" in canonical(asked.eval.benchmarks):
+        raise UserError(
+            "validation", "a model on its own has no validation questions.",
+            "Say whose they are, with --config FILE, or ask for another benchmark.",
+        )  # fmt: skip
+    # As it is on the hub now: other answers than an earlier commit's, which keep their folders.
+    asked = hub.resolved(asked)
+    where = path.resolve() if path.exists() else path
+    chain = Chain(asked, runs.models_folder(str(where)))
+    if runs.config_text(chain.run) != runs.marked(asked):
+        with file_lock(chain.run / "lock", f"run {chain.run.name}", "", wait=True, over=chain.run):
+            runs.write_config(chain.run, asked)
+    return Choice(chain, chain)

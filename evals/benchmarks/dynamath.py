@@ -1,19 +1,40 @@
-"""DynaMath's own scores (Zou et al., arXiv 2411.00836): what holds in every variant of a seed."""
+"""DynaMath (Zou et al., arXiv 2411.00836): seed questions in ten variants each.
+
+Its own scores ask what holds in every variant of a seed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from evals.benchmarks.base import LETTER, Benchmark, Question, Where, as_text, is_exact, one_image
 from evals.numbers.majority import vote
+from evals.numbers.scores import Answered
 from evals.numbers.statistics import rate
 
-if TYPE_CHECKING:
-    from evals.benchmarks.scores import Answered
-
 VARIANTS = 10  # of each seed
+
+
+def question(raw: Mapping[str, Any], where: Where) -> Question | None:
+    """Integers and single letters. The ten splits are ten variants of the same seeds.
+
+    In one file of all splits, variants are told apart by their order.
+    """
+    gold = as_text(raw["ground_truth"])
+    if not is_exact(gold):
+        return None
+    number = re.fullmatch(r"sample_variant(\d+)", where.split or "")
+    variant = number[1] if number else str(where.repeat)
+    choice = raw["answer_type"] == "multiple choice" and bool(LETTER.fullmatch(gold))
+    return one_image(
+        f"{raw['id']}-{variant}", raw["question"], raw["decoded_image"],
+        gold.upper() if choice else gold, kind="choice" if choice else None,
+        seed=raw["id"], variant=variant, subject=raw.get("subject"), level=raw.get("knowledge_level"),
+    )  # fmt: skip
 
 
 def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
@@ -65,3 +86,18 @@ def _agreement(row: Answered) -> float:
     n = len(votes)
     pairs = sum(votes.count(one) - 1 for one in votes if one is not None)
     return pairs / (n * (n - 1))
+
+
+DYNAMATH = Benchmark(
+    "dynamath", "DynaMath", "501 seed questions in ten variants each", "DynaMath/DynaMath_Sample",
+    ("id", "question", "decoded_image", "ground_truth", "answer_type"), 5010, 3666, question,
+    splits=tuple(f"sample_variant{n}" for n in range(1, VARIANTS + 1)), cluster="seed",
+    breakdowns=("subject", "level"),
+    levels=("elementary school", "high school", "undergraduate"),
+    optional=("subject", "knowledge_level"), repeats="id", scores=scores,
+    published={
+        "Qwen2.5-VL-7B": (55.7, 65.8, 66.6, 68.1, 66.8),
+        "Qwen2.5-VL-32B": (68.7, 71.6, 72.6, 73.1),
+        "Qwen3-VL-8B": (72.2, 80.0),
+    },
+)  # fmt: skip

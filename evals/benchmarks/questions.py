@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks.rows import Question, Where, authors
-from evals.benchmarks.scores import OWN_SCORES
+from evals.benchmarks.authors import authors
+from evals.benchmarks.base import Question, Where
 from evals.benchmarks.sources import commit_of_benchmark, find_files, open_files, open_hub
 from evals.benchmarks.table import BENCHMARKS, OWN, canonical
 from pipelines.config.schema import Config
@@ -189,7 +189,7 @@ class _Reader:
         lost = []
         if cluster in missing:
             lost.append("intervals take the questions as independent")
-            if self.benchmark.hub in OWN_SCORES:
+            if self.benchmark.scores:
                 lost.append(f"there are none of {self.benchmark.title}'s own scores")
         if unlisted := [group for group in breakdowns if group in missing]:
             lost.append(f"there are no breakdowns by {', '.join(unlisted)}")

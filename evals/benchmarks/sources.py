@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.benchmarks.rows import Where
-from evals.benchmarks.table import BENCHMARKS, EIGHT, Benchmark
+from evals.benchmarks.base import Benchmark, Where
+from evals.benchmarks.table import BENCHMARKS, EIGHT
 from pipelines.config.hub import check_commit, commit_of
 from pipelines.config.settings import plain_yaml
 from pipelines.disk.fingerprint import fingerprint, named_files
@@ -110,12 +110,8 @@ def _places(folder: Path, name: str, benchmark: Benchmark) -> Iterator[Path]:
     yield cache / "snapshots" / Path(revision).name
     for base in (folder, folder / "data") if name in EIGHT else ():
         yield from _listed(base, name, benchmark)
-        for stem in (f"{org}_{repo}", *_AUTHORS_NAMES.get(name, ())):
+        for stem in filter(None, (f"{org}_{repo}", benchmark.authors_file)):
             yield base / "papo" / f"{stem}.json"
-
-
-_AUTHORS_NAMES = {"mmk12": ("PAPO_MMK12",)}
-"""The authors' files are called ORG_REPO, but for these."""
 
 
 def _listed(base: Path, name: str, benchmark: Benchmark) -> Iterator[Path]:

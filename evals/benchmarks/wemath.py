@@ -1,8 +1,9 @@
-"""We-Math's own score: is a composite problem solved for the right reason?
+"""We-Math: composite problems beside their one-step parts.
 
-Qiao et al., arXiv 2407.01284, section 3, and the authors' evaluation script. A composite ("multi")
-problem comes with its two or three single-step problems, all with one ID. With "known" for "all its
-steps are right", each composite is one of
+Its own score asks whether a composite is solved for the right reason (Qiao et al., arXiv 2407.01284,
+section 3, and the authors' evaluation script). A composite ("multi") problem comes with its two or
+three single-step problems, all with one ID. With "known" for "all its steps are right", each
+composite is one of
 
     IK  insufficient knowledge      not known, composite wrong
     IG  inadequate generalization   known,     composite wrong
@@ -15,17 +16,26 @@ only if none is. IK and IG are the same in both. The score is CM + IG / 2, that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from evals.benchmarks.base import Benchmark, Question, Where, as_text, one_image
+from evals.numbers.scores import Answered
 from evals.numbers.statistics import rate
 
-if TYPE_CHECKING:
-    from evals.benchmarks.scores import Answered
-
 _PARTS = {"2steps": ("1", "2", "multi"), "3steps": ("1", "2", "3", "multi")}
+
+
+def question(raw: Mapping[str, Any], where: Where) -> Question | None:
+    """``ID`` joins a composite (key ``2steps_multi``) with its one-step parts (``2steps_1`` ...)."""
+    steps, _, part = as_text(raw["key"]).partition("_")
+    return one_image(
+        f"{raw['ID']}-{part}", f"{as_text(raw['question'])}\n{as_text(raw['option'])}",
+        raw["image_path"], raw["answer"],
+        id=raw["ID"], key=raw["key"], steps=steps[:1] if part == "multi" else "1",
+    )  # fmt: skip
 
 
 def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
@@ -81,3 +91,15 @@ def _score(
     above = above_CN.mean(1)
     below = np.ones(len(above)) if below_CN is None else below_CN.mean(1)
     return rate(above, below, f"We-Math/{name}", about)
+
+
+WEMATH = Benchmark(
+    "wemath", "We-Math", "composite problems beside their one-step parts", "We-Math/We-Math",
+    ("ID", "key", "question", "option", "answer", "image_path"), 1740, 1740, question,
+    splits=("testmini",), cluster="id", unit="composite", breakdowns=("steps",), scores=scores,
+    published={
+        "Qwen2.5-VL-7B": (46.4, 68.1, 68.0, 71.5, 68.3),
+        "Qwen2.5-VL-32B": (71.0, 76.7, 76.2, 77.7),
+        "Qwen3-VL-8B": (69.0, 84.3),
+    },
+)  # fmt: skip

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import published
-from evals.benchmarks.scores import in_order
+from evals.benchmarks.table import BENCHMARKS, EIGHT
+from evals.numbers.scores import in_order
 from evals.numbers.statistics import average, resampled
 from evals.report.formats import as_csv, as_latex, as_markdown
 from pipelines.disk.contents import SEAL, intact, sealed
@@ -95,14 +96,15 @@ def read(path: Path) -> dict[str, Any]:
 
 def _place(row: dict[str, Any]) -> int:
     """The paper's benchmarks in its order, then others as they were given."""
-    eight = published.COLUMNS
-    return eight.index(row["benchmark"]) if row["benchmark"] in eight else len(eight)
+    return EIGHT.index(row["benchmark"]) if row["benchmark"] in EIGHT else len(EIGHT)
 
 
 def _ordered(row: dict[str, Any]) -> dict[str, Any]:
     """With the levels of every breakdown, and each k, in the order in which people list them."""
+    benchmark = BENCHMARKS.get(row["benchmark"])
+    known = benchmark.levels if benchmark else ()
     breakdowns = {
-        group: {level: levels[level] for level in in_order(levels)}
+        group: {level: levels[level] for level in in_order(levels, known)}
         for group, levels in row["breakdowns"].items()
     }
     by_k = {
@@ -117,8 +119,8 @@ def _ordered(row: dict[str, Any]) -> dict[str, Any]:
 
 def _no_average(rows: Sequence[dict[str, Any]]) -> str | None:
     """Why there is no average over the eight; None if there is one."""
-    here = {row["benchmark"]: row for row in rows if row["benchmark"] in published.COLUMNS}
-    missing = [name for name in published.COLUMNS if name not in here]
+    here = {row["benchmark"]: row for row in rows if row["benchmark"] in EIGHT}
+    missing = [name for name in EIGHT if name not in here]
     limited = [row["title"] for row in here.values() if row["settings"]["limit"] is not None]
     counts = []
     for row in here.values():
@@ -137,7 +139,7 @@ def _no_average(rows: Sequence[dict[str, Any]]) -> str | None:
 
 def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The unweighted mean of the eight, its interval, and the same mean by every grader of all."""
-    eight = [row for row in rows if row["benchmark"] in published.COLUMNS]
+    eight = [row for row in rows if row["benchmark"] in EIGHT]
     found = average([_resampled(row) for row in eight], [row["accuracy"] for row in eight])
     graders = {
         grader: sum(row["graders"][grader]["accuracy"] for row in eight) / len(eight)
@@ -171,14 +173,14 @@ def _warnings(rows: Sequence[dict[str, Any]], family: str) -> list[str]:
         for sentence, titles in about.items()
     ]  # fmt: skip
     asked = {json.dumps([r["settings"], r["samples"], r["grader"]], sort_keys=True)
-             for r in rows if r["benchmark"] in published.COLUMNS}  # fmt: skip
+             for r in rows if r["benchmark"] in EIGHT}  # fmt: skip
     if len(asked) > 1:
         found.append("Settings, samples or grader differ between the benchmarks; see the settings.")
     return found
 
 
 def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
-    settings, beside = row["settings"], row["benchmark"] in published.COLUMNS
+    settings, beside = row["settings"], row["benchmark"] in EIGHT
     yield from row["warnings"]
     for name, trained in (row["training"] or {}).items():
         if trained == settings[name]:
@@ -192,8 +194,8 @@ def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
         yield f"Only the first {settings['limit']} questions were asked (a limit is set){whole}."
     if beside:
         yield from _unlike_published(row, family)
-    if row["benchmark"] == "mmk12":
-        yield "The MMK12 test set is also what the paper validates on while training."
+    if (benchmark := BENCHMARKS.get(row["benchmark"])) and benchmark.note:
+        yield benchmark.note
 
 
 def _unlike_published(row: dict[str, Any], family: str) -> Iterator[str]:

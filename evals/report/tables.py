@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evals.benchmarks.table import BENCHMARKS
 from pipelines.grading.reward import OUTCOMES
 
 NUMBERS = re.compile(r"[\d.,\[\] ]+( x \d+)?")
 """``41.5 [39.2, 43.8]``, ``2180 x 8``: a cell in which no format needs to escape anything."""
 
-UNITS = {"id": "composite"}
-"""What a cluster is called where its group's name does not say it: We-Math numbers composites."""
+UNITS = {one.cluster: one.unit for one in BENCHMARKS.values() if one.unit}
+"""What a cluster is called where its group's name does not say it."""
 
 Report = dict[str, Any]
 Result = dict[str, Any]

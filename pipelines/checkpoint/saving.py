@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checkpoint.stage import MODEL, TRAINER
+from pipelines.disk.records import MODEL, TRAINER
 from pipelines.errors import UserError
 from pipelines.model.finite import first_not_finite
 from pipelines.model.policy import Policy

@@ -14,9 +14,6 @@ VERSION = 1
 READS = ()
 """The settings that its key holds: none, as the policy's key says it all."""
 
-MODEL, TRAINER = "model", "trainer"
-"""The folders that it writes."""
-
 
 def checkpoint(ask: Ask, live: Live, out: Path) -> Metrics:
     """The live policy -> model/, ready for plain transformers, and trainer/, the optimizer's state."""

@@ -35,6 +35,9 @@ ROLLOUTS, SURPLUS, SCORES = "rollouts.parquet", "surplus.parquet", "scores.parqu
 RESULTS = "results.json"
 """Of an evaluation."""
 
+MODEL, TRAINER = "model", "trainer"
+"""The folders of a checkpoint."""
+
 TEXT, INT, REAL, FLAG = pa.string(), pa.int32(), pa.float32(), pa.bool_()
 
 

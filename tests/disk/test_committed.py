@@ -35,7 +35,7 @@ from pipelines.model.finite import first_not_finite
 from pipelines.model.load import load_policy
 from pipelines.stages import make
 from pipelines.watch import Silent
-from vppo_cli.commands.status import lines, look
+from vppo_cli.screen.glance import lines, look
 
 Finished = tuple[Path, Command]
 

@@ -20,12 +20,14 @@ import pytest
 from hub_schema import png
 from PIL import Image
 
-from evals.benchmarks import rows as benchmark_rows
+from evals.benchmarks import dynamath, mmmu_pro
 from evals.benchmarks import sources as benchmark_sources
-from evals.benchmarks import table as benchmarks
+from evals.benchmarks.authors import authors as read_authors
+from evals.benchmarks.authors import without_instruction
+from evals.benchmarks.base import IMAGE, Where, parse_options, with_options
+from evals.benchmarks.mmmu_pro import READ_IMAGE
 from evals.benchmarks.questions import gather, groups, questions_step, read_questions
-from evals.benchmarks.rows import IMAGE, READ_IMAGE, Where, parse_options, with_options
-from evals.benchmarks.table import BENCHMARKS, EIGHT, canonical
+from evals.benchmarks.table import BENCHMARKS, EIGHT, canonical, check_own
 from pipelines.config import settings
 from pipelines.disk import fingerprint
 from pipelines.errors import UserError
@@ -114,7 +116,7 @@ def test_dynamath_keeps_integers_and_letters_of_ten_variants(small):
 def test_a_letter_is_a_choice_only_where_there_are_choices():
     def row(gold, kind):
         raw = rows_of("dynamath")[0] | {"ground_truth": gold, "answer_type": kind}
-        return benchmark_rows.dynamath(raw, Where(split="sample_variant1"))
+        return dynamath.question(raw, Where(split="sample_variant1"))
 
     assert (row("b", "multiple choice").answer, row("b", "multiple choice").kind) == ("B", "choice")
     assert (row("x", "text").answer, row("x", "text").kind) == ("x", "value")
@@ -442,7 +444,7 @@ def test_the_hubs_tables_by_the_datasets_library(hub, small, tmp_path, monkeypat
 def test_an_unreachable_hub_is_told_at_once_and_named(tmp_path):
     code = (
         "from evals.benchmarks.questions import gather\n"
-        "from pipelines import settings\n"
+        "from pipelines.config import settings\n"
         "from pipelines.errors import UserError\n"
         "from pipelines.watch import Silent\n"
         "try: gather(settings.load(None), ['mathverse'], Silent())\n"
@@ -535,9 +537,22 @@ def test_names():
         canonical(["geo3k", "mathvers"])
     assert caught.value.place == "mathvers"
     assert "mmmu_val" in caught.value.fix
-    benchmarks.check_data(["geo3k"], "elsewhere")
+
+
+def test_own_questions_have_to_be_made():
+    elsewhere = settings.load(None, ["data.source=elsewhere", "data.validation_count=0"])
+    check_own(["geo3k"], elsewhere)
     with pytest.raises(UserError, match="needs the embedded data"):
-        benchmarks.check_data(["glyphs"], "elsewhere")
+        check_own(["glyphs"], elsewhere)
+    with pytest.raises(UserError, match="hold no questions out"):
+        check_own(["validation"], elsewhere)
+    check_own(["glyphs", "validation"], settings.load(None))
+
+
+def test_the_eight_are_those_that_the_paper_has_numbers_of():
+    assert EIGHT == (
+        "mathverse", "dynamath", "mmk12", "geo3k", "mathvision", "wemath", "logicvista", "mmmu_pro",
+    )  # fmt: skip
 
 
 # --- gathering ------------------------------------------------------------------------------------
@@ -735,25 +750,26 @@ def test_options_as_mmmu_writes_them():
 def test_a_question_with_absurdly_many_places_or_options():
     raw = rows_of("mmmu_pro_standard4")[0]
     with pytest.raises(Unusable, match="1000 places"):
-        benchmark_rows.mmmu_pro_standard(raw | {"question": "<image 1>" * 1000}, Where())
+        mmmu_pro.standard(raw | {"question": "<image 1>" * 1000}, Where())
     with pytest.raises(Unusable, match="30 of them"):
-        benchmark_rows.mmmu_pro_standard(raw | {"options": ["x"] * 30}, Where())
-    lost = benchmark_rows.mmmu_pro_standard(raw | {"question": "<image 99> <image 5>"}, Where())
+        mmmu_pro.standard(raw | {"options": ["x"] * 30}, Where())
+    lost = mmmu_pro.standard(raw | {"question": "<image 99> <image 5>"}, Where())
     assert lost.images == [None, None]  # which no image reader takes
 
 
 def test_what_is_not_a_chat():
     for messages in (None, [], [1], [{"role": "user", "content": "a"}], "text"):
         with pytest.raises(Unusable):
-            benchmark_rows.authors({"messages": messages, "images": []}, Where())
+            read_authors({"messages": messages, "images": []}, Where())
 
 
 def test_only_a_closing_instruction_is_taken_off():
-    cut = benchmark_rows.without_instruction
-    assert cut(f"<image>How many?\n\n{hub_schema.INSTRUCTION}") == "<image>How many?"
-    assert cut("How many?") == "How many?"
+    assert (
+        without_instruction(f"<image>How many?\n\n{hub_schema.INSTRUCTION}") == "<image>How many?"
+    )
+    assert without_instruction("How many?") == "How many?"
     long = "You first think of a number. " + "Then another. " * 50
-    assert cut(long) == long
+    assert without_instruction(long) == long
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.benchmarks import dynamath as dynamath_score
-from evals.benchmarks import wemath as wemath_score
-from evals.benchmarks.scores import Answered, in_order, majority_accuracy, pass_at_k, summarise
+from evals.benchmarks import dynamath, wemath
 from evals.benchmarks.table import BENCHMARKS
 from evals.numbers.majority import majority, normalise, vote
+from evals.numbers.scores import Answered, in_order, majority_accuracy, pass_at_k, summarise
 from evals.numbers.statistics import bootstrap
 
 NUMBERS = itertools.count()
@@ -214,7 +213,7 @@ def test_levels_are_listed_as_people_do():
     assert in_order(["10", "9", "1"]) == ["1", "9", "10"]
     assert in_order(["physics", "10", "Art", "2"]) == ["2", "10", "Art", "physics"]
     levels = ["undergraduate", "high school", "elementary school"]
-    assert in_order(levels) == levels[::-1]
+    assert in_order([*levels, "12"], BENCHMARKS["dynamath"].levels) == [*levels[::-1], "12"]
 
 
 def test_questions_need_equally_many_samples():
@@ -248,16 +247,16 @@ def test_dynamath_by_hand():
 def test_the_repetition_consistency_of_one_question_by_hand():
     # Of six pairs of the four samples, 5-5, 5-5.0 and 5-5.0 agree: 3/6.
     rows = [answered("1110", "5 5 5.0 6", seed="a", variant=str(v)) for v in range(10)]
-    assert dynamath_score.scores(rows)["repetition_consistency"]["value"] == pytest.approx(0.5)
+    assert dynamath.scores(rows)["repetition_consistency"]["value"] == pytest.approx(0.5)
 
 
 def test_dynamath_with_one_sample_or_no_whole_seed():
     rows = [answered("0", seed="a", variant=str(v)) for v in range(10)]
-    found = dynamath_score.scores(rows)
+    found = dynamath.scores(rows)
     assert found.keys() == {"worst_case", "reasoning_robustness"}
     assert found["reasoning_robustness"]["value"] == 0  # 0 / 0
-    assert dynamath_score.scores(rows[1:]) == {}
-    assert dynamath_score.scores([answered("1")]) == {}
+    assert dynamath.scores(rows[1:]) == {}
+    assert dynamath.scores([answered("1")]) == {}
 
 
 # --- We-Math --------------------------------------------------------------------------------------
@@ -274,7 +273,7 @@ def composite(name: str, *right: str) -> list[Answered]:
 
 
 def values(rows: list[Answered]) -> dict[str, float]:
-    return {name: score["value"] for name, score in wemath_score.scores(rows).items()}
+    return {name: score["value"] for name, score in wemath.scores(rows).items()}
 
 
 def test_we_math_by_hand():
@@ -320,8 +319,8 @@ def test_one_id_in_both_lengths_is_two_composites():
 
 
 def test_we_math_without_a_whole_composite():
-    assert wemath_score.scores(composite("a", "1", "1", "1")[:2]) == {}
-    assert wemath_score.scores([answered("1"), answered("0", key="2steps_1")]) == {}
+    assert wemath.scores(composite("a", "1", "1", "1")[:2]) == {}
+    assert wemath.scores([answered("1"), answered("0", key="2steps_1")]) == {}
     # No composite right: RM is 0 of 0.
     assert values(composite("a", "1", "1", "0"))["RM_strict"] == 0
 

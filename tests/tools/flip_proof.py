@@ -39,9 +39,9 @@ from pipelines.disk.records import Look, Rollout, SampleTable, Scored, read_rows
 from pipelines.disk.step import MANIFEST, checked, plan, read_manifest
 from pipelines.errors import UserError
 from pipelines.tracking.timing import seconds
-from vppo_cli.commands.status import look
 from vppo_cli.report.source import RunSource, read_table
 from vppo_cli.report.tables import _reports
+from vppo_cli.screen.glance import look
 from vppo_cli.screen.results import evaluation_rows
 
 ROWS = {"rollouts": Rollout, "surplus": Rollout, "scores": Scored, "looks": Look}

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from evals.benchmarks.rows import Where
+from evals.benchmarks.base import Where
 from evals.benchmarks.table import BENCHMARKS, EIGHT
 from pipelines.model.images import Unusable
 

@@ -49,7 +49,8 @@ def story(hub: FakeHub, folder: Path) -> dict[str, Any]:
     from pipelines.config import hub as revisions
     from pipelines.config import settings
     from pipelines.watch import Silent
-    from vppo_cli.commands import train
+    from vppo_cli.choose import begun, choose
+    from vppo_cli.commands.train import one_stage
 
     both = settings.load(
         None, ["data.source=me/data", "data.validation_source=me/data", "model.path=me/model"]
@@ -60,7 +61,7 @@ def story(hub: FakeHub, folder: Path) -> dict[str, Any]:
     told["keyed"] = Chain(found, folder).model.settings["model.revision"] == other
 
     def prepare(*more: str) -> Path:
-        train.train_one(None, None, [*COMMAND, *more], "prepare", None, force=False, as_json=True)
+        one_stage(None, None, [*COMMAND, *more], "prepare", None, force=False, as_json=True)
         return runs.find_run(None)
 
     run = prepare()
@@ -82,7 +83,7 @@ def story(hub: FakeHub, folder: Path) -> dict[str, Any]:
     gather(config, ["geo3k"], Silent())
     told["golds stay"] = read_questions(questions_step("geo3k", config))[0].problem == "old 0?"
 
-    chain, notes = train.begun(train.choose(None, None, list(COMMAND), new=True))
+    chain, notes = begun(choose(None, None, list(COMMAND), new=True))
     told["goes on"] = (chain.run == run, chain.prepare.path.is_dir())
     told["notes"] = notes
     told["another run"] = runs.read_config(prepare("seed=1")).data.revision == second

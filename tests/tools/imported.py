@@ -21,12 +21,12 @@ sys.argv = ["vppo", *sys.argv[1:]]
 try:
     main()
 finally:
-    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
 
 
 def imported_by(*arguments: str, runs: Path) -> tuple[set[str], subprocess.CompletedProcess[str]]:
-    """The top-level packages that a command imports, and what came of the command."""
+    """The modules and packages that a command imports, and what came of the command."""
     done = subprocess.run(
         [sys.executable, "-c", RUN_AND_LIST, *arguments], cwd=runs.parent, capture_output=True,
         text=True, check=False, env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},

@@ -57,9 +57,9 @@ BUGS = (
     Bug("samples at another temperature than it records", "pipelines/model/sampling.py",
         "token_B = draw(truncate(logp_BV, ", "token_B = draw(truncate((logp_BV / 0.9).log_softmax(-1), "),
     Bug("ignores top-p", "pipelines/model/sampling.py", "if top_p < 1:", "if top_p < 0:"),
-    Bug("responses lose their end token", "pipelines/rollout/engines.py",
+    Bug("responses lose their end token", "pipelines/rollout/engine.py",
         "length = ends[0] + 1 if ends else len(ids)", "length = ends[0] if ends else len(ids)"),
-    Bug("engine keeps the starting weights", "pipelines/rollout/engines.py",
+    Bug("engine keeps the starting weights", "pipelines/rollout/hf.py",
         "        self.policy = policy\n",
         "        import copy\n\n"
         "        cls = type(self)\n"

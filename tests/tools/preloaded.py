@@ -32,8 +32,10 @@ def serve() -> list[str] | None:
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
 
-    from pipelines import live as session  # noqa: F401
-    from vppo_cli.commands import train  # noqa: F401
+    from pipelines import live, run  # noqa: F401
+    from vppo_cli import choose  # noqa: F401
+    from vppo_cli.screen import live as view  # noqa: F401
+    from vppo_cli.screen import results  # noqa: F401
 
     gc.collect()
     gc.freeze()  # so that forks do not copy what is never collected

@@ -39,6 +39,14 @@ def test_help_teaches_and_imports_nothing_heavy(command: str, tmp_path: Path) ->
     assert "\x1b" not in done.stdout  # plain text in a pipe
 
 
+def test_a_command_imports_no_other_ones_file(tmp_path: Path) -> None:
+    modules, _ = imported_by("status", "--help", runs=tmp_path / "runs")
+    files = {name for name in modules if name.startswith("vppo_cli.commands.")}
+    assert files == {"vppo_cli.commands.status"}
+    modules, done = imported_by("statu", runs=tmp_path / "runs")
+    assert "Did you mean 'status'?" in done.stderr
+
+
 def test_no_command_shows_the_help(tmp_path: Path) -> None:
     done = fresh(runs=tmp_path / "runs")
     assert "Usage: vppo" in done.stdout + done.stderr

@@ -19,8 +19,8 @@ from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.disk.lock import run_lock
 from pipelines.tracking import timing
-from vppo_cli.commands import status
 from vppo_cli.screen import facts, live
+from vppo_cli.screen import glance as glances
 from vppo_cli.screen.words import compact
 
 Finished = tuple[Path, Command]
@@ -181,7 +181,7 @@ def test_rows_of_a_step_made_again_take_the_place_of_the_old(watch: live.LiveWat
 
 
 def shown(run: Path) -> list[str]:
-    return [text.plain for text in status.lines(status.look(run))]
+    return [text.plain for text in glances.lines(glances.look(run))]
 
 
 def record(run: Path, **fields: Any) -> None:
@@ -211,7 +211,7 @@ def test_a_run_that_gives_no_sign_is_told(run: Path, minutes: int, warned: bool)
 
 
 def test_a_stage_that_usually_takes_long_is_given_longer(run: Path) -> None:
-    glance = status.look(run)
+    glance = glances.look(run)
     glance.state = runs.State("running", "update", 3, time=time.time() - 3600)
     glance.recent = [{"update": 1500.0}]
     assert glance.silent == 0  # three times 25 minutes are more than an hour
@@ -220,12 +220,12 @@ def test_a_stage_that_usually_takes_long_is_given_longer(run: Path) -> None:
 
 
 def test_what_did_not_change_is_not_looked_up_again(run: Path) -> None:
-    first = status.look(run)
-    again = status.look(run, first)
+    first = glances.look(run)
+    again = glances.look(run, first)
     assert again is first
     with run_lock(run):
         record(run)
-        assert status.look(run, first) is not first
+        assert glances.look(run, first) is not first
 
 
 def test_watching_a_run_in_a_pipe_gives_a_line_or_an_object_for_every_change(

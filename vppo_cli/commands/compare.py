@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evals.compare import Comparison, load
-from evals.compare import compare as paired
-from evals.numbers.statistics import Interval
-from vppo_cli.screen import display
+from pipelines.errors import UserError
+from vppo_cli.options import Json
+
+if TYPE_CHECKING:
+    from evals.compare import Comparison
+    from evals.numbers.statistics import Interval
 
 
-def compare(before: str, after: str, fail_below: float, *, as_json: bool) -> None:
-    """Show the differences; leave with exit code 1 if one is below ``fail_below`` for certain.
+def compare(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A run, an evaluation's folder, or a report.json.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The same, to be compared with A.")],
+    fail_below: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            help="Exit with 1 if B - A is below this for certain (its whole 95 % interval).",
+        ),
+    ] = 0.0,
+    json: Json = False,
+) -> None:
+    """Compare two evaluations on the questions both have; exit code 1 on a regression.
 
-    Args:
-        fail_below: points of accuracy.
+    A difference is B - A in points of accuracy, with a paired bootstrap
+    interval. By default a change counts as a regression if it lies below 0 for
+    certain; --fail-below -2 lets up to two points go, --fail-below 5 asks for a
+    gain of five.
+
+    [bold]Examples[/bold]
+
+    vppo compare tiny-a tiny-b
+
+    vppo compare baseline.json runs/ci/eval/0008 --fail-below -3
     """
+    if not isfinite(fail_below):
+        raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
+    from evals.compare import compare as paired
+    from evals.compare import load
+    from vppo_cli.screen import display
+
     (old_model, old), (new_model, new) = load(before), load(after)
     found = paired(old, new)
     worse = found.regressions(fail_below / 100)
-    if as_json:
+    if json:
         display.print_json({
             "before": old_model, "after": new_model, **asdict(found), "fail_below": fail_below,
             "regressions": worse,
@@ -44,6 +75,8 @@ def compare(before: str, after: str, fail_below: float, *, as_json: bool) -> Non
 
 
 def _table(found: Comparison, worse: list[str]) -> None:
+    from vppo_cli.screen import display
+
     rows = [("", "questions", "A", "B", "B - A, points", "95 % interval")]
     for one in found.changes:
         scores = (f"{100 * one.before:.1f}", f"{100 * one.after:.1f}")

@@ -12,12 +12,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-import psutil
-from rich.markup import escape
-
-from pipelines import runs
 from pipelines.errors import UserError
-from vppo_cli.screen import display
+from vppo_cli.options import Json
 from vppo_cli.screen.words import size
 
 REQUIRED = (
@@ -44,14 +40,18 @@ class Finding:
     advice: str = ""
 
 
-def doctor(*, as_json: bool) -> None:
-    """Print the findings."""
+def doctor(json: Json = False) -> None:
+    """Check this environment: packages, devices, graders, disk; and say what to do."""
+    from rich.markup import escape
+
+    from vppo_cli.screen import display
+
     findings = []
     marks = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}
     for check in CHECKS:
         for finding in check():
             findings.append(finding)
-            if as_json:
+            if json:
                 continue
             display.console.print(
                 f"{marks[finding.state]}  [bold]{finding.name:<14}[/bold]{escape(finding.found)}"
@@ -59,7 +59,7 @@ def doctor(*, as_json: bool) -> None:
             if finding.advice:
                 display.console.print(escape(f"{'':20}{finding.advice}"), style="dim")
     bad = [finding for finding in findings if finding.state == "bad"]
-    if as_json:
+    if json:
         display.print_json({"ok": not bad, "findings": [asdict(finding) for finding in findings]})
     else:
         display.line("\nresult", f"{len(bad)} to mend" if bad else "ready: vppo train")
@@ -68,6 +68,8 @@ def doctor(*, as_json: bool) -> None:
 
 
 def _system() -> Iterator[Finding]:
+    import psutil
+
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
     memory, cores = psutil.virtual_memory(), len(os.sched_getaffinity(0))
     yield Finding(
@@ -186,6 +188,10 @@ def _grader_walls() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    from pipelines import runs
+
     folder = runs.runs_folder()
     here = folder if folder.exists() else folder.absolute().parent
     free = shutil.disk_usage(here).free
@@ -195,8 +201,6 @@ def _disk() -> Iterator[Finding]:
         f"{folder.absolute()}, {size(free)} free" + ("" if writable else ", not writable"),
         "" if free > NEEDED_DISK and writable else "Set VPPO_RUNS to a folder with room.",
     )  # fmt: skip
-    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-
     offline = ", offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else ""
     yield Finding("hub cache", "ok", f"{HF_HUB_CACHE}{offline}")
 

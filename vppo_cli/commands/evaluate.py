@@ -3,36 +3,127 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from json import dumps  # JSON is YAML
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from evals.benchmarks.table import ALIASES, BENCHMARKS, OWN, canonical
-from evals.run import without_rows
-from evals.stage import regrade
-from pipelines import runs
-from pipelines.chain import JOURNALS, TRAINING, Chain
-from pipelines.checkpoints import best, pick, saved
-from pipelines.config import hub, settings
-from pipelines.config.schema import EvalConfig
-from pipelines.disk.lock import file_lock
+import typer
+
 from pipelines.errors import UserError
-from pipelines.ranks.ranks import ranks
-from pipelines.run import train_stage
-from vppo_cli.choose import Choice, choose
-from vppo_cli.screen import display
-from vppo_cli.screen import report as screen
-from vppo_cli.screen.live import watching
-from vppo_cli.screen.results import policy_name, write_report
+from vppo_cli.options import ConfigFile, Json, Processes, RunName, Settings, hand_over
+
+if TYPE_CHECKING:
+    from pipelines.config.schema import EvalConfig
 
 
 def evaluate(
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Benchmarks, or all (default: the config's)."),
+    ] = None,
+    run: RunName = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH", help="last (default), best, a step number; 0 is the starting model."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead."),
+    ] = None,
+    config: ConfigFile = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Local copies of the benchmarks, instead of the hub."),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="paper (its pixels and sampling) or matched (training's)."
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest response (paper: 2048; 32B 4096; 8B 8192).")
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade what was sampled again; needs no model.")
+    ] = False,
+    settings: Settings = None,
+    json: Json = False,
+    nproc_per_node: Processes = None,
+) -> None:
+    """Evaluate a checkpoint of a run, or any model.
+
+    Alone, the newest checkpoint of the latest run. Benchmarks: mathverse,
+    dynamath, mmk12, geo3k, mathvision, wemath, logicvista, mmmu_pro (all: these
+    eight, as in the paper), mmmu_val, and the run's own: glyphs, validation.
+
+    Every response is journalled: an interrupted evaluation goes on where it
+    was, and more --samples or a higher --limit add to what is there.
+
+    [bold]Examples[/bold]
+
+    vppo eval --benchmarks mathverse,mmmu
+
+    vppo eval --benchmarks all --model Qwen/Qwen2.5-VL-7B-Instruct
+
+    vppo eval --benchmarks geo3k --data-dir /data/benchmarks --limit 50
+
+    vppo eval --benchmarks all --regrade --set eval.graders=\\[math-verify,mathruler]
+    """
+    if nproc_per_node:
+        hand_over(nproc_per_node)
+    if benchmarks is not None and not benchmarks.strip(", "):
+        raise UserError(
+            "--benchmarks", "names none.", "Such as --benchmarks mathverse,mmmu, or all."
+        )
+    if data_dir == "":
+        raise UserError("--data-dir", "names no folder.", "Such as --data-dir /data/benchmarks.")
+    if model is not None:
+        _refuse_with_model(run=run, checkpoint=checkpoint)
+    options = {
+        "benchmarks": [name.strip() for name in (benchmarks or "").split(",") if name.strip()],
+        "data_dir": data_dir, "profile": profile, "samples": samples, "limit": limit,
+        "max_new_tokens": max_new_tokens,
+    }  # fmt: skip
+    asked = [f"eval.{name}={dumps(v)}" for name, v in options.items() if v is not None and v != []]
+    _evaluate(
+        run, checkpoint or "last", model, config, [*(settings or []), *asked], regraded=regrade,
+        as_json=json,
+    )  # fmt: skip
+
+
+def _refuse_with_model(**given: str | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"--{name} {value}", "belongs to a run; --model evaluates a model on its own.",
+                f"Drop --{name} or --model.",
+            )  # fmt: skip
+
+
+def _evaluate(
     run: str | None, checkpoint: str, model: str | None, config: Path | None,
     overrides: Sequence[str], *, regraded: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Evaluate a checkpoint of a run, or a model on its own; or grade what was sampled again."""
+    from evals.benchmarks.table import OWN
+    from evals.run import without_rows
+    from evals.stage import regrade
+    from pipelines.ranks.ranks import ranks
+    from pipelines.run import train_stage
+    from vppo_cli.choose import which_policy
+    from vppo_cli.screen import display
+    from vppo_cli.screen import report as screen
+    from vppo_cli.screen.live import watching
+    from vppo_cli.screen.results import write_report
+
     everyone = ranks()
     choice, step, label, place = everyone.on_main(
-        lambda: _asked_for(run, checkpoint, model, config, overrides, regraded=regraded)
+        lambda: which_policy(run, checkpoint, model, config, overrides, sampled=regraded)
     )
     names = choice.wanted.benchmarks
     if not names:
@@ -64,35 +155,10 @@ def evaluate(
         screen.show(made, files)
 
 
-def _asked_for(
-    run: str | None, checkpoint: str, model: str | None, config: Path | None,
-    overrides: Sequence[str], *, regraded: bool,
-) -> tuple[Choice, int, str, str]:  # fmt: skip
-    """The run, the step of its policy, and what to call that, briefly and in full."""
-    if model is not None:
-        choice = _model_alone(model, config, overrides)
-        revision = choice.wanted.config.model.revision
-        label = f"{model}@{revision[:12]}" if revision else model
-        return choice, 0, label, label
-    choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
-    refuse_another_model(choice)
-    if regraded:  # what was sampled by the code of then is graded by today's
-        as_sampled = runs.as_made(choice.chain.config, choice.run, *TRAINING, "sampling")
-        choice = replace(choice, chain=as_sampled)
-    find = _sampled_step if regraded else which_checkpoint
-    step = find(choice.made, checkpoint)
-    policy = policy_name(step)
-    return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
-
-
-def _run_of(run: str | None, config: Path | None) -> str | None:
-    """The run that was named, or the one that ``vppo train --config`` makes of a config."""
-    if run is None and config is not None:
-        return runs.run_of(settings.load(config))[0].name
-    return run
-
-
 def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:
+    from evals.benchmarks.table import ALIASES, BENCHMARKS
+    from vppo_cli.screen import display
+
     for name in asked.benchmarks:
         if name == "mmmu":
             display.line(
@@ -106,70 +172,3 @@ def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:
                 "note",
                 "validation is always asked in full, checkpoint.validation_samples times each",
             )
-
-
-def refuse_another_model(choice: Choice) -> None:
-    """A run's checkpoint is evaluated as the run loads it: other settings would go unheeded."""
-    own, asked = (chain.config.model.keyed("model") for chain in (choice.chain, choice.wanted))
-    for name, value in asked.items():
-        if value != own[name]:
-            raise UserError(
-                f"{name} {value}", f"run {choice.run.name} has {own[name]}, and its checkpoints too.",
-                "Evaluate another model, or this one otherwise, with --model PATH.",
-            )  # fmt: skip
-
-
-def which_checkpoint(chain: Chain, checkpoint: str) -> int:
-    """The step of the checkpoint that is meant; 0 is the starting model.
-
-    Raises:
-        UserError: it is not on disk.
-    """
-    step = pick(chain, checkpoint)
-    if step is not None:
-        return step
-    if checkpoint in ("0", "last"):  # with no checkpoint yet, the last policy is the first
-        return 0
-    raise UserError(
-        f"--checkpoint {checkpoint}", f"run {chain.run.name} has no such checkpoint on disk.",
-        f"It has: {' '.join(map(str, [0, *saved(chain)]))}; also: last, best.",
-    )  # fmt: skip
-
-
-def _sampled_step(chain: Chain, checkpoint: str) -> int:
-    """The step whose journals are meant; its weights need not be there any more."""
-    steps = sorted(
-        int(folder.parent.name)
-        for folder in chain.run.glob(f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
-    )  # fmt: skip
-    named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
-    found = named.get(checkpoint, [step for step in steps if str(step) == checkpoint])
-    if not found:
-        raise UserError(
-            f"--checkpoint {checkpoint}", f"run {chain.run.name} has sampled nothing of it.",
-            f"Sampled: {' '.join(map(str, steps)) or 'nothing yet'}; also: last, best.",
-        )  # fmt: skip
-    return found[0]
-
-
-def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> Choice:
-    path = Path(model)
-    if path.is_file() or not model.strip():
-        raise UserError(f"--model {model}", "is not a model folder.", "Name a folder, or a hub id.")
-    given = config is not None or any(text.startswith("data.") for text in overrides)
-    unused = [] if given else ["data.glyphs.train=1", "data.glyphs.validation=1"]
-    quoted = "'" + model.replace("'", "''") + "'"
-    asked = settings.load(config, [*unused, *overrides, f"model.path={quoted}"])
-    if not given and "validation" in canonical(asked.eval.benchmarks):
-        raise UserError(
-            "validation", "a model on its own has no validation questions.",
-            "Say whose they are, with --config FILE, or ask for another benchmark.",
-        )  # fmt: skip
-    # As it is on the hub now: other answers than an earlier commit's, which keep their folders.
-    asked = hub.resolved(asked)
-    where = path.resolve() if path.exists() else path
-    chain = Chain(asked, runs.models_folder(str(where)))
-    if runs.config_text(chain.run) != runs.marked(asked):
-        with file_lock(chain.run / "lock", f"run {chain.run.name}", "", wait=True, over=chain.run):
-            runs.write_config(chain.run, asked)
-    return Choice(chain, chain)

@@ -2,82 +2,234 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from itertools import islice
 from json import dumps  # JSON is YAML
-from math import exp
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.text import Text
+import typer
 
-from pipelines.chain import Chain
-from pipelines.config import settings
-from pipelines.config.schema import Config
-from pipelines.disk.records import Perceived
 from pipelines.errors import UserError
-from pipelines.live import Live
-from pipelines.model.images import ImageTally
-from pipelines.model.load import load_policy
-from pipelines.model.policy import Policy
-from pipelines.perceive.dataset import PAGE, ROWS, check_new, perceive_dataset
-from pipelines.perceive.example import example
-from pipelines.perceive.one import DEFAULTS, Perception, check, see
-from pipelines.prepare.sources import check_sources
-from pipelines.score.scoring import needs_two_views
-from pipelines.watch import Silent
-from vppo_cli.choose import choose
-from vppo_cli.commands.evaluate import refuse_another_model, which_checkpoint
-from vppo_cli.screen import display
-from vppo_cli.screen.counting import counting
-from vppo_cli.screen.results import policy_name
-from vppo_cli.screen.shading import LEAST, scale, shaded
+from vppo_cli.options import Json, RunName, Settings
 
-NATS = ("kl", "k3", "jsd", "log_ratio", "entropy")
-SHOWN, FROM = 6, 0.01
-"""Tokens that are told of one by one on a terminal: at most so many, from this share of the highest
-perception on."""
+if TYPE_CHECKING:
+    from pipelines.chain import Chain
+    from pipelines.model.policy import Policy
+    from pipelines.perceive.one import Perception
 
 MAX_NEW_TOKENS = "rollout.max_new_tokens=512"
 """Of a model on its own, as of the Python call; a run has its own settings."""
+
+
+def perceive(
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="An image; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The question; <image> where images go, else first."),
+    ] = None,
+    response: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What to look at (default: the model writes it)."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="A model folder or hub id (default: tiny)."),
+    ] = None,
+    run: RunName = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="WHICH", help="Of --run: last (default), best, a step number, 0."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Every row of a file, a folder, a hub id, or glyphs.",
+            rich_help_panel="A data set",
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS",
+            rich_help_panel="A data set",
+            help="Its columns for problem, images, answer, response; may be repeated.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the first rows.", rich_help_panel="A data set"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Write a page, FILE.html; with --dataset a new folder."),
+    ] = None,
+    estimator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="kl (default), k3, jsd, top1_drop ...")
+    ] = None,
+    perturbation: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="patch_black (default), gaussian_noise, grey ..."),
+    ] = None,
+    probability: Annotated[
+        float | None, typer.Option(metavar="P", help="Of a patch to be black (default: 0.5).")
+    ] = None,
+    masks: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Perturbed images to average over: less noise."),
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of masks and sampling (default: 0).")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest response to write (default: 512).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Of sampling, and of what is compared.")
+    ] = None,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """See which words of a response looked at the image; no training needed.
+
+    The model reads the response twice, with the image and with half of its
+    patches black. How far its prediction of a token moves (KL, in nats) is how
+    much that token depends on the image. The prompt is asked as it is; a run's
+    checkpoint is asked as in training.
+
+    With --dataset, a new folder: perception.parquet (a row a response),
+    look.html, rejected.jsonl. Responses are read from the column response, or
+    sampled.
+
+    [bold]Examples[/bold]
+
+    vppo perceive --image chart.png --prompt "Which bar is highest?" --model Qwen/Qwen2.5-VL-3B-Instruct
+
+    vppo perceive --image a.png --prompt "What is a1 + b2?" --run tiny-7f3a --masks 8 --out look.html
+
+    vppo perceive --dataset answers.jsonl --columns problem=question --out perceived
+    """
+    _refuse_another_model(run, model, checkpoint)
+    changed = _overrides({
+        "score.estimator": estimator, "score.perturbation": perturbation,
+        "score.probability": probability, "seed": seed,
+        "rollout.max_new_tokens": max_new_tokens, "rollout.temperature": temperature,
+    })  # fmt: skip
+    if dataset is None:
+        _refuse("goes with --dataset.", columns=columns, limit=limit)
+        _need("image", image, "an image: without one there is nothing to perceive")
+        _need("prompt", prompt, "a question about it")
+        asked = Asked(model, run, checkpoint, [*changed, *(settings or [])], masks)
+        _one(asked, image or [], prompt or "", response, out, as_json=json)
+    else:
+        _refuse(
+            "goes with one example, and --dataset brings its own.", "Drop one.",
+            image=image, prompt=prompt, response=response,
+        )  # fmt: skip
+        changed += _source(dataset, columns, limit)
+        asked = Asked(model, run, checkpoint, [*changed, *(settings or [])], masks)
+        _every_row(asked, out, as_json=json)
+
+
+def _refuse_another_model(run: str | None, model: str | None, checkpoint: str | None) -> None:
+    if run is not None and model is not None:
+        raise UserError(f"--model {model}", "is another model than that of --run.", "Drop one.")
+    if checkpoint is not None and run is None:
+        raise UserError(f"--checkpoint {checkpoint}", "belongs to a run.", "Name it with --run.")
+
+
+def _refuse(problem: str, fix: str = "", **given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"--{name}", problem, fix or f"Drop --{name}.")
+
+
+def _need(name: str, value: Any, what: str) -> None:
+    if value in (None, []):
+        raise UserError(f"--{name}", f"is missing; give {what}.", "See vppo perceive --help.")
+
+
+def _overrides(given: dict[str, Any]) -> list[str]:
+    """``KEY=VALUE`` of each setting that was given."""
+    return [f"{name}={dumps(value)}" for name, value in given.items() if value is not None]
+
+
+def _source(dataset: str, columns: list[str] | None, limit: int | None) -> list[str]:
+    """The settings that read a data set whole, or its first rows, and nothing else of a run's data."""
+    if not dataset.strip():
+        raise UserError("--dataset", "names none.", "Such as --dataset questions.parquet.")
+    named = {"data.source": dataset, "data.split": "train", "data.columns": _pairs(columns)}
+    return [
+        *_overrides(named), "data.subset=null", "data.revision=null", f"data.limit={dumps(limit)}",
+    ]  # fmt: skip
+
+
+def _pairs(columns: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in columns or []:
+        ours, separator, theirs = text.partition("=")
+        if not (ours and separator and theirs):
+            raise UserError(
+                f"--columns {text}", "names no two columns.", "Such as --columns problem=question."
+            )
+        pairs[ours] = theirs
+    return pairs
 
 
 class Asked:
     """A model, how it is asked, and what to call it."""
 
     def __init__(
-        self, model: str | None, run: str | None, checkpoint: str | None, options: dict[str, Any],
-        overrides: Sequence[str], masks: int,
+        self, model: str | None, run: str | None, checkpoint: str | None, overrides: list[str],
+        masks: int,
     ) -> None:  # fmt: skip
-        given = [f"{name}={dumps(value)}" for name, value in options.items() if value is not None]
+        from pipelines.config.settings import load
+        from pipelines.perceive.one import DEFAULTS, check
+        from vppo_cli.choose import choose, refuse_another_model, which_checkpoint
+        from vppo_cli.screen.results import policy_name
+
         self.masks = masks
         self._chain: Chain | None = None
         if run is not None:
-            choice = choose(run, None, [*given, *overrides], new=False)
+            choice = choose(run, None, overrides, new=False)
             refuse_another_model(choice)
             self.config, self._chain = choice.wanted.config, choice.chain
             self._step = which_checkpoint(choice.made, checkpoint or "last")
             self.name = f"{policy_name(self._step)} of {choice.run.name}"
         else:
             path = dumps(model or "tiny")
-            named = [*DEFAULTS, MAX_NEW_TOKENS, f"model.path={path}", *given, *overrides]
-            self.config = settings.load(None, named, base={})
+            named = [*DEFAULTS, MAX_NEW_TOKENS, f"model.path={path}", *overrides]
+            self.config = load(None, named, base={})
             self.name = self.config.model.path
         check(self.config, masks)
 
     def policy(self) -> Policy:
         """The model, loaded."""
+        from pipelines.live import Live
+        from pipelines.model.load import load_policy
+        from pipelines.watch import Silent
+
         if self._chain is None:
             return load_policy(self.config)
         return Live(self._chain, Silent(), self.config).policy(self._step).spread()
 
 
-def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None, out: Path | None,
-        *, as_json: bool) -> None:  # fmt: skip
+def _one(
+    asked: Asked, images: list[Path], prompt: str, response: str | None, out: Path | None, *,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Look at one response."""
-    sample = example(list(images), prompt)
+    from pipelines.model.images import ImageTally
+    from pipelines.perceive.example import example
+    from pipelines.perceive.one import see
+    from pipelines.score.scoring import needs_two_views
+    from vppo_cli.screen import display
+    from vppo_cli.screen import perception as screen
+
+    sample = example(images, prompt)
     if response is not None and not response:
         raise UserError("--response", "is empty.", "Leave it out to sample one.")
     if out and (out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir()):
@@ -102,9 +254,9 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
     for note in notes:
         display.line("note", note)
     if display.console.is_terminal:
-        _show(asked.config, found, asked.masks)
+        screen.show(asked.config, found, asked.masks)
     else:
-        _list(asked.config, found)
+        screen.list_tokens(asked.config, found)
     if out:
         display.line("wrote", f"{out}  (open it in a browser)")
         return
@@ -117,15 +269,14 @@ def one(asked: Asked, images: Sequence[Path], prompt: str, response: str | None,
         )
 
 
-def _say_model(asked: Asked, policy: Policy) -> None:
-    display.line("model", f"{asked.name} on {policy.device.type}")
-    for note in policy.notes:
-        display.line("note", note)
-    display.line("measured", _measured(asked))
-
-
-def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
+def _every_row(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     """Look at a whole data set."""
+    from pipelines.perceive.dataset import PAGE, ROWS, check_new, perceive_dataset
+    from pipelines.prepare.sources import check_sources
+    from vppo_cli.screen import display
+    from vppo_cli.screen import perception as screen
+    from vppo_cli.screen.counting import counting
+
     if out is None:
         raise UserError("--out", "is needed with --dataset.", "Name a new folder.")
     check_new(out)
@@ -138,7 +289,7 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     if as_json:
         display.print_json(_about(asked) | found | {"out": str(out)})
         return
-    unit = f" {_unit(asked.config)}".rstrip()
+    unit = f" {screen.unit(asked.config)}".rstrip()
     display.line("responses", f"{found['responses']}, {found['truncated']} of them truncated; "
                  f"{found['rejected']} rows left out")  # fmt: skip
     display.line("dependency", f"{found['dependency']:.4f}{unit} a token, on average")
@@ -153,98 +304,14 @@ def dataset(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     display.line("next", f"pandas.read_parquet({str(out / ROWS)!r})")
 
 
-def _measured(asked: Asked) -> str:
-    score = asked.config.score
-    if not needs_two_views(asked.config):
-        return f"{score.estimator}, without a perturbed image"
-    view = score.perturbation
-    if view in ("patch_black", "raw_black"):
-        view += f" {score.probability:g}"
-    which = "the image and a perturbed one"
-    if asked.masks > 1:
-        which = f"the image and {asked.masks} perturbed ones, the mean"
-    return f"{score.estimator} between {which} ({view}, seed {asked.config.seed})"
+def _say_model(asked: Asked, policy: Policy) -> None:
+    from vppo_cli.screen import display
+    from vppo_cli.screen import perception as screen
 
-
-def _unit(config: Config) -> str:
-    return "nats" if config.score.estimator in NATS else ""
-
-
-def _show(config: Config, found: Perception, masks: int) -> None:
-    display.console.print()
-    display.console.print(
-        shaded(found.tokens, found.perception, found.keep), soft_wrap=False, overflow="fold"
-    )
-    display.console.print()
-    steps = scale(found.perception)
-    if steps:
-        display.console.print(
-            Text.assemble(
-                (f"{'shade':<{display.LABEL}}", "bold"), steps, f" {_unit(config)} and more"
-            )
-        )
-    else:
-        display.line("shade", "none: no token depends on the image")
-    kept, number = sum(found.keep), len(found.tokens)
-    display.console.print(Text.assemble(
-        (f"{'kept':<{display.LABEL}}", "bold"), ("underlined", "underline"),
-        f": the {kept} of {number} tokens that an update would learn from",
-    ))  # fmt: skip
-    if found.truncated:
-        display.line("note", f"cut off after {number} tokens (--max-new-tokens)")
-    display.console.print()
-    rows = _most(config, found)
-    if len(rows) > 1:
-        display.columns(rows, styles=["bold"])
-        display.line("", "p: probability with the image" + (
-            f"; q: with the {'first ' if masks > 1 else ''}perturbed one" if found.logp_perturbed else ""
-        ), style="dim")  # fmt: skip
-        display.console.print()
-
-
-def _most(config: Config, found: Perception) -> list[tuple[str, ...]]:
-    """A table of the tokens that depend most on the image."""
-    name, two = config.score.estimator, bool(found.logp_perturbed)
-    heads = ("p", "q", "likeliest p", "likeliest q") if two else ("p", "likeliest p")
-    rows: list[tuple[str, ...]] = [("token", name, *heads)]
-    least = FROM * max(found.perception, default=0.0)
-    for index in found.most(SHOWN):
-        if found.perception[index] < max(least, LEAST):
-            break
-        chances = [f"{exp(found.logp[index]):.3f}"]
-        others = [_told((text, p) for text, p, _ in found.alternatives()[index])]
-        if two:
-            chances.append(f"{exp(found.logp_perturbed[index]):.3f}")
-            others.append(
-                _told((t, q or 0.0) for t, _, q in found.alternatives(perturbed=True)[index])
-            )
-        rows.append((_named(found, index), f"{found.perception[index]:.3f}", *chances, *others))
-    return rows
-
-
-def _told(alternatives: Iterable[tuple[str, float]]) -> str:
-    return "  ".join(f"{_quoted(text)} {p:.2f}" for text, p in islice(alternatives, 2))
-
-
-def _named(found: Perception, index: int) -> str:
-    """A token of the response; those without a text of their own by what they are."""
-    if found.tokens[index]:
-        return _quoted(found.tokens[index])
-    last = index == len(found.tokens) - 1 and not found.truncated
-    return "(end)" if last else "(part of a character)"
-
-
-def _quoted(token: str) -> str:
-    """With its blanks to be seen."""
-    return json.dumps(token, ensure_ascii=False)
-
-
-def _list(config: Config, found: Perception) -> None:
-    """One line a token, for a pipe."""
-    rows = [("token", config.score.estimator, "kept")]
-    for index, (value, kept) in enumerate(zip(found.perception, found.keep, strict=True)):
-        rows.append((_named(found, index), f"{value:.6f}", "kept" if kept else ""))
-    display.columns(rows)
+    display.line("model", f"{asked.name} on {policy.device.type}")
+    for note in policy.notes:
+        display.line("note", note)
+    display.line("measured", screen.measured(asked.config, asked.masks))
 
 
 def _about(asked: Asked) -> dict[str, Any]:
@@ -257,5 +324,7 @@ def _about(asked: Asked) -> dict[str, Any]:
 
 
 def _columns(found: Perception) -> dict[str, Any]:
+    from pipelines.disk.records import Perceived
+
     values = asdict(found)
     return {f.name: values[f.name] for f in fields(Perceived)}

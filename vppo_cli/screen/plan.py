@@ -1,65 +1,43 @@
-"""``vppo plan``, ``export`` and ``config``: looking without running."""
+"""``vppo plan``: what would run and what would be kept, as rows and on a terminal."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
-from pathlib import Path
-from textwrap import fill, indent
 from typing import Any
 
-from rich.markup import escape
-
-from pipelines import checkpoints, runs
-from pipelines.chain import ANSWERS, TRAINING, Chain
+from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.hub import named_on_hub
-from pipelines.config.schema import Config
-from pipelines.disk.part_sources import check_part_sources
 from pipelines.disk.step import MANIFEST, Step, read_manifest
 from pipelines.disk.step import plan as plan_step
-from pipelines.errors import UserError
-from pipelines.opening import check_inputs
-from vppo_cli.choose import choose
 from vppo_cli.screen import capacity, display, facts
 from vppo_cli.screen.words import ranges
 
-# -- plan ----------------------------------------------------------------------------------------
 
-
-def plan(
-    run: str | None, config: Path | None, overrides: Sequence[str], *, gpu: str | None = None,
-    gpus: int | None = None, response: int | None = None, as_json: bool,
+def show(
+    chain: Chain, note: str, rows: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]],
+    needs: dict[str, Any] | None,
 ) -> None:  # fmt: skip
-    """Print run, keep or stale for every step, with the reason, and what it takes; touch nothing."""
-    new = run is None and (
-        config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}"))
-    )
-    choice = choose(run, config, overrides, new=new)
-    check_part_sources(choice.wanted.config)
-    check_inputs(choice.wanted)
-    rows = plan_rows(choice.wanted)
-    variants = list(other_variants(choice.wanted))
-    asked = choice.wanted.config
-    needs = None
-    if capacity.wanted(asked, gpu, gpus, response):
-        needs = capacity.count(asked, gpu, gpus, response)
-    if as_json:
-        found = {"run": choice.run.name, "plan": rows, "also_on_disk": variants}
-        display.print_json(found | ({"capacity": needs} if needs else {}))
-        return
-    display.line("run", str(choice.run))
-    for note in [choice.note] if choice.note else []:
+    """Print it.
+
+    Args:
+        note: of how the run was found; may be empty.
+        rows: as of ``plan_rows``.
+        variants: as of ``other_variants``.
+        needs: as of ``capacity.count``; None: not asked for.
+    """
+    display.line("run", str(chain.run))
+    if note:
         display.line("note", note)
-    if named := list(named_on_hub(choice.wanted.config)):
+    if named := list(named_on_hub(chain.config)):
         known = ", ".join(f"{one.name} {one.revision[:12]}" for one in named if one.revision)
         display.line(
             "revisions", known or "of the hub's repositories: resolved when the run begins"
         )
     if needs and all(row["reason"] == "not made yet" for row in rows):
-        display.line("plan", f"{facts.in_words(choice.wanted)}; nothing is on disk yet")
-        capacity.show(asked, needs)
+        display.line("plan", f"{facts.in_words(chain)}; nothing is on disk yet")
+        capacity.show(chain.config, needs)
         return
     display.columns(
         [(row["step"], row["steps"], row["status"], row["reason"]) for row in rows],
@@ -74,14 +52,14 @@ def plan(
                      "not used by this run")  # fmt: skip
         if variant["stale"]:
             display.line(
-                "", f"to go on with it: vppo train --run {choice.run.name} {variant['set']}"
+                "", f"to go on with it: vppo train --run {chain.run.name} {variant['set']}"
             )
             display.line("", f"stale then: {variant['stale']}")
     todo = sum(row["count"] for row in rows if row["status"] != "keep")
     display.line("would run", f"{todo} steps" if todo else "nothing: every step is on disk")
     if needs:
         display.console.print()
-        capacity.show(asked, needs)
+        capacity.show(chain.config, needs)
 
 
 def plan_rows(chain: Chain) -> list[dict[str, Any]]:
@@ -139,50 +117,3 @@ def _stale_with(chain: Chain, overrides: list[str]) -> str:
         if plan_step(step)[0] == "stale":
             stale.setdefault(step.name, []).append(step.index or 0)
     return "; ".join(f"{name} {ranges(indices)}" for name, indices in stale.items())
-
-
-# -- export ---------------------------------------------------------------------------------------
-
-
-def export(run: str | None, which: str, out: Path, *, as_json: bool) -> None:
-    """Copy a checkpoint's model to a new folder."""
-    path = runs.find_run(run)
-    step = checkpoints.export(
-        runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS), which, out
-    )
-    if as_json:
-        display.print_json({"run": path.name, "step": step, "out": str(out)})
-        return
-    display.line("wrote", f"{out}  (checkpoint {step} of {path.name})")
-    display.line("next", f'AutoModelForImageTextToText.from_pretrained("{out}")')
-
-
-# -- config --------------------------------------------------------------------------------------
-
-
-def show_config(
-    section: str | None, config: Path | None, overrides: Sequence[str], run: str | None
-) -> None:
-    """Every setting with its value and its meaning."""
-    file = config or (runs.config_file(runs.find_run(run)) if run else None)
-    values = settings.load(file, overrides)
-    names = [
-        (name, about) for name, about in settings.setting_names()
-        if section in (None, name) or name.startswith(f"{section}.")
-    ]  # fmt: skip
-    if not names:
-        known = list(type(values).model_fields)
-        near = get_close_matches(section or "", known, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(f"config {section}", "no such section.", f"{hint}Known: {' '.join(known)}.")
-    for name, about in names:
-        display.console.print(f"[bold]{name}[/bold]  {escape(_value(values, name))}")
-        text = indent(fill(about.replace("``", ""), 90), "    ")
-        display.console.print(escape(text), style="dim")
-
-
-def _value(config: Config, name: str) -> str:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return json.dumps(value)

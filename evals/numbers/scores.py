@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.benchmarks import dynamath as dynamath_score
-from evals.benchmarks import wemath as wemath_score
 from evals.numbers.majority import majority, vote
 from evals.numbers.statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
-    from evals.benchmarks.table import Benchmark
+    from evals.benchmarks.base import Benchmark
 
 
 @dataclass(frozen=True)
@@ -31,23 +29,6 @@ class Answered:
     @property
     def accuracy(self) -> float:
         return sum(self.right) / len(self.right)
-
-
-# The scores that a benchmark defines itself, by its name on the hub.
-OWN_SCORES: dict[str, Callable[[Sequence[Answered]], dict[str, dict[str, Any]]]] = {
-    "DynaMath/DynaMath_Sample": dynamath_score.scores,
-    "We-Math/We-Math": wemath_score.scores,
-}
-
-# Levels that the alphabet would put in the wrong order.
-_ORDER = {
-    level: number
-    for levels in [
-        ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"),
-        ("elementary school", "high school", "undergraduate"),
-    ]
-    for number, level in enumerate(levels)
-}
 
 
 def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str, Any]:
@@ -70,7 +51,6 @@ def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str
     stream = benchmark.title if benchmark else ""
     cluster = benchmark.cluster if benchmark else ""
     accuracy = _accuracy(rows, cluster, stream)
-    own = OWN_SCORES.get(benchmark.hub) if benchmark else None
     return {
         "accuracy": accuracy.mean,
         "interval": [accuracy.low, accuracy.high],
@@ -78,11 +58,8 @@ def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str
         "clusters": len(set(clusters(rows, cluster))),
         "pass_at_k": pass_at_k(rows),
         "majority_at_k": {str(*sizes): majority_accuracy(rows)},
-        "breakdowns": {
-            group: _breakdown(rows, group, cluster, stream)
-            for group in (benchmark.breakdowns if benchmark else ())
-        },
-        "scores": own(rows) if own else {},
+        "breakdowns": _breakdowns(rows, benchmark) if benchmark else {},
+        "scores": benchmark.scores(rows) if benchmark and benchmark.scores else {},
     }
 
 
@@ -91,12 +68,12 @@ def clusters(rows: Iterable[Answered], group: str) -> list[Hashable]:
     return [row.groups.get(group) or ("alone", row.id) for row in rows]
 
 
-def in_order(levels: Iterable[str]) -> list[str]:
-    """The levels of a group as people list them: known orders, then numbers, then the alphabet."""
+def in_order(levels: Iterable[str], known: Sequence[str] = ()) -> list[str]:
+    """The levels of a group as people list them: known ones, then numbers, then the alphabet."""
 
     def key(level: str) -> tuple[int, float, str]:
-        if level in _ORDER:
-            return (0, _ORDER[level], level)
+        if level in known:
+            return (0, known.index(level), level)
         return (1, float(level), level) if level.isdecimal() else (2, 0.0, level)
 
     return sorted(levels, key=key)
@@ -124,22 +101,23 @@ def majority_accuracy(rows: Sequence[Answered]) -> float:
     )
 
 
-def _breakdown(
-    rows: Sequence[Answered], group: str, cluster: str, stream: str
-) -> dict[str, dict[str, Any]]:
-    """{level: its accuracy, interval and number of questions}, in order."""
-    members: dict[str, list[Answered]] = {}
-    for row in rows:
-        if group in row.groups:
-            members.setdefault(row.groups[group], []).append(row)
-    result = {}
-    for level in in_order(members):
-        found = _accuracy(members[level], cluster, f"{stream}/{group}/{level}")
-        result[level] = {
-            "accuracy": found.mean,
-            "interval": [found.low, found.high],
-            "questions": len(members[level]),
-        }
+def _breakdowns(rows: Sequence[Answered], benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """Of each group: {level: its accuracy, interval and number of questions}, in order."""
+    result: dict[str, dict[str, Any]] = {}
+    for group in benchmark.breakdowns:
+        members: dict[str, list[Answered]] = {}
+        for row in rows:
+            if group in row.groups:
+                members.setdefault(row.groups[group], []).append(row)
+        result[group] = {}
+        for level in in_order(members, benchmark.levels):
+            stream = f"{benchmark.title}/{group}/{level}"
+            found = _accuracy(members[level], benchmark.cluster, stream)
+            result[group][level] = {
+                "accuracy": found.mean,
+                "interval": [found.low, found.high],
+                "questions": len(members[level]),
+            }
     return result
 
 
