@@ -43,7 +43,7 @@ GENERATION = {
 
 
 class VppoModel(LM):
-    """Answers the tasks of evals/tasks.
+    """Answers the tasks of evals/lm_eval/tasks.
 
     Args:
         pretrained: a model folder or hub id, or ``tiny``; not needed with a journal.
@@ -102,7 +102,7 @@ class VppoModel(LM):
         """A response to every request, in order.
 
         Raises:
-            UserError: a request that is not of evals/tasks, or asks for what the engines do not do;
+            UserError: a request that is not of evals/lm_eval/tasks, or asks for what the engines do not do;
                 or the journal has no answer to it.
         """
         places: dict[tuple[str, str, Asking], list[int]] = {}
@@ -226,12 +226,12 @@ class VppoModel(LM):
 
 
 def _doc(request: Instance) -> Mapping[str, Any]:
-    """The document of a request, if the request is what evals/tasks makes of it."""
+    """The document of a request, if the request is what evals/lm_eval/tasks makes of it."""
     doc = request.doc
     if not {"benchmark", "questions", "id"} <= set(doc):
         raise UserError(
             f"{request.task_name}", "is not a task of this package.",
-            "--model vppo answers those of evals/tasks; use lm-eval's own models for others.",
+            "--model vppo answers those of evals/lm_eval/tasks; use lm-eval's own models for others.",
         )  # fmt: skip
     if request.args[0] != doc_to_text(doc):
         raise UserError(
