@@ -1,0 +1,81 @@
+"""What is installed is whole: evaluations from the wheel, outside the repository, killed and resumed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import hub_schema
+import pytest
+from command_line import ONE_THREAD
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("vppo_cli", "pipelines", "evals", "configs")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with what the wheel holds, and nothing else of the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in (*PARTS, "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "-w", folder, source], check=True)
+    (wheel,) = folder.glob("vppo-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def started(site, folder):
+    """``vppo eval`` of the tiny model on two public benchmarks, from the wheel's code alone."""
+    code = (
+        "import sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x)]\n"
+        "import pipelines; assert pipelines.__file__.startswith(sys.argv.pop(1))\n"
+        "from vppo_cli.app import main; main()"
+    )
+    asked = ["eval", "--model", "tiny", "--benchmarks", "mathverse,mmmu", "--data-dir", folder / "hub",
+             "--set", "eval.samples=2", "--set", "eval.batch_prompts=2", "--set", "eval.max_new_tokens=32",
+             "--json"]  # fmt: skip
+    environment = os.environ | ONE_THREAD
+    environment |= {"PYTHONPATH": str(site), "VPPO_RUNS": str(folder / "runs")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(site), *map(str, asked)], cwd=folder, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def journalled(folder):
+    """Benchmark -> lines of its journal."""
+    return {path.name.partition("-")[0]: path.read_text().splitlines()
+            for path in folder.glob("runs/*/*/eval/0000/journals/*.jsonl")}  # fmt: skip
+
+
+def test_evaluations_from_the_wheel_are_killed_and_go_on(installed, tmp_path):
+    hub_schema.write(tmp_path / "hub", names=("mathverse", "mmmu_pro"))
+    first = started(installed, tmp_path)
+    while first.poll() is None and not any(map(len, journalled(tmp_path).values())):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    said = first.communicate()[1]
+    assert first.returncode == -signal.SIGKILL, said
+    before = journalled(tmp_path)
+    assert any(before.values())
+
+    again = started(installed, tmp_path)
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    found = {one["benchmark"]: one for one in json.loads(out)["evaluations"]}
+    assert found.keys() == {"mathverse", "mmmu_pro"}
+    for name, lines in journalled(tmp_path).items():
+        assert len(lines) == found[name]["questions"] * 2
+        whole = [line for line in before.get(name, []) if line.endswith("}")]
+        assert lines[: len(whole)] == whole  # what was sampled is not sampled again
