@@ -14,7 +14,7 @@ from pipelines.disk.step import Step
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvalTask:
     """One evaluation: a policy of a run on one benchmark, asked as ``how`` says.
 
     The journal of responses outlives its results: other graders, more samples or more questions go
@@ -29,7 +29,7 @@ class Cell:
     """Of the model and of the questions, where they are from the hub."""
 
 
-def cell(chain: Chain, step: int, benchmark: str, config: Config) -> Cell:
+def cell(chain: Chain, step: int, benchmark: str, config: Config) -> EvalTask:
     """An evaluation of the policy after ``step`` updates.
 
     Args:
@@ -51,4 +51,4 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> Cell:
     asked = questions.settings.get("data.revision" if own else "revision")
     revisions = {"model": chain.config.model.revision, "questions": asked}
     known = {what: commit for what, commit in revisions.items() if commit}
-    return Cell(how, questions, results, sampled.path.with_suffix(".jsonl"), known)
+    return EvalTask(how, questions, results, sampled.path.with_suffix(".jsonl"), known)

@@ -14,7 +14,7 @@ from evals.benchmarks.questions import groups
 from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
 from evals.numbers.scores import Answered, summarise
-from evals.profiles import Asking
+from evals.profiles import PromptSettings
 from pipelines.disk.records import Sample
 from pipelines.grading.answer import extract_answer
 from pipelines.grading.graders import GraderPool
@@ -22,7 +22,7 @@ from pipelines.grading.reward import OUTCOMES, Outcome, outcomes_of
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
-    from evals.cells import Cell
+    from evals.cells import EvalTask
 
 ANSWERS = "answers.parquet"
 MOST_WITHOUT_VERDICT = 0.05
@@ -33,8 +33,8 @@ PART = 2048
 
 
 def grade(
-    cell: Cell, rows: Sequence[Sample], entries: Mapping[str, Sequence[Entry]], pool: GraderPool,
-    training: Asking | None, watch: Watch,
+    cell: EvalTask, rows: Sequence[Sample], entries: Mapping[str, Sequence[Entry]], pool: GraderPool,
+    training: PromptSettings | None, watch: Watch,
 ) -> tuple[dict[str, Any], pa.Table]:  # fmt: skip
     """Grade complete entries: (what results.json holds, the table of answers)."""
     how = cell.how
@@ -149,7 +149,7 @@ def _answered(
     return found
 
 
-def _about_rows(cell: Cell) -> dict[str, Any]:
+def _about_rows(cell: EvalTask) -> dict[str, Any]:
     """How many rows the data set had, and what the loader warned of."""
     benchmark = BENCHMARKS.get(cell.how.benchmark)
     if benchmark is None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from evals.profiles import Asking
+from evals.profiles import PromptSettings
 from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
 from pipelines.disk.records import Sample
@@ -38,7 +38,7 @@ class Entry:
     sha256: str = field(default="", compare=False)
 
 
-def prompt_digest(sample: Sample, asking: Asking) -> str:
+def prompt_digest(sample: Sample, asking: PromptSettings) -> str:
     """A hash of what the model is shown: text, instruction, images, their pixel limits."""
     text = [sample.problem, asking.instruction, asking.min_pixels, asking.max_pixels]
     digest = hashlib.sha256(json.dumps(text).encode())
@@ -83,7 +83,7 @@ def _read(path: Path) -> tuple[dict[str, list[Entry]], list[int]]:
 
 
 def mend_journal(
-    path: Path, found: dict[str, list[Entry]], questions: Iterable[Sample], asking: Asking
+    path: Path, found: dict[str, list[Entry]], questions: Iterable[Sample], asking: PromptSettings
 ) -> dict[str, list[Entry]]:
     """The entries that serve, before more are appended; the file is made to hold just these.
 

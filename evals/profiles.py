@@ -20,7 +20,7 @@ INSTRUCTION = (
 
 
 @dataclass(frozen=True)
-class Asking:
+class PromptSettings:
     """How questions are asked. Pixels None: the processor's own; top_k 0 and top_p 1 are off."""
 
     temperature: float
@@ -37,14 +37,14 @@ class Asking:
         return self.min_pixels, self.max_pixels, self.instruction
 
 
-PAPER = Asking(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
+PAPER = PromptSettings(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
 """The paper's evaluation of its 7B models (top-k 50 is a live default of the authors' harness)."""
 
 
-def matched(config: Config) -> Asking:
+def matched(config: Config) -> PromptSettings:
     """As the run's training asks."""
     rollout, data = config.rollout, config.data
-    return Asking(
+    return PromptSettings(
         rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens,
         data.min_pixels, data.max_pixels, data.instruction,
     )  # fmt: skip
@@ -56,7 +56,7 @@ class Evaluation:
 
     benchmark: str
     profile: str
-    asking: Asking
+    asking: PromptSettings
     engine: str
     seed: int
     samples: int
@@ -88,7 +88,7 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None) ->
     own, asked = benchmark in OWN, config.eval
     profile = "matched" if own else asked.profile
     base = matched(trained or config) if profile == "matched" else PAPER
-    given = {field.name: getattr(asked, field.name) for field in fields(Asking)}
+    given = {field.name: getattr(asked, field.name) for field in fields(PromptSettings)}
     values = asdict(base) | {name: value for name, value in given.items() if value is not None}
     samples, limit = asked.samples, asked.limit
     if benchmark == "validation":
@@ -97,6 +97,6 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None) ->
     if own:  # judged as in training, too
         graders = tuple(dict.fromkeys((config.reward.grader, *graders)))
     return Evaluation(
-        benchmark, profile, Asking(**values), config.rollout.engine, config.seed, samples, limit,
+        benchmark, profile, PromptSettings(**values), config.rollout.engine, config.seed, samples, limit,
         graders, config.reward.deadline,
     )  # fmt: skip

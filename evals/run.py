@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks.questions import read_questions
 from evals.benchmarks.table import OWN
-from evals.cells import Cell
+from evals.cells import EvalTask
 from evals.grade import ANSWERS, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
-from evals.profiles import Asking
+from evals.profiles import PromptSettings
 from pipelines.disk.records import RESULTS, Sample, SampleTable
 from pipelines.disk.step import checked, is_there, unreadable, write_atomic
 from pipelines.errors import UserError
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def complete(
-    cell: Cell, engine: Callable[[], Engine], batch_prompts: int, pool: GraderPool,
-    training: Asking | None, out: Path, watch: Watch, tensor_parallel: int = 1,
+    cell: EvalTask, engine: Callable[[], Engine], batch_prompts: int, pool: GraderPool,
+    training: PromptSettings | None, out: Path, watch: Watch, tensor_parallel: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Complete the cell's journal, grade it, and write results.json and answers.parquet to ``out``.
 
@@ -51,7 +51,7 @@ def complete(
     return ranks().on_main(lambda: grade_cell(cell, pool, training, out, watch))
 
 
-def questions(cell: Cell) -> SampleTable:
+def questions(cell: EvalTask) -> SampleTable:
     """The cell's questions.
 
     Raises:
@@ -69,7 +69,7 @@ def questions(cell: Cell) -> SampleTable:
     return SampleTable(path)
 
 
-def check_questions(cell: Cell) -> None:
+def check_questions(cell: EvalTask) -> None:
     """See that there are questions, before a model is loaded.
 
     Raises:
@@ -81,7 +81,7 @@ def check_questions(cell: Cell) -> None:
         )
 
 
-def mended(cell: Cell, table: SampleTable, watch: Watch) -> dict[str, list[Entry]]:
+def mended(cell: EvalTask, table: SampleTable, watch: Watch) -> dict[str, list[Entry]]:
     """The journal's entries, without those that are damaged or whose question is another one now."""
     if damaged := damage(cell.journal):
         watch.note(f"WARNING {damaged}; what is missing so is sampled again")
@@ -91,7 +91,7 @@ def mended(cell: Cell, table: SampleTable, watch: Watch) -> dict[str, list[Entry
 
 
 def sample_missing(
-    cell: Cell, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch,
+    cell: EvalTask, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch,
     tensor_parallel: int = 1,
 ) -> None:  # fmt: skip
     """Sample the responses that the journal does not have."""
@@ -123,7 +123,9 @@ def sample_missing(
     watch.progress("responses", total, total)
 
 
-def _sampled(cell: Cell, first: int, engine: Engine, rows: Sequence[Sample]) -> list[list[Entry]]:
+def _sampled(
+    cell: EvalTask, first: int, engine: Engine, rows: Sequence[Sample]
+) -> list[list[Entry]]:
     """Samples ``first`` to the last of these questions, in one call."""
     from pipelines.model.sampling import Sampling
 
@@ -141,7 +143,7 @@ def _sampled(cell: Cell, first: int, engine: Engine, rows: Sequence[Sample]) -> 
 
 
 def grade_cell(
-    cell: Cell, pool: GraderPool, training: Asking | None, out: Path, watch: Watch
+    cell: EvalTask, pool: GraderPool, training: PromptSettings | None, out: Path, watch: Watch
 ) -> dict[str, Any]:
     """Grade the cell's journal; needs no model.
 

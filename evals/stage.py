@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmarks.questions import gather, questions_step
 from evals.benchmarks.sources import find_files
 from evals.benchmarks.table import OWN, canonical, check_own
-from evals.cells import Cell, cell
-from evals.profiles import Asking, matched
+from evals.cells import EvalTask, cell
+from evals.profiles import PromptSettings, matched
 from evals.run import check_questions, complete, grade_cell, mended, questions
 from pipelines.chain import JOURNALS, Chain
 from pipelines.disk.lock import file_lock
@@ -71,7 +71,7 @@ def evaluate(ask: Ask, live: Live, out: Path) -> Metrics:
     )  # fmt: skip
 
 
-def engine(live: Live, step: int, asking: Asking) -> Engine:
+def engine(live: Live, step: int, asking: PromptSettings) -> Engine:
     """The engine with the policy after ``step`` updates, which shows and instructs as is asked for."""
     same = matched(live.config).images == asking.images
     return live.engine(step, *(() if same else (asking, asking.instruction)))
@@ -130,7 +130,7 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
     for grader in settings.eval.graders:
         check_grader(grader, "eval.graders")
     gather(settings, wanted.benchmarks, watch)
-    cells: list[Cell] = [chain.cell(index, name, settings) for name in wanted.benchmarks]
+    cells: list[EvalTask] = [chain.cell(index, name, settings) for name in wanted.benchmarks]
     for one in cells:
         if not one.journal.is_file():
             raise UserError(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from evals.journal import Entry, prompt_digest, read_journal
 from evals.lm_eval.functions import doc_to_text, sample
-from evals.profiles import PAPER, Asking, evaluation
+from evals.profiles import PAPER, PromptSettings, evaluation
 from pipelines.config import settings
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
@@ -105,13 +105,13 @@ class VppoModel(LM):
             UserError: a request that is not of evals/lm_eval/tasks, or asks for what the engines do not do;
                 or the journal has no answer to it.
         """
-        places: dict[tuple[str, str, Asking], list[int]] = {}
+        places: dict[tuple[str, str, PromptSettings], list[int]] = {}
         for place, request in enumerate(requests):
             doc = _doc(request)
             key = (doc["benchmark"], doc["id"], self._asking(doc["benchmark"], request.args[1]))
             places.setdefault(key, []).append(place)
         # Questions that are sampled alike go into one batch.
-        alike: dict[tuple[str, Asking, int], list[list[int]]] = {}
+        alike: dict[tuple[str, PromptSettings, int], list[list[int]]] = {}
         for (benchmark, _, asking), own in places.items():
             alike.setdefault((benchmark, asking, len(own)), []).append(own)
         found = [""] * len(requests)
@@ -147,7 +147,7 @@ class VppoModel(LM):
 
     # -- how it answers --------------------------------------------------------------------------
 
-    def _asking(self, benchmark: str, generation: Mapping[str, Any]) -> Asking:
+    def _asking(self, benchmark: str, generation: Mapping[str, Any]) -> PromptSettings:
         """The settings' way of asking; what ``--gen_kwargs`` changed goes before it."""
         unknown = set(generation) - {*GENERATION, "until", "do_sample"}
         greedy = not generation.get("do_sample", True) or generation.get("temperature") == 0
@@ -165,7 +165,7 @@ class VppoModel(LM):
         return replace(asking, **changes)
 
     def _responses(
-        self, benchmark: str, asking: Asking, count: int, rows: Sequence[Sample]
+        self, benchmark: str, asking: PromptSettings, count: int, rows: Sequence[Sample]
     ) -> list[list[str]]:
         if self.journal:
             return [self._replayed(benchmark, asking, count, row) for row in rows]
@@ -177,7 +177,7 @@ class VppoModel(LM):
         generated = self._engine(asking).generate(rows, names, sampling)
         return [[response.text for response in group] for group in generated]
 
-    def _engine(self, asking: Asking) -> Engine:
+    def _engine(self, asking: PromptSettings) -> Engine:
         shown = (asking.min_pixels, asking.max_pixels, asking.instruction)
         if shown not in self._engines:
             policy = self._policy.asked(asking, asking.instruction)
@@ -195,7 +195,9 @@ class VppoModel(LM):
         determinism.warning()  # as vppo eval does
         return load_policy(self.config).spread()
 
-    def _replayed(self, benchmark: str, asking: Asking, count: int, row: Sample) -> list[str]:
+    def _replayed(
+        self, benchmark: str, asking: PromptSettings, count: int, row: Sample
+    ) -> list[str]:
         path, journal = self._journal(benchmark)
         entries = journal.get(row.id, [])[:count]
         if len(entries) < count:

@@ -51,15 +51,15 @@ def sample(
         return _generate(policy, prompts, uniform_RT, sampling)
     device = policy.device
     lengths = [len(prompt["input_ids"]) for prompt in prompts]
-    reading = Reading(lengths, device)
+    prefill = Prefill(lengths, device)
     with shared_prefix.used(policy.model), policy.compute_type():
-        hidden_ND = _hidden_ND(policy, **policy.prompts(prompts), prefix_layout=reading)
+        hidden_ND = _hidden_ND(policy, **policy.prompts(prompts), prefix_layout=prefill)
         last_B = torch.tensor(lengths, device=device).cumsum(0) - 1
         hidden_RD = hidden_ND[last_B].repeat_interleave(sampling.samples, 0)
         next_B = [int(policy.with_positions(p)["position_ids"].max()) + 1 for p in prompts]
         position_R = torch.tensor(next_B, device=device).repeat_interleave(sampling.samples)
         axes = len(prompts[0]["position_ids"])
-        said = Said(reading, sampling.samples, sampling.max_new_tokens - 1)
+        cache = KVCache(prefill, sampling.samples, sampling.max_new_tokens - 1)
         ends = torch.tensor(policy.eos_ids, device=device)
         ids_RT = torch.zeros(uniform_RT.shape, dtype=torch.long, device=device)
         logp_RT = torch.zeros(uniform_RT.shape, device=device)
@@ -74,14 +74,14 @@ def sample(
                 break
             if left <= KEEP_ABOVE * len(row_R):
                 kept = (~ended_R).nonzero()[:, 0]
-                said.keep(kept)
+                cache.keep(kept)
                 row_R, token_R, ended_R = row_R[kept], token_R[kept], ended_R[kept]
             at_1R = (position_R[row_R] + t)[None]
             hidden_RD = _hidden_ND(
                 policy, input_ids=token_R[None], attention_mask=torch.ones(1, 1, 1, 1, device=device),
-                position_ids=at_1R if axes == 1 else at_1R.expand(axes, 1, -1), prefix_layout=said,
+                position_ids=at_1R if axes == 1 else at_1R.expand(axes, 1, -1), prefix_layout=cache,
             )  # fmt: skip
-            said.length += 1
+            cache.length += 1
     return ids_RT[:, : t + 1].tolist(), logp_RT[:, : t + 1].tolist()
 
 
@@ -150,7 +150,7 @@ class _Sampler:
         return torch.full_like(scores, -torch.inf).scatter_(1, token_G[:, None], 0.0)
 
 
-class Reading:
+class Prefill:
     """The pass over the prompts: every token sees its own prompt, and keys and values are kept."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
@@ -171,19 +171,19 @@ class Reading:
         return self.layout.attend(layer, query_NHD, key_NHD, value_NHD, scale)
 
 
-class Said:
+class KVCache:
     """Keys and values of the prompts, and of what the responses to them said so far.
 
     Args:
-        reading: the pass over the prompts.
+        prefill: the pass over the prompts.
         samples: G.
         most: the most tokens that a response feeds.
     """
 
-    def __init__(self, reading: Reading, samples: int, most: int) -> None:
+    def __init__(self, prefill: Prefill, samples: int, most: int) -> None:
         self.length, self._most = 0, most
-        self._prompts = reading.read
-        lengths_B, longest = reading.lengths_B, reading.layout.prompt_BP.shape[1]
+        self._prompts = prefill.read
+        lengths_B, longest = prefill.lengths_B, prefill.layout.prompt_BP.shape[1]
         past_BP = torch.arange(longest, device=lengths_B.device) >= lengths_B[:, None]
         self._bias_B11P = torch.zeros(past_BP.shape, device=past_BP.device).masked_fill(
             past_BP, -torch.inf

@@ -25,7 +25,7 @@ Key = tuple[str, str]
 Encode = Callable[[Sample], dict[str, torch.Tensor]]
 
 
-class Ahead:
+class Prefetcher:
     """Workers of one encoder.
 
     Args:

@@ -20,7 +20,7 @@ from pipelines.model import chat_template
 from pipelines.model.control_tokens import IMAGE, control_tokens, without_tokens
 from pipelines.model.files import check_folder, reading
 from pipelines.model.images import open_image
-from pipelines.model.prefetch import Ahead, Key
+from pipelines.model.prefetch import Key, Prefetcher
 from pipelines.model.torchvision_ops import ensure_importable
 
 HUB_TIMEOUT_S = 10.0
@@ -173,20 +173,20 @@ class PromptEncoder:
         self._cache: dict[Key, dict[str, torch.Tensor]] = {}
         self._bytes = 0
         encode = partial(encode_sample, processor, instruction)
-        self._ahead = Ahead(encode, workers) if workers else None
+        self._prefetcher = Prefetcher(encode, workers) if workers else None
 
     def expect(self, samples: Sequence[Sample]) -> None:
         """These will be asked for next: let the workers begin."""
-        if self._ahead and samples:
+        if self._prefetcher and samples:
             keyed = [(_key(sample), sample) for sample in samples]
-            self._ahead.expect([(key, s) for key, s in keyed if key not in self._cache])
+            self._prefetcher.expect([(key, s) for key, s in keyed if key not in self._cache])
 
     def encode(self, sample: Sample) -> dict[str, torch.Tensor]:
         """``input_ids`` [L] and whatever the model's images need (``pixel_values``, grids ...)."""
         key = _key(sample)
         if key in self._cache:
             return self._cache[key]
-        encoded = self._ahead.take(key) if self._ahead else None
+        encoded = self._prefetcher.take(key) if self._prefetcher else None
         if encoded is None:
             encoded = encode_sample(self.processor, self.instruction, sample)
         self._bytes += _size(encoded)
@@ -197,8 +197,8 @@ class PromptEncoder:
 
     def close(self) -> None:
         """End the workers."""
-        if self._ahead:
-            self._ahead.close()
+        if self._prefetcher:
+            self._prefetcher.close()
 
     def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """The same with these images in place of the sample's own; not cached."""

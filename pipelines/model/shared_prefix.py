@@ -39,7 +39,7 @@ class Attends(Protocol):
 
 
 @dataclass(frozen=True)
-class Beside:
+class ResponseBucket:
     """Responses of about one length, which attend side by side.
 
     Axes: C responses; K keys: those of the longest prompt, then R.
@@ -55,9 +55,11 @@ class Beside:
     seen_CRK: Tensor
     _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
-    def to(self, device: torch.device) -> Beside:
+    def to(self, device: torch.device) -> ResponseBucket:
         """The same on a device."""
-        return Beside(self.owner_C.to(device), self.index_CR.to(device), self.seen_CRK.to(device))
+        return ResponseBucket(
+            self.owner_C.to(device), self.index_CR.to(device), self.seen_CRK.to(device)
+        )
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """[C, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
@@ -78,7 +80,7 @@ class Layout:
     """
 
     prompt_BP: Tensor
-    responses: tuple[Beside, ...]
+    responses: tuple[ResponseBucket, ...]
     back_N: Tensor
 
     def to(self, device: torch.device) -> Layout:
@@ -102,7 +104,9 @@ class Layout:
         for part in self.responses:
             longest = part.seen_CRK.shape[2] - part.index_CR.shape[1]
 
-            def behind(own_NHD: Tensor, prompt_BPHD: Tensor, part: Beside, longest: int) -> Tensor:
+            def behind(
+                own_NHD: Tensor, prompt_BPHD: Tensor, part: ResponseBucket, longest: int
+            ) -> Tensor:
                 """Keys or values: the prompt's, and the response's own."""
                 before = prompt_BPHD[:, :longest].index_select(0, part.owner_C)
                 return torch.cat([before, taken(own_NHD, part.index_CR)], dim=1)
@@ -154,7 +158,7 @@ def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout
     parts, first = [], 0
     for i in range(1, len(fed) + 1):
         if i == len(fed) or fed[i][0] < SIMILAR * fed[first][0]:
-            parts.append(_beside(fed[first:i], prompts, total))
+            parts.append(_bucket(fed[first:i], prompts, total))
             first = i
     filled_M = torch.cat([prompt_BP.flatten(), *(part.index_CR.flatten() for part in parts)])
     back_N = torch.empty(total + 1, dtype=torch.long)
@@ -162,7 +166,9 @@ def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout
     return Layout(prompt_BP, tuple(parts), back_N[:total])
 
 
-def _beside(fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int) -> Beside:
+def _bucket(
+    fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int
+) -> ResponseBucket:
     """Responses (fed tokens, row, place of the first), the longest first."""
     count_C1, owner_C, place_C1 = (torch.tensor(x) for x in zip(*fed, strict=True))
     prompt_C1 = torch.tensor(prompts)[owner_C, None]
@@ -173,7 +179,9 @@ def _beside(fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: 
         (torch.arange(longest) < prompt_C1)[:, None].expand(-1, most, -1),
         torch.ones(most, most, dtype=torch.bool).tril().expand(len(fed), -1, -1),
     ], dim=-1)  # fmt: skip
-    return Beside(owner_C, index_CR.masked_fill(step_R >= count_C1[:, None], total), seen_CRK)
+    return ResponseBucket(
+        owner_C, index_CR.masked_fill(step_R >= count_C1[:, None], total), seen_CRK
+    )
 
 
 def attention(

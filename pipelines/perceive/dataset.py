@@ -34,7 +34,7 @@ from pipelines.grading.reward import RewardFunction, make_reward
 from pipelines.model.policy import Policy
 from pipelines.perceive.one import Perception, as_response, remembering, see
 from pipelines.prepare.rows import RESPONSE, Rejected
-from pipelines.prepare.samples import DATA_SEED, Screen
+from pipelines.prepare.samples import DATA_SEED, Filter
 from pipelines.prepare.sources import Source, read_source
 from pipelines.watch import Silent, Watch
 
@@ -74,8 +74,8 @@ def perceive_dataset(
             (partial / REJECTED).open("w", encoding="utf-8") as listing,
             pq.ParquetWriter(partial / ROWS, schema(Perceived), compression="zstd") as file,
         ):
-            screen = Screen(config, listing, _Notes(watch))
-            for samples in _batches(screen.usable(source, "rows"), config.score.batch_prompts):
+            filtered = Filter(config, listing, _Notes(watch))
+            for samples in _batches(filtered.usable(source, "rows"), config.score.batch_prompts):
                 watch.progress("responses", tally.responses, source.total)
                 given = [json.loads(sample.metadata).get(RESPONSE) for sample in samples]
                 rows = see(config, policy, samples, given, masks, tally.responses)
@@ -85,7 +85,7 @@ def perceive_dataset(
                 tally.add(rows)
                 entries += [row.entry() for row in rows if tally.fits(row)]
         watch.progress("responses", tally.responses, tally.responses)
-        counts = tally.counts() | {"rejected": screen.reasons.total(), "shown": len(entries)}
+        counts = tally.counts() | {"rejected": filtered.reasons.total(), "shown": len(entries)}
         _write_page(partial / PAGE, source.name, entries)
         about = {"masks": masks, **counts, "settings": config.model_dump(mode="json")}
         (partial / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")

@@ -57,9 +57,9 @@ def prepare(config: Config, out: Path, watch: Watch) -> dict[str, float | int]:
     held: list[Sample] = []
     counts = {"train": 0, "validation": 0, "test": 0}
     with open(out / "rejected.jsonl", "w", encoding="utf-8") as listing:
-        screen = Screen(config, listing, watch)
+        filtered = Filter(config, listing, watch)
         for split, source in sources.items():
-            samples = screen.usable(source, split)
+            samples = filtered.usable(source, split)
             if split == "train":
                 samples = hold_out(samples, count, held)
             counts[split] = write_samples(out / f"{split}.parquet", samples)
@@ -71,13 +71,15 @@ def prepare(config: Config, out: Path, watch: Watch) -> dict[str, float | int]:
                 "Set it lower, or name a data.validation_source.",
             )
         counts["validation"] = write_samples(out / "validation.parquet", held)
-    reasons = {f"rejected_{why.replace(' ', '_')}": n for why, n in sorted(screen.reasons.items())}
+    reasons = {
+        f"rejected_{why.replace(' ', '_')}": n for why, n in sorted(filtered.reasons.items())
+    }
     odd = {
-        "defused": screen.defused, "single_colour": screen.images.single_colour,
-        "warned": screen.images.warned,
+        "defused": filtered.defused, "single_colour": filtered.images.single_colour,
+        "warned": filtered.images.warned,
     }  # fmt: skip
     odd = {name: n for name, n in odd.items() if n}
-    return {**counts, "rejected": screen.reasons.total(), **reasons, **odd}
+    return {**counts, "rejected": filtered.reasons.total(), **reasons, **odd}
 
 
 def _open_sources(data: DataConfig) -> dict[str, Source]:
@@ -120,7 +122,7 @@ def hold_out(samples: Iterable[Sample], count: int, held: list[Sample]) -> Itera
     held.extend(sample for _, _, sample in sorted(best, key=lambda entry: entry[1]))
 
 
-class Screen:
+class Filter:
     """Lets usable samples through; lists and counts the others.
 
     A repeated id gets a number ("7", "7-2", "7-3"): many data sets number pictures, not questions,

@@ -23,10 +23,10 @@ SILENT_S = 40.0
 DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
 """What torch raises where NCCL or the ranks' store lose one; of gloo it is a RuntimeError."""
 
-_heart: Heart | None = None
+_heart: Heartbeat | None = None
 
 
-class Heart(threading.Thread):
+class Heartbeat(threading.Thread):
     """Beats for this rank, and listens to others.
 
     Args:
@@ -101,7 +101,7 @@ class Heart(threading.Thread):
 def start(store: Any, rank: int, world: int) -> None:
     """Begin to beat."""
     global _heart
-    _heart = Heart(store, rank, world)
+    _heart = Heartbeat(store, rank, world)
     _heart.start()
     atexit.register(end)
 

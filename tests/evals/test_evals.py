@@ -9,7 +9,7 @@ import pytest
 
 from evals.grade import ANSWERS
 from evals.journal import Entry, append, count, mend_journal, prompt_digest, read_journal
-from evals.profiles import INSTRUCTION, PAPER, Asking, evaluation
+from evals.profiles import INSTRUCTION, PAPER, PromptSettings, evaluation
 from evals.run import complete, grade_cell
 from pipelines.chain import Chain
 from pipelines.disk.records import RESULTS
@@ -269,11 +269,11 @@ def test_grading_an_incomplete_journal_is_refused(undisturbed, configure, pool, 
 
 def test_the_papers_profile_and_training_s(configure):
     config = configure("data.min_pixels=200704", "rollout.top_p=0.99", "data.instruction=Think.")
-    assert evaluation(config, "mathverse").asking == Asking(
+    assert evaluation(config, "mathverse").asking == PromptSettings(
         1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION
     )
     matched = evaluation(configure("eval.profile=matched", "rollout.top_p=0.99"), "mathverse")
-    assert matched.asking == Asking(1.0, 0.99, 0, 48, None, None, "")
+    assert matched.asking == PromptSettings(1.0, 0.99, 0, 48, None, None, "")
     # The run's own questions are asked as in training, whatever the profile.
     own = evaluation(config, "validation")
     assert (own.profile, own.asking.top_p, own.asking.instruction) == ("matched", 0.99, "Think.")

@@ -58,7 +58,7 @@ def test_in_bfloat16_queries_and_keys_are_no_wider_than_values(
 ):
     # Rotary embeddings are float32 and would make them so: sampling would not round what scoring rounds.
     seen = set()
-    for kind in (decoding.Reading, decoding.Said):
+    for kind in (decoding.Prefill, decoding.KVCache):
 
         def spy(self, layer, query, key, value, scale, attend=kind.attend):
             seen.add((query.dtype, key.dtype, value.dtype))
@@ -72,17 +72,17 @@ def test_in_bfloat16_queries_and_keys_are_no_wider_than_values(
 def test_attention_in_two_parts_is_softmax_over_both():
     # Two prompts of 3 and 2 tokens; responses 0 and 1 of the first and 2 of the second go on.
     torch.manual_seed(0)
-    reading = decoding.Reading([3, 2], torch.device("cpu"))
+    prefill = decoding.Prefill([3, 2], torch.device("cpu"))
     key, value, query = torch.randn(5, 2, 4), torch.randn(5, 2, 4), torch.randn(5, 4, 4)
-    reading.attend(0, query, key, value, 0.5)
-    said = decoding.Said(reading, samples=2, most=8)
+    prefill.attend(0, query, key, value, 0.5)
+    cache = decoding.KVCache(prefill, samples=2, most=8)
     steps = [tuple(torch.randn(4, heads, 4) for heads in (4, 2, 2)) for _ in range(3)]
     for step in steps[:2]:
-        said.attend(0, *step, 0.5)
-        said.length += 1
-    said.keep(torch.tensor([0, 1, 2]))
+        cache.attend(0, *step, 0.5)
+        cache.length += 1
+    cache.keep(torch.tensor([0, 1, 2]))
     newest = [x[:3] for x in steps[2]]
-    found = said.attend(0, *newest, 0.5)
+    found = cache.attend(0, *newest, 0.5)
     for row, own in enumerate([slice(0, 3), slice(0, 3), slice(3, 5)]):
         keys = torch.cat([key[own], *(k[row : row + 1] for _, k, _ in steps)])
         values = torch.cat([value[own], *(v[row : row + 1] for _, _, v in steps)])

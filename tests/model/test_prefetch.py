@@ -29,7 +29,7 @@ def encoder(policy):
 def test_workers_make_the_same_tensors(policy, encoder, samples):
     plain = PromptEncoder(policy.processor, "Think.")
     encoder.expect(samples[:4])
-    began = dict(encoder._ahead._pending)
+    began = dict(encoder._prefetcher._pending)
     assert len(began) == 4
     for sample in samples[:5]:  # the fifth was not expected
         mine, theirs = encoder.encode(sample), plain.encode(sample)
@@ -37,7 +37,7 @@ def test_workers_make_the_same_tensors(policy, encoder, samples):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert all(future.done() for future in began.values())
     encoder.expect(samples[:4])  # cached by now
-    assert not encoder._ahead._pending
+    assert not encoder._prefetcher._pending
 
 
 def test_a_bad_image_is_told_as_without_workers(policy, encoder):
@@ -60,7 +60,7 @@ def test_a_killed_worker_costs_the_head_start_only(policy, samples):
     made = PromptEncoder(policy.processor, "", workers=1)
     made.expect(samples[:1])
     made.encode(samples[0])
-    [worker] = made._ahead._pool._processes.values()
+    [worker] = made._prefetcher._pool._processes.values()
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     made.expect(samples[1:3])
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     samples = make_samples("test", 4, 0, GlyphsOptions())
     made.expect(samples)
     made.encode(samples[0])
-    print(*made._ahead._pool._processes, flush=True)
+    print(*made._prefetcher._pool._processes, flush=True)
     time.sleep(60)
 """
 
