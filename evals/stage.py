@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks.questions import gather, questions_step
@@ -23,8 +25,6 @@ from pipelines.stages import Ask, Metrics, make
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipelines.config.schema import Config
     from pipelines.live import Live
     from pipelines.rollout.engine import Engine
@@ -35,10 +35,9 @@ __all__ = (
     "cell",
     "check_inputs",
     "evaluate",
+    "evaluate_all",
     "evaluate_one",
     "gather",
-    "make",
-    "regrade",
 )
 """What runs ask of evaluations (pipelines/stages.py)."""
 
@@ -65,10 +64,15 @@ def evaluate(ask: Ask, live: Live, out: Path) -> Metrics:
     """
     asked = live.chain.cell(ask.step, ask.name, ask.config)
     return complete(
-        asked, lambda: engine(live, ask.step, asked.how.asking), ask.config.eval.batch_prompts,
-        live.graders, matched(live.chain.config) if ask.step else None, out, ask.watch,
+        asked,
+        lambda: engine(live, ask.step, asked.how.asking),
+        ask.config.eval.batch_prompts,
+        live.graders,
+        matched(live.chain.config) if ask.step else None,
+        out,
+        ask.watch,
         ask.config.rollout.tensor_parallel,
-    )  # fmt: skip
+    )
 
 
 def engine(live: Live, step: int, asking: PromptSettings) -> Engine:
@@ -114,7 +118,8 @@ def evaluate_one(
         if manifest is not None:
             return dict(manifest["metrics"])
         if not everyone.main:
-            return make(live.ask(step, config), live, step.path)
+            with tempfile.TemporaryDirectory() as thrown_away:
+                return make(live.ask(step, config), live, Path(thrown_away))
         with commit(step) as (out, metrics):
             metrics |= make(live.ask(step, config), live, out)
         return metrics

@@ -323,7 +323,8 @@ def _differs(step: int, before: dict[str, Any], after: dict[str, Any]) -> str:
     """What to say of a replayed update whose metrics are not its first run's; "" if they are."""
     changes = {
         name: abs(after.get(name, 0.0) - value) / max(abs(value), 0.01)
-        for name, value in before.items() if after.get(name) != value
+        for name, value in before.items()
+        if after.get(name) != value and type(value) in (int, float)
     }  # fmt: skip
     if not changes:
         return ""

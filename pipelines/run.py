@@ -1,7 +1,7 @@
 """The story of a run: prepare; then rollout, score, update, checkpoint in turn; then evaluate.
 
-A step that is on disk under its key is skipped, anything else is made and committed: starting,
-resuming, extending and redoing are one loop. Torch is imported when the first step needs it.
+Their order is the chain's (``Chain.training``, ``Chain.all``). A step that is on disk under its key is
+skipped, anything else is made and committed: starting, resuming, extending and redoing are one loop.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     stage(ask, live, out) -> metrics
 
 A stage reads the folders that ``ask`` names and writes its artifacts into ``out``; the numbers that it
-returns are shown, and nothing reads them again. What is alive and costly (policy, trainer, engine, graders)
+returns are shown, and no step reads them. What is alive and costly (policy, trainer, engine, graders)
 comes from ``live``. A config swaps one by an import path, ``stages.score: my_package.my_module:score``.
 
 Stages are found by name when they are needed: nothing here imports one.
@@ -34,7 +34,8 @@ STAGES = {
     "checkpoint": "pipelines.checkpoint.stage:checkpoint",
     "eval": "evals.stage:evaluate",
 }
-"""Stage -> its code. VERSION, and the settings that its key holds (READS), stand beside it."""
+"""Stage -> its code. Beside it stand VERSION, the settings that its key holds (READS), and those of them that
+may be an import path (PARTS); what keys evaluations is in evals/cells.py."""
 
 Metrics = dict[str, Any]
 

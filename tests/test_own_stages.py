@@ -207,6 +207,7 @@ def test_a_stage_that_is_not_there_is_told_before_anything_is_made(run):
     for part, told in (
         ("own:nothing", "own has no function 'nothing'"),
         ("none:score", "No module named 'none'"),
+        ("pipelines.score.stage:score", "is the package's own"),
     ):
         wrong = vppo("train", "--run", run.name, *given(f"stages.score={part}"), runs=run.parent,
                      cwd=run.parent)  # fmt: skip

@@ -454,6 +454,19 @@ class StagesConfig(Section):
     eval: str | None = None
     """A policy and a benchmark's questions -> results."""
 
+    @field_validator("*")
+    @classmethod
+    def _not_the_packages_own(cls, value: str | None) -> str | None:
+        if value and value.partition(":")[0].partition(".")[0] in (
+            "pipelines",
+            "evals",
+            "vppo_cli",
+        ):
+            raise ValueError(
+                f"{value} is the package's own; leave the setting out, or name a module of yours"
+            )
+        return value
+
 
 class Config(Section):
     """A whole run."""

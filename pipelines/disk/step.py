@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -310,7 +311,8 @@ def committed(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
         with commit(step) as made:
             yield made
     else:
-        yield step.path, {}
+        with tempfile.TemporaryDirectory() as thrown_away:
+            yield Path(thrown_away), {}
     ranks().barrier()
 
 

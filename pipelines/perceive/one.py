@@ -75,7 +75,7 @@ class Perception(Perceived):
         return Path(path)
 
     def entry(self) -> dict[str, Any]:
-        """What the viewer of pipelines/page.py shows; plain JSON values."""
+        """What the viewer of pipelines/page/ shows; plain JSON values."""
         two = bool(self.logp_perturbed)
         return {
             "step": None, "position": None, "sample_id": self.id, "problem": self.problem,
