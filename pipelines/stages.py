@@ -34,7 +34,7 @@ STAGES = {
     "checkpoint": "pipelines.checkpoint.stage:checkpoint",
     "eval": "evals.stage:evaluate",
 }
-"""Stage -> its code. Beside it stand VERSION, the settings that its key holds (READS), and those of them that
+"""Stage -> its code. Beside it stand VERSION, the settings that its key holds (READS), and those that
 may be an import path (PARTS); what keys evaluations is in evals/cells.py."""
 
 Metrics = dict[str, Any]
