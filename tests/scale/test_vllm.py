@@ -323,7 +323,7 @@ from pipelines.config import settings
 from pipelines.rollout.engines import ENGINES
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
-from pipelines.model.policy import Policy
+from pipelines.model.load import load_policy
 from pipelines.ranks.ranks import ranks
 from pipelines.model.sampling import Sampling
 
