@@ -137,15 +137,15 @@ class Live:
         """The trainer, with the policy after ``step - 1`` updates; what it does makes the next policy.
 
         Args:
-            config: its update settings; others than the run's make a policy that is used for nothing.
+            config: its update settings and its update stage; others than the run's make a policy that is
+                used for nothing.
 
         Raises:
             UserError: the update gave what is no number, or other weights would be trained.
         """
         self.policy(step - 1)
         self._rest()
-        ours = config.update == self.config.update
-        if not ours:
+        if config.update != self.config.update:
             self._adopt(config)
         trainer, policy = self.trainer(), self._policy
         assert policy is not None
@@ -160,7 +160,8 @@ class Live:
                 f"Lower update.learning_rate ({update.learning_rate:g}) or update.weight_decay "
                 f"({update.weight_decay:g}), or look at the rewards; what was committed is kept.",
             ) from error  # fmt: skip
-        self._version = step if ours else -1
+        asked, ours = ((c.update, c.stages.update) for c in (config, self.config))
+        self._version = step if asked == ours else -1
 
     def _rest(self) -> None:
         """Leave the GPU's memory to what comes."""

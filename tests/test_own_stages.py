@@ -203,6 +203,19 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_is_lost(run, stage):
     assert {name: left[name] for name in before} == before
 
 
+def test_an_update_of_ones_own_alone_begins_with_the_policy_of_the_run(run):
+    def made(steps):
+        vppo("train", "--run", run.name, "--stage", "update", "--steps", steps, "--force",
+             *given("stages.update=own:update"), runs=run.parent, cwd=run.parent).succeeded()  # fmt: skip
+        found = [
+            json.loads(path.read_text()) for path in run.glob("steps/0002/update-*/manifest.json")
+        ]
+        (own,) = (one["metrics"] for one in found if one["metrics"].get("mine"))
+        return own
+
+    assert made("1..2") == made("2")
+
+
 def test_a_stage_that_is_not_there_is_told_before_anything_is_made(run):
     for part, told in (
         ("own:nothing", "own has no function 'nothing'"),
