@@ -21,12 +21,12 @@ from pipelines.disk.step import Step, commit
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool, check_grader
 from pipelines.ranks.ranks import ranks
-from pipelines.stages import Ask, Metrics, make
+from pipelines.stages import Ask, Live, Metrics, make
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from pipelines.config.schema import Config
-    from pipelines.live import Live
+    from pipelines.live import Session
     from pipelines.rollout.engine import Engine
 
 
@@ -97,10 +97,10 @@ def evaluate_all(
     for step in steps:
         check_questions(chain.cell(step.index or 0, step.name, wanted.config))
     from pipelines.checks import check_parts  # brings torch
-    from pipelines.live import Live
+    from pipelines.live import Session
 
     check_parts(wanted.config)
-    with closing(Live(chain, watch, wanted.config)) as live:
+    with closing(Session(chain, watch, wanted.config)) as live:
         for step in steps:
             watch.stage(step.name, step.index or 0)
             metrics = evaluate_one(live, step, wanted.config, watch, force=force)
@@ -108,7 +108,7 @@ def evaluate_all(
 
 
 def evaluate_one(
-    live: Live, step: Step, config: Config, watch: Watch, *, force: bool = False
+    live: Session, step: Step, config: Config, watch: Watch, *, force: bool = False
 ) -> dict[str, Any]:
     """Make and commit one evaluation; waits where another process is at the same one."""
     everyone = ranks()

@@ -52,7 +52,7 @@ def _here(run: Config, asked: Config) -> Config:
     )  # fmt: skip
 
 
-class Live:
+class Session:
     """Live engines over the artifacts of one chain.
 
     Args:

@@ -81,14 +81,14 @@ def train_stage(
 def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> None:
     """Make and commit these steps, in order, with these settings; keep the run's state readable."""
     from pipelines.checks import check_parts  # brings torch
-    from pipelines.live import Live
+    from pipelines.live import Session
 
     check_parts(config)
     metrics_file = runs.MetricsFile(chain)
     with (
         recording(chain, watch) as watch,
         tracking(chain, config, steps, watch) as tracked,
-        closing(Live(chain, watch, config)) as live,
+        closing(Session(chain, watch, config)) as live,
     ):
         for step in steps:
             watch.stage(step.name, step.index or 0)

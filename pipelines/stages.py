@@ -12,19 +12,17 @@ Stages are found by name when they are needed: nothing here imports one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
 from pipelines.disk import artifacts
 from pipelines.ranks.ranks import ranks
 from pipelines.watch import Watch
-
-if TYPE_CHECKING:
-    from pipelines.live import Live
 
 STAGES = {
     "prepare": "pipelines.prepare.stage:prepare",
@@ -59,7 +57,44 @@ class Ask:
     watch: Watch
 
 
-Stage = Callable[[Ask, "Live", Path], Metrics]
+class Live(Protocol):
+    """What is costly and stays alive, made when first asked for (pipelines/live.py); a version counts
+    updates."""
+
+    chain: Any
+    """The run's steps: a ``Chain``."""
+    config: Config
+    """The run's settings."""
+
+    def policy(self, version: int) -> Any:
+        """The ``Policy`` after so many updates: live, or restored from disk."""
+
+    def reader(self, version: int) -> Any:
+        """The same for passes of one's own: the engine sleeps, weights are where the trainer has them."""
+
+    def engine(self, version: int, asking: Any = None, instruction: str = "") -> Any:
+        """The rollout ``Engine`` with that policy."""
+
+    def training(self, step: int, config: Config) -> AbstractContextManager[Any]:
+        """The ``Trainer``, with the policy after ``step - 1`` updates; what it does makes the next."""
+
+    def trainer(self) -> Any:
+        """The live policy's ``Trainer``."""
+
+    @property
+    def samples(self) -> Any:
+        """The training questions: a ``SampleTable``."""
+
+    @property
+    def reward(self) -> Any:
+        """Responses -> marks: a ``RewardFunction``."""
+
+    @property
+    def graders(self) -> Any:
+        """The processes that grade evaluations: a ``GraderPool``."""
+
+
+Stage = Callable[[Ask, Live, Path], Metrics]
 
 
 def find(stage: str, config: Config) -> Stage:

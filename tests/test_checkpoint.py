@@ -16,7 +16,7 @@ from pipelines.config import settings
 from pipelines.disk.records import RESULTS as RESULTS_FILE
 from pipelines.disk.step import MANIFEST, commit
 from pipelines.errors import UserError
-from pipelines.live import Live
+from pipelines.live import Session
 from pipelines.rollout.engines import ENGINES
 from pipelines.run import train, train_stage
 from pipelines.stages import make
@@ -50,7 +50,7 @@ def copied(trained, tmp_path):
 
 def weights(chain, step):
     """The weights after ``step`` updates, restored from what is on disk."""
-    with closing(Live(chain, Silent(), chain.config)) as live:
+    with closing(Session(chain, Silent(), chain.config)) as live:
         state = live.policy(step).model.state_dict()
         return {name: value.clone() for name, value in state.items()}
 
@@ -194,7 +194,7 @@ def live(monkeypatch):
 
 
 def test_a_live_engine_sleeps_before_it_gets_weights_beside_a_trainer(copied, live):
-    with closing(Live(copied, Silent(), copied.config)) as session:
+    with closing(Session(copied, Silent(), copied.config)) as session:
         engine = session.engine(0)
         session.engine(0)
         assert engine.told == ["sync"]
@@ -206,7 +206,7 @@ def test_a_live_engine_sleeps_before_it_gets_weights_beside_a_trainer(copied, li
 
 def test_the_old_policy_is_gone_before_another_is_loaded(copied, live, monkeypatch):
     alive, load = [], sessions.load_policy
-    with closing(Live(copied, Silent(), copied.config)) as session:
+    with closing(Session(copied, Silent(), copied.config)) as session:
         session.engine(2)
         policy = session.policy(2)
         session.trainer()
@@ -236,7 +236,7 @@ def test_weights_are_gone_before_moments_are_written(copied, tmp_path, monkeypat
 
     monkeypatch.setattr(saving, "_on_host", gathered)
     monkeypatch.setattr(TorchTrainer, "save", saved)
-    with closing(Live(copied, Silent(), copied.config)) as live:
+    with closing(Session(copied, Silent(), copied.config)) as live:
         make(live.ask(copied.checkpoint(3), copied.config), live, tmp_path)
     assert len(known) > 10
     assert alive == [0]
@@ -247,7 +247,7 @@ def test_an_update_with_other_settings_needs_one_trainer_at_a_time(
 ):
     other = settings.load(None, [*RUN, "update.zero_stage=3"])  # which says nothing to torch
     alive, load = [], sessions.load_policy
-    with closing(Live(copied, Silent(), copied.config)) as live:
+    with closing(Session(copied, Silent(), copied.config)) as live:
         live.policy(2)
         old = [weakref.ref(live._policy.model), weakref.ref(live.trainer())]
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from evals.numbers.majority import majority, vote
 from evals.numbers.statistics import Interval, bootstrap
 
-if TYPE_CHECKING:
-    from evals.benchmarks.base import Benchmark
+
+class Measured(Protocol):
+    """What of a benchmark its numbers need (a ``Benchmark`` of evals/benchmarks has it)."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def cluster(self) -> str: ...
+    @property
+    def breakdowns(self) -> tuple[str, ...]: ...
+    @property
+    def levels(self) -> tuple[str, ...]: ...
+    @property
+    def scores(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Answered:
         return sum(self.right) / len(self.right)
 
 
-def summarise(benchmark: Benchmark | None, rows: Sequence[Answered]) -> dict[str, Any]:
+def summarise(benchmark: Measured | None, rows: Sequence[Answered]) -> dict[str, Any]:
     """The numbers of one benchmark; all are fractions, intervals are [low, high].
 
     Args:
@@ -101,7 +113,7 @@ def majority_accuracy(rows: Sequence[Answered]) -> float:
     )
 
 
-def _breakdowns(rows: Sequence[Answered], benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+def _breakdowns(rows: Sequence[Answered], benchmark: Measured) -> dict[str, dict[str, Any]]:
     """Of each group: {level: its accuracy, interval and number of questions}, in order."""
     result: dict[str, dict[str, Any]] = {}
     for group in benchmark.breakdowns:

@@ -49,7 +49,7 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     from pipelines.chain import Chain
     from pipelines.config import settings
     from pipelines.disk.step import committed
-    from pipelines.live import Live
+    from pipelines.live import Session
     from pipelines.runs import write_config
     from pipelines.stages import make
     from pipelines.watch import Silent
@@ -66,7 +66,7 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     ])  # fmt: skip
     chain = Chain(config, folder / "run")
     write_config(chain.run, config)
-    session = Live(chain, Silent(), chain.config)
+    session = Session(chain, Silent(), chain.config)
     with committed(chain.prepare) as (out, metrics):
         metrics |= make(session.ask(chain.prepare, config), session, out)
     session.policy(0)

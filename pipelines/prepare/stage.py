@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.ranks.ranks import ranks
-from pipelines.stages import Ask, Metrics
-
-if TYPE_CHECKING:
-    from pipelines.live import Live
+from pipelines.stages import Ask, Live, Metrics
 
 VERSION = 1
 """Raised when the same source gives other questions."""

@@ -11,13 +11,11 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.tracking.base import TrackedRun
 from pipelines.tracking.names import STEP
-
-if TYPE_CHECKING:
-    from pipelines.tracking.trackers import TrackedRun
 
 PROJECT = "vppo"
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from pipelines.chain import Chain, is_evaluation
 from pipelines.config.resolve import find_part
@@ -25,35 +23,11 @@ from pipelines.disk.step import Step
 from pipelines.errors import LockLost, UserError
 from pipelines.ranks.ranks import ranks
 from pipelines.tracking import backends
+from pipelines.tracking.base import TrackedRun, Tracker
 from pipelines.tracking.names import flat, metrics_of
 from pipelines.watch import Watch
 
 FOLDER = "trackers"
-
-
-class Tracker(Protocol):
-    """Receives a run's metrics."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a training step, or of an evaluation of the policy after ``step`` updates."""
-
-    def close(self) -> None:
-        """Nothing more comes from this process."""
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What a tracker is made from.
-
-    ``id`` is the same whenever the run is resumed, wherever its folder lies; ``config`` its settings by
-    dotted name. ``replaced_from``: the run was told to go on otherwise from this step, and what the
-    tracker has of this and later steps is no longer of the run; None: all it has holds.
-    """
-
-    folder: Path
-    id: str
-    config: Mapping[str, Any]
-    replaced_from: int | None = None
 
 
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipelines.stages import Ask, Metrics
-
-if TYPE_CHECKING:
-    from pipelines.live import Live
+from pipelines.stages import Ask, Live, Metrics
 
 VERSION = 3
 """Raised when the same rollouts and scores give other weights."""

@@ -13,7 +13,7 @@ from pipelines.config import resolve as parts
 from pipelines.config import settings
 from pipelines.config.resolve import find_part
 from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, Scored, read_rows
-from pipelines.live import Live
+from pipelines.live import Session
 from pipelines.model import determinism
 from pipelines.stages import make
 from pipelines.watch import Silent
@@ -109,7 +109,7 @@ def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
     monkeypatch.syspath_prepend(run.parent.parent)
     monkeypatch.setattr(determinism, "strict", lambda device: sys.modules["ownparts"].Strict())
     config = settings.load(run / "config.yaml", ["update.engine=ownparts:Own"])
-    with closing(Live(Chain(config, run), Silent(), config)) as session:
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
         assert make(session.ask(session.chain.update(1), config), session, run) == {"strict": True}
 
 
@@ -131,7 +131,7 @@ def test_a_reward_that_does_not_return_is_told_of(run, monkeypatch, caplog):
     monkeypatch.syspath_prepend(run.parent.parent)
     monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
     config = settings.load(run / "config.yaml", ["reward.function=ownparts:slow"])
-    with closing(Live(Chain(config, run), Silent(), config)) as session:
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
         session.reward(["\\boxed{1}"], [Sample("a", "1?", [], "1")], [False])
     assert "reward.function: ownparts:slow has not returned after 0 s" in caplog.text
     caplog.clear()
@@ -171,7 +171,7 @@ def test_an_evaluation_of_a_run_takes_the_engine_that_is_asked_for(finished):
         overrides=["rollout.server=http://node7:8000", "rollout.memory_fraction=0.7",
                    "rollout.tensor_parallel=2", "rollout.temperature=0.5"],
     )  # fmt: skip
-    with closing(Live(chain, Silent(), asked)) as session:
+    with closing(Session(chain, Silent(), asked)) as session:
         ours = session.config.rollout
     assert (ours.server, ours.memory_fraction, ours.tensor_parallel) == (
         "http://node7:8000",

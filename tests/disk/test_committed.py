@@ -30,7 +30,7 @@ from pipelines.disk.records import Rollout, Scored, read_rows, write_rows
 from pipelines.disk.step import MANIFEST, Step, commit, file_hash, read_manifest
 from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
-from pipelines.live import Live
+from pipelines.live import Session
 from pipelines.model.finite import first_not_finite
 from pipelines.model.load import load_policy
 from pipelines.stages import make
@@ -438,7 +438,7 @@ def test_weights_that_are_no_numbers_are_never_saved_or_loaded(run: Path, tmp_pa
     from safetensors.torch import load_file, save_file
 
     chain = chain_of(run)
-    session = Live(chain, Silent(), chain.config)
+    session = Session(chain, Silent(), chain.config)
     policy = session.policy(3)
     with torch.no_grad():
         next(policy.model.parameters()).view(-1)[3] = float("inf")

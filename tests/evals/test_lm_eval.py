@@ -26,7 +26,7 @@ from pipelines.config.settings import shipped_config
 from pipelines.disk.records import RESULTS
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
-from pipelines.live import Live
+from pipelines.live import Session
 from pipelines.model.prompts import load_processor, messages, open_image
 from pipelines.watch import Silent
 
@@ -185,7 +185,7 @@ def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
         {"pretrained": "tiny", "profile": profile, "run.threads": 1},
         gen_kwargs={"max_gen_toks": 12}, limit=3,
     )  # fmt: skip
-    session = Live(chain, Silent(), chain.config)
+    session = Session(chain, Silent(), chain.config)
     gather(chain.config, ["geo3k", "mathverse"], Silent())
     for name in ("geo3k", "mathverse"):
         cell = chain.cell(0, name)

@@ -15,7 +15,7 @@ from pipelines.chain import Chain
 from pipelines.config.schema import Config
 from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows
 from pipelines.disk.step import committed
-from pipelines.live import Live
+from pipelines.live import Session
 from pipelines.stages import make
 from pipelines.update.moments import OPTIMIZER
 from pipelines.watch import Silent
@@ -43,7 +43,7 @@ def numbers(config: Config, folder: Path) -> dict[str, Any]:
     chain, threads = Chain(config, folder), torch.get_num_threads()
     steps = (chain.rollout(1), chain.score(1), chain.update(1))
     found: dict[str, Any] = {}
-    with closing(Live(chain, Silent(), chain.config)) as session:
+    with closing(Session(chain, Silent(), chain.config)) as session:
         for one in (chain.prepare, *steps, chain.cell(1, "glyphs").results):
             with committed(one) as (out, metrics):
                 metrics |= make(session.ask(one, config), session, out)

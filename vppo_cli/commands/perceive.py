@@ -208,13 +208,13 @@ class Asked:
 
     def policy(self) -> Policy:
         """The model, loaded."""
-        from pipelines.live import Live
+        from pipelines.live import Session
         from pipelines.model.load import load_policy
         from pipelines.watch import Silent
 
         if self._chain is None:
             return load_policy(self.config)
-        return Live(self._chain, Silent(), self.config).policy(self._step).spread()
+        return Session(self._chain, Silent(), self.config).policy(self._step).spread()
 
 
 def _one(
