@@ -39,7 +39,7 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
         "update.entropy_estimator=exact", "update.entropy_penalty=0.1", "update.tis_cap=1.0001",
         "update.overlong_cache=40", "update.mask_truncated=true", "update.beta_min=0.5",
     ),
-    "reference": ("mode=reference", "update.micro_batch_prompts=3", "update.entropy_penalty=0.06"),
+    "published": ("mode=published", "update.micro_batch_prompts=3", "update.entropy_penalty=0.06"),
     "dapo": (
         "score.estimator=log_ratio", "score.perturbation=gaussian_blur", "update.objective=dapo",
         "model.shared_prefix=false",

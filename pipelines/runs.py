@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def run_of(config: Config) -> tuple[Path, str]:
         UserError: the settings of a folder that may be theirs cannot be read.
     """
     free, others = None, []
-    for digits in DIGITS:
-        folder = runs_folder() / settings.run_name(config, digits)
+    for mode, digits in product(settings.OLD_MODES, DIGITS):
+        folder = runs_folder() / settings.run_name(config, digits, mode)
         if not (folder / CONFIG).is_file():
             free = free or (folder if digits != 4 else None)
         elif same_settings(config, read_config(folder)):
@@ -109,7 +110,7 @@ def same_settings(asked: Config, stored: Config) -> bool:
 
 def read_config(run: Path) -> Config:
     """The settings the run was last asked for; see ``config_file``."""
-    return settings.load(config_file(run))
+    return settings.load(config_file(run), stored=True)
 
 
 def config_file(run: Path) -> Path:
@@ -134,7 +135,7 @@ def config_file(run: Path) -> Path:
                 str(path), f"is not whole: {len(missing)} settings are missing ({some}).", again
             )
     elif first.decode(errors="replace").split()[2:3] != [_text_hash(rest)]:
-        settings.load(path)  # which names the line, where it makes no sense in itself
+        settings.load(path, stored=True)  # which names the line, where it makes no sense in itself
         raise UserError(
             str(path), "was changed or cut short since it was written.",
             f"{again}; or, if it was changed on purpose and is whole, remove its first line.",

@@ -1,6 +1,7 @@
 """Which folder a run's settings have: theirs alone, whatever else is there."""
 
 import pytest
+import yaml
 from command_line import given, vppo
 
 from pipelines import runs
@@ -86,3 +87,14 @@ def test_models_alone_keep_folders_of_four_digits(config, tmp_path):
     assert runs.models_folder("/a/model") == new
     runs.write_config(old, settings.load(None, ["model.path=/a/model"]))
     assert runs.models_folder("/a/model") == old
+
+
+def test_a_run_that_began_as_reference_is_found_by_its_settings(config):
+    """Hashes once held the mode: two names for the same settings."""
+    old = runs.runs_folder() / settings.run_name(config, mode="reference")
+    assert old.name != settings.run_name(config)
+    old.mkdir(parents=True)
+    values = config.model_dump(mode="json") | {"mode": "reference"}
+    (old / runs.CONFIG).write_text(yaml.safe_dump(values))
+    assert runs.run_of(config) == (old, "")
+    assert runs.read_config(old) == config

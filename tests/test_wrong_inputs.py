@@ -102,7 +102,7 @@ SETTINGS = [
          {"my.yaml": b"\xff\xfe\x00"}),
     Case("bases in a circle", "train --config a.yaml", ("goes round in a circle",),
          {"a.yaml": b"base: b.yaml\n", "b.yaml": b"base: a.yaml\n"}),
-    Case("unknown mode", "train --set mode=papre", ("mode", "'papre'", "'paper'")),
+    Case("unknown mode", "train --set mode=papre", ("mode", "'papre'", "'exact'")),
     Case("unknown stage", "train --stage scoer",
          ("--stage scoer", "no such stage", "Did you mean score?", "rollout")),
     Case("steps of all stages", "train --steps 1..2", ("--steps", "--stage")),

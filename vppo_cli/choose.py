@@ -65,7 +65,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
         path, note = runs.run_of(asked)
     else:
         path = runs.find_run(name)
-        asked = settings.load(config or runs.config_file(path), overrides)
+        asked = settings.load(config or runs.config_file(path), overrides, stored=config is None)
     canonical(asked.eval.benchmarks)
     stored = asked
     if (path / runs.CONFIG).is_file():

@@ -471,13 +471,14 @@ class StagesConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"run"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"run", "mode"})
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """What the run's folder is called, followed by a hash of the settings."""
-    mode: Literal["paper", "reference"] = "paper"
-    """``paper``: the method as published, exact. ``reference``: the public code's approximations, for
-    comparison; sets the fields listed in ``pipelines.config.settings.MODES`` unless they are given."""
+    mode: Literal["exact", "published"] = "exact"
+    """``exact``: full-vocabulary KL, one mask per prompt, statistics over the whole update batch.
+    ``published``: as the authors' code computes it. A name for the settings listed in
+    ``pipelines.config.settings.MODES``, which it sets unless they are given; it decides nothing itself."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seeds every random draw of the run."""
     data: DataConfig = DataConfig()

@@ -22,13 +22,13 @@ from pipelines.config.schema import Config
 from pipelines.errors import UserError
 
 MODES: dict[str, dict[str, Any]] = {
-    "paper": {
+    "exact": {
         "score.estimator": "kl",
         "score.perturbation": "patch_black",
         "score.mask_per": "prompt",
         "update.shaping_statistics": "batch",
     },
-    "reference": {
+    "published": {
         "score.estimator": "k3",
         "score.perturbation": "raw_black",
         "score.mask_per": "response",
@@ -38,6 +38,9 @@ MODES: dict[str, dict[str, Any]] = {
     },
 }
 """What each ``mode`` sets; documented in docs/method.md."""
+
+OLD_MODES = ("paper", "reference")
+"""What modes were called once: a file that names one was written by an earlier version."""
 
 DEFAULT_CONFIG = "tiny.yaml"
 
@@ -157,6 +160,7 @@ def load(
     overrides: Sequence[str] = (),
     *,
     base: Mapping[str, Any] | None = None,
+    stored: bool = False,
 ) -> Config:
     """Read a config file (default: the embedded one), then apply ``key=value`` overrides.
 
@@ -164,6 +168,7 @@ def load(
         path: a YAML file; a bare name such as ``ci.yaml`` is also looked for among the shipped ones.
         overrides: ``section.key=value`` with the value in YAML.
         base: settings to start from instead of a file (nested, as ``Config.model_dump`` gives).
+        stored: the file is a run's own, which an earlier version may have written.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, a value is not allowed; the
@@ -174,7 +179,7 @@ def load(
         for key, value in _flatten(base):
             layer.put(key, value, key)
     else:
-        layer = _read_file(path or shipped_config(DEFAULT_CONFIG), ())
+        layer = _read_file(path or shipped_config(DEFAULT_CONFIG), (), stored)
     asked = _Layer()
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -191,13 +196,35 @@ def load(
 
 
 def _with_mode(layer: _Layer) -> _Layer:
+    """The layer over what its mode sets.
+
+    Raises:
+        UserError: it names a mode of earlier versions.
+    """
     preset = _Layer()
+    if (old := layer.values.get("mode")) in OLD_MODES:
+        raise UserError(
+            layer.places["mode"], f"{old!r} is called otherwise now.",
+            "mode: exact is our own variant (paper, earlier); mode: published is what the authors ran "
+            "(more of it than reference was).",
+        )  # fmt: skip
     for key, value in MODES.get(str(layer.values.get("mode")), {}).items():
         preset.put(key, value, f"mode {layer.values['mode']}, {key}")
     return layer.over(preset)
 
 
-def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
+def _migrated(layer: _Layer) -> _Layer:
+    """The settings of a run's own file, where an earlier version wrote it, as they are called now.
+
+    Such a file has every setting of its time, and those of today that it lacks are as all runs had them
+    then (``introduced``). So its mode, which is but a name for some of them, sets nothing.
+    """
+    if layer.values.get("mode") in OLD_MODES:
+        layer.values["mode"] = "exact"
+    return layer
+
+
+def _read_file(path: Path, seen: tuple[Path, ...], stored: bool = False) -> _Layer:
     found = next((p for p in (path, shipped_config(path.name)) if _is_file(p)), None)
     place = shortened(str(path))
     if found is None:
@@ -235,7 +262,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> _Layer:
     base = values.pop("base", None)
     for key, value in _flatten(values):
         layer.put(key, value, f"{path}, line {lines.get(key, 1)}, {key}")
-    layer = _with_mode(layer)
+    layer = _with_mode(_migrated(layer) if stored else layer)
     if base is not None:
         return layer.over(_read_file(found.parent / str(base), (*seen, found)))
     return layer
@@ -246,7 +273,7 @@ def not_given(path: Path) -> list[str]:
 
     But those that are younger than keys (``introduced``): files from before cannot have them.
     """
-    given = _read_file(path, ()).values
+    given = _read_file(path, (), stored=True).values
     return [name for name, _ in setting_names() if name not in given and not _is_young(name)]
 
 
@@ -377,12 +404,17 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def config_hash(config: Config) -> str:
-    """Hash of every setting that decides a result (hex, 64 digits)."""
-    text = json.dumps(config.keyed(""), sort_keys=True)
+def config_hash(config: Config, mode: str = "paper") -> str:
+    """Hash of every setting that decides a result (hex, 64 digits).
+
+    Args:
+        mode: one of ``OLD_MODES``, which hashes once held: all runs have the first, but those that an
+            earlier version began as ``reference``.
+    """
+    text = json.dumps({"mode": mode, **config.keyed("")}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run_name(config: Config, digits: int = 8) -> str:
-    """``tiny-7f3a19c2``: the config's name and the first digits of its hash."""
-    return f"{config.name}-{config_hash(config)[:digits]}"
+def run_name(config: Config, digits: int = 8, mode: str = "paper") -> str:
+    """``tiny-7f3a19c2``: the config's name and the first digits of its hash; ``mode`` as there."""
+    return f"{config.name}-{config_hash(config, mode)[:digits]}"

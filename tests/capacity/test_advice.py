@@ -163,7 +163,7 @@ def test_the_readmes_own_example_can_be_made_to_fit(tmp_path):
 
 def test_what_a_micro_batch_decides_is_left_alone():
     config = settings.load(
-        Path("qwen2_5_vl_7b.yaml"), ["mode=reference", "update.micro_batch_tokens=null"]
+        Path("qwen2_5_vl_7b.yaml"), ["mode=published", "update.micro_batch_tokens=null"]
     )
     run = Run(config, KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"], GPUS["H100"], 8)
     found = advice(run)

@@ -77,8 +77,8 @@ def test_a_config_cannot_be_changed():
 # --- modes ----------------------------------------------------------------------------------------
 
 
-def test_reference_mode_sets_the_approximations_of_the_public_code():
-    config = settings.load(None, ["mode=reference"])
+def test_published_mode_sets_what_the_authors_code_does():
+    config = settings.load(None, ["mode=published"])
     assert config.score.estimator == "k3"
     assert config.score.perturbation == "raw_black"
     assert config.score.mask_per == "response"
@@ -88,24 +88,51 @@ def test_reference_mode_sets_the_approximations_of_the_public_code():
 
 
 def test_what_a_layer_says_itself_beats_its_mode(tmp_path):
-    path = write(tmp_path, "a.yaml", "mode: reference\nscore:\n  estimator: jsd\n")
+    path = write(tmp_path, "a.yaml", "mode: published\nscore:\n  estimator: jsd\n")
     config = settings.load(path)
     assert (config.score.estimator, config.score.mask_per) == ("jsd", "response")
-    config = settings.load(None, ["mode=reference", "score.estimator=kl"])
+    config = settings.load(None, ["mode=published", "score.estimator=kl"])
     assert (config.score.estimator, config.score.mask_per) == ("kl", "response")
 
 
 def test_a_mode_beats_the_layers_below(tmp_path):
     path = write(tmp_path, "a.yaml", "score:\n  estimator: jsd\n")
-    assert settings.load(path, ["mode=reference"]).score.estimator == "k3"
+    assert settings.load(path, ["mode=published"]).score.estimator == "k3"
 
 
-def test_paper_mode_takes_the_approximations_back(tmp_path):
-    # What is recorded as the paper's method must be it, whatever file it started from.
-    path = write(tmp_path, "a.yaml", "mode: reference\n")
-    config = settings.load(path, ["mode=paper"])
+def test_exact_mode_takes_it_all_back(tmp_path):
+    # What is recorded as exact must be it, whatever file it started from.
+    path = write(tmp_path, "a.yaml", "mode: published\n")
+    config = settings.load(path, ["mode=exact"])
     assert config.score == Config().score
     assert config.update.shaping_statistics == "batch"
+
+
+def test_a_mode_is_but_a_name(tmp_path):
+    config = settings.load(None, ["mode=published"])
+    named = config.model_copy(update={"mode": "exact"})
+    assert settings.config_hash(named) == settings.config_hash(config)
+    keys = [[step.key for step in Chain(one, tmp_path).all()] for one in (named, config)]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+def test_a_mode_of_earlier_versions_is_refused_with_the_new_names(tmp_path, mode):
+    path = write(tmp_path, "a.yaml", f"seed: 1\nmode: {mode}\n")
+    for given in ((path, []), (None, [f"mode={mode}"])):
+        with pytest.raises(UserError, match=r"mode: exact .* mode: published") as error:
+            settings.load(*given)
+        assert mode in str(error.value)
+        assert ("line 2" in str(error.value)) == (given[0] is not None)
+
+
+def test_a_runs_own_file_of_an_earlier_version_keeps_what_it_says(tmp_path):
+    values = settings.load(None).model_dump(mode="json")
+    values["score"]["estimator"] = "k3"
+    for mode in settings.OLD_MODES:
+        path = write(tmp_path, "a.yaml", yaml.safe_dump(values | {"mode": mode}))
+        config = settings.load(path, stored=True)
+        assert config == settings.load(None, ["score.estimator=k3"])
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -328,7 +355,7 @@ def test_every_shipped_config_parses(path):
 
 def test_dump_and_load_are_inverse(tmp_path):
     config = settings.load(
-        None, ["mode=reference", "data.columns={problem: q}", "update.tis_cap=2", "seed=4"]
+        None, ["mode=published", "data.columns={problem: q}", "update.tis_cap=2", "seed=4"]
     )
     path = write(tmp_path, "config.yaml", settings.dump(config))
     assert settings.load(path) == config

@@ -28,7 +28,7 @@ def config(
     from vppo_cli.screen import display
 
     file = config or (runs.config_file(runs.find_run(run)) if run else None)
-    values = load(file, settings or [])
+    values = load(file, settings or [], stored=config is None and run is not None)
     names = [
         (name, about) for name, about in setting_names()
         if section in (None, name) or name.startswith(f"{section}.")
