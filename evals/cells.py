@@ -8,7 +8,7 @@ from pathlib import Path
 from evals.benchmarks.questions import questions_step
 from evals.benchmarks.table import OWN
 from evals.profiles import Evaluation, evaluation
-from pipelines.chain import EVALUATIONS, JOURNALS, RESULTS, Chain, shape_of
+from pipelines.chain import EVALUATIONS, JOURNALS, RESULTS, SHOWN, Chain, shape_of
 from pipelines.config.schema import Config
 from pipelines.disk.step import Step
 
@@ -42,6 +42,8 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> EvalTask:
     questions = chain.prepare if own else questions_step(benchmark, config)
     inputs = {"policy": chain.policy_key(step), "questions": questions.key}
     parent, version = chain.run / EVALUATIONS / f"{step:04d}", chain.versions["sampling"]
+    shown = {} if own or how.profile != "matched" else chain.config.holds(*SHOWN)
+    sampler = sampler | shown  # own questions have it in theirs
     sampling = how.sampling_settings() | sampler
     sampled = Step(benchmark, step, parent / JOURNALS, version, sampling, inputs)
     results = Step(

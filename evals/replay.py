@@ -39,13 +39,16 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
         "update.entropy_estimator=exact", "update.entropy_penalty=0.1", "update.tis_cap=1.0001",
         "update.overlong_cache=40", "update.mask_truncated=true", "update.beta_min=0.5",
     ),
-    "published": ("mode=published", "update.micro_batch_prompts=3", "update.entropy_penalty=0.06"),
+    "published": (
+        "mode=published", "published.mini_batch_responses=null", "published.micro_batch_responses=24",
+        "update.micro_batch_prompts=3", "update.entropy_penalty=0.06",
+    ),
     "dapo": (
         "score.estimator=log_ratio", "score.perturbation=gaussian_blur", "update.objective=dapo",
         "model.shared_prefix=false",
     ),
     "grpo": (
-        "score.estimator=top1_drop", "score.perturbation=grey", "update.objective=grpo",
+        "score.estimator=argmax_drop", "score.perturbation=grey", "update.objective=grpo",
         "update.gradient_checkpointing=true",
     ),
     "vppo-tgf": (

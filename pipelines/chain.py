@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import stage as checkpoint
-from pipelines.config.schema import Config, Section
+from pipelines.config.schema import Config
 from pipelines.config.settings import shipped_config
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.disk.part_sources import PartSources
@@ -41,11 +41,18 @@ VERSIONS = {name: stage.VERSION for name, stage in CODE.items()} | {
 SETTINGS: dict[str, tuple[str, ...]] = {name: stage.READS for name, stage in CODE.items()}
 """The settings that a stage has in its key, and that it may be given anew."""
 
+SHOWN = ("published.resize_first", "published.strip_question")
+"""How questions are shown besides what ``data`` says (pipelines/model/prompts.py)."""
+
 OF_ONES_OWN = 0
 """The version of a stage of one's own: its source is in the key."""
 
 TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading")
 """Stages by what they make: a policy, and what is said of it."""
+
+EMBEDDED = {"score": 3, "update": 3}
+"""Stages whose later versions differ for questions without an image alone, which the embedded data has
+none of: their versions there."""
 
 ALWAYS_RIGHT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 """Model types whose results never depended on how a model is computed (``VERSIONS["way"]``)."""
@@ -56,6 +63,11 @@ RESULTS = 100
 JOURNALS = "journals"
 EVALUATIONS = "eval"
 """The folder of a run's evaluations."""
+
+
+def versions_of(config: Config) -> dict[str, int]:
+    """Of the code that makes these stages now."""
+    return VERSIONS | (EMBEDDED if config.data.source == "glyphs" else {})
 
 
 class Chain:
@@ -71,7 +83,7 @@ class Chain:
         self, config: Config, run: Path, versions: Mapping[str, int] | None = None
     ) -> None:
         self.config, self.run = config, run
-        self.versions = dict(versions or VERSIONS)
+        self.versions = dict(versions or versions_of(config))
         check_places(config)
         self.sources = PartSources(run)
         self.prepare = self._step("prepare", None, run, _sources(config), {})
@@ -189,10 +201,7 @@ class Chain:
             self._updates.append(update)
 
     def _training(self, name: str, index: int, parent: Path, inputs: dict[str, str]) -> Step:
-        settings: dict[str, Any] = {}
-        for section in CODE[name].READS:
-            value = getattr(self.config, section)
-            settings |= value.keyed(section) if isinstance(value, Section) else {section: value}
+        settings = self.config.holds(*CODE[name].READS)
         settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
         shape = shape_of(self.config) | getattr(self.config, name).shape(name)
         return self._step(name, index, parent, settings, inputs, shape)
@@ -227,7 +236,7 @@ def _sources(config: Config) -> dict[str, Any]:
 
     So a changed file makes the run stale, and a moved one does not.
     """
-    settings = config.data.keyed("data") | _model(config)
+    settings = config.holds("data", *SHOWN) | _model(config)
     for name in ("data.source", "data.validation_source"):
         where = settings[name]
         if where not in (None, "glyphs"):

@@ -43,13 +43,13 @@ from pipelines.watch import Watch
 
 def _here(run: Config, asked: Config) -> Config:
     """The run's settings, but for device, reward, graders and engine, which are as asked for now."""
-    engine = {name: getattr(asked.rollout, name) for name in ("engine", *asked.rollout.unkeyed)}
-    return run.model_copy(
-        update={
-            "run": asked.run, "reward": asked.reward,
-            "rollout": run.rollout.model_copy(update=engine),
-        }
-    )  # fmt: skip
+    engine = (f"rollout.{name}" for name in ("engine", *asked.rollout.unkeyed))
+    return run.with_those_of(asked, ("run", "reward", "published.choice_rule", *engine))
+
+
+def _of_updates(config: Config) -> tuple[Any, ...]:
+    """What a trainer is made from; of ``published`` other fields are the run's in any case."""
+    return config.update, config.published
 
 
 class Session:
@@ -80,7 +80,10 @@ class Session:
     @cached_property
     def reward(self) -> RewardFunction:
         settings = self.config.reward
-        return make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
+        return make_reward(
+            settings.function, settings.grader, settings.deadline, settings.workers,
+            choice_rule=self.config.published.choice_rule,
+        )  # fmt: skip
 
     @cached_property
     def graders(self) -> GraderPool:
@@ -145,7 +148,7 @@ class Session:
         """
         self.policy(step - 1)
         self._rest()
-        if config.update != self.config.update:
+        if _of_updates(config) != _of_updates(self.config):
             self._adopt(config)
         trainer, policy = self.trainer(), self._policy
         assert policy is not None
@@ -160,8 +163,8 @@ class Session:
                 f"Lower update.learning_rate ({update.learning_rate:g}) or update.weight_decay "
                 f"({update.weight_decay:g}), or look at the rewards; what was committed is kept.",
             ) from error  # fmt: skip
-        asked, ours = ((c.update, c.stages.update) for c in (config, self.config))
-        self._version = step if asked == ours else -1
+        same = _of_updates(config) == _of_updates(self.config)
+        self._version = step if same and config.stages.update == self.config.stages.update else -1
 
     def _rest(self) -> None:
         """Leave the GPU's memory to what comes."""
@@ -255,7 +258,6 @@ class Session:
         index, chain = step.index or 0, self.chain
         if is_evaluation(step):
             return Ask("eval", step.name, index, config, {}, self.watch)
-        own = {name: getattr(config, name) for name in (*SETTINGS[step.name], "stages")}
         inputs = {"prepare": chain.prepare} if index else {}
         if step.name == "rollout" and index > 1:
             inputs["previous"] = chain.rollout(index - 1)
@@ -266,7 +268,7 @@ class Session:
         if step.name == "score" and index > 1 and is_there(chain.score(1).path):
             inputs |= {"first rollout": chain.rollout(1), "first score": chain.score(1)}
         folders = {name: self._made(made) for name, made in inputs.items()}
-        config = self.config.model_copy(update=own)
+        config = self.config.with_those_of(config, (*SETTINGS[step.name], "stages"))
         return Ask(step.name, step.name, index, config, folders, self.watch)
 
     def _made(self, step: Step) -> Path:

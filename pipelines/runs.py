@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipelines.chain import ANSWERS, OF_ONES_OWN, RESULTS, TRAINING, VERSIONS, Chain
+from pipelines.chain import ANSWERS, OF_ONES_OWN, RESULTS, TRAINING, Chain, versions_of
 from pipelines.config import settings
 from pipelines.config.hub import as_begun
 from pipelines.config.schema import Config
@@ -272,11 +272,12 @@ def as_made(config: Config, run: Path, *stages: str) -> Chain:
     Args:
         stages: of ``VERSIONS``, those that are taken as they were made; others are today's.
     """
-    made = {name: _made(run.glob(f"steps/0001/{name}-*"), VERSIONS[name]) for name in TRAINING}
-    today = RESULTS * VERSIONS["sampling"] + VERSIONS["grading"]
+    now = versions_of(config)
+    made = {name: _made(run.glob(f"steps/0001/{name}-*"), now[name]) for name in TRAINING}
+    today = RESULTS * now["sampling"] + now["grading"]
     answers = divmod(_made(run.glob("eval/*/*-*"), today), RESULTS)
     made |= dict(zip(ANSWERS, answers, strict=True))
-    return Chain(config, run, VERSIONS | {name: made[name] for name in stages})
+    return Chain(config, run, now | {name: made[name] for name in stages})
 
 
 def _made(folders: Iterable[Path], today: int) -> int:
@@ -290,11 +291,11 @@ def _made(folders: Iterable[Path], today: int) -> int:
 
 def outdated(chain: Chain) -> str:
     """Stages that another version of the code made, all of whose steps are to be made again; or ""."""
-    made = as_made(chain.config, chain.run, *TRAINING).versions
+    made, now = as_made(chain.config, chain.run, *TRAINING).versions, versions_of(chain.config)
     return ", ".join(
-        f"{name} (version {made[name]} -> {VERSIONS[name]})"
+        f"{name} (version {made[name]} -> {now[name]})"
         for name in TRAINING
-        if made[name] != VERSIONS[name]
+        if made[name] != now[name]
     )
 
 

@@ -11,7 +11,7 @@ Axes, the last letters of a tensor's name:
 Whatever stands where ``mask_BT`` is 0 is never read by a mean or a ranking. A mask may be of any
 dtype. Reductions run in float32 or wider.
 
-"Reference" is the authors' public code, which differs from the paper where a docstring says so.
+"The authors' code" is the public one, which differs from the paper where a docstring says so.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def k3(logp: Tensor, logp_other: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(p || q) from tokens sampled from p, elementwise.
 
-    d = log q - log p, clamped to [-20, 20]; k3 = e^d - d - 1, clamped to [0, 10], as in the
-    reference. It reaches the upper clamp at d = 2.61 but only at d = -11.0.
+    d = log q - log p, clamped to [-20, 20]; k3 = e^d - d - 1, clamped to [0, 10], as in the authors'
+    code. It reaches the upper clamp at d = 2.61 but only at d = -11.0.
 
     Args:
         logp: log p of the sampled tokens, any shape.
@@ -102,7 +102,7 @@ def shaping_weights_from(
 
     alpha = beta_min + (beta_max - beta_min) z with beta_max = beta_min + (1 - beta_min) / mean(z).
     Where high - low < ``eps`` every response depends on the image alike, and alpha is 1. Where
-    mean(z) is 0, every z is 0 and alpha is beta_min (a micro-batch in the reference can be so).
+    mean(z) is 0, every z is 0 and alpha is beta_min (a micro-batch can be so).
 
     Args:
         dependency_B: S-bar.
@@ -125,14 +125,14 @@ def shaping_weights(dependency_B: Tensor, beta_min: float = 0.9, eps: float = 1e
     return shaping_weights_from(dependency_B, low, high, mean_z, beta_min, eps)
 
 
-def shaping_weights_reference(
+def shaping_weights_published(
     dependency_B: Tensor,
     minibatch_ids_B: Tensor,
     microbatch_ids_B: Tensor,
     beta_min: float = 0.9,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Weights alpha_B as the reference takes them, so dependent on the batching.
+    """Weights alpha_B as the authors' code takes them, so dependent on the batching.
 
     Minimum and maximum are of a device's mini-batch, mean(z) of a micro-batch: mean(alpha) is 1
     within every micro-batch that holds a z above 0.
@@ -286,7 +286,7 @@ def average_loss(
     """One number from the tokens' losses -> scalar.
 
     ``token``: sum(loss * keep * mask) / sum(mask): the mean over ALL response tokens; what the
-    filter drops counts as 0 (reference, and DAPO). ``sequence``: the mean over responses of
+    filter drops counts as 0 (authors' code, and DAPO). ``sequence``: the mean over responses of
     sum(loss * keep * mask) / length (paper eq. 6, and GRPO).
 
     Args:
@@ -330,7 +330,7 @@ ENTROPY_PENALTIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """(logp_BT, entropy_BT) -> penalty_BT, to be averaged over ALL response tokens, multiplied by a
 positive coefficient and added to the loss: it lowers the entropy.
 
-``sampled`` is the reference's -log p of the sampled tokens. Its value estimates the entropy, but
+``sampled`` is, as in the authors' code, -log p of the sampled tokens. Its value estimates the entropy, but
 its on-policy gradient is 0 in expectation (E[grad log p] = 0): what is left is noise. ``exact`` is
 the entropy over the whole vocabulary, with its true gradient."""
 

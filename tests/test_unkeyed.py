@@ -39,8 +39,12 @@ APART = {
 """The same of settings that no kernel sees, tried all at once."""
 
 
-DECIDES = "update.micro_batch_prompts"
-"""Left out of keys unless ``shaping_statistics`` is ``micro_batch``."""
+PUBLISHED = (
+    "mode=published",
+    "published.mini_batch_responses=8",
+    "published.micro_batch_responses=4",
+)
+"""Of 16 responses."""
 
 
 def unkeyed(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
@@ -93,16 +97,21 @@ def test_it_changes_nothing_but_last_bits(step, setting):
     assert differences(step("mode=exact"), step("mode=exact", changed)) == []
 
 
-@pytest.mark.parametrize("mode", ["exact", "published"])
+@pytest.mark.parametrize("mode", [("mode=exact",), PUBLISHED], ids=["exact", "published"])
 def test_what_no_kernel_sees_changes_nothing(step, mode):
     changed = [f"{name}={value}" for name, value in APART.items()]
-    if mode == "published":  # all at once
-        changed += [f"{name}={value}" for name, value in OTHERWISE.items() if name != DECIDES]
-    assert differences(step(f"mode={mode}"), step(f"mode={mode}", *changed)) == []
+    if mode == PUBLISHED:  # all at once
+        changed += [f"{name}={value}" for name, value in OTHERWISE.items()]
+    assert differences(step(*mode), step(*mode, *changed)) == []
+
+
+def test_passes_decide_nothing_as_published(step):
+    changed = "update.micro_batch_prompts=1"
+    assert differences(step(*PUBLISHED), step(*PUBLISHED, changed)) == []
 
 
 def test_a_setting_that_decides_is_seen(step):
-    # In published mode micro-batches decide the shaping weights, and so are part of the key.
-    found = differences(step("mode=published"), step("mode=published", f"{DECIDES}=1"))
+    # The sizes that shaping is by: in keys, counted in responses.
+    found = differences(step(*PUBLISHED), step(*PUBLISHED, "published.micro_batch_responses=2"))
     assert {"update metrics", "weights", "moments"} <= set(found)
     assert not {"rollouts", "scores", "rollout metrics"} & set(found)

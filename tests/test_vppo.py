@@ -120,13 +120,13 @@ def test_shaping_weights_from_a_mean_of_zero_are_beta_min():
     close(vppo.shaping_weights_from(torch.tensor([1.0]), 1.0, 5.0, 0.0), [0.9])
 
 
-def test_shaping_weights_reference_by_hand():
+def test_shaping_weights_published_by_hand():
     # Mini-batch 0 holds (1, 2, 5, 3): range 1..5, z = (0, 1/4, 1, 1/2).
     #   Micro-batch 0 (1, 2): mean z = 1/8; alpha = 0.9 + 0.1 * 8 z = (0.9, 1.1).
     #   Micro-batch 1 (5, 3): mean z = 3/4; alpha = 0.9 + 0.1 * 4/3 z = (1.033333, 0.966667).
     # Mini-batch 1 holds (10, 20): z = (0, 1), in micro-batches of one.
     #   (10): mean z = 0; alpha = 0.9.     (20): mean z = 1; alpha = 1.
-    alpha = vppo.shaping_weights_reference(
+    alpha = vppo.shaping_weights_published(
         torch.tensor([1.0, 2.0, 5.0, 3.0, 10.0, 20.0]),
         torch.tensor([0, 0, 0, 0, 1, 1]),
         torch.tensor([0, 0, 1, 1, 0, 1]),
@@ -134,11 +134,11 @@ def test_shaping_weights_reference_by_hand():
     close(alpha, [0.9, 1.1, 1.033333, 0.966667, 0.9, 1.0], 1e-5)
 
 
-def test_shaping_weights_reference_with_one_batch_is_the_papers():
+def test_shaping_weights_published_with_one_batch_is_the_papers():
     dependency = torch.tensor([0.1, 0.7, 0.2, 0.3])
     one = torch.zeros(4, dtype=torch.long)
     close(
-        vppo.shaping_weights_reference(dependency, one, one),
+        vppo.shaping_weights_published(dependency, one, one),
         vppo.shaping_weights(dependency).tolist(),
     )
 

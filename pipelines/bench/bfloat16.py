@@ -103,8 +103,8 @@ def scoring(
     ]
     logp_N, kl_N = (torch.cat([getattr(p, name) for p in parts]) for name in ("logp", "kl"))
     assert whole.kl is not None
-    together = scored_rows(config, 1, groups, whole, whole.kl)
-    alone = scored_rows(config, 1, groups, replace(whole, logp=logp_N, kl=kl_N), kl_N)
+    together = scored_rows(config, 1, groups, owners, whole, whole.kl)
+    alone = scored_rows(config, 1, groups, owners, replace(whole, logp=logp_N, kl=kl_N), kl_N)
     kept = [
         (a, b)
         for row, other in zip(together, alone, strict=True)

@@ -151,8 +151,8 @@ Made by `{command}`.
 |---|---|---|---|
 {estimators}
 
-`kl` is exact over the vocabulary (paper eq. 3), `k3` the reference code's estimate from the sampled
-token, `random` and `oracle` are the floor and the ceiling.
+`kl` is exact over the vocabulary (paper eq. 3), `k3` the estimate that the authors ran, from the sampled
+token, `random` draws its scores, and `oracle` is the truth itself.
 
 ## Perturbations, with exact KL
 
@@ -160,7 +160,7 @@ token, `random` and `oracle` are the floor and the ceiling.
 |---|---|---|---|
 {perturbations}
 
-`raw_black` blackens 14-pixel squares of the raw image, as the reference code does. The embedded images are
+`raw_black` blackens 14-pixel squares of the raw image, as the authors' code does. The embedded images are
 not resized and the tiny model's patches are 14 pixels, so here it is the same mask; elsewhere it is not.
 """
 

@@ -218,16 +218,10 @@ def _update(run: Run) -> Iterator[Settings]:
     """Smaller passes before recomputation, which costs a third more time; both where one is not enough."""
     update, key = run.config.update, "update.micro_batch_prompts"
     again: Settings = {"update.gradient_checkpointing": not update.gradient_checkpointing}
-    decides = "micro_batch_prompts" not in update.left_out()
-    if decides:  # then passes are cut by tokens: a group alone
-        key = "update.micro_batch_tokens"
     yield {}
     for more in ({}, again):
         yield from (more,) if more else ()
-        if decides:
-            yield more | {key: 1}
-        else:
-            yield from _smaller(run, "update", key, update.micro_batch_prompts, more)
+        yield from _smaller(run, "update", key, update.micro_batch_prompts, more)
 
 
 def _smaller(

@@ -12,6 +12,7 @@ manifest: they move last bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -34,16 +35,12 @@ class Section(BaseModel):
     """Fields that keys did not hold from the first -> the value that all had before. At this value they
     are left out of the key, so that folders made before keep theirs; it never changes."""
 
-    def left_out(self) -> frozenset[str]:
-        """The fields that are no part of a key; with some values of others, fewer than ``unkeyed``."""
-        return self.unkeyed
-
     def keyed(self, prefix: str) -> dict[str, Any]:
         """The fields that decide results, flattened to ``{"score.keep_fraction": 0.4}``."""
         flat: dict[str, Any] = {}
         for name in type(self).model_fields:
             value, key = getattr(self, name), f"{prefix}.{name}" if prefix else name
-            if name in self.left_out():
+            if name in self.unkeyed:
                 continue
             if name in self.introduced and value == self.introduced[name]:
                 continue
@@ -225,16 +222,17 @@ class ScoreConfig(Section):
     shapes: ClassVar[frozenset[str]] = unkeyed - {"looks"}
 
     estimator: str = "kl"
-    """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (the reference code's, from the sampled
-    token), ``jsd``, ``log_ratio``, ``top1_drop``, ``entropy``, ``random``, ``oracle`` (embedded data)."""
+    """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (authors' code: of the sampled token),
+    ``jsd``, ``log_ratio``, ``top1_drop`` (of the sampled token's probability; paper appendix G),
+    ``argmax_drop`` (of the likeliest token's), ``entropy``, ``random``, ``oracle`` (embedded data)."""
     perturbation: str = "patch_black"
-    """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (the reference
-    code's: 14-pixel squares of the raw image, before the processor resizes it), or an import path
+    """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (authors' code:
+    14-pixel squares of the image, before the processor resizes it), or an import path
     (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened. Paper: 0.5."""
     mask_per: Literal["prompt", "response"] = "prompt"
-    """One perturbed image shared by a prompt's responses, or one for each (the reference code)."""
+    """One perturbed image shared by a prompt's responses, or one for each (authors' code)."""
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
     batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
@@ -246,6 +244,15 @@ class ScoreConfig(Section):
     looks: int = Field(default=4, ge=0, le=MOST_ROWS)
     """Groups of each step kept to be looked at, with their images as PNG and what else each token could
     have been (looks.parquet, for vppo report); 0 keeps none."""
+
+    def keyed(self, prefix: str) -> dict[str, Any]:
+        """As every section, but for an estimator whose name meant another one once."""
+        flat = super().keyed(prefix)
+        name = f"{prefix}.estimator"
+        flat[name] = {
+            "argmax_drop": "top1_drop", "top1_drop": "top1_drop of the sampled token",
+        }.get(self.estimator, self.estimator)  # fmt: skip
+        return flat
 
 
 class UpdateConfig(Section):
@@ -261,13 +268,6 @@ class UpdateConfig(Section):
         }
     )
     shapes: ClassVar[frozenset[str]] = unkeyed
-    introduced: ClassVar[dict[str, Any]] = {"micro_batch_prompts": 16}
-
-    def left_out(self) -> frozenset[str]:
-        """All of ``unkeyed``, but for micro-batches whose statistics shape the advantages."""
-        own = ":" in self.objective  # it may look at micro-batches whatever the statistics
-        decides = own or self.shaping_statistics == "micro_batch"
-        return self.unkeyed - {"micro_batch_prompts"} if decides else self.unkeyed
 
     engine: str = "torch"
     """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
@@ -300,8 +300,7 @@ class UpdateConfig(Section):
     """Groups per optimizer step (the update batch). Paper: 128."""
     micro_batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
-    same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md); with
-    ``shaping_statistics: micro_batch`` it decides the shaping weights."""
+    same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md)."""
     micro_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
     same work; none: only ``micro_batch_prompts`` counts."""
@@ -317,16 +316,17 @@ class UpdateConfig(Section):
     dual_clip: float = Field(default=3.0, gt=1)
     """For negative advantages the loss is bounded at this multiple (dual-clip PPO)."""
     loss_average: Literal["token", "sequence"] = "token"
-    """Mean over all response tokens of the batch (reference code), or per response first (eq. 6)."""
+    """Mean over all response tokens of the batch (authors' code), or per response first (eq. 6)."""
     beta_min: float = Field(default=0.9, gt=0, le=1)
     """Smallest shaping weight of a trajectory (TAS, eq. 5). Paper: 0.9."""
     shaping_statistics: Literal["batch", "micro_batch"] = "batch"
-    """Minimum, maximum and mean for shaping: over the whole update batch, or as the reference code
-    takes them: minimum and maximum per update batch of a device, mean per micro-batch."""
+    """Minimum, maximum and mean for shaping: over the whole update batch, or as the authors' code takes
+    them: minimum and maximum over what a device has of it, mean over each micro-batch; how large these
+    are, ``published`` says."""
     entropy_penalty: float = Field(default=0.06, ge=0)
     """Coefficient of the entropy term. Paper: 0.06 (7B, 32B), 0.12 (8B)."""
     entropy_estimator: Literal["none", "sampled", "exact"] = "sampled"
-    """``sampled``: mean of -log p of the sampled tokens (reference code); ``exact``: full vocabulary."""
+    """``sampled``: mean of -log p of the sampled tokens (authors' code); ``exact``: full vocabulary."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Coefficient of the k3 KL to the starting policy; 0 (paper) loads no reference model."""
     overlong_cache: int = Field(default=0, ge=0, le=MOST_TOKENS)
@@ -351,6 +351,41 @@ class UpdateConfig(Section):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError(f"adam_betas is {list(value)}; each must be at least 0 and below 1")
         return value
+
+
+class PublishedConfig(Section):
+    """What the authors' code does otherwise, each by itself; ``mode: published`` sets them all."""
+
+    introduced: ClassVar[dict[str, Any]] = {
+        "resize_first": False, "strip_question": False, "drop_surplus": False, "choice_rule": True,
+        "filter_text_only": False, "mini_batch_responses": None, "micro_batch_responses": None,
+        "decay_all": False,
+    }  # fmt: skip
+
+    resize_first: bool = False
+    """Resize each image into ``data.min_pixels`` to ``data.max_pixels`` by PIL's bicubic filter before the
+    processor, which then keeps its own limits and resizes once more (authors' code)."""
+    strip_question: bool = False
+    """Take white space from both ends of a question and from nowhere else (authors' code); false: line
+    breaks beside images go instead."""
+    drop_surplus: bool = False
+    """Sample in rounds of ``rollout.prompts_per_step`` prompts, and throw away the informative groups that
+    a step has too many (authors' code); false: the next step uses them."""
+    choice_rule: bool = True
+    """Read which option an answer names before the grader is asked; false: ``reward.grader`` alone
+    decides (authors' code)."""
+    filter_text_only: bool = False
+    """Treat responses to questions without an image as all others (authors' code): S is 0 everywhere, so
+    the first ``score.keep_fraction`` of their tokens are kept. false: all are kept, and they take no part
+    in shaping."""
+    mini_batch_responses: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Consecutive responses of an update batch over which ``shaping_statistics: micro_batch`` takes minimum
+    and maximum: a device's mini-batch. None: all of them. Authors' code: 128."""
+    micro_batch_responses: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Consecutive responses of those over which it takes the mean: a micro-batch. Authors' code: 16. What
+    is computed together is another thing: ``update.micro_batch_prompts``."""
+    decay_all: bool = False
+    """``update.weight_decay`` for biases and norms too (authors' code); false: for matrices alone."""
 
 
 class CheckpointConfig(Section):
@@ -491,6 +526,41 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
     stages: StagesConfig = StagesConfig()
+    published: PublishedConfig = PublishedConfig()
+
+    def keyed(self, prefix: str) -> dict[str, Any]:
+        """As every section; micro-batches of shaping by the name that they had when groups were counted.
+
+        Earlier versions took those of the passes (16 groups unless said), over the whole update batch.
+        """
+        flat, name = super().keyed(prefix), "published.micro_batch_responses"
+        groups, rest = divmod(flat.get(name, 0), self.rollout.samples_per_prompt)
+        if groups and not rest and self.published.mini_batch_responses is None:
+            del flat[name]
+            if groups != 16:
+                flat["update.micro_batch_prompts"] = groups
+        elif ":" in self.update.objective:  # which may look at them whatever the statistics
+            flat[name] = self.published.micro_batch_responses
+        return flat
+
+    def with_those_of(self, other: Config, names: Iterable[str]) -> Config:
+        """The same with these sections and single settings of another config."""
+        given: dict[str, Any] = {}
+        for name in names:
+            section, _, field = name.partition(".")
+            theirs = getattr(other, section)
+            if field:
+                ours = given.get(section, getattr(self, section))
+                theirs = ours.model_copy(update={field: getattr(theirs, field)})
+            given[section] = theirs
+        return self.model_copy(update=given)
+
+    def holds(self, *names: str) -> dict[str, Any]:
+        """These sections and single settings, as keys hold them."""
+        return {
+            key: value for key, value in self.keyed("").items()
+            if any(key == name or key.startswith(f"{name}.") for name in names)
+        }  # fmt: skip
 
     @model_validator(mode="after")
     def _own_data_are_evaluated_on_their_own(self) -> Config:
@@ -501,6 +571,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        sizes = self.published.mini_batch_responses, self.published.micro_batch_responses
+        if self.update.shaping_statistics == "micro_batch" and sizes == (None, None):
+            raise ValueError(
+                "update.shaping_statistics is micro_batch, and nobody says how large these are: "
+                "set published.micro_batch_responses (authors' code: 16) and "
+                "published.mini_batch_responses (128)"
+            )
         if self.rollout.accuracy_low >= self.rollout.accuracy_high:
             raise ValueError(
                 f"rollout.accuracy_low ({self.rollout.accuracy_low}) must be below "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.config.schema import Config
+from pipelines.config.schema import Config, PublishedConfig
 from pipelines.errors import UserError
 
 MODES: dict[str, dict[str, Any]] = {
@@ -27,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
         "score.perturbation": "patch_black",
         "score.mask_per": "prompt",
         "update.shaping_statistics": "batch",
+        **{f"published.{name}": value for name, value in PublishedConfig.introduced.items()},
     },
     "published": {
         "score.estimator": "k3",
@@ -35,6 +37,14 @@ MODES: dict[str, dict[str, Any]] = {
         "update.shaping_statistics": "micro_batch",
         "update.entropy_estimator": "sampled",
         "update.loss_average": "token",
+        "published.resize_first": True,
+        "published.strip_question": True,
+        "published.drop_surplus": True,
+        "published.choice_rule": False,
+        "published.filter_text_only": True,
+        "published.mini_batch_responses": 128,
+        "published.micro_batch_responses": 16,
+        "published.decay_all": True,
     },
 }
 """What each ``mode`` sets; documented in docs/method.md."""
@@ -219,8 +229,18 @@ def _migrated(layer: _Layer) -> _Layer:
     Such a file has every setting of its time, and those of today that it lacks are as all runs had them
     then (``introduced``). So its mode, which is but a name for some of them, sets nothing.
     """
-    if layer.values.get("mode") in OLD_MODES:
-        layer.values["mode"] = "exact"
+    found = layer.values
+    if found.get("mode") not in OLD_MODES:
+        return layer
+    found["mode"] = "exact"
+    if found.get("score.estimator") == "top1_drop":
+        found["score.estimator"] = "argmax_drop"
+    shaped = found.get("update.shaping_statistics") == "micro_batch"
+    if shaped or ":" in str(found.get("update.objective")):  # which may look at micro-batches
+        sizes = found.get("update.micro_batch_prompts"), found.get("rollout.samples_per_prompt")
+        if all(isinstance(size, int) for size in sizes):
+            responses = math.prod(size for size in sizes if isinstance(size, int))
+            layer.put("published.micro_batch_responses", responses, layer.places["mode"])
     return layer
 
 

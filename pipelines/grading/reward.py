@@ -52,7 +52,10 @@ class Graded:
 class RewardFunction(Closing):
     """Grades and rewards responses; a context manager, as it owns grading processes."""
 
-    def __init__(self, reward: str, grader: str, pool: GraderPool) -> None:
+    def __init__(
+        self, reward: str, grader: str, pool: GraderPool, choice_rule: bool = True
+    ) -> None:
+        self._choice_rule = choice_rule
         self._name, self._grader, self._pool = reward, check_grader(grader), pool
         self._scorer: RewardScorer | None = None
         if reward not in REWARDS:
@@ -74,7 +77,9 @@ class RewardFunction(Closing):
                 than one finite number per response.
         """
         answers = [extract_answer(response) for response in responses]
-        outcomes = outcomes_of(answers, samples, truncated, self._pool, self._grader)
+        outcomes = outcomes_of(
+            answers, samples, truncated, self._pool, self._grader, choice_rule=self._choice_rule
+        )
         if self._scorer is None:
             rewards = REWARDS[self._name](outcomes)
         else:
@@ -88,15 +93,18 @@ class RewardFunction(Closing):
 
 def outcomes_of(
     answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool],
-    pool: GraderPool, grader: str,
+    pool: GraderPool, grader: str, *, choice_rule: bool = True,
 ) -> list[Outcome]:  # fmt: skip
     """What came of each answer; None is a response that holds none.
+
+    Args:
+        choice_rule: whether choices are read by our rule first, or the grader alone decides.
 
     Raises:
         UserError: the grader cannot be loaded.
     """
     items = [
-        (answer, sample.answer, sample.kind)
+        (answer, sample.answer, sample.kind if choice_rule else "value")
         for answer, sample in zip(answers, samples, strict=True)
         if answer is not None
     ]
@@ -112,6 +120,8 @@ def make_reward(
     grader: str = "mathruler",
     deadline_s: float = 5.0,
     workers: int = 2,
+    *,
+    choice_rule: bool = True,
 ) -> RewardFunction:
     """Build the reward that a config names; no process starts before the first answer needs one.
 
@@ -120,7 +130,8 @@ def make_reward(
     Raises:
         UserError: no such reward or grader, or the import path leads nowhere.
     """
-    return RewardFunction(reward, grader, GraderPool(workers=workers, deadline_s=deadline_s))
+    pool = GraderPool(workers=workers, deadline_s=deadline_s)
+    return RewardFunction(reward, grader, pool, choice_rule)
 
 
 def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:

@@ -56,7 +56,7 @@ class TokenStatistics:
     """KL(p || q) over the whole vocabulary (arXiv 2510.09285, eq. 3), nats."""
     jsd: Tensor | None = None
     """Jensen-Shannon divergence of p and q, nats; at most log 2."""
-    top1_drop: Tensor | None = None
+    argmax_drop: Tensor | None = None
     """p - q of the id that p likes best; in (-1, 1]."""
     log_ratio: Tensor | None = None
     """log p/q of the sampled token, signed: above 0 where the image argues for the token."""
@@ -220,12 +220,12 @@ def _two_views(
     # sum p (log p - log q), whose maxima cancel; the clamp removes rounding below 0.
     kl_N = (apart_N / p.mass_N - p.mass_N.log() + q.mass_N.log()).clamp(min=0.0)
     logp_N, logq_N = p.logp_N, q.logp_N
-    top1_drop_N = 1 / p.mass_N - (other_N - q.total_N).exp()
+    argmax_drop_N = 1 / p.mass_N - (other_N - q.total_N).exp()
     jsd_N = None
     if jsd:
         jsd_N = _jsd(hidden_ND, perturbed_ND, parts, p.total_N, q.total_N)
     return TokenStatistics(
-        logp_N, p.entropy_N, logq_N, kl_N, jsd_N, top1_drop_N, logp_N - logq_N
+        logp_N, p.entropy_N, logq_N, kl_N, jsd_N, argmax_drop_N, logp_N - logq_N
     )  # fmt: skip
 
 
@@ -408,10 +408,12 @@ ESTIMATORS: dict[str, Callable[[TokenStatistics], Tensor]] = {
     "k3": lambda s: k3(s.logp, _given(s.logp_perturbed)),
     "jsd": lambda s: _given(s.jsd),
     "log_ratio": lambda s: _given(s.log_ratio),
-    "top1_drop": lambda s: _given(s.top1_drop),
+    "top1_drop": lambda s: s.logp.exp() - _given(s.logp_perturbed).exp(),
+    "argmax_drop": lambda s: _given(s.argmax_drop),
     "entropy": lambda s: s.entropy,
 }
-"""Statistics -> token perception S, [N]. ``kl`` is the paper's, ``k3`` the reference's."""
+"""Statistics -> token perception S, [N]. ``kl`` is eq. 3, ``k3`` what the authors ran, ``top1_drop``
+pi(o | I) - pi(o | I') of the sampled token (paper appendix G), ``argmax_drop`` that of the likeliest."""
 
 ONE_VIEW = frozenset({"entropy", "random", "oracle"})
 """Estimators that need no forward with the perturbed image. ``random`` and ``oracle`` need none at

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -110,6 +111,23 @@ def image_size(data: bytes) -> tuple[int, int]:
     """
     found = about(data)
     return found.height, found.width
+
+
+def limited_size(
+    height: int, width: int, min_pixels: int | None, max_pixels: int | None
+) -> tuple[int, int]:
+    """(height, width) of an image shrunk to ``max_pixels``, or enlarged to ``min_pixels``, before the
+    processor sees it: sides by one factor, rounded down, as EasyR1 does. None is no limit."""
+    if max_pixels is not None and height * width > max_pixels:
+        height, width = _scaled(height, width, max_pixels)
+    if min_pixels is not None and height * width < min_pixels:
+        height, width = _scaled(height, width, min_pixels)
+    return height, width
+
+
+def _scaled(height: int, width: int, pixels: int) -> tuple[int, int]:
+    factor = math.sqrt(pixels / (height * width))
+    return max(int(height * factor), 1), max(int(width * factor), 1)
 
 
 def png(image: Image.Image) -> bytes:

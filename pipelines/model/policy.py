@@ -31,6 +31,7 @@ from pipelines.model.packing import Costs, Setting, share, tokens
 from pipelines.model.placement import OnMain, Placement, copied
 from pipelines.model.prompts import (
     IMAGE,
+    Before,
     PixelLimits,
     PromptEncoder,
     limit_pixels,
@@ -80,7 +81,10 @@ class Policy:
         self.stand_in: Row | None = None
         self.take(plain=False)
         self.encoder = PromptEncoder(
-            processor, config.data.instruction, workers=config.data.workers
+            processor,
+            config.data.instruction,
+            workers=config.data.workers,
+            before=Before.of(config),
         )
         self.tokenizer = processor.tokenizer
         self.device = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipelines.errors import UserError
 from pipelines.model import chat_template
 from pipelines.model.control_tokens import IMAGE, control_tokens, without_tokens
 from pipelines.model.files import check_folder, reading
-from pipelines.model.images import open_image
+from pipelines.model.images import limited_size, open_image
 from pipelines.model.prefetch import Key, Prefetcher
 from pipelines.model.torchvision_ops import ensure_importable
 
@@ -34,7 +35,7 @@ def model_location(model: ModelConfig) -> str:
 
 
 def load_processor(config: Config, location: str | Path | None = None) -> Any:
-    """The model's AutoProcessor, with the config's pixel limits.
+    """The model's AutoProcessor, with the config's pixel limits, if images do not meet them before.
 
     Raises:
         UserError: the folder or hub id cannot be loaded.
@@ -54,7 +55,8 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
             f"model.path {where}", "is a model of text alone: it has no image processor.",
             "Name a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct.",
         )  # fmt: skip
-    limit_pixels(processor.image_processor, config.data)
+    if not config.published.resize_first:
+        limit_pixels(processor.image_processor, config.data)
     chat_template.check(processor, where)
     _check_picture(processor, where)
     return processor
@@ -134,22 +136,65 @@ def limit_pixels(image_processor: Any, pixels: PixelLimits, section: str = "data
     image_processor.size = size | given
 
 
-def messages(sample: Sample, instruction: str, processor: Any = None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Before:
+    """What becomes of a question before the processor sees it.
+
+    Attributes:
+        strip: white space goes from both ends of its text and from nowhere else.
+        pixels: (least, most) that its images are resized into; None: they are left alone.
+    """
+
+    strip: bool = False
+    pixels: tuple[int | None, int | None] | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Before:
+        """As the settings ``published`` say."""
+        limits = (config.data.min_pixels, config.data.max_pixels)
+        asked = config.published
+        return cls(asked.strip_question, limits if asked.resize_first else None)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """What an image of this size becomes."""
+        return limited_size(height, width, *self.pixels) if self.pixels else (height, width)
+
+    def images(self, sample: Sample) -> list[Image.Image]:
+        """The sample's images, RGB."""
+        found = []
+        for image in map(open_image, sample.images):
+            height, width = self.size(image.height, image.width)
+            if (width, height) != image.size:
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+            found.append(image)
+        return found
+
+
+NOTHING = Before()
+
+
+def messages(
+    sample: Sample, instruction: str, processor: Any = None, *, strip: bool = False
+) -> list[dict[str, Any]]:
     """The chat turn: images where ``<image>`` stands (or first), the question, the instruction.
 
     Args:
+        strip: of ``Before``; false: line breaks beside images go, and text that is blank.
         processor: the model's, whose control tokens stay text in the question; None: whoever reads the
             turn is not known, and only the commonest are pulled apart. The instruction is the user's own.
     """
     tokens = frozenset() if processor is None else control_tokens(processor)
-    parts = [without_tokens(part, tokens) for part in sample.problem.split(IMAGE)]
+    problem = sample.problem.strip() if strip else sample.problem
+    parts = [without_tokens(part, tokens) for part in problem.split(IMAGE)]
     if len(parts) == 1:
         parts = [""] * len(sample.images) + parts
     content: list[dict[str, Any]] = []
     for index, part in enumerate(parts):
         if index:
             content.append({"type": "image"})
-        if part.strip():
+        if strip and part:
+            content.append({"type": "text", "text": part})
+        elif part.strip():
             content.append({"type": "text", "text": part.strip("\n") if index else part})
     if instruction:
         content.append({"type": "text", "text": f"\n\n{instruction}"})
@@ -164,15 +209,18 @@ class PromptEncoder:
 
     Args:
         workers: processes that encode what is expected; 0: nothing is done before it is asked for.
+        before: what is done to questions first.
     """
 
     def __init__(
-        self, processor: Any, instruction: str, capacity: int = 1024, workers: int = 0
-    ) -> None:
+        self, processor: Any, instruction: str, capacity: int = 1024, workers: int = 0,
+        before: Before = NOTHING,
+    ) -> None:  # fmt: skip
         self.processor, self.instruction, self.capacity = processor, instruction, capacity
+        self.before = before
         self._cache: dict[Key, dict[str, torch.Tensor]] = {}
         self._bytes = 0
-        encode = partial(encode_sample, processor, instruction)
+        encode = partial(encode_sample, processor, instruction, before=before)
         self._prefetcher = Prefetcher(encode, workers) if workers else None
 
     def expect(self, samples: Sequence[Sample]) -> None:
@@ -188,7 +236,7 @@ class PromptEncoder:
             return self._cache[key]
         encoded = self._prefetcher.take(key) if self._prefetcher else None
         if encoded is None:
-            encoded = encode_sample(self.processor, self.instruction, sample)
+            encoded = encode_sample(self.processor, self.instruction, sample, self.before)
         self._bytes += _size(encoded)
         while self._cache and (len(self._cache) >= self.capacity or self._bytes > CACHED_BYTES):
             self._bytes -= _size(self._cache.pop(next(iter(self._cache))))
@@ -201,21 +249,33 @@ class PromptEncoder:
             self._prefetcher.close()
 
     def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """The same with these images in place of the sample's own; not cached."""
-        return encode_images(self.processor, self.instruction, sample, images)
+        """The same with these images in place of ``images(sample)``; not cached."""
+        strip = self.before.strip
+        return encode_images(self.processor, self.instruction, sample, images, strip=strip)
+
+    def images(self, sample: Sample) -> list[Image.Image]:
+        """The sample's images as the processor is given them, RGB."""
+        return self.before.images(sample)
+
+    def messages(self, sample: Sample) -> list[dict[str, Any]]:
+        """The chat turn that the processor is given."""
+        return messages(sample, self.instruction, self.processor, strip=self.before.strip)
 
 
-def encode_sample(processor: Any, instruction: str, sample: Sample) -> dict[str, torch.Tensor]:
+def encode_sample(
+    processor: Any, instruction: str, sample: Sample, before: Before = NOTHING
+) -> dict[str, torch.Tensor]:
     """A sample's tensors, its images decoded."""
-    images = [open_image(data) for data in sample.images]
-    return encode_images(processor, instruction, sample, images)
+    images = before.images(sample)
+    return encode_images(processor, instruction, sample, images, strip=before.strip)
 
 
 def encode_images(
-    processor: Any, instruction: str, sample: Sample, images: list[Image.Image]
-) -> dict[str, torch.Tensor]:
+    processor: Any, instruction: str, sample: Sample, images: list[Image.Image], *,
+    strip: bool = False,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
-    chat = messages(sample, instruction, processor)
+    chat = messages(sample, instruction, processor, strip=strip)
     text = chat_template.render(processor, chat)
     # A list for each text: of a flat one LLaVA-OneVision would take each image for a text of its own.
     shown = [images] if images else None

@@ -134,7 +134,7 @@ def perceive(
         prompt: the question; ``<image>`` where each image goes, or none: the images come first.
         response: what to look at; None: the model writes one, sampled with ``seed``.
         estimator: ``kl`` (exact, in nats: paper eq. 3), ``k3``, ``jsd``, ``log_ratio``, ``top1_drop``,
-            ``entropy`` or ``random``.
+            ``argmax_drop``, ``entropy`` or ``random``.
         perturbation: ``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey`` or ``raw_black``.
         probability: of each patch to be blackened.
         masks: perturbed images to average over. The perception under one mask is a random number: a
@@ -194,7 +194,8 @@ def remembering(policy: Policy, prompts: int) -> Policy:
     They are told apart by id and text: the next example may have the same ones and another image.
     """
     other = copy.copy(policy)
-    other.encoder = PromptEncoder(policy.processor, policy.encoder.instruction, prompts)
+    asked = policy.encoder
+    other.encoder = PromptEncoder(policy.processor, asked.instruction, prompts, before=asked.before)
     return other
 
 
@@ -233,7 +234,7 @@ def see(
         policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
         config.rollout.temperature, {group.position for group in groups},
     )  # fmt: skip
-    rows = scored_rows(config, 0, groups, statistics, perception_N / masks)
+    rows = scored_rows(config, 0, groups, samples, statistics, perception_N / masks)
     return [
         _joined(sample, group, row, shown, given is not None)
         for sample, group, row, shown, given in zip(

@@ -22,8 +22,8 @@ from pipelines.embedded import glyphs
 from pipelines.errors import UserError
 from pipelines.model import chat_template
 from pipelines.model.control_tokens import as_text, control_tokens, without_tokens
-from pipelines.model.images import ImageTally, image_size, open_image
-from pipelines.model.prompts import PromptEncoder, load_processor, messages
+from pipelines.model.images import ImageTally, image_size
+from pipelines.model.prompts import Before, PromptEncoder, load_processor
 from pipelines.prepare.rows import Rejected, UniqueNames
 from pipelines.prepare.sources import Source, read_source
 from pipelines.seeds import generator
@@ -233,7 +233,8 @@ class PromptLengths:
 
     def __init__(self, config: Config) -> None:
         self.processor = load_processor(config)
-        self.encoder = PromptEncoder(self.processor, config.data.instruction)
+        before = Before.of(config)
+        self.encoder = PromptEncoder(self.processor, config.data.instruction, before=before)
         self.by_size = hasattr(self.processor, "_get_num_multimodal_tokens")
         self._tried = False
 
@@ -254,11 +255,11 @@ class PromptLengths:
         return counted
 
     def _encoded(self, sample: Sample) -> int:
-        images = [open_image(data) for data in sample.images]
+        images = self.encoder.images(sample)
         return int(self.encoder.encode_images(sample, images)["input_ids"].shape[-1])
 
     def _from_sizes(self, sample: Sample) -> int:
-        chat = messages(sample, self.encoder.instruction, self.processor)
+        chat = self.encoder.messages(sample)
         text = chat_template.render(self.processor, chat)
         ids = self.processor.tokenizer(text, verbose=False)["input_ids"]
         places = ids.count(self.processor.image_token_id)
@@ -267,6 +268,6 @@ class PromptLengths:
                 f"{places} places for {len(sample.images)} images: the question holds the model's "
                 f"own image token {self.processor.image_token}"
             )
-        sizes = [image_size(data) for data in sample.images]
+        sizes = [self.encoder.before.size(*image_size(data)) for data in sample.images]
         images = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         return len(ids) - places + sum(images)

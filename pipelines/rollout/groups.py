@@ -80,7 +80,8 @@ def rollout(
         UserError: the batch is not full after ``rollout.max_tries`` rounds.
     """
     settings = config.rollout
-    groups = read_rows(previous / SURPLUS, Rollout) if previous else []
+    dropped = config.published.drop_surplus
+    groups = read_rows(previous / SURPLUS, Rollout) if previous and not dropped else []
     carried = len(groups)
     position, share = _go_on(previous) if previous else (0, 1.0)
     if not settings.dynamic_sampling:
@@ -101,6 +102,8 @@ def rollout(
             raise _never_full(config, step, counts, len(groups))
         missing = settings.prompts_per_step - len(groups)
         wanted = min(math.ceil(missing / max(share, 0.1)), 4 * settings.prompts_per_step)
+        if dropped:  # which are thrown away depends on the rounds: these are the authors'
+            wanted = settings.prompts_per_step
         parts = list(batches(range(position, position + wanted), chunk))
         expect(mine(parts[0]))
         for part, following in zip_longest(parts, parts[1:], fillvalue=()):
@@ -116,13 +119,15 @@ def rollout(
         tries += 1
         share = counts.informative / counts.groups
     used, surplus = groups[: settings.prompts_per_step], groups[settings.prompts_per_step :]
+    thrown, surplus = (surplus, []) if dropped else ([], surplus)
     _warn(config, step, used, counts, watch)
     if everyone.main:
         write_rows(out / ROLLOUTS, Rollout, used)
         write_rows(out / SURPLUS, Rollout, surplus)
         text = json.dumps({"position": position, "informative_share": share})
         (out / NEXT).write_text(text + "\n", encoding="utf-8")
-    return _metrics(counts, used, carried, len(surplus), position, tries, share)
+    metrics = _metrics(counts, used, carried, len(surplus), position, tries, share)
+    return metrics | ({"groups_thrown_away": len(thrown)} if dropped else {})
 
 
 def _go_on(previous: Path) -> tuple[int, float]:

@@ -8,7 +8,9 @@ from pipelines.stages import Ask, Live, Metrics
 
 VERSION = 3
 """Raised when the same policy and questions give other rollouts."""
-READS = ("rollout", "reward", "seed")
+READS = (
+    "rollout", "reward", "seed", "published.drop_surplus", "published.choice_rule",
+)  # fmt: skip
 """The settings that its key holds."""
 PARTS = ("rollout.engine", "reward.function", "reward.grader")
 """Those that may be an import path: its source is in the key."""

@@ -253,7 +253,7 @@ def _black_row(scale: _Scale, patches: Tensor) -> Tensor:
 def blacken_raw(
     image: Image.Image, rng: np.random.Generator, probability: float = 0.5, square: int = 14
 ) -> Image.Image:
-    """The reference's perturbation: black squares on the raw image, before it is resized.
+    """The authors' perturbation: black squares on the image, before the processor resizes it.
 
     Independent for each square of a grid from the top left corner; those at the right and the
     bottom may be cut. The squares match no patch of the encoder unless the image keeps its size.

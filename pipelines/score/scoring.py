@@ -28,7 +28,6 @@ from pipelines.model.divergence import (
 )
 from pipelines.model.packing import fill
 from pipelines.model.policy import Encoded, Policy, Row
-from pipelines.model.prompts import open_image
 from pipelines.model.ragged import pad_lists, split_like
 from pipelines.ranks.ranks import ranks
 from pipelines.score.looks import TokenLooks, token_looks, write_looks
@@ -61,7 +60,7 @@ def score(
                 _measure, config, step, part, asked, policy, looked_at
             )
             perception_N = estimator(statistics, part, asked)
-            rows = scored_rows(config, step, part, statistics, perception_N)
+            rows = scored_rows(config, step, part, asked, statistics, perception_N)
             done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
         return [done[i] for i in range(len(groups))]
 
@@ -163,6 +162,15 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
 def needs_two_views(config: Config) -> bool:
     """Whether the estimator looks at the perturbed image too."""
     return config.score.estimator not in ONE_VIEW
+
+
+def depends(config: Config, sample: Sample) -> bool:
+    """Whether responses to this question are filtered and shaped by what their perception is.
+
+    Not where it compares images and there is none, but with ``published.filter_text_only``.
+    """
+    always = config.published.filter_text_only or not needs_two_views(config)
+    return always or bool(sample.images)
 
 
 @dataclass(frozen=True)
@@ -293,7 +301,8 @@ def perturbed_prompt(
     if not sample.images:
         return prompt
     if settings.perturbation == "raw_black":
-        images = [blacken_raw(open_image(i), rng, settings.probability) for i in sample.images]
+        shown = policy.encoder.images(sample)
+        images = [blacken_raw(image, rng, settings.probability) for image in shown]
         return policy.encoder.encode_images(sample, images)
     processor, grid_thw = policy.processor.image_processor, prompt.get("image_grid_thw")
     _check_layout(prompt, policy)
@@ -340,10 +349,14 @@ def scored_rows(
     config: Config,
     step: int,
     groups: Sequence[Rollout],
+    samples: Sequence[Sample],
     statistics: TokenStatistics,
     perception_N: torch.Tensor,
 ) -> list[Scored]:
-    """One row per group, of the numbers of all their tokens in order."""
+    """One row per group, of the numbers of all their tokens in order.
+
+    What is said about a question without an image cannot depend on one: all its tokens are kept.
+    """
     responses = [group.response_ids for group in groups]
     perception = split_like(perception_N, responses)
     logp, entropy = (
@@ -351,9 +364,10 @@ def scored_rows(
         split_like(statistics.entropy, responses),
     )
     rows = []
-    for index, group in enumerate(groups):
+    for index, (group, sample) in enumerate(zip(groups, samples, strict=True)):
         perception_GT, mask_GT = pad_lists(perception[index])
-        keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, config.score.keep_fraction)
+        fraction = config.score.keep_fraction if depends(config, sample) else 1.0
+        keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, fraction)
         rows.append(
             Scored(
                 sample_id=group.sample_id, position=group.position,

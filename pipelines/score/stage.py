@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipelines.stages import Ask, Live, Metrics
 
-VERSION = 3
+VERSION = 4
 """Raised when the same rollouts give other scores."""
-READS = ("score", "seed")
+READS = ("score", "seed", "published.filter_text_only")
 """The settings that its key holds."""
 PARTS = ("score.estimator", "score.perturbation")
 """Those that may be an import path: its source is in the key."""

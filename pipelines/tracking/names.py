@@ -31,7 +31,7 @@ ALIASES = {
     "timing_s/old_log_prob": "time/score",
     "timing_s/update_actor": "time/update",
 }
-"""The name in verl and EasyR1, on which the method's reference code is built: ours. (``ppo_kl`` is the
+"""The name in verl and EasyR1, on which the authors' code is built: ours. (``ppo_kl`` is the
 k1 estimate there, k3 here; the quantity is the same.)"""
 
 

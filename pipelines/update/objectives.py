@@ -24,15 +24,20 @@ class Batch:
         dependency_B: mean token perception of each response.
         keep_BT: tokens of highest perception (vppo.keep_top_fraction).
         mask_BT: response tokens.
-        micro_batch_B: the micro-batch each response falls into; only ``shaping_statistics:
-            micro_batch`` looks at it.
+        mini_batch_B, micro_batch_B: the mini-batch and the micro-batch each response falls into, by
+            ``published.mini_batch_responses`` and ``micro_batch_responses``; only
+            ``shaping_statistics: micro_batch`` looks at them.
+        depends_B: whether the response can depend on an image (score/scoring.py); shaping leaves the
+            others as they are, and out of its statistics.
     """
 
     adv_B: torch.Tensor
     dependency_B: torch.Tensor
     keep_BT: torch.Tensor
     mask_BT: torch.Tensor
+    mini_batch_B: torch.Tensor
     micro_batch_B: torch.Tensor
+    depends_B: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,15 @@ OBJECTIVES: dict[str, Callable[[Batch, UpdateConfig], Terms]] = {
 
 
 def shaping(batch: Batch, settings: UpdateConfig) -> torch.Tensor:
-    """The weights alpha_B of eq. 5, over the batch or as the reference code takes them."""
+    """The weights alpha_B of eq. 5, over the batch or as the authors' code takes them."""
+    alpha_B, some_B = torch.ones_like(batch.dependency_B), batch.depends_B
+    if not some_B.any():
+        return alpha_B
+    dependency_B = batch.dependency_B[some_B]
     if settings.shaping_statistics == "batch":
-        return vppo.shaping_weights(batch.dependency_B, settings.beta_min)
-    one_device = torch.zeros_like(batch.micro_batch_B)
-    return vppo.shaping_weights_reference(
-        batch.dependency_B, one_device, batch.micro_batch_B, settings.beta_min
+        alpha_B[some_B] = vppo.shaping_weights(dependency_B, settings.beta_min)
+        return alpha_B
+    alpha_B[some_B] = vppo.shaping_weights_published(
+        dependency_B, batch.mini_batch_B[some_B], batch.micro_batch_B[some_B], settings.beta_min
     )
+    return alpha_B

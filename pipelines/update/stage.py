@@ -6,9 +6,12 @@ from pathlib import Path
 
 from pipelines.stages import Ask, Live, Metrics
 
-VERSION = 3
+VERSION = 4
 """Raised when the same rollouts and scores give other weights."""
-READS = ("update",)
+READS = (
+    "update", "published.mini_batch_responses", "published.micro_batch_responses",
+    "published.filter_text_only", "published.decay_all",
+)  # fmt: skip
 """The settings that its key holds."""
 PARTS = ("update.engine", "update.objective")
 """Those that may be an import path: its source is in the key."""
@@ -24,4 +27,10 @@ def update(ask: Ask, live: Live, out: Path) -> Metrics:
     rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
     scores = read_rows(ask.inputs["score"] / SCORES, Scored)
     with live.training(ask.step, ask.config) as trainer:
-        return trainer.update(rollouts, scores, live.samples)
+        metrics: Metrics = trainer.update(rollouts, scores, live.samples)
+    if skipped := metrics.get("updates_skipped"):
+        ask.watch.note(
+            f"WARNING update {ask.step}: {skipped} optimizer steps were left out, as their gradients were "
+            "not finite"
+        )
+    return metrics

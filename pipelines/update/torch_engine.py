@@ -1,7 +1,7 @@
 """Update engine ``torch``: one process, AdamW, gradient accumulation.
 
 The loss of a micro-batch is divided by the denominators of the whole update batch, so the gradient
-does not depend (but for rounding) on how the batch is cut.
+does not depend (but for rounding) on how the batch is cut. Gradients that are not finite are not applied.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from pipelines.model.finite import first_not_finite
 from pipelines.model.packing import fill
 from pipelines.model.policy import Policy
 from pipelines.model.ragged import pad_lists
+from pipelines.score.scoring import depends as depends_on_image
 from pipelines.update import lora, moments
 from pipelines.update.moments import OPTIMIZER
 from pipelines.update.objectives import OBJECTIVES, Batch, Terms
+
+MOST_SKIPPED = 5
+"""So many optimizer steps in a row whose gradients are not finite end the run. One is an accident of its
+batch (the weights stay, the next batch is another); five batches are not."""
 
 
 @dataclass
@@ -57,6 +62,7 @@ class TorchTrainer:
         self._make_reference = reference
         self._reference: Policy | None = None
         self.updates = 0
+        self._finite, self._skipped = True, 0  # the last gradients; how many in a row were not
         self._place()
         if self.settings.lora_rank:
             lora.attach(policy, config)
@@ -75,12 +81,13 @@ class TorchTrainer:
         self.policy.spread()
 
     def _make_optimizer(self) -> Any:
-        shapes = self._shapes
-        decayed = [p for name, p in self.named if len(shapes[name]) > 1]
-        plain = [p for name, p in self.named if len(shapes[name]) <= 1]
+        shapes, least = self._shapes, 0 if self.config.published.decay_all else 2
+        decayed = [p for name, p in self.named if len(shapes[name]) >= least]
+        plain = [p for name, p in self.named if len(shapes[name]) < least]
+        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay},
+                  {"params": plain, "weight_decay": 0.0}]  # fmt: skip
         return torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.settings.weight_decay},
-             {"params": plain, "weight_decay": 0.0}],
+            [group for group in groups if group["params"]],
             lr=self.settings.learning_rate, betas=self.settings.adam_betas,
             fused=self.policy.device.type == "cuda",
         )  # fmt: skip
@@ -90,7 +97,15 @@ class TorchTrainer:
     def update(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
     ) -> dict[str, Any]:
-        """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch."""
+        """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch.
+
+        Returns:
+            Means over the optimizer steps that were made; ``updates_skipped`` counts the others, where
+            there are some.
+
+        Raises:
+            FloatingPointError: ``MOST_SKIPPED`` in a row were not, or the weights are not finite.
+        """
         sums: dict[str, list[float]] = defaultdict(list)
         groups = list(zip(rollouts, scores, strict=True))
         for _ in range(self.settings.epochs):
@@ -98,7 +113,9 @@ class TorchTrainer:
                 part = groups[start : start + self.settings.batch_prompts]
                 for name, value in self._optimizer_step(part, samples).items():
                     sums[name].append(value)
-        return {name: sum(values) / len(values) for name, values in sums.items()}
+        skipped = sum(sums.pop("updates_skipped"))
+        found = {name: _mean(values) for name, values in sums.items()}
+        return found | ({"updates_skipped": round(skipped)} if skipped else {})
 
     def _optimizer_step(
         self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
@@ -106,11 +123,8 @@ class TorchTrainer:
         whole = self._tensors(groups)
         per_group = torch.tensor([len(rollout.response_ids) for rollout, _ in groups])
         group_B = torch.arange(len(groups)).repeat_interleave(per_group)
-        micro_B = group_B // self.settings.micro_batch_prompts
         group_B = group_B.to(self.policy.device)
-        dependency_B = torch.tensor([d for _, scored in groups for d in scored.dependency])
-        micro_B, dependency_B = micro_B.to(self.policy.device), dependency_B.to(self.policy.device)
-        batch = Batch(whole.adv_B, dependency_B, whole.keep_BT, whole.mask_BT, micro_B)
+        batch = self._batch(groups, samples, whole, group_B)
         terms = self.objective(batch, self.settings)
         denominator = vppo.loss_denominator(whole.loss_mask_BT, terms.average).clamp(min=1)
         tokens = whole.loss_mask_BT.sum().clamp(min=1)
@@ -140,17 +154,43 @@ class TorchTrainer:
             group["lr"] = rate
         norm = self._step()
         self.optimizer.zero_grad(set_to_none=True)  # sampling and scoring want the memory
-        self.updates += 1
         totals = self._summed(totals)
+        if not self._finite:
+            return {"updates_skipped": 1.0}
+        self._check_weights()
+        self.updates += 1
         alpha_B = terms.adv_B / torch.where(batch.adv_B == 0, 1.0, batch.adv_B)
         alpha_B = alpha_B[batch.adv_B != 0]
         return totals | {
+            "updates_skipped": 0.0,
             "grad_norm": norm,
             "learning_rate": rate,
             "advantage_std": batch.adv_B.std().item(),
             "alpha_min": alpha_B.min().item() if len(alpha_B) else 1.0,
             "alpha_max": alpha_B.max().item() if len(alpha_B) else 1.0,
         }
+
+    def _batch(
+        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable, whole: Tokens,
+        group_B: torch.Tensor,
+    ) -> Batch:  # fmt: skip
+        """What the objective sees of the update batch, the same on every rank."""
+        sizes, place_B = self.config.published, torch.arange(len(group_B), device=group_B.device)
+        mini_B = place_B // (sizes.mini_batch_responses or len(place_B))
+        within_B = place_B - mini_B * (sizes.mini_batch_responses or 0)
+        micro_B = within_B // (sizes.micro_batch_responses or len(place_B))
+        depends = [depends_on_image(self.config, samples.by_id(r.sample_id)) for r, _ in groups]
+        return Batch(
+            adv_B=whole.adv_B,
+            dependency_B=torch.tensor(
+                [d for _, scored in groups for d in scored.dependency], device=group_B.device
+            ),
+            keep_BT=whole.keep_BT,
+            mask_BT=whole.mask_BT,
+            mini_batch_B=mini_B,
+            micro_batch_B=micro_B,
+            depends_B=torch.tensor(depends, device=group_B.device)[group_B],
+        )
 
     def _loss(
         self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable, t: Tokens, terms: Terms,
@@ -210,27 +250,34 @@ class TorchTrainer:
         loss.backward()
 
     def _step(self) -> float:
-        """Clip and step; returns the norm of the gradients.
+        """Clip and step, unless the gradients are not finite; returns their norm.
 
         Raises:
-            FloatingPointError: it is not finite, or the weights no longer are.
+            FloatingPointError: they were not for the last time that is borne.
         """
         parameters = [p for _, p in self.named]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self._check(norm.item())
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
-        self.optimizer.step()
-        self._check_weights()
+        self._see(norm.item())
+        if self._finite:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
+            self.optimizer.step()
         return norm.item()
 
-    def _check(self, norm: float) -> None:
-        """See that the gradients are finite, before they are applied."""
-        if math.isfinite(norm):
+    def _see(self, norm: float) -> None:
+        """Note whether the gradients are finite, before they are applied.
+
+        Raises:
+            FloatingPointError: they are not, for the last time that is borne.
+        """
+        self._finite = math.isfinite(norm)
+        self._skipped = 0 if self._finite else self._skipped + 1
+        if self._skipped < MOST_SKIPPED:
             return
         gradients = ((name, p.grad) for name, p in self.named if p.grad is not None)
         name, value = first_not_finite(gradients) or ("their norm", norm)
         raise FloatingPointError(
-            f"the gradients are not finite in optimizer step {self.updates + 1} ({name}: {value})."
+            f"the gradients of {MOST_SKIPPED} optimizer steps in a row are not finite, after "
+            f"{self.updates} that were made ({name}: {value})."
         )
 
     def _check_weights(self) -> None:
@@ -341,6 +388,10 @@ class TorchTrainer:
             on_host = kind == "step" and not self.optimizer.defaults["fused"]
             place = "cpu" if on_host else self.policy.device
             self.optimizer.state[parameters[name]][kind] = value.to(place)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def freeze_vision(model: Any) -> None:

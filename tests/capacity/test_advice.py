@@ -161,16 +161,18 @@ def test_the_readmes_own_example_can_be_made_to_fit(tmp_path):
     assert command.json["capacity"]["fits"]
 
 
-def test_what_a_micro_batch_decides_is_left_alone():
+def test_what_decides_as_published_is_left_alone():
     config = settings.load(
-        Path("qwen2_5_vl_7b.yaml"), ["mode=published", "update.micro_batch_tokens=null"]
+        Path("qwen2_5_vl_7b.yaml"),
+        ["mode=published", "update.micro_batch_tokens=null", "update.micro_batch_prompts=16"],
     )
     run = Run(config, KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"], GPUS["H100"], 8)
     found = advice(run)
     assert problems(run)
     assert found is not None
-    assert "update.micro_batch_tokens" in found.settings
+    assert "update.micro_batch_prompts" in found.settings
     assert found.deciding == []
+    assert not any(name.startswith("published.") for name in found.settings)
 
 
 def test_an_engine_of_ones_own_stays(tmp_path):

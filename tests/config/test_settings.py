@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.config.schema import Config, DataConfig
+from pipelines.config.schema import Config, DataConfig, PublishedConfig
 from pipelines.errors import UserError
 from pipelines.update.objectives import OBJECTIVES
 
@@ -85,6 +85,66 @@ def test_published_mode_sets_what_the_authors_code_does():
     assert config.update.shaping_statistics == "micro_batch"
     assert config.update.entropy_estimator == "sampled"  # tiny.yaml, below, says none
     assert config.rollout == settings.load(None).rollout  # of which the mode says nothing
+    assert config.published == PublishedConfig(
+        resize_first=True, strip_question=True, drop_surplus=True, choice_rule=False,
+        filter_text_only=True, mini_batch_responses=128, micro_batch_responses=16, decay_all=True,
+    )  # fmt: skip
+
+
+def test_both_modes_set_the_same_settings_and_exact_is_the_default():
+    ours, theirs = (settings.MODES[mode] for mode in ("exact", "published"))
+    named = {"update.entropy_estimator", "update.loss_average"}
+    assert theirs.keys() - ours.keys() == named
+    assert {name for name in ours if ours[name] == theirs[name]} == set()
+    default = Config().model_dump()
+    assert all(default[n.partition(".")[0]][n.partition(".")[2]] == v for n, v in ours.items())
+    section = {f"published.{name}" for name in PublishedConfig.model_fields}
+    assert section <= ours.keys()
+    assert default["published"] == PublishedConfig.introduced  # so that no older key knows of it
+
+
+def test_shaping_by_micro_batches_needs_their_sizes():
+    with pytest.raises(UserError, match="nobody says how large") as error:
+        settings.load(None, ["update.shaping_statistics=micro_batch"])
+    assert "published.micro_batch_responses" in str(error.value)
+
+
+@pytest.mark.parametrize(("groups", "key"), [(16, None), (3, 3)])
+@pytest.mark.parametrize("decides", ["shaping_statistics: micro_batch", "objective: mine:terms"])
+def test_micro_batches_of_an_earlier_version_stay_as_they_were(tmp_path, groups, key, decides):
+    values = settings.load(None).model_dump(mode="json")
+    del values["published"]
+    name, value = decides.split(": ")
+    values["update"] |= {name: value, "micro_batch_prompts": groups}
+    path = write(tmp_path, "a.yaml", yaml.safe_dump(values | {"mode": "reference"}))
+    config = settings.load(path, stored=True)
+    assert config.published.micro_batch_responses == groups * 8
+    held = config.holds("update", "published")
+    assert held.get("update.micro_batch_prompts") == key
+    assert not any(name.startswith("published") for name in held)
+    passes = config.update.model_copy(update={"micro_batch_prompts": 5})
+    assert config.model_copy(update={"update": passes}).holds("update", "published") == held
+
+
+def test_an_objective_of_ones_own_has_the_sizes_in_its_key():
+    none, some = (
+        settings.load(None, ["update.objective=mine:terms", *more]).holds("update", "published")
+        for more in ((), ("published.micro_batch_responses=128",))
+    )
+    assert none != some
+
+
+def test_what_was_called_top1_drop_is_told_apart(tmp_path):
+    values = settings.load(None, ["score.estimator=argmax_drop"]).model_dump(mode="json")
+    values["score"]["estimator"] = "top1_drop"
+    path = write(tmp_path, "a.yaml", yaml.safe_dump(values | {"mode": "paper"}))
+    old = settings.load(path, stored=True)
+    new = settings.load(None, ["score.estimator=top1_drop"])
+    assert old.score.estimator == "argmax_drop"
+    assert old.holds("score.estimator") == {
+        "score.estimator": "top1_drop"
+    }  # as its folders have it
+    assert new.holds("score.estimator") != old.holds("score.estimator")
 
 
 def test_what_a_layer_says_itself_beats_its_mode(tmp_path):

@@ -136,3 +136,12 @@ def test_a_module_without_the_function(here: Path) -> None:
 def test_an_unknown_grader_is_refused_before_anything_runs() -> None:
     with pytest.raises(UserError, match="Did you mean mathruler"):
         make_reward("outcome", grader="math-ruler")
+
+
+def test_without_the_choice_rule_the_grader_alone_decides() -> None:
+    responses = [rf"so \boxed{{{answer}}}" for answer in ("A", "A. 5", "(A)", "B")]
+    owners, whole = [sample("A", "choice")] * 4, [False] * 4
+    with make_reward(workers=1, choice_rule=False) as alone:
+        assert [one.outcome for one in alone(responses, owners, whole)][:2] == ["correct", "wrong"]
+    with make_reward(workers=1) as ruled:
+        assert [one.reward for one in ruled(responses, owners, whole)] == [1, 1, 1, 0]

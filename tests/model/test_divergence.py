@@ -63,18 +63,19 @@ def test_statistics_by_hand():
         "logp_perturbed": -math.log(4),
         "kl": 0.5 * math.log(4 / 3),
         "jsd": 0.033822,
-        "top1_drop": 0.25,
+        "argmax_drop": 0.25,
         "log_ratio": math.log(2),
     }
     assert {k: v.item() for k, v in vars(s).items()} == pytest.approx(expected, abs=1e-6)
 
 
-def test_top1_drop_follows_the_likeliest_id_and_not_the_sampled_one():
+def test_top1_drop_is_the_sampled_tokens_and_argmax_drop_the_likeliests():
     # The likeliest is id 1: 0.8 - 0.3. Id 0 was sampled: log(0.2 / 0.7), below 0.
     s = two_tokens([0.2, 0.8], [0.7, 0.3])
-    assert s.top1_drop is not None
+    assert s.argmax_drop is not None
     assert s.log_ratio is not None
-    assert s.top1_drop.item() == pytest.approx(0.5, abs=1e-6)
+    assert ESTIMATORS["argmax_drop"](s).item() == pytest.approx(0.5, abs=1e-6)
+    assert ESTIMATORS["top1_drop"](s).item() == pytest.approx(0.2 - 0.7, abs=1e-6)
     assert s.log_ratio.item() == pytest.approx(math.log(2 / 7), abs=1e-6)
 
 
@@ -133,7 +134,7 @@ def test_streamed_statistics_are_the_dense_ones(max_elements, suppressed):
         "logp_perturbed": logq.gather(1, at)[:, 0],
         "kl": kl(p, q),
         "jsd": (kl(p, m) + kl(q, m)) / 2,
-        "top1_drop": (logp.exp() - logq.exp()).gather(1, best)[:, 0],
+        "argmax_drop": (logp.exp() - logq.exp()).gather(1, best)[:, 0],
         "log_ratio": (logp - logq).gather(1, at)[:, 0],
     }
     for name, value in expected.items():
@@ -207,14 +208,15 @@ def test_half_precision_inputs_give_float32_logits():
         ("kl", 0.3),
         ("jsd", 0.1),
         ("log_ratio", -1.0),
-        ("top1_drop", 0.2),
+        ("argmax_drop", 0.2),
+        ("top1_drop", math.exp(-2) - math.exp(-1)),
         ("entropy", 1.5),
         ("k3", math.e - 2),  # d = log q - log p = 1: e - 1 - 1
     ],
 )
 def test_estimators_by_hand(name, expected):
     values = {"logp": -2.0, "entropy": 1.5, "logp_perturbed": -1.0, "kl": 0.3, "jsd": 0.1}
-    values |= {"top1_drop": 0.2, "log_ratio": -1.0}
+    values |= {"argmax_drop": 0.2, "log_ratio": -1.0}
     s = TokenStatistics(**{key: torch.tensor([value]) for key, value in values.items()})
     assert ESTIMATORS[name](s).item() == pytest.approx(expected)
 
@@ -329,5 +331,5 @@ def test_all_logits_never_exist_at_once(monkeypatch):
     tiled = token_statistics(hidden, weight, token, perturbed_ND=other, max_elements=50, jsd=False)
     assert max(sizes) == 5 * 10
     assert len(sizes) == 2 * 3 * 4  # ceil(13 / 5) ranges of tokens, ceil(37 / 10) of the vocabulary
-    for name in ("logp", "entropy", "logp_perturbed", "kl", "top1_drop", "log_ratio"):
+    for name in ("logp", "entropy", "logp_perturbed", "kl", "argmax_drop", "log_ratio"):
         torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=2e-6, rtol=1e-6)

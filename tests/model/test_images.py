@@ -1,6 +1,7 @@
 """The image is what a person sees: every kind of image, by the pixels that the encoder gets."""
 
 import base64
+import dataclasses
 import io
 import json
 import struct
@@ -9,16 +10,21 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
+from pipelines.config import settings
 from pipelines.config.schema import Config, DataConfig, ModelConfig
 from pipelines.config.settings import shipped_config
 from pipelines.disk.records import Sample
 from pipelines.embedded import tiny
-from pipelines.model.prompts import encode_sample, load_processor
+from pipelines.model.images import limited_size
+from pipelines.model.policy import Policy
+from pipelines.model.prompts import Before, encode_sample, load_processor, messages
 from pipelines.prepare.rows import RowParser
 from pipelines.prepare.samples import PromptLengths, prepare
 from pipelines.score.pictures import pictures
+from pipelines.score.scoring import perturbed_prompt
 from pipelines.watch import Silent
 
 SIDE = 56  # twice the tiny model's patch and merge: no resizing
@@ -337,3 +343,81 @@ def test_pages_show_what_the_model_gets():
         assert shown.mode == "RGB"
         assert abs(np.asarray(shown).astype(int) - seen)[4:20, 4:20].max() <= 3
         assert shown.getexif().get(0x0112, 1) == 1
+
+
+# --- as the authors' code shows an image ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((300, 400), (None, None), (300, 400)),
+        ((300, 400), (1000, 200_000), (300, 400)),
+        ((300, 400), (None, 30_000), (150, 200)),
+        ((300, 400), (480_000, None), (600, 800)),
+        ((301, 400), (None, 30_000), (150, 199)),  # factor 0.49917: 150.25 and 199.67
+        ((1, 4000), (None, 100), (1, 632)),
+    ],
+)
+def test_sides_are_scaled_by_one_factor_and_rounded_down(size, limits, expected):
+    assert limited_size(*size, *limits) == expected
+
+
+def test_resize_first_is_pil_and_then_the_processor():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (75, 100, 3), np.uint8))
+    asked = Sample("a", "<image>What?", [encoded(image)], "1")
+    config = settings.load(None, ["published.resize_first=true", "data.max_pixels=5000"])
+    processor, before = load_processor(config), Before.of(config)
+    own = load_processor(settings.load(None))
+    assert processor.image_processor.size == own.image_processor.size
+    (shown,) = before.images(asked)
+    assert shown.size == (81, 61)  # factor 0.8165
+    found = encode_sample(processor, "", asked, before)
+    again = encode_sample(own, "", dataclasses.replace(asked, images=[encoded(shown)]))
+    assert found["pixel_values"].equal(again["pixel_values"])
+    once = load_processor(settings.load(None, ["data.max_pixels=5000"]))
+    assert not np.array_equal(found["pixel_values"], encode_sample(once, "", asked)["pixel_values"])
+
+
+def test_what_is_blackened_was_resized(policy):
+    """Squares of 14 pixels of the image as it was resized: at 28 x 28, four, each one patch's."""
+    config = settings.load(None, [
+        "mode=published", "data.max_pixels=784", "score.mask_per=prompt", "score.probability=0.5",
+    ])  # fmt: skip
+    image = Image.fromarray(np.full((280, 280, 3), 200, np.uint8))
+    asked = Sample("a", "<image>What?", [encoded(image)], "1")
+    ours = Policy(policy.model, load_processor(config), config)
+    clean = ours.encoder.encode(asked)
+    assert clean["image_grid_thw"].tolist() == [[1, 2, 2]]
+    views = [perturbed_prompt(config, asked, clean, ours, 1, i)["pixel_values"] for i in range(8)]
+    black = torch.stack([(view == -1).float().mean(-1) for view in views])
+    assert {*black.flatten().tolist()} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("problem", "ours", "theirs"),
+    [
+        ("  <image>\nWhat?  \n", ["image", "What?  "], ["image", "\nWhat?"]),
+        ("See <image>\n\n<image> ?", ["See ", "image", "image", " ?"],
+         ["See ", "image", "\n\n", "image", " ?"]),
+    ],
+)  # fmt: skip
+def test_question_text_is_stripped_at_both_ends_and_nowhere_else(problem, ours, theirs):
+    asked = Sample("a", problem, [b""] * problem.count("<image>"), "1")
+    for strip, expected in ((False, ours), (True, theirs)):
+        (turn,) = messages(asked, "", strip=strip)
+        found = [part.get("text", part["type"]) for part in turn["content"]]
+        assert found == expected
+
+
+def test_lengths_are_counted_of_what_is_shown():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (75, 100, 3), np.uint8))
+    asked = Sample("a", "<image>\nWhat?", [encoded(image)], "1")
+    config = settings.load(None, ["mode=published", "data.max_pixels=2000"])
+    lengths, before = PromptLengths(config), Before.of(config)
+    lengths.count(asked)
+    assert lengths.by_size
+    expected = len(encode_sample(lengths.processor, "", asked, before)["input_ids"])
+    assert lengths.count(asked) == expected

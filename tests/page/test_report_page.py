@@ -31,7 +31,7 @@ from pipelines.update import objectives
 from vppo_cli.report import collect
 from vppo_cli.report.entries import viewer
 from vppo_cli.report.figures import read
-from vppo_cli.report.shaping import step_advantages
+from vppo_cli.report.shaping import depend, step_advantages
 from vppo_cli.report.source import RunSource, Vocabulary, spread, spread_order, vocabulary
 from vppo_cli.report.words import WordCount
 
@@ -254,10 +254,12 @@ def test_advantages_are_those_of_the_trainer(
     length_PG = rng.integers(20, 65, (6, 4))
     config = Config.model_validate({
         "rollout": {"max_new_tokens": 64},
-        "update": {"objective": objective, "batch_prompts": 4, "micro_batch_prompts": 3,
+        "update": {"objective": objective, "batch_prompts": 4,
                    "shaping_statistics": statistics, "overlong_cache": overlong},
+        "published": {"mini_batch_responses": 10, "micro_batch_responses": 3},
     })  # fmt: skip
-    adv_PG, shaped_PG = step_advantages(config, reward_PG, dependency_PG, length_PG)
+    depends_P = np.array([True, False, True, True, True, False])
+    adv_PG, shaped_PG = step_advantages(config, reward_PG, dependency_PG, length_PG, depends_P)
     assert shaped_PG is not None
     for part in (slice(0, 4), slice(4, 6)):
         reward_B = torch.from_numpy(reward_PG[part].reshape(-1))
@@ -266,18 +268,27 @@ def test_advantages_are_those_of_the_trainer(
             reward_B = reward_B + math_of.soft_overlong_penalty(length_B, 64, overlong)
         expected_B = math_of.group_advantages(reward_B, 4)
         assert adv_PG[part].reshape(-1) == pytest.approx(expected_B.numpy(), abs=1e-5)
-        micro_B = torch.arange(len(reward_B)) // 4 // 3
+        place_B = torch.arange(len(reward_B))
         ones_BT = torch.ones(len(reward_B), 1, dtype=torch.bool)
         dependency_B = torch.from_numpy(dependency_PG[part].reshape(-1))
-        batch = objectives.Batch(expected_B, dependency_B, ones_BT, ones_BT, micro_B)
+        batch = objectives.Batch(
+            expected_B, dependency_B, ones_BT, ones_BT, place_B // 10, place_B % 10 // 3,
+            torch.from_numpy(depends_P[part]).repeat_interleave(4),
+        )  # fmt: skip
         terms = objectives.OBJECTIVES[objective](batch, config.update)
         assert shaped_PG[part].reshape(-1) == pytest.approx(terms.adv_B.numpy(), abs=1e-5)
+
+
+def test_questions_without_an_image_are_those_whose_tokens_were_all_kept() -> None:
+    length_PG = np.array([[10, 5], [10, 5], [1, 1]])
+    kept_PG = np.array([[4, 2], [10, 5], [1, 1]])
+    assert depend(Config(), kept_PG, length_PG).tolist() == [True, False, True]
 
 
 def test_an_objective_of_ones_own_has_no_known_shaping() -> None:
     config = Config.model_validate({"update": {"objective": "mine.package:terms"}})
     ones = np.ones((2, 4))
-    adv_PG, shaped_PG = step_advantages(config, ones, ones, ones)
+    adv_PG, shaped_PG = step_advantages(config, ones, ones, ones, np.ones(2, dtype=bool))
     assert shaped_PG is None
     assert (adv_PG == 0).all()
 

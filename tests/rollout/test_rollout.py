@@ -180,6 +180,17 @@ def test_work_is_cut_into_batches_and_the_artifact_is_the_same(sample_step):
     assert [len(call) for call in other.calls] == [3, 1]
 
 
+def test_surplus_may_be_thrown_away_in_rounds_of_a_step(sample_step):
+    """Three of four are informative: 4 prompts give 3 groups, so 4 more are sampled and 2 are left."""
+    engine = Scripted(lambda position: 0 if position % 4 == 3 else 2)
+    used, surplus, metrics = sample_step(engine, "published.drop_surplus=true")
+    assert (used, surplus) == ([0, 1, 2, 4], [])
+    assert (metrics["groups_thrown_away"], metrics["next_position"]) == (2, 8)
+    used, _, metrics = sample_step(engine, "published.drop_surplus=true")
+    assert (used, metrics["groups_carried_in"]) == ([8, 9, 10, 12], 0)
+    assert [len(call) for call in engine.calls] == [4] * 4
+
+
 def test_a_row_holds_a_prompt_and_its_graded_responses(sample_step, table, tmp_path):
     sample_step(Scripted(lambda position: 1))
     group = read_rows(tmp_path / "1" / ROLLOUTS, Rollout)[0]

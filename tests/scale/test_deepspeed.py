@@ -83,6 +83,22 @@ def test_questions_with_and_without_images_are_trained_and_scored_at_once(data, 
     assert max(case["gap"] for case in found) < 1e-5, found
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_published_updates_do_not_depend_on_ranks_or_stage(data, world):
+    """Shaping by mini-batches and micro-batches, decay of every weight, a step that is left out."""
+    found = updates(data, world, 1, 2, 3, script="published.py")
+    assert [case["stage"] for case in found] == [1, 2, 3] * 2
+    for case in found:
+        assert case["world"] == world
+        assert case["moved"] > 1e-4
+        assert case["gap"] < case["close"]
+        assert case["half"] or case["metrics"] < 1e-6
+        assert case["skipped"] == {"updates_skipped": 1}
+        assert case["skip_moved"] == 0
+        assert case["after_skip"] < case["close"]
+        assert case["sizes_matter"] > 1e-6
+
+
 def test_two_ranks_save_and_one_resumes(data):
     """The checkpoint of two ranks under ZeRO-3, in a process of its own: under ZeRO-2, and torch."""
     saved = data / "saved-2-3"

@@ -19,7 +19,17 @@ from pipelines.score.scoring import (
 )
 from pipelines.watch import Silent
 
-ESTIMATORS = ["kl", "k3", "jsd", "log_ratio", "top1_drop", "entropy", "random", "oracle"]
+ESTIMATORS = [
+    "kl",
+    "k3",
+    "jsd",
+    "log_ratio",
+    "top1_drop",
+    "argmax_drop",
+    "entropy",
+    "random",
+    "oracle",
+]
 PERTURBATIONS = ["patch_black", "gaussian_noise", "gaussian_blur", "grey", "raw_black"]
 
 
@@ -232,6 +242,43 @@ def test_the_oracle_needs_the_embedded_data(configure, score_rows, rollouts, sam
             samples=SampleTable(tmp_path / "train.parquet"),
         )  # fmt: skip
     assert "data.source=glyphs" in caught.value.fix
+
+
+# --- questions without an image -------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_blind(samples, tmp_path):
+    """The questions, the first two without their image."""
+    rows = [
+        dataclasses.replace(s, images=[], problem=s.problem.replace("<image>", "")) if i < 2 else s
+        for i, s in enumerate(samples)
+    ]
+    write_rows(tmp_path / "train.parquet", Sample, rows)
+    return SampleTable(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize("estimator", ["kl", "entropy"])
+def test_all_tokens_are_kept_where_no_image_is_to_depend_on(
+    configure, score_rows, rollouts, half_blind, estimator
+):
+    rows = score_rows(configure(f"score.estimator={estimator}"), rollouts, samples=half_blind)
+    shares = [flat([row.keep]).float().mean().item() for row in rows]
+    assert all(0.4 <= share < 0.5 for share in shares[2:])
+    if estimator == "kl":
+        assert shares[:2] == [1.0, 1.0]
+        assert flat([row.perception for row in rows[:2]]).abs().max() == 0
+    else:  # which says of any token how uncertain it is
+        assert all(share < 0.5 for share in shares[:2])
+
+
+def test_as_published_the_first_tokens_of_such_a_response_are_kept(
+    configure, score_rows, rollouts, half_blind
+):
+    rows = score_rows(configure("published.filter_text_only=true"), rollouts, samples=half_blind)
+    for keep in (response for row in rows[:2] for response in row.keep):
+        kept = math.ceil(round(0.4 * len(keep), 6))
+        assert keep == [True] * kept + [False] * (len(keep) - kept)
 
 
 # --- batching -------------------------------------------------------------------------------------

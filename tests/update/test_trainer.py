@@ -8,8 +8,12 @@ import applied
 import pytest
 import torch
 
+from pipelines.config import settings
 from pipelines.model.divergence import token_logp
-from pipelines.update.torch_engine import TorchTrainer
+from pipelines.ranks.ranks import Ranks
+from pipelines.update import deepspeed_engine
+from pipelines.update.objectives import Batch, shaping
+from pipelines.update.torch_engine import MOST_SKIPPED, TorchTrainer
 
 ADVANTAGE = 0.5 / (math.sqrt(1 / 3) + 1e-6)
 """Of a right response in a group with rewards 1, 0, 0, 1: mean 1/2, unbiased variance (4 / 4) / 3."""
@@ -151,14 +155,77 @@ def test_gradients_do_not_depend_on_packing(train):
     same_gradients(gradients(plain), gradients(packed), 1e-4)
 
 
-def test_the_references_shaping_does_depend_on_the_micro_batch(train):
-    settings = ("update.objective=vppo-tas", "update.shaping_statistics=micro_batch")
-    losses = {train(*settings, f"update.micro_batch_prompts={size}")[1]["loss"] for size in (1, 4)}
-    assert len({round(loss, 6) for loss in losses}) == 2
-    # In one micro-batch it is the paper's.
-    _, reference = train(*settings, WHOLE)
-    _, paper = train("update.objective=vppo-tas", WHOLE)
-    assert reference == pytest.approx(paper, rel=1e-5)
+PUBLISHED = (
+    "mode=published", "published.mini_batch_responses=12", "published.micro_batch_responses=6",
+    "update.max_grad_norm=1e9", "update.entropy_penalty=0.06",
+)  # fmt: skip
+"""Of 16 responses: mini-batches of 12 and 4, micro-batches of 6, 6 and 4."""
+
+
+def test_published_shaping_depends_on_its_own_sizes_and_not_on_the_passes(train):
+    whole, expected = train(*PUBLISHED, WHOLE)
+    for size in (1, 3):
+        cut, metrics = train(*PUBLISHED, f"update.micro_batch_prompts={size}")
+        same_gradients(gradients(cut), gradients(whole))
+        assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for name in ("mini_batch_responses=16", "micro_batch_responses=3"):
+        other, _ = train(*PUBLISHED, WHOLE, f"published.{name}")
+        with pytest.raises(AssertionError):
+            same_gradients(gradients(other), gradients(whole), 1e-3)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_ranks_have_the_gradient_of_one(train, world, mode, monkeypatch):
+    """Each rank's passes, as DeepSpeed's engine deals them, one after the other."""
+    settings = PUBLISHED if mode == "published" else (PUBLISHED[3],)
+    one, _ = train(*settings)
+
+    def of_all(trainer, tokens):
+        parts = []
+        for rank in range(world):
+            monkeypatch.setattr(deepspeed_engine, "ranks", lambda rank=rank: Ranks(rank, world))
+            parts += deepspeed_engine.DeepSpeedTrainer._micro_batches(trainer, tokens)
+        return parts
+
+    monkeypatch.setattr(TorchTrainer, "_micro_batches", of_all)
+    several, _ = train(*settings, "update.micro_batch_prompts=1")
+    same_gradients(gradients(several), gradients(one))
+
+
+def test_published_shaping_is_that_of_each_device(train, rollouts, scores):
+    # By the formula, for the loss on-policy: -sum(alpha A n) / sum(n).
+    flat = [
+        (d, s, n)
+        for row, group in zip(scores, rollouts, strict=True)
+        for d, s, n in zip(row.dependency, SIGNS, map(len, group.response_ids), strict=True)
+    ]
+    signed = 0.0
+    for device in (flat[:12], flat[12:]):
+        low, high = min(d for d, *_ in device), max(d for d, *_ in device)
+        for start in range(0, len(device), 6):
+            micro = device[start : start + 6]
+            z = [(d - low) / (high - low) for d, *_ in micro]
+            mean = sum(z) / len(z)
+            signed += sum(
+                (0.9 + 0.1 * z_i / mean) * ADVANTAGE * s * n
+                for z_i, (_, s, n) in zip(z, micro, strict=True)
+            )
+    _, metrics = train(*PUBLISHED, "update.objective=vppo-tas", "update.entropy_penalty=0")
+    assert metrics["loss"] == pytest.approx(-signed / sum(n for *_, n in flat), rel=1e-4)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "micro_batch"])
+def test_a_question_without_an_image_keeps_its_advantages_and_is_in_no_statistic(statistics):
+    config = settings.load(None, [
+        f"update.shaping_statistics={statistics}", "published.micro_batch_responses=2",
+    ]).update  # fmt: skip
+    dependency, seen = torch.tensor([0.0, 0.0, 3.0, 1.0]), torch.tensor([False, False, True, True])
+    ones, zeros = torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, dtype=torch.long)
+    batch = Batch(torch.ones(4), dependency, ones, ones, zeros, zeros, seen)
+    assert shaping(batch, config).tolist() == pytest.approx([1, 1, 1.1, 0.9])
+    alone = dataclasses.replace(batch, depends_B=torch.zeros(4, dtype=torch.bool))
+    assert shaping(alone, config).tolist() == [1, 1, 1, 1]
 
 
 def test_gradient_checkpointing_gives_the_same(train):
@@ -208,6 +275,51 @@ def test_only_matrices_decay(train):
     assert all(p.dim() > 1 for p in decayed["params"])
     assert all(p.dim() == 1 for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(trainer.named)
+    trainer, _ = train("update.weight_decay=0.5", "published.decay_all=true")
+    (every,) = trainer.optimizer.param_groups
+    assert (every["weight_decay"], len(every["params"])) == (0.5, len(trainer.named))
+
+
+# --- gradients that are not finite ----------------------------------------------------------------
+
+
+class Broken:
+    """Makes the gradient of one weight NaN while ``on``."""
+
+    def __init__(self, trainer):
+        self.on = True
+        self.name, weight = trainer.named[-1]
+        weight.register_hook(lambda gradient: gradient * (float("nan") if self.on else 1.0))
+
+
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_a_step_whose_gradients_are_not_finite_is_left_out_and_counted(
+    fresh_policy, configure, table, rollouts, scores, mode
+):
+    config = configure(f"mode={mode}")
+    trainer, whole = (TorchTrainer(fresh_policy(config), config) for _ in range(2))
+    before, broken = weights(trainer), Broken(trainer)
+    assert trainer.update(rollouts, scores, table) == {"updates_skipped": 1}
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+    assert (trainer.updates, trainer.optimizer.state) == (0, {})
+    broken.on = False
+    expected = whole.update(rollouts, scores, table)
+    assert "updates_skipped" not in expected
+    assert trainer.update(rollouts, scores, table) == expected  # as if it had never been
+    assert all(torch.equal(value, weights(whole)[n]) for n, value in weights(trainer).items())
+
+
+def test_many_such_steps_in_a_row_end_the_run(fresh_policy, configure, table, rollouts, scores):
+    config = configure()
+    trainer = TorchTrainer(fresh_policy(config), config)
+    broken = Broken(trainer)
+    for on in (True,) * (MOST_SKIPPED - 1) + (False,) + (True,) * (MOST_SKIPPED - 1):
+        broken.on = on
+        trainer.update(rollouts, scores, table)
+    with pytest.raises(
+        FloatingPointError, match=f"{MOST_SKIPPED} .* in a row .*{broken.name}: nan"
+    ):
+        trainer.update(rollouts, scores, table)
 
 
 # --- state ----------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ def config(
     config: ConfigFile = None,
     settings: Settings = None,
     run: RunName = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also what only `mode: published` needs.")
+    ] = False,
 ) -> None:
     """List the settings: each with its value and its meaning."""
     from rich.markup import escape
@@ -31,7 +34,8 @@ def config(
     values = load(file, settings or [], stored=config is None and run is not None)
     names = [
         (name, about) for name, about in setting_names()
-        if section in (None, name) or name.startswith(f"{section}.")
+        if section == name or name.startswith(f"{section}.")
+        or (section is None and (every or not name.startswith("published.")))
     ]  # fmt: skip
     if not names:
         known = list(type(values).model_fields)

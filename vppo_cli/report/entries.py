@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.disk.records import Look, SampleTable, schema
@@ -15,7 +16,7 @@ from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
 from vppo_cli.report.curves import short
 from vppo_cli.report.looks import Looks
-from vppo_cli.report.shaping import step_advantages
+from vppo_cli.report.shaping import depend, step_advantages
 from vppo_cli.report.source import (
     LOOKS,
     Array,
@@ -146,9 +147,11 @@ class EntryMaker:
         reward_PG = flat(rollouts, "reward").reshape(shape)
         dependency_PG = flat(scores, "dependency").reshape(shape)
         length_PG = lengths(scores).reshape(shape)
-        adv_PG, shaped_PG = step_advantages(
-            self.source.chain.config, reward_PG, dependency_PG, length_PG
-        )
+        config = self.source.chain.config
+        first_N = np.concatenate([[0], length_PG.reshape(-1).cumsum()[:-1]])
+        kept_PG = np.add.reduceat(flat(scores, "keep").astype(int), first_N).reshape(shape)
+        depends_P = depend(config, kept_PG, length_PG)
+        adv_PG, shaped_PG = step_advantages(config, reward_PG, dependency_PG, length_PG, depends_P)
         looks = self._looks(step)
         positions = rollouts["position"].to_pylist()
         chosen = [positions.index(p) for p in looks.positions] if looks else range(len(positions))

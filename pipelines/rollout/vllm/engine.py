@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 
 from pipelines.capacity.work import MAX_SEQUENCES, SLEEP_LEVEL
 from pipelines.config.schema import Config
@@ -32,7 +31,7 @@ from pipelines.errors import UserError
 from pipelines.model import chat_template, determinism
 from pipelines.model.files import cannot_load
 from pipelines.model.policy import Policy, choose_device
-from pipelines.model.prompts import messages, model_location, open_image
+from pipelines.model.prompts import model_location
 from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import join_alone, ranks
 from pipelines.rollout.engine import Engine, Name, Response, cut, encoded
@@ -167,18 +166,13 @@ class VLLMEngine:
 
 
 def prompt(policy: Policy, sample: Sample) -> dict[str, Any]:
-    """A sample as vLLM takes it: the chat's text, and its images before any resizing."""
-    chat = messages(sample, policy.encoder.instruction, policy.processor)
+    """A sample as vLLM takes it: the chat's text, and its images before the processor resizes them."""
+    chat = policy.encoder.messages(sample)
     request: dict[str, Any] = {"prompt": chat_template.render(policy.processor, chat)}
     if sample.images:
-        request["multi_modal_data"] = {"image": images(sample)}
+        request["multi_modal_data"] = {"image": policy.encoder.images(sample)}
         request["mm_processor_kwargs"] = image_settings(policy)
     return request
-
-
-def images(sample: Sample) -> list[Image.Image]:
-    """The sample's images, RGB."""
-    return [open_image(data) for data in sample.images]
 
 
 def image_settings(policy: Policy) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from pipelines.config.schema import ModelConfig
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
-from pipelines.model.prompts import messages, model_location
+from pipelines.model.prompts import model_location
 from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engine import Engine, Name, Response, cut
@@ -39,7 +39,6 @@ from pipelines.rollout.vllm.engine import (
     View,
     check_prompt,
     image_settings,
-    images,
     not_installed,
     sampling_settings,
 )
@@ -234,8 +233,8 @@ class _Weights:
 
 def _with_images(policy: Policy, sample: Sample) -> list[dict[str, Any]]:
     """The chat turn with its images inside, as PNG: the server sees the very pixels."""
-    chat = messages(sample, policy.encoder.instruction, policy.processor)
-    pictures = iter(images(sample))
+    chat = policy.encoder.messages(sample)
+    pictures = iter(policy.encoder.images(sample))
     for turn in chat:
         turn["content"] = [
             {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}}
