@@ -7,7 +7,7 @@ SCALE := .venv-scale
 PYTHON ?= 3.12
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception modes grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated
+.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception modes grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -46,6 +46,9 @@ flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by 
 
 gpu-emulated: $(READY)  ## rollout, score and update with every setting, on a GPU emulated by the CPU (slow)
 	$(BIN)/python tests/tools/gpu_story.py table
+
+paper-configs: $(READY) ## two training steps of every row of the paper's tables (docs/published.md), at the default's size (slow)
+	$(BIN)/python tests/tools/paper_configs.py
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m pipelines.bench.perception --out docs/perception.md

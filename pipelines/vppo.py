@@ -11,7 +11,8 @@ Axes, the last letters of a tensor's name:
 Whatever stands where ``mask_BT`` is 0 is never read by a mean or a ranking. A mask may be of any
 dtype. Reductions run in float32 or wider.
 
-"The authors' code" is the public one, which differs from the paper where a docstring says so.
+"The authors' code" is the public one: what was published was computed by it (docs/published.md), and it
+differs from the paper's equations where a docstring says so.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def k3(logp: Tensor, logp_other: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(p || q) from tokens sampled from p, elementwise.
 
-    d = log q - log p, clamped to [-20, 20]; k3 = e^d - d - 1, clamped to [0, 10], as in the authors'
-    code. It reaches the upper clamp at d = 2.61 but only at d = -11.0.
+    d = log q - log p, clamped to [-20, 20]; k3 = e^d - d - 1, clamped to [0, 10], as in the paper's
+    appendix B and the authors' code. It reaches the upper clamp at d = 2.61 but only at d = -11.0.
 
     Args:
         logp: log p of the sampled tokens, any shape.
@@ -96,33 +97,44 @@ def shaping_weights_from(
     high: Tensor | float,
     mean_z: Tensor | float,
     beta_min: float = 0.9,
+    beta_max: float | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
     """Weights alpha_B (paper eq. 5) from statistics that were taken elsewhere.
 
-    alpha = beta_min + (beta_max - beta_min) z with beta_max = beta_min + (1 - beta_min) / mean(z).
-    Where high - low < ``eps`` every response depends on the image alike, and alpha is 1. Where
-    mean(z) is 0, every z is 0 and alpha is beta_min (a micro-batch can be so).
+    alpha = beta_min + (beta_max - beta_min) z, by default with the beta_max that makes mean(alpha) 1:
+    beta_min + (1 - beta_min) / mean(z). Where high - low < ``eps`` every response depends on the image
+    alike, and alpha is 1. Where mean(z) is 0, every z is 0 and alpha is beta_min (a micro-batch can be so).
 
     Args:
         dependency_B: S-bar.
         low, high: smallest and largest S-bar of the batch: scalars, or [B].
-        mean_z: mean of :func:`normalized_dependency` over the batch: scalar, or [B].
+        mean_z: mean of :func:`normalized_dependency` over the batch: scalar, or [B]; not looked at
+            with a fixed ``beta_max``.
+        beta_max: the largest weight, fixed (paper Table 3); none: as above.
     """
     z_B = normalized_dependency(dependency_B, low, high)
     span_B = _like(high, z_B) - _like(low, z_B)
-    alpha_B = beta_min + (1.0 - beta_min) * z_B / _like(mean_z, z_B).clamp(min=1e-8)
+    if beta_max is None:
+        alpha_B = beta_min + (1.0 - beta_min) * z_B / _like(mean_z, z_B).clamp(min=1e-8)
+    else:
+        alpha_B = beta_min + (beta_max - beta_min) * z_B
     return torch.where(span_B < eps, torch.ones_like(alpha_B), alpha_B)
 
 
-def shaping_weights(dependency_B: Tensor, beta_min: float = 0.9, eps: float = 1e-6) -> Tensor:
-    """Weights alpha_B over the whole update batch; mean(alpha) = 1 (paper eq. 5).
+def shaping_weights(
+    dependency_B: Tensor,
+    beta_min: float = 0.9,
+    beta_max: float | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Weights alpha_B over the whole update batch; mean(alpha) = 1 without a ``beta_max`` (paper eq. 5).
 
     A response without tokens has no dependency: leave its row out.
     """
     low, high = dependency_B.min(), dependency_B.max()
     mean_z = normalized_dependency(dependency_B, low, high).mean()
-    return shaping_weights_from(dependency_B, low, high, mean_z, beta_min, eps)
+    return shaping_weights_from(dependency_B, low, high, mean_z, beta_min, beta_max, eps)
 
 
 def shaping_weights_published(
@@ -130,6 +142,7 @@ def shaping_weights_published(
     minibatch_ids_B: Tensor,
     microbatch_ids_B: Tensor,
     beta_min: float = 0.9,
+    beta_max: float | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
     """Weights alpha_B as the authors' code takes them, so dependent on the batching.
@@ -153,7 +166,7 @@ def shaping_weights_published(
 
     low_B, high_B = over(mini_B, dependency_B, "amin"), over(mini_B, dependency_B, "amax")
     mean_z_B = over(micro_B, normalized_dependency(dependency_B, low_B, high_B), "mean")
-    return shaping_weights_from(dependency_B, low_B, high_B, mean_z_B, beta_min, eps)
+    return shaping_weights_from(dependency_B, low_B, high_B, mean_z_B, beta_min, beta_max, eps)
 
 
 # --- Token-level gradient filtering, TGF (paper eq. 6) --------------------------------------------
@@ -286,8 +299,8 @@ def average_loss(
     """One number from the tokens' losses -> scalar.
 
     ``token``: sum(loss * keep * mask) / sum(mask): the mean over ALL response tokens; what the
-    filter drops counts as 0 (authors' code, and DAPO). ``sequence``: the mean over responses of
-    sum(loss * keep * mask) / length (paper eq. 6, and GRPO).
+    filter drops counts as 0 (paper Table 9, authors' code, DAPO). ``sequence``: the mean over responses
+    of sum(loss * keep * mask) / length (as the paper writes eq. 6, and GRPO).
 
     Args:
         loss_BT: any per-token quantity.

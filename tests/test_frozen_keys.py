@@ -41,7 +41,7 @@ REFERENCE = {
     },
 }  # fmt: skip
 """What a mode set that is no more; ``tiny_reference.yaml`` was the embedded default with it."""
-YOUNGER = ("tiny_published.yaml",)
+YOUNGER = ("tiny_published.yaml", "qwen2_5_vl_7b_published.yaml", "qwen2_5_vl_32b_published.yaml")
 
 
 def asked() -> list[tuple[str, str]]:

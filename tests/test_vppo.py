@@ -98,6 +98,17 @@ def test_shaping_weights_with_another_beta_min():
     close(vppo.shaping_weights(torch.tensor([3.0, 7.0]), beta_min=0.5), [0.5, 1.5])
 
 
+def test_shaping_weights_with_a_fixed_beta_max():
+    # z = (0, 1/4, 1); alpha = 0.8 + 0.4 z, whatever the mean of z is (paper Table 3: .8/1.2).
+    dependency = torch.tensor([1.0, 2.0, 5.0])
+    close(vppo.shaping_weights(dependency, 0.8, 1.2), [0.8, 0.9, 1.2])
+    close(vppo.shaping_weights_from(dependency, 1.0, 5.0, 0.0, 0.8, 1.2), [0.8, 0.9, 1.2])
+    each = torch.tensor([0, 1, 2])  # micro-batches of one do not count
+    one = torch.zeros(3, dtype=torch.long)
+    close(vppo.shaping_weights_published(dependency, one, each, 0.8, 1.2), [0.8, 0.9, 1.2])
+    close(vppo.shaping_weights(torch.tensor([0.3, 0.3]), 0.8, 1.2), [1.0, 1.0])
+
+
 @pytest.mark.parametrize("dependency", [[0.3], [0.3, 0.3], [0.0, 9e-7]])
 def test_shaping_weights_are_one_where_nothing_differs(dependency):
     close(vppo.shaping_weights(torch.tensor(dependency)), [1.0] * len(dependency))

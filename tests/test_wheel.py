@@ -53,6 +53,20 @@ def started(site, folder):
     )  # fmt: skip
 
 
+def test_configs_of_the_paper_and_whose_numbers_they_are_come_along(installed, tmp_path):
+    code = (
+        "import sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x)]\n"
+        "from vppo_cli.app import main; main()"
+    )
+    asked = ["config", "update", "--config", "paper/table3_fixed_08_12.yaml"]
+    said = subprocess.run(
+        [sys.executable, "-c", code, *asked], cwd=tmp_path, check=True, capture_output=True, text=True,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(installed)},
+    ).stdout  # fmt: skip
+    assert "update.beta_max  1.2" in said
+    assert "Paper (Table 9): 0.9." in said
+
+
 def journalled(folder):
     """Benchmark -> lines of its journal."""
     return {path.name.partition("-")[0]: path.read_text().splitlines()

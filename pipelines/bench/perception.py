@@ -152,7 +152,8 @@ Made by `{command}`.
 {estimators}
 
 `kl` is exact over the vocabulary (paper eq. 3), `k3` the estimate that the authors ran, from the sampled
-token, `random` draws its scores, and `oracle` is the truth itself.
+token, `random` draws its scores, and `oracle` is the truth itself: the ceiling of these measures, but no
+upper bound of accuracy after training, as where errors are not perceptual its filter drops what is wrong.
 
 ## Perturbations, with exact KL
 

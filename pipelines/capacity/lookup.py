@@ -1,4 +1,4 @@
-"""The sizes of the model that is named: of a folder, of the hub, or, for those of the paper, known without.
+"""The sizes of the model that is named: of a folder, of the hub, or, for some, known without.
 
 Torch-free for Qwen2.5-VL and Qwen3-VL; other families are counted by transformers.
 """

@@ -58,7 +58,7 @@ table.
 
 
 def configs() -> Iterator[tuple[str, Config]]:
-    """README's example for one's own data, and the paper's run at 7B."""
+    """README's example for one's own data, and the config of the 7B."""
     found = re.search(r"```yaml\n(# my\.yaml.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None, "README.md has no my.yaml"
     with TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
 """The config: every setting of a run, typed, documented and validated. Torch-free.
 
-Each field's docstring is its help text, with its unit and its source; "paper" is arXiv 2510.09285 and
-docs/method.md has the formulas. Objects are frozen: what a stage reads is what the file says. Reading
-files and overrides is in ``pipelines/config/settings.py``.
+Each field's docstring is its help text, with its unit; whose number a value is, constants.csv beside this
+file says, and the help adds it. "Paper" is arXiv 2510.09285 and docs/method.md has the formulas. Objects
+are frozen: what a stage reads is what the file says. Reading files and overrides is in
+``pipelines/config/settings.py``.
 
 ``unkeyed`` names the fields that change no result but for rounding (how work is batched, where it runs,
 how long a run goes on; in bfloat16 rounding is seen: docs/gpu.md). They are left out of a step's key, so
@@ -105,13 +106,13 @@ class DataConfig(Section):
     limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Take only the first rows."""
     instruction: str = ""
-    """Text put after the question, following a blank line (the paper's asks for <think> and box)."""
+    """Text put after the question, following a blank line."""
     max_prompt_tokens: int = Field(default=4096, ge=1, le=MOST_TOKENS)
-    """Longer prompts (tokens, image tokens included) are left out and listed. Paper: 4096."""
+    """Longer prompts (tokens, image tokens included) are left out and listed."""
     min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
-    """Images are enlarged to at least this many pixels; none: the processor's own. Paper: 200704."""
+    """Images are enlarged to at least this many pixels; none: the processor's own."""
     max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
-    """Images are shrunk to at most this many pixels; none: the processor's own. Paper: 1003520."""
+    """Images are shrunk to at most this many pixels; none: the processor's own."""
     workers: int = Field(default=0, ge=0, le=MOST_PROCESSES)
     """Processes (of each rank) that decode and cut the next prompts' images while the model computes;
     0: done when they are needed."""
@@ -165,15 +166,15 @@ class RolloutConfig(Section):
     """Stop if the engine's log-probs are further than this from the trainer's (mean |difference|,
     nats); none: ten times that of the first step, and 0.001 at least."""
     prompts_per_step: int = Field(default=384, ge=1, le=MOST_ROWS)
-    """Groups a step trains on (prompts, after dynamic sampling). Paper: 384."""
+    """Groups a step trains on (prompts, after dynamic sampling)."""
     samples_per_prompt: int = Field(default=8, le=MOST_SAMPLES)
-    """Responses per prompt, G. Paper: 8."""
+    """Responses per prompt, G."""
     max_new_tokens: int = Field(default=2048, ge=1, le=MOST_TOKENS)
-    """Longest response, in tokens. Paper: 2048 (7B)."""
+    """Longest response, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. Paper: 1."""
+    """Sampling temperature."""
     top_p: float = Field(default=0.99, gt=0, le=1)
-    """Nucleus sampling mass; 1 is off. Paper: 0.99."""
+    """Nucleus sampling mass; 1 is off."""
     top_k: int = Field(default=0, ge=0, le=MOST_TOKENS)
     """Sample among the k likeliest tokens; 0 is off."""
     batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
@@ -207,7 +208,7 @@ class RewardConfig(Section):
     function: str = "outcome"
     """``outcome`` (1 if the answer is right, else 0) or an import path ``package.module:function``."""
     grader: str = "mathruler"
-    """``mathruler`` (the paper's), ``math-verify``, or an import path (answer, gold) -> bool."""
+    """``mathruler``, ``math-verify``, or an import path (answer, gold) -> bool."""
     deadline: float = Field(default=5.0, gt=0)
     """Seconds of processor time one answer may take to grade before its worker is killed. One that
     waits without computing is ended after ten times that and 30 s more."""
@@ -230,11 +231,11 @@ class ScoreConfig(Section):
     14-pixel squares of the image, before the processor resizes it), or an import path
     (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Chance of each patch to be blackened. Paper: 0.5."""
+    """Chance of each patch to be blackened."""
     mask_per: Literal["prompt", "response"] = "prompt"
     """One perturbed image shared by a prompt's responses, or one for each (authors' code)."""
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
-    """Share k of each response's tokens that get a gradient (TGF). Paper: 0.4."""
+    """Share k of each response's tokens that get a gradient (TGF)."""
     batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Prompts scored together, at most: memory and speed; results but for rounding the same (in bfloat16
     some tokens near the limit of ``keep_fraction`` are others: docs/gpu.md)."""
@@ -268,6 +269,7 @@ class UpdateConfig(Section):
         }
     )
     shapes: ClassVar[frozenset[str]] = unkeyed
+    introduced: ClassVar[dict[str, Any]] = {"beta_max": None}
 
     engine: str = "torch"
     """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
@@ -287,17 +289,17 @@ class UpdateConfig(Section):
     objective: str = "vppo"
     """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/update/objectives.py)."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
-    """AdamW's learning rate. Paper: 1e-6."""
+    """AdamW's learning rate."""
     warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
     """Updates over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled weight decay. Paper: 0.01."""
+    """AdamW's decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decay rates, each at least 0 and below 1."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     batch_prompts: int = Field(default=128, ge=1, le=MOST_ROWS)
-    """Groups per optimizer step (the update batch). Paper: 128."""
+    """Groups per optimizer step (the update batch)."""
     micro_batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
     same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md)."""
@@ -305,7 +307,7 @@ class UpdateConfig(Section):
     """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
     same work; none: only ``micro_batch_prompts`` counts."""
     epochs: int = Field(default=1, ge=1, le=MOST_STEPS)
-    """Passes over each step's rollouts. Paper: 1."""
+    """Passes over each step's rollouts."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, same result but for
     rounding."""
@@ -316,19 +318,21 @@ class UpdateConfig(Section):
     dual_clip: float = Field(default=3.0, gt=1)
     """For negative advantages the loss is bounded at this multiple (dual-clip PPO)."""
     loss_average: Literal["token", "sequence"] = "token"
-    """Mean over all response tokens of the batch (authors' code), or per response first (eq. 6)."""
+    """Mean over all response tokens of the batch, or per response first (as eq. 6 is written)."""
     beta_min: float = Field(default=0.9, gt=0, le=1)
-    """Smallest shaping weight of a trajectory (TAS, eq. 5). Paper: 0.9."""
+    """Smallest shaping weight of a trajectory (TAS, eq. 5)."""
+    beta_max: float | None = Field(default=None, gt=0)
+    """Largest shaping weight; none: the one that makes the mean weight 1."""
     shaping_statistics: Literal["batch", "micro_batch"] = "batch"
     """Minimum, maximum and mean for shaping: over the whole update batch, or as the authors' code takes
     them: minimum and maximum over what a device has of it, mean over each micro-batch; how large these
     are, ``published`` says."""
     entropy_penalty: float = Field(default=0.06, ge=0)
-    """Coefficient of the entropy term. Paper: 0.06 (7B, 32B), 0.12 (8B)."""
+    """Coefficient of the entropy term."""
     entropy_estimator: Literal["none", "sampled", "exact"] = "sampled"
     """``sampled``: mean of -log p of the sampled tokens (authors' code); ``exact``: full vocabulary."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Coefficient of the k3 KL to the starting policy; 0 (paper) loads no reference model."""
+    """Coefficient of the k3 KL to the starting policy; 0 loads no reference model."""
     overlong_cache: int = Field(default=0, ge=0, le=MOST_TOKENS)
     """DAPO's soft overlong penalty over the last this many tokens before the limit; 0 is off."""
     mask_truncated: bool = False
@@ -342,6 +346,15 @@ class UpdateConfig(Section):
             raise ValueError(
                 f"learning_rate ({self.learning_rate:g}) times weight_decay ({self.weight_decay:g}) "
                 "is 1 or more: each step would take away more than the weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shaping_rises(self) -> UpdateConfig:
+        if self.beta_max is not None and self.beta_max < self.beta_min:
+            raise ValueError(
+                f"beta_max ({self.beta_max:g}) is below beta_min ({self.beta_min:g}): the more a "
+                "response depends on the image, the less it would count"
             )
         return self
 
@@ -380,9 +393,9 @@ class PublishedConfig(Section):
     in shaping."""
     mini_batch_responses: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Consecutive responses of an update batch over which ``shaping_statistics: micro_batch`` takes minimum
-    and maximum: a device's mini-batch. None: all of them. Authors' code: 128."""
+    and maximum: a device's mini-batch. None: all of them."""
     micro_batch_responses: int | None = Field(default=None, ge=1, le=MOST_ROWS)
-    """Consecutive responses of those over which it takes the mean: a micro-batch. Authors' code: 16. What
+    """Consecutive responses of those over which it takes the mean: a micro-batch. What
     is computed together is another thing: ``update.micro_batch_prompts``."""
     decay_all: bool = False
     """``update.weight_decay`` for biases and norms too (authors' code); false: for matrices alone."""
@@ -425,21 +438,21 @@ class EvalConfig(Section):
     """Graders of every answer, the one that decides first; an import path works as well. On the run's
     own questions ``reward.grader`` decides."""
     samples: int = Field(default=8, ge=1, le=MOST_SAMPLES)
-    """Samples per question; accuracy is their mean ("avg@8"). Paper: 8."""
+    """Samples per question; accuracy is their mean ("avg@8")."""
     limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Take only the first questions."""
     temperature: float | None = Field(default=None, gt=0)
-    """Sampling temperature; none: the profile's. Paper: 1."""
+    """Sampling temperature; none: the profile's."""
     top_p: float | None = Field(default=None, gt=0, le=1)
-    """Nucleus sampling mass; 1 is off; none: the profile's. Paper: 1."""
+    """Nucleus sampling mass; 1 is off; none: the profile's."""
     top_k: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
-    """Sample among the k likeliest tokens; 0 is off; none: the profile's. Paper: 50."""
+    """Sample among the k likeliest tokens; 0 is off; none: the profile's."""
     max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
-    """Longest response, in tokens; none: the profile's. Paper: 2048 (7B), 4096 (32B), 8192 (8B)."""
+    """Longest response, in tokens; none: the profile's."""
     min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
-    """Images are enlarged to at least this many pixels; none: the profile's. Paper: 1024."""
+    """Images are enlarged to at least this many pixels; none: the profile's."""
     max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
-    """Images are shrunk to at most this many pixels; none: the profile's. Paper: 589824."""
+    """Images are shrunk to at most this many pixels; none: the profile's."""
     instruction: str | None = None
     """Text put after the question, following a blank line; none: the profile's."""
     batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipelines.config.constants import cited
 from pipelines.config.schema import Config, PublishedConfig
 from pipelines.errors import UserError
 
@@ -53,6 +54,9 @@ OLD_MODES = ("paper", "reference")
 """What modes were called once: a file that names one was written by an earlier version."""
 
 DEFAULT_CONFIG = "tiny.yaml"
+
+PAPER = "paper"
+"""The folder of shipped configs, one for each row of the paper's tables (docs/published.md)."""
 
 LARGEST_CONFIG = 2**17
 """Longer config files (characters) are refused."""
@@ -151,18 +155,26 @@ class _Layer:
 
 
 def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every dotted setting and its help text, in the order of the file."""
+    """Every dotted setting and its help text with whose number it is, in the order of the file."""
     for name, info in model.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from setting_names(kind, f"{prefix}{name}.")
         else:
-            yield prefix + name, " ".join((info.description or "").split())
+            about = f"{info.description or ''} {cited(prefix + name)}"
+            yield prefix + name, " ".join(about.split())
 
 
 def shipped_config(name: str) -> Path:
     """The path of a config file that comes with the package."""
     return Path(str(files("configs") / name))
+
+
+def shipped_configs() -> list[str]:
+    """The names of all of them: ``tiny.yaml``, ``paper/table2_tas.yaml`` ..."""
+    folder = shipped_config(".")
+    found = (*folder.glob("*.yaml"), *folder.glob(f"{PAPER}/*.yaml"))
+    return [path.relative_to(folder).as_posix() for path in sorted(found)]
 
 
 def load(
@@ -175,7 +187,8 @@ def load(
     """Read a config file (default: the embedded one), then apply ``key=value`` overrides.
 
     Args:
-        path: a YAML file; a bare name such as ``ci.yaml`` is also looked for among the shipped ones.
+        path: a YAML file; its name is also looked for among the shipped ones: ``ci.yaml``,
+            ``paper/table2_tas.yaml``.
         overrides: ``section.key=value`` with the value in YAML.
         base: settings to start from instead of a file (nested, as ``Config.model_dump`` gives).
         stored: the file is a run's own, which an earlier version may have written.
@@ -245,11 +258,13 @@ def _migrated(layer: _Layer) -> _Layer:
 
 
 def _read_file(path: Path, seen: tuple[Path, ...], stored: bool = False) -> _Layer:
-    found = next((p for p in (path, shipped_config(path.name)) if _is_file(p)), None)
+    shipped = (shipped_config(path.name), shipped_config(f"{PAPER}/{path.name}"))
+    found = next((p for p in (path, *shipped) if _is_file(p)), None)
     place = shortened(str(path))
     if found is None:
-        shipped = sorted(p.name for p in shipped_config(".").glob("*.yaml"))
-        raise UserError(place, "no such config file.", f"Shipped ones: {' '.join(shipped)}.")
+        raise UserError(
+            place, "no such config file.", f"Shipped ones: {' '.join(shipped_configs())}."
+        )
     if found in seen:
         raise UserError(place, "base: goes round in a circle.", "Remove one of the base: lines.")
     if len(seen) > MOST_BASES:

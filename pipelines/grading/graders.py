@@ -1,6 +1,6 @@
 """Is this answer right? The project's graders behind one call that never stalls.
 
-``mathruler`` reproduces the paper; ``math-verify`` knows sets, units and notation better. Both let
+``mathruler`` is the authors' grader; ``math-verify`` knows sets, units and notation better. Both let
 sympy evaluate what a model wrote, so both run guarded (``guard.py``) in contained, killable
 processes (``walls.py``) with a deadline per answer and a memory limit
 (``processes.py``, ``worker.py``). Nothing here imports sympy.

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipelines.config.resolve import find_part
 from pipelines.errors import UserError
 
-# The settings of the paper's ablation (arXiv 2510.09285), in units of 0..255 and of pixels.
+# The settings of the paper's Table 11 (arXiv 2510.09285), in units of 0..255 and of pixels.
 NOISE_SIGMA = 189.0
 BLUR_SIGMA = 6.0
 GREY = 128.0
@@ -103,8 +103,8 @@ PERTURBATIONS: dict[str, _Perturbation] = {
     "gaussian_blur": _gaussian_blur,
     "grey": _grey,
 }
-"""Normalised float32 image -> perturbed image, both [F, C, H, W]. The paper's average over its
-benchmarks with each, in this order: 57.5, 56.5, 56.4, 56.4."""
+"""Normalised float32 image -> perturbed image, both [F, C, H, W]. The paper's averages (Table 11),
+with its own of each kind, in this order: 57.5, 56.5, 56.4, 56.4."""
 
 
 def _find(how: str) -> _Perturbation:

@@ -95,9 +95,13 @@ def shaping(batch: Batch, settings: UpdateConfig) -> torch.Tensor:
         return alpha_B
     dependency_B = batch.dependency_B[some_B]
     if settings.shaping_statistics == "batch":
-        alpha_B[some_B] = vppo.shaping_weights(dependency_B, settings.beta_min)
+        alpha_B[some_B] = vppo.shaping_weights(dependency_B, settings.beta_min, settings.beta_max)
         return alpha_B
     alpha_B[some_B] = vppo.shaping_weights_published(
-        dependency_B, batch.mini_batch_B[some_B], batch.micro_batch_B[some_B], settings.beta_min
+        dependency_B,
+        batch.mini_batch_B[some_B],
+        batch.micro_batch_B[some_B],
+        settings.beta_min,
+        settings.beta_max,
     )
     return alpha_B

@@ -251,6 +251,8 @@ def test_settings_that_contradict_each_other():
     )
     error = refused(None, "update.overlong_cache=65", "rollout.max_new_tokens=64")
     assert "longer than rollout.max_new_tokens (64)" in error.problem
+    error = refused(None, "update.beta_max=0.8")
+    assert "beta_max (0.8) is below beta_min (0.9)" in error.problem
     assert "at least 2 are needed" in refused(None, "rollout.samples_per_prompt=1").problem
     assert "choose from 1, 2, 3" in refused(None, "data.glyphs.levels=[1, 4]").problem
 

@@ -242,10 +242,12 @@ def test_a_word_is_a_run_of_letters_within_a_response() -> None:
 
 
 @pytest.mark.parametrize("objective", ["vppo", "vppo-tas", "vppo-tgf", "dapo", "grpo"])
-@pytest.mark.parametrize("statistics", ["batch", "micro_batch"])
+@pytest.mark.parametrize(
+    ("statistics", "beta_max"), [("batch", None), ("micro_batch", None), ("batch", 1.2)]
+)
 @pytest.mark.parametrize("overlong", [0, 16])
 def test_advantages_are_those_of_the_trainer(
-    objective: str, statistics: str, overlong: int
+    objective: str, statistics: str, beta_max: float | None, overlong: int
 ) -> None:
     """Numpy here and torch there, on the same draws: 6 groups of 4, update batches of 4 and 2."""
     rng = np.random.default_rng(1)
@@ -254,7 +256,7 @@ def test_advantages_are_those_of_the_trainer(
     length_PG = rng.integers(20, 65, (6, 4))
     config = Config.model_validate({
         "rollout": {"max_new_tokens": 64},
-        "update": {"objective": objective, "batch_prompts": 4,
+        "update": {"objective": objective, "batch_prompts": 4, "beta_max": beta_max,
                    "shaping_statistics": statistics, "overlong_cache": overlong},
         "published": {"mini_batch_responses": 10, "micro_batch_responses": 3},
     })  # fmt: skip

@@ -25,19 +25,26 @@ def group_advantages(reward_PG: Array, eps: float = 1e-6) -> Array:
 
 
 def shaping_weights(
-    dependency_B: Array, beta_min: float, micro_B: Array, eps: float = 1e-6
+    dependency_B: Array,
+    beta_min: float,
+    micro_B: Array,
+    beta_max: float | None = None,
+    eps: float = 1e-6,
 ) -> Array:
     """alpha_B of paper eq. 5.
 
     Args:
         dependency_B: S-bar of what minimum and maximum are taken over.
         micro_B: the part of that in which mean(z) is taken, for each response.
+        beta_max: fixed; None: such that the mean of alpha is 1.
     """
     dependency_B = dependency_B.astype(np.float64)
     low, high = dependency_B.min(), dependency_B.max()
     if high - low < eps:
         return np.ones_like(dependency_B)
     z_B = (dependency_B - low) / (high - low)
+    if beta_max is not None:
+        return np.asarray(beta_min + (beta_max - beta_min) * z_B)
     _, place_B = np.unique(micro_B, return_inverse=True)
     mean_B = (np.bincount(place_B, z_B) / np.bincount(place_B))[place_B]
     return np.asarray(beta_min + (1.0 - beta_min) * z_B / np.maximum(mean_B, 1e-8))
@@ -58,7 +65,10 @@ def batch_weights(config: Config, dependency_B: Array, depends_B: Array) -> Arra
         some_B = depends_B & (place_B // device == start // device)
         if some_B.any():
             micro_B = (place_B[some_B] - start) // micro
-            alpha_B[some_B] = shaping_weights(dependency_B[some_B], config.update.beta_min, micro_B)
+            settings = config.update
+            alpha_B[some_B] = shaping_weights(
+                dependency_B[some_B], settings.beta_min, micro_B, settings.beta_max
+            )
     return alpha_B
 
 
