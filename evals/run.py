@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmarks.questions import read_questions
 from evals.benchmarks.table import OWN
 from evals.cells import EvalTask
-from evals.grade import ANSWERS, grade, write_answers
+from evals.grade import ANSWERS, RIGHT_AS_PUBLISHED, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
 from evals.profiles import PromptSettings
 from pipelines.disk.records import RESULTS, Sample, SampleTable
@@ -190,4 +190,5 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def without_rows(results: dict[str, Any]) -> dict[str, Any]:
     """Results without what they hold question by question."""
-    return {name: results[name] for name in results if name not in ("right", "clusters_of")}
+    left_out = ("right", RIGHT_AS_PUBLISHED, "clusters_of")
+    return {name: results[name] for name in results if name not in left_out}

@@ -33,7 +33,7 @@ class Answered:
     """One question with its marked samples."""
 
     id: str
-    kind: str  # "value" or "choice"
+    kind: str  # "value", "choice" or "fact"
     groups: dict[str, str]  # what breakdowns, clusters and the benchmark's own scores are read from
     right: list[bool]  # of each sample
     answers: list[str]  # of each sample; "" where none was found
@@ -60,9 +60,8 @@ def summarise(benchmark: Measured | None, rows: Sequence[Answered]) -> dict[str,
     sizes = {len(row.right) for row in rows} | {len(row.answers) for row in rows}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"every question needs equally many samples, found {sorted(sizes)}")
-    stream = benchmark.title if benchmark else ""
     cluster = benchmark.cluster if benchmark else ""
-    accuracy = _accuracy(rows, cluster, stream)
+    accuracy = mean_accuracy(benchmark, rows)
     return {
         "accuracy": accuracy.mean,
         "interval": [accuracy.low, accuracy.high],
@@ -73,6 +72,12 @@ def summarise(benchmark: Measured | None, rows: Sequence[Answered]) -> dict[str,
         "breakdowns": _breakdowns(rows, benchmark) if benchmark else {},
         "scores": benchmark.scores(rows) if benchmark and benchmark.scores else {},
     }
+
+
+def mean_accuracy(benchmark: Measured | None, rows: Sequence[Answered]) -> Interval:
+    """The accuracy of all questions, with its interval over the benchmark's clusters."""
+    cluster, stream = (benchmark.cluster, benchmark.title) if benchmark else ("", "")
+    return _accuracy(rows, cluster, stream)
 
 
 def clusters(rows: Iterable[Answered], group: str) -> list[Hashable]:
@@ -114,13 +119,15 @@ def majority_accuracy(rows: Sequence[Answered]) -> float:
 
 
 def _breakdowns(rows: Sequence[Answered], benchmark: Measured) -> dict[str, dict[str, Any]]:
-    """Of each group: {level: its accuracy, interval and number of questions}, in order."""
+    """Of each group that a question has: {level: its accuracy, interval and number of questions}, in order."""
     result: dict[str, dict[str, Any]] = {}
     for group in benchmark.breakdowns:
         members: dict[str, list[Answered]] = {}
         for row in rows:
             if group in row.groups:
                 members.setdefault(row.groups[group], []).append(row)
+        if not members:  # the data does not tell
+            continue
         result[group] = {}
         for level in in_order(members, benchmark.levels):
             stream = f"{benchmark.title}/{group}/{level}"

@@ -128,6 +128,9 @@ _OTHERWISE = re.compile(
 )
 _BESIDE = re.compile(r"([A-Z]) \((.+)\)")  # "B (5)"
 _NUMBERED = re.compile(r"([A-J]),? (-?\.?\d.*|\\(?:[dt]?frac|sqrt).*)")  # "D 24.3 kN"
+_SEVERAL_OPTIONS = re.compile(
+    r"(?<![A-Za-z\\])[A-J](?![A-Za-z])[,.:)]? *-?\d|, *\(?[A-J]\)?(?![A-Za-z])|\b(?:or|and)\b"
+)
 _DASHED = re.compile(r"([A-Z]) (?:[–—] \S|- [A-Za-z]{2})")
 _LAST = re.compile(
     r"(.*\S)(?: \((?i:option |choice |answer )?([A-J])\)"
@@ -135,7 +138,8 @@ _LAST = re.compile(
     r"(?:answer|option|choice)(?: is)?:? )\(?([A-J])\)?)"
 )
 _DENIES = re.compile(
-    r"\b(?:not|neither|nor|except|instead|rather|unlike|never|wrong|incorrect|false)\b|n't", re.IGNORECASE
+    r"\b(?:not|neither|nor|but|except|instead|rather|unlike|never|is (?:wrong|incorrect|false))\b|n't",
+    re.IGNORECASE,
 )
 
 _LONGEST_CHOICE = 2_000  # characters; what is longer names an option nowhere near clearly
@@ -162,6 +166,7 @@ def choice_letters(text: str) -> frozenset[str] | None:
         plain = f"({letter}) {plain[apart.end() :]}"
     plain = _unmarked(plain)
     plain = plain.replace("( ", "(").replace(" )", ")").replace(".)", ")")
+    plain = re.sub(r"^\[([A-Z])\](?=.)", r"(\1)", plain)  # "[A] 5"
     for _ in range(3):  # "the answer is option A", "I choose option A"
         lead = _LEAD.match(plain)
         plain = plain[lead.end() :] if lead else plain
@@ -210,7 +215,7 @@ def _labelled(plain: str) -> frozenset[str] | None:
     if numbered := _NUMBERED.fullmatch(plain):
         letter, rest = numbered.groups()
         words = re.search(r"[a-z]{3}|\d-[a-z]", re.sub(r"\\[a-z]+", "", rest))
-        several = re.search(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])[,.:)]? *-?\d|\bor\b|\band\b", rest)
+        several = _SEVERAL_OPTIONS.search(rest)
         return None if several or (letter == "A" and words) else frozenset(letter)
     if dashed := _DASHED.match(plain):
         return None if _OTHERWISE.search(plain) else frozenset(dashed[1])
@@ -253,7 +258,9 @@ def _with_others(label: re.Match[str], rest: str) -> frozenset[str] | None:
         if before.endswith(" or"):
             return frozenset()
         if not before.endswith((",", ";", " and", "&")):
-            return None  # "A. 5 B. 6"
+            if ord(other.group(1)) == ord(max(letters)) + 1:
+                return None  # "A. 5 B. 6"
+            continue  # "D. Henry B. Smith"
         letters.add(other.group(1))
     return frozenset(letters)
 
