@@ -1,4 +1,4 @@
-"""Responses -> outcomes by every grader, and as published -> results: pure work on text, without a model."""
+"""Responses -> outcomes by every grader, and as published -> results: work on text, without a model."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def _refused(counts: Mapping[str, int]) -> list[str]:
 
 
 def write_answers(path: Path, answers: pa.Table) -> None:
-    """One row a response: its answer, each grader's outcome in a column of the grader's name, the outcome as
-    published, and whether it is the right option's text (None: not known).
+    """One row a response: its answer, each grader's outcome in a column of the grader's name, the outcome
+    as published, and whether it is the right option's text (None: not known).
     """
     pq.write_table(answers, path, compression="zstd", write_page_checksum=True)
 

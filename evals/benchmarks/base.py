@@ -193,8 +193,15 @@ def is_exact(gold: str) -> bool:
 
 
 def one_image(
-    name: Any, problem: Any, image: Any, answer: Any, /, *, kind: str | None = None,
-    options: Sequence[str] = (), **groups: Any,
+    name: Any,
+    problem: Any,
+    image: Any,
+    answer: Any,
+    /,
+    *,
+    kind: str | None = None,
+    options: Sequence[str] = (),
+    **groups: Any,
 ) -> Question:
     """A question with one image: at the only ``<image1>`` there is, else before the text.
 

@@ -2,10 +2,11 @@
 
 Their columns are with the benchmarks (``Benchmark.published``); what holds of all of them is here.
 
-Source: "Spotlight on Token Perception for Multimodal Reinforcement Learning", arXiv 2510.09285, Table 1 (all
-its rows) and, of A-OKVQA and SimpleVQA, Table 8. Qwen3-VL-8B is the authors' later release; the paper has no
-such model. The average is the unweighted mean of the eight columns; the mean of each row agrees with the
-printed average to within the rounding of either (0.05), so the two were computed from the same numbers.
+Source: "Spotlight on Token Perception for Multimodal Reinforcement Learning", arXiv 2510.09285, Table 1
+(all its rows) and, of A-OKVQA and SimpleVQA, Table 8. Qwen3-VL-8B is the authors' later release; the
+paper has no such model. The average is the unweighted mean of the eight columns; the mean of each row
+agrees with the printed average to within the rounding of either (0.05), so the two were computed from the
+same numbers.
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ _EIGHT = (MATHVERSE, DYNAMATH, MMK12, GEO3K, MATHVISION, WEMATH, LOGICVISTA, MMM
 _TABLE_8 = (AOKVQA, SIMPLEVQA)
 
 BENCHMARKS: dict[str, Benchmark] = {
-    one.name: one
-    for one in (*_EIGHT, MMMU_VAL, MMMU_PRO_STANDARD10, MMMU_PRO_STANDARD4, *_TABLE_8)
+    one.name: one for one in (*_EIGHT, MMMU_VAL, MMMU_PRO_STANDARD10, MMMU_PRO_STANDARD4, *_TABLE_8)
 }
 """Public benchmarks by name."""
 

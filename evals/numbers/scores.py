@@ -119,7 +119,7 @@ def majority_accuracy(rows: Sequence[Answered]) -> float:
 
 
 def _breakdowns(rows: Sequence[Answered], benchmark: Measured) -> dict[str, dict[str, Any]]:
-    """Of each group that a question has: {level: its accuracy, interval and number of questions}, in order."""
+    """Of each group that questions have: {level: its accuracy, interval, number of questions}, in order."""
     result: dict[str, dict[str, Any]] = {}
     for group in benchmark.breakdowns:
         members: dict[str, list[Answered]] = {}

@@ -39,9 +39,9 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         path: the folder or hub id that the model is, or was trained from; it picks the published rows.
 
     Returns:
-        ``results`` (the paper's eight first, in its order), ``average`` (fractions, of the first grader and,
-        where all are graded so, ``as_published``; None with the reason in ``no_average``), ``warnings``
-        (sentences) and ``published`` (%, all rows).
+        ``results`` (the paper's eight first, in its order), ``average`` (fractions, of the first grader
+        and, where all are graded so, ``as_published``; None with the reason in ``no_average``),
+        ``warnings`` (sentences) and ``published`` (%, all rows).
 
     Raises:
         ValueError: there are no results, or two of one benchmark.
@@ -52,6 +52,7 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         raise ValueError(f"a report needs results, each benchmark once: {names}")
     family = published.nearest_family(path)
     missing = _no_average(rows)
+    printed = [asdict(row) for row in published.ROWS]
     return {
         "format": FORMAT,
         "model": model,
@@ -60,8 +61,8 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         "no_average": missing or "",
         "warnings": _warnings(rows, family),
         "published": {
-            "source": published.beside([asdict(row) for row in published.ROWS]), "metric": f"avg@{published.SAMPLES}, %", "nearest": family,
-            "rows": [asdict(row) for row in published.ROWS],
+            "source": published.beside(printed), "metric": f"avg@{published.SAMPLES}, %",
+            "nearest": family, "rows": printed,
         },
     }  # fmt: skip
 
@@ -106,8 +107,9 @@ def _place(row: dict[str, Any]) -> int:
 
 
 def _ordered(row: dict[str, Any]) -> dict[str, Any]:
-    """With the levels of every breakdown, and each k, in the order in which people list them, and the profile
-    as it is called now."""
+    """With the levels of every breakdown, and each k, in the order in which people list them, and the
+    profile as it is called now.
+    """
     benchmark = BENCHMARKS.get(row["benchmark"])
     known = benchmark.levels if benchmark else ()
     breakdowns = {

@@ -19,9 +19,9 @@ from pipelines.grading.reward import OUTCOMES
 
 COLUMNS = ("model", "source", "profile", "benchmark", "group", "group_value", "metric", "verdict", "grader",
            "value", "low", "high", "n", "unit")  # fmt: skip
-"""One row per (benchmark, group, group value, metric, verdict); n questions or, of outcomes and of what the
-verdicts tell apart, responses. The source is that of printed rows, and empty of ours; the verdict is ours or
-as published."""
+"""One row per (benchmark, group, group value, metric, verdict); n questions or, of outcomes and of what
+the verdicts tell apart, responses. The source is that of printed rows, and empty of ours; the verdict is
+ours or as published."""
 
 OURS, PUBLISHED = "ours", "as published"
 
@@ -48,7 +48,15 @@ def _tidy(report: Report) -> Iterator[list[Any]]:
         for row in _tidy_result(result):
             yield [*start, *row]
     if average := report["average"]:
-        start = [report["model"], "", report["results"][0]["profile"], "average", "", "", "accuracy"]
+        start = [
+            report["model"],
+            "",
+            report["results"][0]["profile"],
+            "average",
+            "",
+            "",
+            "accuracy",
+        ]
         for grader, value in average["graders"].items():
             main = grader == report["results"][0]["grader"]
             bounds = _percents(average["interval"]) if main else ["", ""]
@@ -72,13 +80,35 @@ def _tidy_result(result: Result) -> Iterator[list[Any]]:
                *_percents(found["interval"]), n, "%"]  # fmt: skip
         for outcome in OUTCOMES:
             count = found["outcomes"].get(outcome, 0)
-            yield ["", "", outcome, verdict, grader, count, "", "", n * result["samples"], "responses"]
+            yield [
+                "",
+                "",
+                outcome,
+                verdict,
+                grader,
+                count,
+                "",
+                "",
+                n * result["samples"],
+                "responses",
+            ]
     for name, count in result.get("differ", {}).items():
         if count is not None:
             yield ["", "", name, "", "", count, "", "", n * result["samples"], "responses"]
     for name in ("pass_at_k", "majority_at_k"):
         for k, value in result[name].items():
-            yield ["", "", name.replace("at_k", f"at_{k}"), OURS, by, _percent(value), "", "", n, "%"]
+            yield [
+                "",
+                "",
+                name.replace("at_k", f"at_{k}"),
+                OURS,
+                by,
+                _percent(value),
+                "",
+                "",
+                n,
+                "%",
+            ]
     for name, found in result["scores"].items():
         yield ["score", name, "score", OURS, by, _percent(found["value"]), *_percents(found["interval"]),
                n, "%"]  # fmt: skip

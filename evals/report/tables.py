@@ -120,18 +120,19 @@ def main_table(report: Report, *, apart: bool = False) -> Table:
         if any(cells):
             printed.append(row)
             theirs.append([row["model"], *cells, *([_one(row["average"])] if average else [])])
-    samples = sorted({r["samples"] for r in results})
+    samples = " or ".join(map(str, sorted({r["samples"] for r in results})))
+    verdict = BY_PUBLISHED if published else BY_OURS
     return Table(
-        f"Accuracy in %, graded {'as published (mathruler alone, on the boxed text)' if published else OURS}, "
-        f"mean of {' or '.join(map(str, samples))} samples a question, with 95 % intervals by cluster bootstrap"
-        + (f"; other rows: {beside(printed)}." if theirs else "."),
+        f"Accuracy in %, graded {verdict}, mean of {samples} samples a question, with 95 % intervals by "
+        f"cluster bootstrap{f'; other rows: {beside(printed)}' if theirs else ''}.",
         ["model", *(label(r, results) for r in results), *(["average"] if average else [])],
         [*theirs, *ours],
         list(range(len(theirs), len(theirs) + len(ours))),
     )
 
 
-OURS = "by the project's rules, as earlier versions did"
+BY_PUBLISHED = "as published (mathruler alone, on the boxed text)"
+BY_OURS = "by the project's rules, as earlier versions did"
 
 
 def verdict_table(report: Report) -> Table | None:

@@ -1,4 +1,4 @@
-r"""What a response answers, read from its text: the last ``\boxed{...}``, the option, the value it says.
+r"""What a response answers, read from its text: the last ``\boxed{...}``, and the option it names.
 
 Pure text work in linear time: a model under training sends anything, megabytes of braces included.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 
 _BOX = "\\boxed"
 # A box may follow a doubled backslash (JSON-escaped output). Any other backslash takes the next
@@ -75,8 +74,10 @@ NO_BOX = "None"
 
 # Markup that changes how a choice looks, never which one it is.
 _MARKUP = re.compile(
-    r"\\{1,2}(?:text|math|operatorname|boxed|mbox|fbox|displaystyle|underline|emph|bm|bf|rm|boldsymbol)"
-    r"[a-z]*|\\{1,2}(?:left|right|q?quad)(?![a-z])|\\[,;:! {}()\[\]]|[{}$~`\"“”]|</?answer>"
+    r"\\{1,2}(?:text)?color\s*\{[A-Za-z]*\}"
+    r"|\\{1,2}(?:text|math|operatorname|boxed|mbox|fbox|displaystyle|underline|emph|bm|bf|rm|boldsymbol)"
+    r"[a-z]*|\\{1,2}(?:left|right|q?quad|[Ll]arge|LARGE|[Hh]uge|small|tiny|bold)(?![a-z])"
+    r"|\\[,;:! {}()\[\]]|[{}$~`\"“”]|</?answer>"
 )
 _BOLD = re.compile(r"(?<![A-Za-z0-9)*])(\*\*?)(?=[^\s*])([^*]{1,200})\1(?![A-Za-z0-9(*])")
 _WIDE = str.maketrans("、。【】", ",.()")  # what Unicode's compatibility forms leave alone
@@ -91,11 +92,14 @@ _VALUE_OR_WORD = re.compile(r"-?\.?\d|\\(?:[dt]?frac|sqrt)|(?!and |or |is |only)
 _LEAD = re.compile(
     r"(?:(?:the|my) )?(?:(?:correct|right|best|final) )*(?:answers?|options?|choices?)"
     r"(?: (?:is|are))?(?: ?: ?| )(?=\S)"
-    r"|(?:i )?(?:choose|select|pick) (?=\S)|both (?=\S)"
+    r"|(?:i )?(?:choose|select|pick) (?=\S)|both (?=\S)|(?:the )?letter (?=\S)"
+    r"|it(?: is|'s) (?=\S)|(?:so|thus|therefore|hence),? (?=\S)"
     r"|(?:故|应)?(?:正确)?(?:答案|选项|选择|选)(?:应?[是为选])? ?:? ?(?=\S)",
     re.IGNORECASE,
 )
-_TAIL = re.compile(r" is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?", re.IGNORECASE)
+_TAIL = re.compile(
+    r" is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?", re.IGNORECASE
+)
 _ONLY = re.compile(r"(.*[^A-Za-z][A-Za-z]\)?) only")  # of several: "only D" is an option's text
 
 _RUN = re.compile(r"[A-J]{2,10}")  # "BD"; no benchmark here offers more than ten options
@@ -115,19 +119,21 @@ _OTHER_LABEL = {
 }
 """How a label is written -> one of the same writing further on. Others are the option's own text."""
 _MENTIONED = re.compile(
-    r"(?:both|either|neither|only|all|none|statements?|figures?|graphs?|equations?|reactions?|points?)"
-    r"(?: of)?",
+    r"(?:all|none) of|both|either|neither|only"
+    r"|statements?|figures?|graphs?|equations?|reactions?|points?|cases?|of|in|than|to|for|from|with|by|as|if|that|when|where|between|not|but",
     re.IGNORECASE,
 )
 """Before a label: the option's text speaks of others, "(E) Both (A) and (B)"."""
 _FUNCTION = re.compile(r"(?:.*[^A-Za-z\\])?\\?(?:sin|cos|tan|log|ln|exp)|[A-Za-z]")
 _OTHERWISE = re.compile(
-    r"(?:answer|option|choice) is|correct (?:answer|option|choice)"
-    r"|\bis(?:n't| not| wrong| incorrect| false)\b",
-    re.IGNORECASE,
+    r"(?i:answer|option|choice) is:? \(?[A-J]\)?(?![A-Za-z])"
+    r"|^(?:\S{1,3}) (?:is|was)(?:n't| not| wrong| incorrect)"
 )
+"""Takes back the label in front: "A. 5, the answer is B"."""
 _BESIDE = re.compile(r"([A-Z]) \((.+)\)")  # "B (5)"
-_NUMBERED = re.compile(r"([A-J]),? (-?\.?\d.*|\\(?:[dt]?frac|sqrt).*)")  # "D 24.3 kN"
+_NUMBERED = re.compile(
+    r"([A-J]),? (-?\.?\d.*|\\(?:[dt]?frac|sqrt).*)|([A-J]), ([A-Z][a-z]+.*)"
+)  # "D 24.3 kN", "E, None"
 _SEVERAL_OPTIONS = re.compile(
     r"(?<![A-Za-z\\])[A-J](?![A-Za-z])[,.:)]? *-?\d|, *\(?[A-J]\)?(?![A-Za-z])|\b(?:or|and)\b"
 )
@@ -208,15 +214,24 @@ def _labelled(plain: str) -> frozenset[str] | None:
     """The letters of options that are written with their labels: ``A. 5``, ``A. 5, B. 6``, ``5 (B)``."""
     label = _LABEL.match(plain)
     if label and _opens(label, plain[label.end() :]):
+        if plain.startswith(" or ", label.end()):
+            return frozenset()
         return None if _OTHERWISE.search(plain) else _with_others(label, plain[label.end() :])
     if beside := _BESIDE.fullmatch(plain):
         letters = _ONE.fullmatch(beside[2]) or not _balanced(beside[2])
         return None if letters or _DENIES.match(beside[2]) else frozenset(beside[1])
     if numbered := _NUMBERED.fullmatch(plain):
-        letter, rest = numbered.groups()
+        letter, rest = (
+            numbered.group(1) or numbered.group(3),
+            numbered.group(2) or numbered.group(4),
+        )
         words = re.search(r"[a-z]{3}|\d-[a-z]", re.sub(r"\\[a-z]+", "", rest))
         several = _SEVERAL_OPTIONS.search(rest)
-        return None if several or (letter == "A" and words) else frozenset(letter)
+        return (
+            None
+            if several or (letter == "A" and words and "," not in plain[:2])
+            else frozenset(letter)
+        )
     if dashed := _DASHED.match(plain):
         return None if _OTHERWISE.search(plain) else frozenset(dashed[1])
     last = _LAST.fullmatch(plain)
@@ -281,112 +296,3 @@ def choice_verdict(answer: str, gold: str) -> bool | None:
     """
     gold_letters = choice_letters(gold)
     return choice_letters(answer) == gold_letters if gold_letters else None
-
-
-# --- what a value says besides ---------------------------------------------------------------------
-
-_GROUP = re.compile(r"\\(?:text|math(?:rm|bf|it|sf|tt)|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
-_OTHER_VALUE = frozenset(
-    "not no nor neither never wrong incorrect false untrue isn't isn aren't aren wasn't but except unless "
-    "maybe perhaps possibly cannot can't instead rather than more less fewer greater larger smaller least "
-    "most above below half halves hundred hundreds thousand thousands million millions billion billions "
-    "trillion trillions dozen dozens".split()
-)
-"""Words that deny a value, or make it another one."""
-_ALTERNATIVES = frozenset(("or", "and", "either"))
-_VERBS = frozenset("is are was were would should could can".split())
-_SEVERAL = re.compile(r"[,;{}|]|\\(?:pm|mp|cup|text|vee|lor|q?quad)|\b(?:or|and)\b|±")
-_AFTER_UNIT = re.compile(
-    r"\s*(?:\^\s*(?:\{[^{}]*\}|\\circ|-?\w)|[.$}/)\]~*]|\\(?:cdot|times)(?![a-z])(?=\s*\\)|\\[,;:! )\]]|\s)*"
-)
-_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
-_LONGEST_VALUE = 2_000
-
-
-def says_otherwise(answer: str, gold: str) -> bool:
-    r"""Whether ``answer`` denies, doubts or changes the value that a grader would read from it.
-
-    Both graders leave words out of a comparison, mathruler all that follows a ``\text{ ``: to them
-    ``5\text{ is wrong}`` is 5, ``3 \text{ or } 4`` is 3, ``5 \text{ million}`` is 5. So is a word that
-    denies, an alternative to a single gold, a verb after the value, and more than a unit's power after a
-    unit, unless the gold has it too.
-    """
-    if len(answer) > _LONGEST_VALUE or answer.strip() == gold.strip():
-        return False
-    text = unicodedata.normalize("NFKC", answer).replace("’", "'")
-    found, known = _words(text), _words(gold)
-    if found & _OTHER_VALUE - known:
-        return True
-    single = not _SEVERAL.search(gold)
-    if single and found & _ALTERNATIVES:
-        return True
-    number = re.search(r"\d", text)
-    if number and _words(text[number.end() :]) & _VERBS - known:
-        return True
-    return single and _goes_on(text)
-
-
-def _words(text: str) -> set[str]:
-    r"""The words of a text in lower case, those in ``\text{...}`` included, without commands."""
-    plain = _COMMAND.sub(" ", _GROUP.sub(r" \1 ", text)).lower()
-    return set(_WORD.findall(plain))
-
-
-def _goes_on(text: str) -> bool:
-    r"""Whether more than a unit follows the first number: ``2\text{ h }30\text{ min}``, ``3 \text{ , } 4``."""
-    for group in _GROUP.finditer(text):
-        before, words = text[: group.start()], group.group(1)
-        if not re.search(r"\d", before):
-            continue  # "x_{\text{max}} = 5", "\text{(A) } 5"
-        if re.search(r"[,;]\s*\S|\d", words):
-            return True
-        rest = text[group.end() :]
-        rest = rest[_AFTER_UNIT.match(rest).end() :]  # type: ignore[union-attr]  # it may be empty
-        if rest and not _GROUP.match(rest) and not re.match(r"=|\\approx|\\(?:q?quad)\b\s*$", rest):
-            return True
-    return False
-
-
-def sides(answer: str, gold: str) -> list[str]:
-    r"""The sides of an equation that are numbers, where it has several: each has to be the gold.
-
-    ``x = 5`` has one, ``3 \cdot 2 = 6`` two; and so has ``4=3``, of which graders read the last alone.
-    Empty where there are not two, or the gold is an equation itself.
-    """
-    if len(answer) > _LONGEST_VALUE or _EQUALS.search(gold):
-        return []
-    parts = [part.strip(" $") for part in _EQUALS.split(answer)]
-    numbers = [part for part in parts if re.search(r"\d", part) and not _named(part)]
-    return numbers if len(parts) > 1 and len(numbers) > 1 else []
-
-
-def _named(part: str) -> bool:
-    """Whether a side of an equation has a letter in it, such as a variable or a unit."""
-    return bool(re.search(r"[^\W\d_]", _COMMAND.sub(" ", part)) or _GROUP.search(part))
-
-
-# --- short facts -----------------------------------------------------------------------------------
-
-_ARTICLES = frozenset(("a", "an", "the"))
-_HEDGES = frozenset("or nor neither either not maybe perhaps possibly isn".split())
-
-
-def fact_verdict(answer: str, gold: str) -> bool:
-    """Whether ``answer`` is ``gold``, or has it among its words, and leaves nothing open.
-
-    Case, punctuation, accents and articles do not count. No judge: paraphrases are wrong.
-    """
-    asked, given = _plain_words(gold), _plain_words(answer)
-    if not asked or len(answer) > _LONGEST_VALUE or (set(given) & _HEDGES) - set(asked):
-        return False
-    places = range(len(given) - len(asked) + 1)
-    return any(given[place : place + len(asked)] == asked for place in places)
-
-
-def _plain_words(text: str) -> list[str]:
-    text = _COMMAND.sub(" ", _GROUP.sub(r" \1 ", text))
-    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    found = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+", "".join(letters).casefold())
-    return [word for word in found if word not in _ARTICLES] or found

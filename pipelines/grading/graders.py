@@ -19,8 +19,9 @@ from typing import Self
 
 from pipelines.config.resolve import find_part
 from pipelines.errors import UserError
-from pipelines.grading.answer import choice_verdict, fact_verdict, says_otherwise, sides
+from pipelines.grading.answer import choice_verdict
 from pipelines.grading.processes import Containment, GraderProcess, Walls, grade_pairs
+from pipelines.grading.values import fact_verdict, says_otherwise, sides
 
 GRADERS = ("mathruler", "math-verify")
 """Every grader's name; ``worker.py`` knows how to load each."""

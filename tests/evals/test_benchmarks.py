@@ -219,7 +219,14 @@ def test_mathverse_golds_are_letters_however_they_are_written(tmp_path):
     raw = rows_of("mathverse")
     asked = "Is it so?\nChoices:\nA:True\nB:False"
     about = {"question": asked, "question_for_eval": asked, "problem_index": "1"}
-    golds_of = {"(C)": None, "C\nD": None, "A\nC": None, "False": ["B"], "090^\\circ T": None, "no": None}
+    golds_of = {
+        "(C)": None,
+        "C\nD": None,
+        "A\nC": None,
+        "False": ["B"],
+        "090^\\circ T": None,
+        "no": None,
+    }
     rows = [
         plain_image(raw[0] | about | {"sample_index": str(i), "answer": gold})
         for i, gold in enumerate(golds_of)
@@ -230,7 +237,9 @@ def test_mathverse_golds_are_letters_however_they_are_written(tmp_path):
     (tmp_path / "mathverse.json").write_text(json.dumps(rows))
     found, metrics = gathered("mathverse", tmp_path)
     assert {sample.kind for sample in found} == {"choice"}
-    assert [sample.answer for sample in found[:6]] == list(golds_of)  # as published they are compared
+    assert [sample.answer for sample in found[:6]] == list(
+        golds_of
+    )  # as published they are compared
     assert [golds(sample) for sample in found] == [
         ["(C)"], ["C\nD"], ["A\nC"], ["B"], ["B"], ["no"], ["B"]
     ]  # fmt: skip
@@ -281,7 +290,8 @@ def test_options_are_kept(small):
         ("Which?\nA. 10;B. 15 cm;C. 31.4; D. None", ["10", "15 cm", "31.4", "None"]),
         ("Which?\nChoices:\nA:1\nB:2", ["1", "2"]), ("x (A) 5 (B) 6 (C) 7", ["5", "6", "7"]),
         ("A) 5\nB) 6", ["5", "6"]), ("Select from A, B, C, D and E.", []), ("A. only", []), ("", []),
-        ("Point A. lies on B. Which?\nA. 1\nB. 2", ["1", "2"]), ("(A) A: 5.6; B: 6 (B) A: 1; B: 2", ["A: 5.6; B: 6", "A: 1; B: 2"]),
+        ("Point A. lies on B. Which?\nA. 1\nB. 2", ["1", "2"]),
+        ("(A) A: 5.6; B: 6 (B) A: 1; B: 2", ["A: 5.6; B: 6", "A: 1; B: 2"]),
         ("B. 5\nC. 6", []),
     ],
 )  # fmt: skip
@@ -853,7 +863,13 @@ def test_options_as_mmmu_writes_them():
     assert parse_options("[ 'a' ,\n 'b', ]") == ["a", "b"]
     assert parse_options("[]") == []
     assert parse_options(["a", 2]) == ["a", "2"]
-    for nested in ("[['a', 'b']]", [["a", "b"]], "['a', ['b']]", ["a", ["b"]], "[ ['a'] , ['b',] ]"):
+    for nested in (
+        "[['a', 'b']]",
+        [["a", "b"]],
+        "['a', ['b']]",
+        ["a", ["b"]],
+        "[ ['a'] , ['b',] ]",
+    ):
         assert parse_options(nested) == ["a", "b"]
     assert parse_options(["a", None, "b"]) == ["a", "", "b"]  # letters stay with their options
 

@@ -151,7 +151,12 @@ def test_every_benchmark_is_a_task_that_samples_as_the_paper_does():
         )
         given = task["generation_kwargs"]
         asked = (given["temperature"], given["top_p"], given["top_k"], given["max_gen_toks"])
-        assert asked == (PUBLISHED.temperature, PUBLISHED.top_p, PUBLISHED.top_k, PUBLISHED.max_new_tokens)
+        assert asked == (
+            PUBLISHED.temperature,
+            PUBLISHED.top_p,
+            PUBLISHED.top_k,
+            PUBLISHED.max_new_tokens,
+        )
         assert (task["repeats"], given["do_sample"], given["until"]) == (8, True, [])
 
 

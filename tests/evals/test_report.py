@@ -103,7 +103,12 @@ TABLE_1 = {  # model -> its eight columns, in the order of EIGHT, and the averag
     "MM-Eureka-32B": (71.8, 72.0, 73.4, 51.0, 43.2, 75.0, 56.8, 43.1, 60.8),
     "NoisyRollout-32B": (73.0, 72.2, 60.2, 56.6, 27.9, 75.7, 56.2, 43.1, 58.1),
 }
-TABLE_8 = {"": (84.2, 38.6), " + GRPO": (87.4, 43.1), " + DAPO": (87.9, 42.9), " + VPPO": (87.9, 43.8)}
+TABLE_8 = {
+    "": (84.2, 38.6),
+    " + GRPO": (87.4, 43.1),
+    " + DAPO": (87.9, 42.9),
+    " + VPPO": (87.9, 43.8),
+}
 
 
 def test_others_rows_of_table_1_and_those_of_table_8():
@@ -331,8 +336,10 @@ def test_csv_has_one_row_per_number():
     rows = tidy(build("m", all_nine()))
     assert tuple(rows[0]) == COLUMNS
     found = {
-        (*(r[key] for key in ("model", "benchmark", "group", "group_value", "metric", "grader")),
-         r["verdict"].removesuffix("ours")): r
+        (
+            *(r[key] for key in ("model", "benchmark", "group", "group_value", "metric", "grader")),
+            r["verdict"].removesuffix("ours"),
+        ): r
         for r in rows
     }
     assert len(found) == len(rows)
@@ -377,7 +384,16 @@ def test_markdown_tables():
     assert main[-1][:2] == ["**m (published profile)**", "**37.5 [5.0, 70.0]**"]
     assert not any("43.8" in cell for cell in main[-1])
     assert "graded as published (mathruler alone, on the boxed text)" in text
-    assert verdicts[1] == ["MathVerse", "43.8 [10.0, 80.0]", "37.5 [5.0, 70.0]", "16", "1", "1", "0", "2"]
+    assert verdicts[1] == [
+        "MathVerse",
+        "43.8 [10.0, 80.0]",
+        "37.5 [5.0, 70.0]",
+        "16",
+        "1",
+        "1",
+        "0",
+        "2",
+    ]
     assert verdicts[-1][0] == "average"
     assert counted[1] == ["MathVerse", "4 x 4", "2 problems", "published", "mathruler", "43.8", "50.0",
                           "60.0", "75.0", "90.0", "50.0"]  # fmt: skip
@@ -496,7 +512,16 @@ def test_the_terminal_shows_whole_lines(width, monkeypatch):
     assert ours["MathVerse"][1:] == ["43.8", "[10.0,", "80.0]", "50.0"]
     assert ours["average"][1] == "43.8"
     # Printed numbers stand beside the verdict as published, and no other.
-    assert rows["MathVerse"][1:] == ["37.5", "[5.0,", "70.0]", "39.0", "66.5", "68.3", "71.6", "68.6"]
+    assert rows["MathVerse"][1:] == [
+        "37.5",
+        "[5.0,",
+        "70.0]",
+        "39.0",
+        "66.5",
+        "68.3",
+        "71.6",
+        "68.6",
+    ]
     assert "MMMU" in ours
     assert "MMMU" not in rows  # nothing printed
     assert rows["average"][1:2] == ["37.5"]
@@ -560,7 +585,9 @@ def test_results_of_earlier_versions_are_read_as_what_they_are(tmp_path, monkeyp
     assert {row["profile"] for row in report["results"]} == {"published"}
     assert report["average"]["accuracy"] == pytest.approx(0.4375)
     assert report["average"]["as_published"] is None
-    assert any("earlier version, which had no verdict as published" in w for w in report["warnings"])
+    assert any(
+        "earlier version, which had no verdict as published" in w for w in report["warnings"]
+    )
     (main, *_) = markdown_tables(as_markdown(report))
     assert main[-1][:2] == ["**m (published profile)**", "**43.8 [10.0, 80.0]**"]
     assert len(main) == 2  # and nothing printed beside it

@@ -102,7 +102,10 @@ def picture(number: int) -> dict[str, Any]:
 
 
 def mathverse(full: bool) -> Shards:
-    """Problems 1, 2 are multiple choice, 3 is free-form; each has five versions. Some golds are no plain letter."""
+    """Problems 1, 2 are multiple choice, 3 is free-form; each has five versions.
+
+    Some golds are no plain letter.
+    """
     rows: Rows = []
     golds = {4: "(C)", 5: "C\nD", 6: "A\nC", 7: "7°", 8: "8°"} if full else {2: "(C)"}
     for problem in range(1, 789 if full else 4):

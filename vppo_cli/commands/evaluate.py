@@ -40,7 +40,8 @@ def evaluate(
     profile: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="published (the authors' pixels and sampling) or matched (training's)."
+            metavar="NAME",
+            help="published (the authors' pixels and sampling) or matched (training's).",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,

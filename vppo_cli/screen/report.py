@@ -112,7 +112,9 @@ def _beside(report: dict[str, Any]) -> list[dict[str, Any]]:
 def _as_published(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """The verdict that may stand beside printed numbers, of the benchmarks that have some."""
 
-    def cells(label: str, found: dict[str, Any] | None, printed: Sequence[float | None]) -> list[str]:
+    def cells(
+        label: str, found: dict[str, Any] | None, printed: Sequence[float | None]
+    ) -> list[str]:
         numbers = ("" if value is None else f"{value:.1f}" for value in printed)
         return [label, report_tables.accuracy(found) if found else "", *numbers]
 
