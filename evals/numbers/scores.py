@@ -119,15 +119,13 @@ def majority_accuracy(rows: Sequence[Answered]) -> float:
 
 
 def _breakdowns(rows: Sequence[Answered], benchmark: Measured) -> dict[str, dict[str, Any]]:
-    """Of each group that questions have: {level: its accuracy, interval, number of questions}, in order."""
+    """Of each group: {level: its accuracy, interval and number of questions}, in order."""
     result: dict[str, dict[str, Any]] = {}
     for group in benchmark.breakdowns:
         members: dict[str, list[Answered]] = {}
         for row in rows:
             if group in row.groups:
                 members.setdefault(row.groups[group], []).append(row)
-        if not members:  # the data does not tell
-            continue
         result[group] = {}
         for level in in_order(members, benchmark.levels):
             stream = f"{benchmark.title}/{group}/{level}"

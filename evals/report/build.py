@@ -115,7 +115,7 @@ def _ordered(row: dict[str, Any]) -> dict[str, Any]:
     breakdowns = {
         group: {level: levels[level] for level in in_order(levels, known)}
         for group, levels in row["breakdowns"].items()
-        if levels  # earlier versions kept groups that no question has
+        if levels  # none where the data does not tell
     }
     by_k = {
         name: dict(sorted(row[name].items(), key=lambda item: int(item[0])))

@@ -233,7 +233,7 @@ def breakdown_tables(report: Report) -> list[Table]:
             f"{r['title']} by {group}: accuracy in %.", [group, "accuracy", "questions"],
             [[level, accuracy(found), str(found["questions"])] for level, found in levels.items()],
         )
-        for r in report["results"] for group, levels in r["breakdowns"].items()
+        for r in report["results"] for group, levels in r["breakdowns"].items() if levels
     ]  # fmt: skip
 
 

@@ -565,7 +565,7 @@ def test_profiles_that_differ_are_named_beside_each_number(monkeypatch):
 
 
 def test_groups_that_no_question_has_are_no_tables(tmp_path, monkeypatch):
-    """The authors' files tell no version, subject or level; earlier versions kept these as empty groups."""
+    """The authors' files tell no version, subject or level: these groups are empty in their results."""
     report = build("m", [result("mathverse", breakdowns={"version": {}, "subject": {}})])
     assert not any("by version" in line for line in shown(report, 80, monkeypatch))
     write(report, tmp_path)

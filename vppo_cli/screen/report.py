@@ -181,7 +181,7 @@ def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
     """Levels side by side, as many as fit, filled downwards."""
     for r in results:
         for group, levels in r["breakdowns"].items():
-            if not levels:  # results of earlier versions, of data that does not tell
+            if not levels:  # the data does not tell
                 continue
             name = f"{plain(r['title'])} by {plain(group)}"
             if len(levels) > MOST_LEVELS:
