@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from evals.numbers.statistics import Interval, average, interval, resampled
-from evals.profiles import profile_name
 from evals.report.build import REPORT, read
+from pipelines.config.schema import profile_name
 from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, unreadable
 from pipelines.errors import UserError

@@ -14,7 +14,13 @@ from evals.benchmarks.questions import groups, options
 from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
 from evals.numbers.majority import normalise
-from evals.numbers.scores import Answered, mean_accuracy, summarise
+from evals.numbers.scores import (
+    AS_PUBLISHED,
+    RIGHT_AS_PUBLISHED,
+    Answered,
+    mean_accuracy,
+    summarise,
+)
 from evals.profiles import PromptSettings
 from pipelines.disk.records import Sample
 from pipelines.grading.answer import choice_letters, extract_answer
@@ -30,7 +36,6 @@ ANSWERS = "answers.parquet"
 FORMAT = 2
 """Of results.json. 1, of earlier versions, tells no format, and has no verdict as published."""
 
-AS_PUBLISHED, RIGHT_AS_PUBLISHED = "as_published", "right_as_published"
 MOST_WITHOUT_VERDICT = 0.05
 """A larger share of answers without a verdict is warned of."""
 

@@ -50,11 +50,6 @@ def matched(config: Config) -> PromptSettings:
     )  # fmt: skip
 
 
-def profile_name(recorded: str) -> str:
-    """A profile that some results record, as it is called now."""
-    return next((new for new, old in KEYED_PROFILES.items() if recorded == old), recorded)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Everything but policy and questions that decides an evaluation's results."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from evals.benchmarks.questions import read_questions
 from evals.benchmarks.table import OWN
 from evals.cells import EvalTask
-from evals.grade import ANSWERS, RIGHT_AS_PUBLISHED, grade, write_answers
+from evals.grade import ANSWERS, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
+from evals.numbers.scores import RIGHT_AS_PUBLISHED
 from evals.profiles import PromptSettings
 from pipelines.disk.records import RESULTS, Sample, SampleTable
 from pipelines.disk.step import checked, is_there, unreadable, write_atomic

@@ -12,6 +12,9 @@ import numpy as np
 from evals.numbers.majority import majority, vote
 from evals.numbers.statistics import Interval, bootstrap
 
+AS_PUBLISHED, RIGHT_AS_PUBLISHED = "as_published", "right_as_published"
+"""Keys of results: what the verdict as published amounts to, and its marks by question."""
+
 
 class Measured(Protocol):
     """What of a benchmark its numbers need (a ``Benchmark`` of evals/benchmarks has it)."""

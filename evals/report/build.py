@@ -14,11 +14,10 @@ from typing import Any
 
 from evals.benchmarks import published
 from evals.benchmarks.table import BENCHMARKS, EIGHT, TABLE_8
-from evals.grade import AS_PUBLISHED, RIGHT_AS_PUBLISHED
-from evals.numbers.scores import in_order
+from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, in_order
 from evals.numbers.statistics import average, resampled
-from evals.profiles import profile_name
 from evals.report.formats import as_csv, as_latex, as_markdown
+from pipelines.config.schema import profile_name
 from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.step import disk_errors, unreadable, write_atomic
 from pipelines.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 from evals.benchmarks.published import GRADER, beside
 from evals.benchmarks.table import EIGHT
-from evals.grade import AS_PUBLISHED
+from evals.numbers.scores import AS_PUBLISHED
 from evals.report import tables as report_tables
 from evals.report.tables import NUMBERS, Report, Result, Table, plain
 from pipelines.grading.reward import OUTCOMES

@@ -9,7 +9,7 @@ from typing import Any
 
 from evals.benchmarks.published import beside
 from evals.benchmarks.table import BENCHMARKS
-from evals.grade import AS_PUBLISHED
+from evals.numbers.scores import AS_PUBLISHED
 from pipelines.grading.reward import OUTCOMES
 
 NUMBERS = re.compile(r"[\d.,\[\] ]+( x \d+)?")

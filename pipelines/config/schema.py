@@ -407,6 +407,11 @@ KEYED_PROFILES = {"published": "paper"}
 """An evaluation profile -> what it was called when keys were first made, and is in them for good."""
 
 
+def profile_name(recorded: str) -> str:
+    """A profile that some results record, as it is called now."""
+    return next((new for new, old in KEYED_PROFILES.items() if recorded == old), recorded)
+
+
 class EvalConfig(Section):
     """Evaluation of the starting model and of the last checkpoint."""
 

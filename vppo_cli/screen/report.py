@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks.published import GRADER, TRAINED_HERE, beside
-from evals.grade import AS_PUBLISHED
+from evals.numbers.scores import AS_PUBLISHED
 from evals.report import tables as report_tables
 from evals.report.tables import plain
 from pipelines.grading.reward import OUTCOMES
