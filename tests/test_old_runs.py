@@ -2,8 +2,8 @@
 
 Both fixtures were made by ``vppo train --set data.glyphs.train=16 ...`` (COMMAND below): ``tiny-6287`` by
 commit 1ab4b85, when names of runs had four digits, ``tiny-62873a49`` when rollouts had just become
-version 4, score, update and sampling 3, grading 2. Their checkpoints, 11 MB, are not kept: the weights come back by
-replaying the stored rollouts and scores, where today's code is the one that made them.
+version 4, score, update and sampling 3, grading 2. Their checkpoints, 11 MB, are not kept: the weights
+come back by replaying the stored rollouts and scores, where today's code is the one that made them.
 """
 
 from pathlib import Path

@@ -177,7 +177,8 @@ def verdicts(results: Iterable[Result]) -> str:
     )
     return (
         f"ours and as published differ on {differ} of {answers} answers: {ours} are right by ours only, "
-        f"{theirs} as published only; {content} wrong ones are the text of the right option, not its letter"
+        f"{theirs} as published only; of those wrong by ours {content} are the text of the right option, "
+        "not its letter"
     )
 
 

@@ -23,12 +23,21 @@ _OTHER_VALUE = frozenset((
 """Words that deny a value, or make it another one."""
 _ALTERNATIVES = frozenset(("or", "and", "either"))
 _VERBS = frozenset(["is", "are", "was", "were", "would", "should", "could", "can"])
-_SEVERAL = re.compile(r"[,;{}|]|\\(?:pm|mp|cup|text|vee|lor|q?quad)|\b(?:or|and)\b|±")
+_SEVERAL = re.compile(r",(?!\d{3}(?!\d))|;|\\\{|\\(?:pm|mp|cup|vee|lor|q?quad)|\b(?:or|and)\b|±")
 _AFTER_UNIT = re.compile(
     r"\s*(?:\^\s*(?:\{[^{}]*\}|\\circ|-?\w)|[.$}/)\]~*]"
     r"|\\(?:cdot|times)(?![a-z])(?=\s*\\)|\\[,;:! )\]]|\s)*"
 )
-_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
+_EQUALS = re.compile(r"(?<![<>!:=\\]):?=+")
+_ARROW = re.compile(r"\\(?:to|implies|iff|(?:[Ll]ong)?[Rr]ightarrow)(?![a-z])|[=-]>|[→⇒]")
+_RELATION = re.compile(r"[<>≠≤≥]|!=|\\(?:neq?|geq?|leq?|gt|lt)(?![a-z])")
+_OPEN = re.compile(rf"{_RELATION.pattern}|[\[(]|infty")
+_TAG = re.compile(r"</?[a-z]+>")
+_NAME = re.compile(r"\s*\$?\s*([A-Za-z])\s*=[^=]")
+_CONFIRMS = re.compile(
+    r"\bis (?:(?:the|my) (?:(?:correct|right|final) )?(?:answer|value|result)|correct|right)\b"
+)
+_FIRST = re.compile(r"[\s~]*(?:squared|cubed|doubled|tripled|halved|factorial)\b")
 _LONGEST_VALUE = 2_000
 
 
@@ -37,23 +46,26 @@ def says_otherwise(answer: str, gold: str) -> bool:
 
     Both graders leave words out of a comparison, mathruler all that follows a ``\text{ ``: to them
     ``5\text{ is wrong}`` is 5, ``3 \text{ or } 4`` is 3, ``5 \text{ million}`` is 5. So is a word that
-    denies, an alternative to a single gold, a verb after the value, and more than a unit's power after a
-    unit, unless the gold has it too.
+    denies, an alternative to a single gold, a verb after the value, an inequality, another name (``y=5``
+    for ``x=5``), and more than a unit's power after a unit, unless the gold has it too.
     """
     if len(answer) > _LONGEST_VALUE or answer.strip() == gold.strip():
         return False
-    text = unicodedata.normalize("NFKC", answer).replace("’", "'")
-    text = _BLANK_GROUP.sub(" ", text)
+    text = _TAG.sub(" ", unicodedata.normalize("NFKC", answer).replace("’", "'"))
+    text = _CONFIRMS.sub(" ", text)
     found, known = _words(text), _words(gold)
-    if found & _OTHER_VALUE - known:
+    if found & _OTHER_VALUE - known or ("?" in text and "?" not in gold):
+        return True
+    name, other = _NAME.match(text), _NAME.match(gold)
+    if name and other and name[1] != other[1]:  # "y=5" for "x=5"
         return True
     single = not _SEVERAL.search(gold)
-    if single and found & _ALTERNATIVES:
+    if single and (found & _ALTERNATIVES or (_RELATION.search(text) and not _OPEN.search(gold))):
         return True
     number = re.search(r"\d", text)
     if number and _words(text[number.end() :]) & _VERBS - known:
         return True
-    return single and _goes_on(text)
+    return single and not _GROUP.search(gold) and _goes_on(text)
 
 
 def _words(text: str) -> set[str]:
@@ -65,10 +77,10 @@ def _words(text: str) -> set[str]:
 def _goes_on(text: str) -> bool:
     r"""Whether more than a unit follows a number: ``2\text{ h }30\text{ min}``, ``3 \text{ , } 4``."""
     for group in _GROUP.finditer(text):
-        before, words = text[: group.start()], group.group(1)
+        before, words = text[: group.start()].rstrip(), group.group(1)
         if not re.search(r"\d", before):
             continue  # "x_{\text{max}} = 5", "\text{(A) } 5"
-        if re.search(r"[,;]\s*\S|\d", words):
+        if re.search(r"[,;]\s*\S|\d", words) or (before[-1:].isdigit() and _FIRST.match(words)):
             return True
         rest = text[group.end() :]
         rest = rest[_AFTER_UNIT.match(rest).end() :]  # type: ignore[union-attr]  # it may be empty
@@ -85,14 +97,17 @@ def sides(answer: str, gold: str) -> list[str]:
     """
     if len(answer) > _LONGEST_VALUE or _EQUALS.search(gold):
         return []
-    parts = [part.strip(" $") for part in _EQUALS.split(_BLANK_GROUP.sub(" ", answer))]
-    numbers = [part for part in parts if re.search(r"\d", part) and not _named(part)]
-    return numbers if len(parts) > 1 and len(numbers) > 1 else []
+    steps = _ARROW.split(_BLANK_GROUP.sub(" ", answer))
+    if len(steps) == 1 or not all(map(_is_number, steps)):  # of a derivation the last step counts
+        steps = _EQUALS.split(steps[-1])
+    numbers = [step.strip(" $") for step in steps if _is_number(step)]
+    return numbers if len(numbers) > 1 else []
 
 
-def _named(part: str) -> bool:
-    """Whether a side of an equation has a letter in it, such as a variable or a unit."""
-    return bool(re.search(r"[^\W\d_]", _COMMAND.sub(" ", part)) or _GROUP.search(part))
+def _is_number(side: str) -> bool:
+    """Whether a side of an equation has digits, and no letter, such as of a variable or a unit."""
+    named = _GROUP.search(side) or re.search(r"[^\W\d_]", _COMMAND.sub(" ", side))
+    return bool(re.search(r"\d", side)) and not named
 
 
 # --- short facts -----------------------------------------------------------------------------------

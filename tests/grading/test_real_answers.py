@@ -214,6 +214,13 @@ REFUSED = [  # (answer, gold)
     (r"5\text{ dozen}", "5"), (r"\text{not } 5", "5"), (r"5\text{ hours }30\text{ minutes}", "5"),
     (r"5\text{ times }7", "5"), (r"\text{more than }5", "5"), (r"5\text{ or more}", "5"),
     (r"3 \mathrm{ or } 4", "3"), (r"5\text{ halves}", "5"), (r"5\text{ was expected}", "5"),
+    ("4==3", "3"), ("4:=3", "3"), (r"4 \to 3", "3"), (r"4 \Rightarrow 3", "3"),
+    (r"\neq 3", "3"), ("> 3", "3"),
+    (r"\ge 3", "3"), (r"3\text{ squared}", "3"), (r"3\text{ }4", "3"), ("3?", "3"), (r"3\text{?}", "3"),
+    ("y=5", "x=5"), (r"\frac{1}{2} \text{ or } 4", r"\frac{1}{2}"),
+    (r"2\sqrt{3}\text{ is wrong}", r"2\sqrt{3}"),
+    (r"5\text{ cm or }6\text{ cm}", r"5\text{ cm}"), (r"1,000 \text{ or } 4", "1,000"),
+    (r"3\text{ out of 4}", "3"), (r"3\text{ plus }4", "3"), ("ab=4=3", "3"),
     (r"3 \text{ cm}, 4 \text{ cm}", "3"), (r"5\text{ }=6", "5"), (r"3\textbf{ or }4", "3"),
 ]  # fmt: skip
 KEPT = [
@@ -222,7 +229,12 @@ KEPT = [
     (r"5\text{ cm} \cdot \text{s}", "5"), (r"60\text{ km}/\text{h}", "60"), ("not enough", "not enough"),
     (r"\text{The answer is } 5", "5"), (r"8 \text{ cm}^{2}.", "8"), ("2x=4", "2x=4"),
     (r"5\text{ million}", r"5\text{ million}"),
-    (r"30^\circ", "30"), (r"5\text{ m} = 500\text{ cm}", "5"), (r"1\text{ cm and }2\text{ cm}", "1, 2"),
+    (r"5\text{ cm squared}", "5"),
+    (r"5\text{ is the answer}", "5"), ("x>3", "3<x"),
+    ("x>3", r"(3, \infty)"),
+    (r"\{1, 2\}", r"\{2, 1\}"), (r"2\text{ h }30\text{ min}", r"2\text{ h }30\text{ min}"),
+    ("<answer>5</answer>", "5"), (r"30^\circ", "30"), (r"5\text{ m} = 500\text{ cm}", "5"),
+    (r"1\text{ cm and }2\text{ cm}", "1, 2"),
 ]  # fmt: skip
 
 
@@ -262,6 +274,8 @@ def test_sides_of_an_equation_of_numbers() -> None:
     ):
         assert sides(answer, "5") == [], answer
     assert sides("4=3", "4=3") == []
+    assert sides(r"2x=6 \Rightarrow x=3", "3") == []
+    assert sides(r"4 \to 3", "3") == ["4", "3"]
 
 
 def test_an_equation_whose_sides_all_are_the_gold_is_right(pool: GraderPool) -> None:
