@@ -30,7 +30,7 @@ _AFTER_UNIT = re.compile(
 )
 _EQUALS = re.compile(r"(?<![<>!:=\\]):?=+")
 _ARROW = re.compile(r"\\(?:to|implies|iff|(?:[Ll]ong)?[Rr]ightarrow)(?![a-z])|[=-]>|[→⇒]")
-_RELATION = re.compile(r"[<>≠≤≥]|!=|\\(?:neq?|geq?|leq?|gt|lt)(?![a-z])")
+_RELATION = re.compile(r"(?<!<)<(?!<)|(?<!>)>(?!>)|[≠≤≥]|!=|\\(?:neq?|geq?|leq?|gt|lt)(?![a-z])")
 _OPEN = re.compile(rf"{_RELATION.pattern}|[\[(]|infty")
 _TAG = re.compile(r"</?[a-z]+>")
 _NAME = re.compile(r"\s*\$?\s*([A-Za-z])\s*=[^=]")
