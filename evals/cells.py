@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evals.benchmarks.questions import questions_step
+from evals.benchmarks.questions import asked_key, questions_step
 from evals.benchmarks.table import OWN
 from evals.profiles import Evaluation, evaluation
 from pipelines.chain import EVALUATIONS, JOURNALS, RESULTS, SHOWN, Chain, shape_of
@@ -41,11 +41,12 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> EvalTask:
     own = benchmark in OWN
     questions = chain.prepare if own else questions_step(benchmark, config)
     inputs = {"policy": chain.policy_key(step), "questions": questions.key}
+    asking = inputs | {"questions": asked_key(questions)}
     parent, version = chain.run / EVALUATIONS / f"{step:04d}", chain.versions["sampling"]
     shown = {} if own or how.profile != "matched" else chain.config.holds(*SHOWN)
     sampler = sampler | shown  # own questions have it in theirs
     sampling = how.sampling_settings() | sampler
-    sampled = Step(benchmark, step, parent / JOURNALS, version, sampling, inputs)
+    sampled = Step(benchmark, step, parent / JOURNALS, version, sampling, asking)
     results = Step(
         benchmark, step, parent, RESULTS * version + chain.versions["grading"],
         how.settings() | sampler | graders, inputs, shape_of(config) | config.eval.shape("eval"),

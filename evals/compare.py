@@ -12,6 +12,7 @@ import numpy as np
 
 from evals.numbers.statistics import Interval, average, interval, resampled
 from evals.report.build import REPORT, read
+from pipelines.config.schema import profile_name
 from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, unreadable
 from pipelines.errors import UserError
@@ -159,6 +160,7 @@ def _differences(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[st
     alone = len(old["right"].keys() ^ new["right"].keys())
     if alone:
         notes.append(f"{name}: {alone} questions are in one of the two only and are left out")
+    old, new = ({**r, "profile": profile_name(str(r.get("profile")))} for r in (old, new))
     for what in ("profile", "samples", "grader"):
         if old.get(what) != new.get(what):
             notes.append(f"{name}: {what} {old.get(what)} -> {new.get(what)}")

@@ -1,4 +1,4 @@
-"""Responses -> outcomes by every grader -> results: pure work on text, without a model."""
+"""Responses -> outcomes by every grader, and as published -> results: work on text, without a model."""
 
 from __future__ import annotations
 
@@ -10,21 +10,32 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evals.benchmarks.questions import groups
+from evals.benchmarks.questions import groups, options
 from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
-from evals.numbers.scores import Answered, summarise
+from evals.numbers.majority import normalise
+from evals.numbers.scores import (
+    AS_PUBLISHED,
+    RIGHT_AS_PUBLISHED,
+    Answered,
+    mean_accuracy,
+    summarise,
+)
 from evals.profiles import PromptSettings
 from pipelines.disk.records import Sample
-from pipelines.grading.answer import extract_answer
+from pipelines.grading.answer import choice_letters, extract_answer
 from pipelines.grading.graders import GraderPool
-from pipelines.grading.reward import OUTCOMES, Outcome, outcomes_of
+from pipelines.grading.reward import OUTCOMES, Outcome, golds, outcomes_of, published_outcomes
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
     from evals.cells import EvalTask
 
 ANSWERS = "answers.parquet"
+
+FORMAT = 2
+"""Of results.json. 1, of earlier versions, tells no format, and has no verdict as published."""
+
 MOST_WITHOUT_VERDICT = 0.05
 """A larger share of answers without a verdict is warned of."""
 
@@ -48,17 +59,20 @@ def grade(
         before = pool.refused
         marks[grader] = _outcomes(answers, owners, truncated, pool, grader, watch)
         refused[grader] = pool.refused - before
+    first = how.graders[0]
+    published = _published(flat, owners, pool, watch)
+    by_content = _by_content(answers, owners, marks[first], pool)
     benchmark = BENCHMARKS.get(how.benchmark)
     summaries = {
         grader: summarise(benchmark, _answered(rows, how.samples, answers, marks[grader]))
         for grader in how.graders
     }
-    first = how.graders[0]
-    right = [outcome == "correct" for outcome in marks[first]]
+    theirs = mean_accuracy(benchmark, _answered(rows, how.samples, answers, published))
     about = _about_rows(cell)
     about["warnings"] += _without_verdict(marks) + _refused(refused)
     results: dict[str, Any] = {
-        "benchmark": how.benchmark, "title": benchmark.title if benchmark else how.benchmark,
+        "format": FORMAT, "benchmark": how.benchmark,
+        "title": benchmark.title if benchmark else how.benchmark,
         "accuracy": summaries[first]["accuracy"], "interval": summaries[first]["interval"],
         "questions": len(rows), "samples": how.samples, "profile": how.profile,
         **about,
@@ -74,12 +88,15 @@ def grade(
             for grader, summary in summaries.items()
         },
         "outcomes": {name: marks[first].count(name) for name in OUTCOMES},
+        AS_PUBLISHED: {
+            "accuracy": theirs.mean, "interval": [theirs.low, theirs.high],
+            "outcomes": {name: published.count(name) for name in OUTCOMES},
+        },
+        "differ": _differ(marks[first], published, by_content),
         "response_tokens_mean": sum(entry.tokens for entry in flat) / len(flat),
         **summaries[first],
-        "right": {
-            row.id: [int(x) for x in right[i * how.samples : (i + 1) * how.samples]]
-            for i, row in enumerate(rows)
-        },
+        "right": _right(rows, how.samples, marks[first]),
+        RIGHT_AS_PUBLISHED: _right(rows, how.samples, published),
     }  # fmt: skip
     if benchmark and benchmark.cluster:
         results["clusters_of"] = {
@@ -91,6 +108,8 @@ def grade(
         "answer": [(answer or "").encode(errors="replace").decode() for answer in answers],
         "tokens": [entry.tokens for entry in flat],
         **marks,
+        AS_PUBLISHED: published,
+        "by_content": pa.array(by_content, pa.bool_()),
     }
     return results, pa.table(columns)
 
@@ -120,7 +139,9 @@ def _refused(counts: Mapping[str, int]) -> list[str]:
 
 
 def write_answers(path: Path, answers: pa.Table) -> None:
-    """One row a response: its answer, and each grader's outcome in a column of the grader's name."""
+    """One row a response: its answer, each grader's outcome in a column of the grader's name, the outcome
+    as published, and whether it is the right option's text (None: not known).
+    """
     pq.write_table(answers, path, compression="zstd", write_page_checksum=True)
 
 
@@ -135,6 +156,73 @@ def _outcomes(
         found += outcomes_of(answers[part], owners[part], truncated[part], pool, grader)
     watch.progress(f"answers, {grader}", len(answers), len(answers))
     return found
+
+
+def _published(
+    entries: Sequence[Entry], owners: Sequence[Sample], pool: GraderPool, watch: Watch
+) -> list[Outcome]:
+    found: list[Outcome] = []
+    for start in range(0, len(entries), PART):
+        watch.progress("answers, as published", start, len(entries))
+        part = entries[start : start + PART]
+        texts, cut = [entry.response for entry in part], [entry.truncated for entry in part]
+        found += published_outcomes(texts, owners[start : start + PART], cut, pool)
+    watch.progress("answers, as published", len(entries), len(entries))
+    return found
+
+
+def _by_content(
+    answers: Sequence[str | None], owners: Sequence[Sample], marks: Sequence[Outcome],
+    pool: GraderPool,
+) -> list[bool | None]:  # fmt: skip
+    """Whether an answer that is wrong, and names no option, is the text of the right one.
+
+    None where that is not known: no multiple choice, or the options' texts are not.
+    """
+    texts = {id(owner): _right_text(owner) for owner in owners}
+    found: list[bool | None] = [None if texts[id(owner)] is None else False for owner in owners]
+    asked = []
+    for i, (answer, owner, mark) in enumerate(zip(answers, owners, marks, strict=True)):
+        text = texts[id(owner)]
+        if text is not None and answer is not None and mark != "correct":
+            named = choice_letters(answer)
+            if named is None or not named <= set(_letters(owner)):
+                asked.append((i, (answer, text, "value")))
+    verdicts = pool.grade([item for _, item in asked], "mathruler")
+    for (i, (answer, text, _)), verdict in zip(asked, verdicts, strict=True):
+        found[i] = bool(verdict) or normalise(answer).lower() == normalise(text).lower()
+    return found
+
+
+def _letters(sample: Sample) -> list[str]:
+    return [chr(ord("A") + i) for i in range(len(options(sample)))]
+
+
+def _right_text(sample: Sample) -> str | None:
+    """The text of a choice's right option, if it is one and known, and more than its letter."""
+    named = choice_letters(golds(sample)[0]) if sample.kind == "choice" else None
+    texts = dict(zip(_letters(sample), options(sample), strict=True))
+    (letter,) = named if named and len(named) == 1 else [""]
+    text = texts.get(letter, "").strip()
+    return text if text and text != letter else None
+
+
+def _differ(
+    ours: Sequence[Outcome], published: Sequence[Outcome], by_content: Sequence[bool | None]
+) -> dict[str, int | None]:
+    """How many answers the two verdicts tell apart, by direction, and how many are right by content."""
+    right = [(a == "correct", b == "correct") for a, b in zip(ours, published, strict=True)]
+    known = [one for one in by_content if one is not None]
+    return {
+        "ours_only": right.count((True, False)), "as_published_only": right.count((False, True)),
+        "by_content": sum(known) if known else None,
+    }  # fmt: skip
+
+
+def _right(rows: Sequence[Sample], samples: int, marks: Sequence[Outcome]) -> dict[str, list[int]]:
+    """Question -> 1 for each of its samples that is right, 0 for others."""
+    right = [int(mark == "correct") for mark in marks]
+    return {row.id: right[i * samples : (i + 1) * samples] for i, row in enumerate(rows)}
 
 
 def _answered(

@@ -1,6 +1,6 @@
 """How a benchmark is asked: images, sampling and instruction, by profile.
 
-The paper trained with other pixel limits and another nucleus than it evaluated with. Both ways are
+The authors trained with other pixel limits and another nucleus than they evaluated with. Both ways are
 here, by name, and every report says which was taken and where the two differ.
 """
 
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from evals.benchmarks.table import OWN
-from pipelines.config.schema import Config
+from pipelines.config.schema import KEYED_PROFILES, Config
 
 INSTRUCTION = (
     "You first think through the reasoning process as an internal monologue, enclosed within "
     "<think> </think> tags. Then, provide your final answer enclosed within \\boxed{}."
 )
-"""What the paper appends to every question."""
+"""What the authors' evaluation appends to every question."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class PromptSettings:
         return self.min_pixels, self.max_pixels, self.instruction
 
 
-PAPER = PromptSettings(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
-"""The paper's evaluation of its 7B models (top-k 50 is a live default of the authors' harness)."""
+PUBLISHED = PromptSettings(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
+"""The authors' evaluation of their 7B models (top-k 50 is a live default of their harness)."""
 
 
 def matched(config: Config) -> PromptSettings:
@@ -72,7 +72,8 @@ class Evaluation:
     def settings(self) -> dict[str, Any]:
         """What decides the results, by setting."""
         return self.sampling_settings() | {
-            "eval.profile": self.profile, "eval.samples": self.samples, "eval.limit": self.limit,
+            "eval.profile": KEYED_PROFILES.get(self.profile, self.profile),
+            "eval.samples": self.samples, "eval.limit": self.limit,
             "eval.graders": list(self.graders), "reward.deadline": self.deadline,
         }  # fmt: skip
 
@@ -87,7 +88,7 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None) ->
     """
     own, asked = benchmark in OWN, config.eval
     profile = "matched" if own else asked.profile
-    base = matched(trained or config) if profile == "matched" else PAPER
+    base = matched(trained or config) if profile == "matched" else PUBLISHED
     given = {field.name: getattr(asked, field.name) for field in fields(PromptSettings)}
     values = asdict(base) | {name: value for name, value in given.items() if value is not None}
     samples, limit = asked.samples, asked.limit

@@ -19,6 +19,7 @@ from evals.benchmarks.table import OWN
 from evals.cells import EvalTask
 from evals.grade import ANSWERS, grade, write_answers
 from evals.journal import Entry, append, count, damage, mend_journal, prompt_digest, read_journal
+from evals.numbers.scores import RIGHT_AS_PUBLISHED
 from evals.profiles import PromptSettings
 from pipelines.disk.records import RESULTS, Sample, SampleTable
 from pipelines.disk.step import checked, is_there, unreadable, write_atomic
@@ -190,4 +191,5 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def without_rows(results: dict[str, Any]) -> dict[str, Any]:
     """Results without what they hold question by question."""
-    return {name: results[name] for name in results if name not in ("right", "clusters_of")}
+    left_out = ("right", RIGHT_AS_PUBLISHED, "clusters_of")
+    return {name: results[name] for name in results if name not in left_out}

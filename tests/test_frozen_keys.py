@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import yaml
 
+from evals.benchmarks import questions as benchmark_questions
 from evals.benchmarks.questions import questions_step
 from pipelines import chain
 from pipelines.chain import Chain
@@ -91,11 +92,13 @@ def label(name: str, setting: str) -> str:
 
 @pytest.mark.parametrize(("name", "setting"), asked(), ids=lambda text: text or "as-it-is")
 def test_a_key_is_what_it_was(name, setting, monkeypatch):
-    """But for the reader of rows from outside, and for what a policy computes, whose versions went up
-    since (see the changelog)."""
+    """But for the readers of rows from outside, for what a policy computes, and for grading, whose versions
+    went up since (see the changelog). Journals are found under the keys they had."""
     frozen = json.loads(FILE.read_text())[label(name, setting)]
     now = keys(name, setting)
     monkeypatch.setattr(source_rows, "READER", 1)
+    monkeypatch.setattr(benchmark_questions, "READING", 1)
+    monkeypatch.setitem(chain.VERSIONS, "grading", 1)
     for computed in ("rollout", "score", "update", "sampling"):
         monkeypatch.setitem(chain.VERSIONS, computed, 2)
     monkeypatch.setattr(chain, "EMBEDDED", {})
@@ -106,6 +109,20 @@ def test_a_key_is_what_it_was(name, setting, monkeypatch):
     assert all(
         now[step] != frozen[step] for step in now if step.startswith(("rollout", "score", "update"))
     )
+
+
+def test_a_journal_is_found_however_the_rows_are_read(monkeypatch):
+    """What is read of a row beside the question (options, golds) leaves what was sampled alone."""
+    config = settings.load(None, ["eval.benchmarks=[geo3k]"])
+
+    def keys_now() -> tuple[str, str]:
+        cell = Chain(config, Path("run")).cell(0, "geo3k")
+        return cell.journal.name, cell.results.key
+
+    journal, results = keys_now()
+    monkeypatch.setattr(benchmark_questions, "READING", 1)
+    assert keys_now()[0] == journal
+    assert keys_now()[1] != results
 
 
 def test_there_are_enough_of_them():

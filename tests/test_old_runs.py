@@ -1,9 +1,9 @@
 """Runs on people's disks open, and go on, whatever the code becomes.
 
 Both fixtures were made by ``vppo train --set data.glyphs.train=16 ...`` (COMMAND below): ``tiny-6287`` by
-commit 1ab4b85, when names of runs had four digits, ``tiny-62873a49`` when rollout, score, update and
-sampling had just become version 3. Their checkpoints, 11 MB, are not kept: the weights come back by
-replaying the stored rollouts and scores, where today's code is the one that made them.
+commit 1ab4b85, when names of runs had four digits, ``tiny-62873a49`` when rollouts had just become
+version 4, score, update and sampling 3, grading 2. Their checkpoints, 11 MB, are not kept: the weights
+come back by replaying the stored rollouts and scores, where today's code is the one that made them.
 """
 
 from pathlib import Path
@@ -68,10 +68,10 @@ def test_it_goes_on_under_its_name(run):
 def test_of_an_earlier_version_of_the_code_steps_are_made_again_and_that_is_said(run):
     why = dict(planned(run))
     assert why.keys() == {"rollout", "score", "update", "checkpoint", "validation", "glyphs"}
-    assert "its code changed (version 2 -> 3)" in why["rollout"]
+    assert "its code changed (version 2 -> 4)" in why["rollout"]
     made = vppo("train", *COMMAND, runs=run.parent).succeeded()
     assert [path.name for path in run.parent.iterdir()] == [run.name]
-    assert "made again: rollout (version 2 -> 3), score (version 2 -> 3)" in " ".join(
+    assert "made again: rollout (version 2 -> 4), score (version 2 -> 3)" in " ".join(
         (made.out + made.err).split()
     )
     assert not planned(run)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 LONGEST_OPTIONS = 100_000
 """Longer texts (characters) are not parsed as a list of options."""
 
-MOST_IMAGES = 32
-"""A question that refers to more pictures than this is left out."""
-
 IMAGES_1_TO_7 = tuple(f"image_{n}" for n in range(1, 8))
 """The columns of MMMU's images."""
 
@@ -36,8 +34,13 @@ LETTER = re.compile(r"[A-Za-z]")
 _INTEGER = re.compile(r"-?\d+")
 _MARKER = re.compile(r"<image\s*(\d{0,2})>")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")\s*+"""
-_LIST = re.compile(rf"\[\s*+(?:{_STRING}(?:,\s*+{_STRING})*+(?:,\s*+)?)?\]", re.DOTALL)
+_FLAT = rf"\[\s*+(?:{_STRING}(?:,\s*+{_STRING})*+(?:,\s*+)?)?\]\s*+"
+_LIST = re.compile(_FLAT, re.DOTALL)
 """A flat list of string literals. It never backtracks: the text comes from outside."""
+_ITEM = rf"(?:{_STRING}|{_FLAT})"
+_NESTED = re.compile(rf"\[\s*+{_ITEM}(?:,\s*+{_ITEM})*+(?:,\s*+)?\]", re.DOTALL)
+"""A list that holds such lists."""
+_OPTION = re.compile(r"(?<![^\s;,])(?:(\()([A-J])\)|([A-J])([.:)]))")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,11 @@ class Where:
 
 @dataclass(frozen=True)
 class Question:
-    """A question whose images are still as the source has them."""
+    """A question whose images are still as the source has them.
+
+    ``answer`` is the gold as the data set has it; ``golds`` are what counts as right where that is more,
+    or something else. ``options`` are the texts of a choice's, in the order of their letters.
+    """
 
     id: str
     problem: str
@@ -64,6 +71,8 @@ class Question:
     answer: str
     kind: str
     groups: dict[str, str] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
+    golds: list[str] = field(default_factory=list)
 
 
 Row = Callable[[Mapping[str, Any], Where], Question | None]
@@ -74,16 +83,17 @@ Scores = Callable[[Sequence[Answered]], dict[str, dict[str, Any]]]
 class Benchmark:
     """A public benchmark.
 
-    ``rows`` and ``kept`` count the whole split, before and after the filter. ``cluster`` is the
-    group whose questions the bootstrap draws together ("": each question alone), ``unit`` what a
-    cluster is called where the group's name does not say it; ``breakdowns`` are the groups to report
-    by, and ``levels`` those of their levels that the alphabet would put in the wrong order.
-    ``subsets`` times ``splits`` are read in order. ``columns`` are those that every part must have,
-    ``optional`` those that are read where they are, and ``repeats`` one whose repeated values are
-    counted for the row function. ``scores`` are what the benchmark defines beside accuracy.
-    ``published`` has the paper's numbers (%) by family, in the order of ``published.AVERAGES``:
-    benchmarks that have them are ``all`` on the command line. ``note`` is said in every report,
-    ``alias`` is another name, and ``authors_file`` what the authors' file is called if not ORG_REPO.
+    ``rows`` and ``kept`` count the whole split, before and after the filter (None: not known).
+    ``cluster`` is the group whose questions the bootstrap draws together ("": each question alone),
+    ``unit`` what a cluster is called where the group's name does not say it; ``breakdowns`` are the
+    groups to report by, and ``levels`` those of their levels that the alphabet would put in the wrong
+    order. ``subsets`` times ``splits`` are read in order. ``columns`` are those that every part must
+    have, ``optional`` those that are read where they are, and ``repeats`` one whose repeated values are
+    counted for the row function. ``choices``: every question is a multiple choice, however its gold is
+    written; ``options_of`` is a group whose questions have the same options. ``scores`` are what the
+    benchmark defines beside accuracy. ``published`` has the printed numbers (%) by family, in the order
+    of ``published.AVERAGES``, as many as there are. ``note`` is said in every report, ``alias`` is
+    another name, and ``authors_file`` what the authors' file is called if not ORG_REPO.
     """
 
     name: str
@@ -92,7 +102,7 @@ class Benchmark:
     hub: str
     columns: tuple[str, ...]
     rows: int
-    kept: int
+    kept: int | None
     row: Row
     subsets: tuple[str | None, ...] = (None,)
     splits: tuple[str, ...] = ("test",)
@@ -102,6 +112,8 @@ class Benchmark:
     levels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     repeats: str = ""
+    choices: bool = False
+    options_of: str = ""
     scores: Scores | None = None
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     note: str = ""
@@ -136,17 +148,44 @@ def with_options(question: str, options: Sequence[Any]) -> str:
 def parse_options(value: Any) -> list[str]:
     """The options of MMMU: a list, or the text of a Python list of strings.
 
-    Only flat lists of string literals are parsed; anything else makes the row unusable.
+    Only lists of string literals are parsed, and lists that hold such lists (MMMU-Pro has one), written
+    out; anything else makes the row unusable.
     """
     if isinstance(value, (list, tuple)):
-        return [as_text(option) for option in value]
+        return [as_text(option) for part in value for option in _flat(part)]
     text = as_text(value).strip()
-    if len(text) <= LONGEST_OPTIONS and _LIST.fullmatch(text):
+    if len(text) <= LONGEST_OPTIONS and (_LIST.fullmatch(text) or _NESTED.fullmatch(text)):
         try:
-            return [str(option) for option in ast.literal_eval(text)]
+            return [str(option) for part in ast.literal_eval(text) for option in _flat(part)]
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pass
     raise Unusable("options", f"not a list of texts: {text[:80]}")
+
+
+def _flat(part: Any) -> Sequence[Any]:
+    return part if isinstance(part, (list, tuple)) else [part]
+
+
+def listed_options(text: str) -> list[str]:
+    """The options that a text lists in order, ``A. 5;B. 6`` or one a line; none where it lists none.
+
+    All labels are written alike. Where letters begin anew, the last list counts.
+    """
+    found: dict[str, list[re.Match[str]]] = {}
+    for label in _OPTION.finditer(text):
+        run = found.setdefault(label[1] or label[4], [])
+        letter = label[2] or label[3]
+        if letter == "A":
+            run[:] = [label]
+        elif run and ord(letter) == ord("A") + len(run):
+            run.append(label)
+    labels = max(found.values(), key=len, default=[])
+    if len(labels) < 2:
+        return []
+    ends = [*(label.start() for label in labels[1:]), len(text)]
+    return [
+        text[label.end() : end].strip(" \n\t;,") for label, end in zip(labels, ends, strict=True)
+    ]
 
 
 def is_exact(gold: str) -> bool:
@@ -154,7 +193,15 @@ def is_exact(gold: str) -> bool:
 
 
 def one_image(
-    name: Any, problem: Any, image: Any, answer: Any, /, *, kind: str | None = None, **groups: Any
+    name: Any,
+    problem: Any,
+    image: Any,
+    answer: Any,
+    /,
+    *,
+    kind: str | None = None,
+    options: Sequence[str] = (),
+    **groups: Any,
 ) -> Question:
     """A question with one image: at the only ``<image1>`` there is, else before the text.
 
@@ -167,7 +214,9 @@ def one_image(
     else:
         text = _MARKER.sub(lambda marker: f"[image {marker[1]}]" if marker[1] else "", text)
     gold = as_text(answer).strip()
-    return Question(as_text(name), text, [image], gold, kind or kind_of(gold), grouped(**groups))
+    return Question(
+        as_text(name), text, [image], gold, kind or kind_of(gold), grouped(**groups), list(options)
+    )
 
 
 def grouped(**groups: Any) -> dict[str, str]:
@@ -194,20 +243,42 @@ def as_text(value: Any) -> str:
 
 
 def mmmu(raw: Mapping[str, Any], subject: str, *, choice: bool) -> Question:
-    """Pictures stand where ``<image N>`` refers to them, in the question and its options."""
+    """Pictures stand where ``<image N>`` first refers to them, in the question and its options.
+
+    Where it does again, the picture is named: ``[image 1]``, as it then is at the first place, too. Of
+    several golds of an open question any counts; the first is its answer.
+    """
     options = parse_options(raw["options"]) if choice else []
-    gold = as_text(raw["answer"]).strip()
+    gold, golds = as_text(raw["answer"]).strip(), []
     if not choice and _LIST.fullmatch(gold):
-        gold = (parse_options(gold) or [""])[0]
+        golds = parse_options(gold)
+        gold = golds[0] if golds else ""
     text = with_options(as_text(raw["question"]), options)
-    places = [int(number) for number in _MARKER.findall(text) if number]
-    if len(places) > MOST_IMAGES:
-        raise Unusable("image count", f"{len(places)} places for images")
-    if places:
-        images = [raw.get(f"image_{place}") for place in places]
-        text = _MARKER.sub(lambda marker: IMAGE if marker[1] else "", text)
+    named = Counter(number for number in _MARKER.findall(text) if number)
+    if named:
+        images = [raw.get(f"image_{int(number)}") for number in named]
+        text = _with_places(text, named)
     else:
         images = [raw[name] for name in (f"image_{n}" for n in range(1, 8)) if raw.get(name)]
         text = _MARKER.sub("", text)
     kind = "choice" if choice else "value"
-    return Question(as_text(raw["id"]), text, images, gold, kind, grouped(subject=subject))
+    groups = grouped(subject=subject)
+    golds = golds if len(golds) > 1 else []
+    return Question(as_text(raw["id"]), text, images, gold, kind, groups, options, golds)
+
+
+def _with_places(text: str, named: Mapping[str, int]) -> str:
+    """``<image N>`` as a place for the picture, or as its name where it was shown before."""
+    shown: set[str] = set()
+
+    def place(marker: re.Match[str]) -> str:
+        number = marker[1]
+        if not number:
+            return ""
+        name = f"[image {number}]"
+        if number in shown:
+            return name
+        shown.add(number)
+        return f"{name} {IMAGE}" if named[number] > 1 else IMAGE
+
+    return _MARKER.sub(place, text)

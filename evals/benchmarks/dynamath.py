@@ -96,8 +96,8 @@ DYNAMATH = Benchmark(
     levels=("elementary school", "high school", "undergraduate"),
     optional=("subject", "knowledge_level"), repeats="id", scores=scores,
     published={
-        "Qwen2.5-VL-7B": (55.7, 65.8, 66.6, 68.1, 66.8),
-        "Qwen2.5-VL-32B": (68.7, 71.6, 72.6, 73.1),
+        "Qwen2.5-VL-7B": (55.7, 65.8, 66.6, 68.1, 66.8, 65.4, 64.6, 65.7, 65.5, 65.1),
+        "Qwen2.5-VL-32B": (68.7, 71.6, 72.6, 73.1, 72.0, 72.2),
         "Qwen3-VL-8B": (72.2, 80.0),
     },
 )  # fmt: skip

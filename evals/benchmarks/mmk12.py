@@ -23,8 +23,8 @@ MMK12 = Benchmark(
     note="The MMK12 test set is also what the paper validates on while training.",
     authors_file="PAPO_MMK12",
     published={
-        "Qwen2.5-VL-7B": (42.5, 72.3, 82.1, 82.8, 80.6),
-        "Qwen2.5-VL-32B": (68.8, 80.7, 86.4, 86.3),
+        "Qwen2.5-VL-7B": (42.5, 72.3, 82.1, 82.8, 80.6, 67.5, 62.6, 68.3, 50.0, 70.9),
+        "Qwen2.5-VL-32B": (68.8, 80.7, 86.4, 86.3, 73.4, 60.2),
         "Qwen3-VL-8B": (62.0, 80.6),
     },
 )  # fmt: skip

@@ -19,7 +19,7 @@ SUBJECTS = (
 
 
 def question(raw: Mapping[str, Any], where: Where) -> Question | None:
-    """An open question may have several golds: the first is taken."""
+    """An open question may have several golds; any counts."""
     named = re.fullmatch(r"[a-z]+_(.+)_\d+", as_text(raw["id"]))  # validation_Accounting_1
     subject = where.subset or (named[1] if named else "")
     return mmmu(raw, subject, choice=raw["question_type"] == "multiple-choice")

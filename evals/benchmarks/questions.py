@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks.authors import authors
-from evals.benchmarks.base import Question, Where
+from evals.benchmarks.base import Question, Where, listed_options
 from evals.benchmarks.sources import commit_of_benchmark, find_files, open_files, open_hub
 from evals.benchmarks.table import BENCHMARKS, OWN, canonical
+from evals.numbers.majority import normalise
 from pipelines.config.schema import Config
 from pipelines.disk.lock import file_lock
 from pipelines.disk.records import Sample, SampleTable, write_samples
 from pipelines.disk.step import MANIFEST, Step, commit, read_manifest
 from pipelines.errors import UserError
+from pipelines.grading.answer import choice_letters
+from pipelines.grading.reward import GOLDS
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally, Unusable
 from pipelines.prepare.rows import ImageReader, UniqueNames, check_question, listed, reader_version
@@ -33,10 +36,16 @@ from pipelines.watch import Watch
 VERSION = 2
 """Raised when the same rows become other questions."""
 
+READING = 2
+"""Raised when the same rows are read otherwise: 2 keeps options, several golds, and images named twice.
+Journals go on: each of their lines knows what was asked."""
+
 QUESTIONS = "questions.parquet"
 REVISION = "revision"
 """Setting of questions from the hub: their commit. Folders made before it was kept have none."""
 FOLDER = "benchmarks"
+OPTIONS = "options"
+"""In a question's metadata: the texts of its options."""
 PROGRESS_EVERY = 32
 
 
@@ -55,9 +64,15 @@ def questions_step(name: str, config: Config) -> Step:
     settings: dict[str, Any] = {
         "benchmark": name, "source": source, "splits": list(benchmark.splits),
     }  # fmt: skip
-    settings |= reader_version()
+    settings |= reader_version() | ({"reading": READING} if READING > 1 else {})
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
     return _of_a_commit(step) if data_dir is None else step
+
+
+def asked_key(questions: Step) -> str:
+    """What of a benchmark's questions is in the key of a journal."""
+    settings = {name: value for name, value in questions.settings.items() if name != "reading"}
+    return replace(questions, settings=settings).key
 
 
 def _of_a_commit(step: Step) -> Step:
@@ -115,6 +130,11 @@ def groups(sample: Sample) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()}
 
 
+def options(sample: Sample) -> list[str]:
+    """The texts of a choice's options, in the order of their letters; none where they are not known."""
+    return list(json.loads(sample.metadata).get(OPTIONS, ()))
+
+
 @contextlib.contextmanager
 def _lock(step: Step, watch: Watch) -> Iterator[None]:
     """Hold the step's lock."""
@@ -134,8 +154,10 @@ class _Reader:
         self.reasons: Counter[str] = Counter()
         self.example = ""
         self.tokens = 0  # questions with special tokens of chat models
+        self.unlettered = 0  # golds of a choice that name no option
         self.images = ImageTally()
         self._grouped: set[str] = set()
+        self._options: dict[str, list[str]] = {}  # group -> what its questions choose from
         self._unique = UniqueNames()
         self._repeats: Counter[str] = Counter()
 
@@ -158,12 +180,12 @@ class _Reader:
 
     def _warnings(self, kept: int) -> list[str]:
         expected, found = self.benchmark, []
-        if self.filtered and kept != expected.kept:
+        if self.filtered and kept != (expected.kept or kept):
             found.append(f"{self.name}: {kept} questions, expected {expected.kept}")
-        elif not self.filtered and (self.rows, kept) != (expected.rows, expected.kept):
+        elif not self.filtered and (self.rows, kept) != (expected.rows, expected.kept or kept):
             found.append(
                 f"{self.name}: {self.rows} rows before the filter, expected {expected.rows}; "
-                f"{kept} after it, expected {expected.kept}"
+                f"{kept} after it{f', expected {expected.kept}' if expected.kept else ''}"
             )
         if self.reasons:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
@@ -175,6 +197,10 @@ class _Reader:
             found.append(
                 f"{self.name}: special tokens of chat models in {n} question{'s' * (n > 1)}, "
                 "written apart: <|name|> as < |name| >"
+            )
+        if n := self.unlettered:
+            found.append(
+                f"{self.name}: {n} gold{'s name' if n > 1 else ' names'} no option; compared as text"
             )
         found += [f"{self.name}: {line}" for line in self.images.told()]
         if ungrouped := self._ungrouped():
@@ -245,10 +271,30 @@ class _Reader:
         self.tokens += problem != question.problem
         self._grouped |= question.groups.keys()
         self.images.add(data)
+        kind, choose_from, golds = self._choice(question)
+        more = {OPTIONS: choose_from, GOLDS: golds}
+        about = {"groups": question.groups} | {name: value for name, value in more.items() if value}
         return Sample(
-            self._unique(question.id), problem, data, question.answer, question.kind,
-            json.dumps({"groups": question.groups}, ensure_ascii=False, sort_keys=True),
+            self._unique(question.id), problem, data, question.answer, kind,
+            json.dumps(about, ensure_ascii=False, sort_keys=True),
         )  # fmt: skip
+
+    def _choice(self, question: Question) -> tuple[str, list[str], list[str]]:
+        """The question's kind, its options, and what counts as right where that is not its answer."""
+        kind = "choice" if self.benchmark.choices else question.kind
+        if kind != "choice":
+            return kind, [], question.golds
+        choose_from = question.options or listed_options(question.problem)
+        if group := question.groups.get(self.benchmark.options_of):
+            choose_from = choose_from or self._options.get(group, [])
+            self._options[group] = choose_from
+        golds = question.golds
+        if not golds and not choice_letters(question.answer):  # the gold is an option's text
+            texts = [normalise(option) for option in choose_from]
+            if texts.count(gold := normalise(question.answer)) == 1:
+                golds = [chr(ord("A") + texts.index(gold))]
+            self.unlettered += not golds
+        return kind, choose_from, golds
 
     def _reject(self, row: int, why: Unusable) -> None:
         self.reasons[why.reason] += 1

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.benchmarks.base import Benchmark, Question, Where, as_text, one_image
+from evals.benchmarks.base import Benchmark, Question, Where, as_text, listed_options, one_image
 from evals.numbers.scores import Answered
 from evals.numbers.statistics import rate
 
@@ -31,9 +31,10 @@ _PARTS = {"2steps": ("1", "2", "multi"), "3steps": ("1", "2", "3", "multi")}
 def question(raw: Mapping[str, Any], where: Where) -> Question | None:
     """``ID`` joins a composite (key ``2steps_multi``) with its one-step parts (``2steps_1`` ...)."""
     steps, _, part = as_text(raw["key"]).partition("_")
+    option = as_text(raw["option"])
     return one_image(
-        f"{raw['ID']}-{part}", f"{as_text(raw['question'])}\n{as_text(raw['option'])}",
-        raw["image_path"], raw["answer"],
+        f"{raw['ID']}-{part}", f"{as_text(raw['question'])}\n{option}",
+        raw["image_path"], raw["answer"], options=listed_options(option),
         id=raw["ID"], key=raw["key"], steps=steps[:1] if part == "multi" else "1",
     )  # fmt: skip
 
@@ -96,10 +97,11 @@ def _score(
 WEMATH = Benchmark(
     "wemath", "We-Math", "composite problems beside their one-step parts", "We-Math/We-Math",
     ("ID", "key", "question", "option", "answer", "image_path"), 1740, 1740, question,
-    splits=("testmini",), cluster="id", unit="composite", breakdowns=("steps",), scores=scores,
+    splits=("testmini",), choices=True, authors_file="We_Math", cluster="id", unit="composite",
+    breakdowns=("steps",), scores=scores,
     published={
-        "Qwen2.5-VL-7B": (46.4, 68.1, 68.0, 71.5, 68.3),
-        "Qwen2.5-VL-32B": (71.0, 76.7, 76.2, 77.7),
+        "Qwen2.5-VL-7B": (46.4, 68.1, 68.0, 71.5, 68.3, 65.5, 66.5, 68.9, 71.0, 69.9),
+        "Qwen2.5-VL-32B": (71.0, 76.7, 76.2, 77.7, 75.0, 75.7),
         "Qwen3-VL-8B": (69.0, 84.3),
     },
 )  # fmt: skip

@@ -22,12 +22,12 @@ from PIL import Image
 from evals.benchmarks.questions import gather, groups, questions_step, read_questions
 from evals.benchmarks.table import BENCHMARKS
 from evals.numbers.statistics import Interval, bootstrap
-from evals.profiles import PAPER
+from evals.profiles import PUBLISHED
 from pipelines.config import settings
 from pipelines.disk.records import Sample, SampleTable
 from pipelines.grading.answer import extract_answer
 from pipelines.grading.graders import GRADERS, GraderPool
-from pipelines.grading.reward import outcomes_of
+from pipelines.grading.reward import outcomes_of, published_outcomes
 from pipelines.model.images import as_shown
 from pipelines.model.prompts import IMAGE, messages
 from pipelines.model.torchvision_ops import ensure_importable
@@ -75,8 +75,8 @@ def sample(doc: Mapping[str, Any]) -> Sample:
 
 
 def doc_to_text(doc: Mapping[str, Any]) -> str:
-    """The whole prompt with the paper's instruction; ``<image>`` stands where each image goes."""
-    (turn,) = messages(sample(doc), PAPER.instruction)
+    """The whole prompt with the authors' instruction; ``<image>`` stands where each image goes."""
+    (turn,) = messages(sample(doc), PUBLISHED.instruction)
     return "".join(IMAGE if part["type"] == "image" else part["text"] for part in turn["content"])
 
 
@@ -90,7 +90,7 @@ def _image(data: bytes) -> Image.Image:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """One question's metrics, from all its responses.
+    """One question's metrics, from all its responses: by our verdict, and as published.
 
     The bounds of the interval need every question and its cluster: ``low`` and ``high`` get them.
     """
@@ -102,12 +102,14 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) ->
         [mark == "correct" for mark in outcomes_of(answers, owners, whole, _pool(), grader)]
         for grader in GRADERS
     )
+    published = published_outcomes(responses, owners, whole, _pool())
     benchmark = BENCHMARKS[doc["benchmark"]]
     accuracy = sum(ruler) / len(ruler)
     cluster = groups(row).get(benchmark.cluster) or f"alone {row.id}"
     item = [accuracy, cluster, benchmark.title]
     return {
         "avg@8": accuracy, "avg@8_low": item, "avg@8_high": item,
+        "avg@8_as_published": published.count("correct") / len(published),
         "pass@8": float(any(ruler)), "avg@8_math-verify": sum(verify) / len(verify),
     }  # fmt: skip
 

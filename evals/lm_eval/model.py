@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from evals.journal import Entry, prompt_digest, read_journal
 from evals.lm_eval.functions import doc_to_text, sample
-from evals.profiles import PAPER, PromptSettings, evaluation
+from evals.profiles import PUBLISHED, PromptSettings, evaluation
 from pipelines.config import settings
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
@@ -50,7 +50,7 @@ class VppoModel(LM):
         journal: replay this journal of ``vppo eval`` without a model: a file, or a folder with one
             ``<benchmark>-*.jsonl``.
         config: a config file to start from, such as a run's; none: the embedded default.
-        profile: ``paper`` or ``matched``.
+        profile: ``published`` or ``matched``.
         max_new_tokens: longest response, in tokens.
         seed: of the samples.
         batch_size: questions generated together, above 1 (which lm-eval gives if it was not told).
@@ -160,7 +160,7 @@ class VppoModel(LM):
         asking = evaluation(self.config, benchmark).asking
         changes = {
             ours: generation[theirs] for theirs, ours in GENERATION.items()
-            if theirs in generation and generation[theirs] != getattr(PAPER, ours)
+            if theirs in generation and generation[theirs] != getattr(PUBLISHED, ours)
         }  # fmt: skip
         return replace(asking, **changes)
 

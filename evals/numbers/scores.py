@@ -12,6 +12,9 @@ import numpy as np
 from evals.numbers.majority import majority, vote
 from evals.numbers.statistics import Interval, bootstrap
 
+AS_PUBLISHED, RIGHT_AS_PUBLISHED = "as_published", "right_as_published"
+"""Keys of results: what the verdict as published amounts to, and its marks by question."""
+
 
 class Measured(Protocol):
     """What of a benchmark its numbers need (a ``Benchmark`` of evals/benchmarks has it)."""
@@ -33,7 +36,7 @@ class Answered:
     """One question with its marked samples."""
 
     id: str
-    kind: str  # "value" or "choice"
+    kind: str  # "value", "choice" or "fact"
     groups: dict[str, str]  # what breakdowns, clusters and the benchmark's own scores are read from
     right: list[bool]  # of each sample
     answers: list[str]  # of each sample; "" where none was found
@@ -60,9 +63,8 @@ def summarise(benchmark: Measured | None, rows: Sequence[Answered]) -> dict[str,
     sizes = {len(row.right) for row in rows} | {len(row.answers) for row in rows}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"every question needs equally many samples, found {sorted(sizes)}")
-    stream = benchmark.title if benchmark else ""
     cluster = benchmark.cluster if benchmark else ""
-    accuracy = _accuracy(rows, cluster, stream)
+    accuracy = mean_accuracy(benchmark, rows)
     return {
         "accuracy": accuracy.mean,
         "interval": [accuracy.low, accuracy.high],
@@ -73,6 +75,12 @@ def summarise(benchmark: Measured | None, rows: Sequence[Answered]) -> dict[str,
         "breakdowns": _breakdowns(rows, benchmark) if benchmark else {},
         "scores": benchmark.scores(rows) if benchmark and benchmark.scores else {},
     }
+
+
+def mean_accuracy(benchmark: Measured | None, rows: Sequence[Answered]) -> Interval:
+    """The accuracy of all questions, with its interval over the benchmark's clusters."""
+    cluster, stream = (benchmark.cluster, benchmark.title) if benchmark else ("", "")
+    return _accuracy(rows, cluster, stream)
 
 
 def clusters(rows: Iterable[Answered], group: str) -> list[Hashable]:

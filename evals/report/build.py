@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmarks import published
-from evals.benchmarks.table import BENCHMARKS, EIGHT
-from evals.numbers.scores import in_order
+from evals.benchmarks.table import BENCHMARKS, EIGHT, TABLE_8
+from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, in_order
 from evals.numbers.statistics import average, resampled
 from evals.report.formats import as_csv, as_latex, as_markdown
+from pipelines.config.schema import profile_name
 from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.step import disk_errors, unreadable, write_atomic
 from pipelines.errors import UserError
 
-FORMAT = 2
-"""1, of earlier versions, has no hash of itself."""
+FORMAT = 3
+"""2 has no verdict as published; 1 no hash of itself either. Both are read."""
 
 REPORT = "report.json"
 FILES = (REPORT, "report.csv", "report.md", "report.tex")
@@ -37,8 +38,9 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         path: the folder or hub id that the model is, or was trained from; it picks the published rows.
 
     Returns:
-        ``results`` (the paper's eight first, in its order), ``average`` (fractions; None with the
-        reason in ``no_average``), ``warnings`` (sentences) and ``published`` (%, all rows).
+        ``results`` (the paper's eight first, in its order), ``average`` (fractions, of the first grader
+        and, where all are graded so, ``as_published``; None with the reason in ``no_average``),
+        ``warnings`` (sentences) and ``published`` (%, all rows).
 
     Raises:
         ValueError: there are no results, or two of one benchmark.
@@ -49,6 +51,7 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         raise ValueError(f"a report needs results, each benchmark once: {names}")
     family = published.nearest_family(path)
     missing = _no_average(rows)
+    printed = [asdict(row) for row in published.ROWS]
     return {
         "format": FORMAT,
         "model": model,
@@ -57,8 +60,8 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         "no_average": missing or "",
         "warnings": _warnings(rows, family),
         "published": {
-            "source": published.PAPER, "metric": f"avg@{published.SAMPLES}, %", "nearest": family,
-            "rows": [asdict(row) for row in published.ROWS],
+            "source": published.beside(printed), "metric": f"avg@{published.SAMPLES}, %",
+            "nearest": family, "rows": printed,
         },
     }  # fmt: skip
 
@@ -91,6 +94,9 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if (found.get("format", 1) != 1 or SEAL in found) and not intact(found):
         raise UserError(str(path), "changed since it was written.", fix)
+    for row in found["results"]:
+        if isinstance(row, dict) and "profile" in row:
+            row["profile"] = profile_name(row["profile"])
     return found
 
 
@@ -100,18 +106,21 @@ def _place(row: dict[str, Any]) -> int:
 
 
 def _ordered(row: dict[str, Any]) -> dict[str, Any]:
-    """With the levels of every breakdown, and each k, in the order in which people list them."""
+    """With the levels of every breakdown, and each k, in the order in which people list them, and the
+    profile as it is called now.
+    """
     benchmark = BENCHMARKS.get(row["benchmark"])
     known = benchmark.levels if benchmark else ()
     breakdowns = {
         group: {level: levels[level] for level in in_order(levels, known)}
         for group, levels in row["breakdowns"].items()
+        if levels  # none where the data does not tell
     }
     by_k = {
         name: dict(sorted(row[name].items(), key=lambda item: int(item[0])))
         for name in ("pass_at_k", "majority_at_k")
     }
-    return {**row, **by_k, "breakdowns": breakdowns}
+    return {**row, **by_k, "breakdowns": breakdowns, "profile": profile_name(row["profile"])}
 
 
 # -- the average -----------------------------------------------------------------------------------
@@ -138,20 +147,28 @@ def _no_average(rows: Sequence[dict[str, Any]]) -> str | None:
 
 
 def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The unweighted mean of the eight, its interval, and the same mean by every grader of all."""
+    """The unweighted mean of the eight with its interval, by every grader of all, and as published."""
     eight = [row for row in rows if row["benchmark"] in EIGHT]
     found = average([_resampled(row) for row in eight], [row["accuracy"] for row in eight])
+    theirs = None
+    if all(AS_PUBLISHED in row for row in eight):
+        drawn = [_resampled(row, RIGHT_AS_PUBLISHED) for row in eight]
+        mean = average(drawn, [row[AS_PUBLISHED]["accuracy"] for row in eight])
+        theirs = {"accuracy": mean.mean, "interval": [mean.low, mean.high]}
     graders = {
         grader: sum(row["graders"][grader]["accuracy"] for row in eight) / len(eight)
         for grader in eight[0]["graders"]
         if all(grader in row["graders"] for row in eight)
     }
-    return {"accuracy": found.mean, "interval": [found.low, found.high], "graders": graders}
+    return {
+        "accuracy": found.mean, "interval": [found.low, found.high], "graders": graders,
+        AS_PUBLISHED: theirs,
+    }  # fmt: skip
 
 
-def _resampled(row: dict[str, Any]) -> Any:
+def _resampled(row: dict[str, Any], marks: str = "right") -> Any:
     """10,000 resampled accuracies of a benchmark, its clusters drawn whole."""
-    right = row["right"]
+    right = row[marks]
     clusters = (
         None if row["cluster"] == "question" else [row["clusters_of"][name] for name in right]
     )
@@ -180,7 +197,7 @@ def _warnings(rows: Sequence[dict[str, Any]], family: str) -> list[str]:
 
 
 def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
-    settings, beside = row["settings"], row["benchmark"] in EIGHT
+    settings, beside = row["settings"], row["benchmark"] in (*EIGHT, *TABLE_8)
     yield from row["warnings"]
     for name, trained in (row["training"] or {}).items():
         if trained == settings[name]:
@@ -190,7 +207,7 @@ def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
         else:
             yield f"Trained with {name} {_value(trained)}, evaluated with {_value(settings[name])}."
     if settings["limit"] is not None:
-        whole = "; the published numbers are of all questions and do not compare" if beside else ""
+        whole = "; the printed numbers are of all questions and do not compare" if beside else ""
         yield f"Only the first {settings['limit']} questions were asked (a limit is set){whole}."
     if beside:
         yield from _unlike_published(row, family)
@@ -204,13 +221,16 @@ def _unlike_published(row: dict[str, Any], family: str) -> Iterator[str]:
         f"{name} {value}, here {_value(row['settings'][name])}"
         for name, value in theirs.items() if row["settings"][name] != value
     )  # fmt: skip
-    if row["profile"] != "paper":
+    if row["profile"] != "published":
         what = f" ({differ})" if differ else ""
-        yield f"Profile {row['profile']}, not paper: the published numbers are sampled otherwise{what}."
+        yield f"Profile {row['profile']}, not published: the printed numbers are sampled otherwise{what}."
     elif differ:
-        yield f"The published numbers of {family} are sampled otherwise: {differ}."
-    if row["grader"] != published.GRADER:
-        yield f"The published numbers are graded by {published.GRADER}, these by {row['grader']}."
+        yield f"The printed numbers of {family} are sampled otherwise: {differ}."
+    if AS_PUBLISHED not in row:
+        yield (
+            "Graded by an earlier version, which had no verdict as published: nothing stands beside the "
+            "printed numbers (vppo eval --regrade grades it again)."
+        )
 
 
 def _value(value: Any) -> str:

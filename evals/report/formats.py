@@ -8,19 +8,26 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from evals.benchmarks.published import GRADER, beside
+from evals.benchmarks.table import EIGHT
+from evals.numbers.scores import AS_PUBLISHED
 from evals.report import tables as report_tables
 from evals.report.tables import NUMBERS, Report, Result, Table, plain
 from pipelines.grading.reward import OUTCOMES
 
 # -- CSV -------------------------------------------------------------------------------------------
 
-COLUMNS = ("model", "profile", "benchmark", "group", "group_value", "metric", "grader",
+COLUMNS = ("model", "source", "profile", "benchmark", "group", "group_value", "metric", "verdict", "grader",
            "value", "low", "high", "n", "unit")  # fmt: skip
-"""One row per (benchmark, group, group value, metric); n questions or, of outcomes, responses."""
+"""One row per (benchmark, group, group value, metric, verdict); n questions or, of outcomes and of what
+the verdicts tell apart, responses. The source is that of printed rows, and empty of ours; the verdict is
+ours or as published."""
+
+OURS, PUBLISHED = "ours", "as published"
 
 
 def as_csv(report: Report) -> str:
-    """Tidy rows of our numbers, then the published ones (profile ``published``)."""
+    """Tidy rows of our numbers, then the printed ones, which have a source."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -37,44 +44,83 @@ def csv_text(text: Any) -> str:
 
 def _tidy(report: Report) -> Iterator[list[Any]]:
     for result in report["results"]:
-        start = [report["model"], result["profile"], result["benchmark"]]
+        start = [report["model"], "", result["profile"], result["benchmark"]]
         for row in _tidy_result(result):
             yield [*start, *row]
     if average := report["average"]:
+        start = [
+            report["model"],
+            "",
+            report["results"][0]["profile"],
+            "average",
+            "",
+            "",
+            "accuracy",
+        ]
         for grader, value in average["graders"].items():
             main = grader == report["results"][0]["grader"]
             bounds = _percents(average["interval"]) if main else ["", ""]
-            yield [report["model"], report["results"][0]["profile"], "average", "", "", "accuracy",
-                   grader, _percent(value), *bounds, len(report["published"]["rows"][0]["accuracy"]),
-                   "%"]  # fmt: skip
+            yield [*start, OURS, grader, _percent(value), *bounds, len(EIGHT), "%"]
+        if found := average.get(AS_PUBLISHED):
+            yield [*start, PUBLISHED, GRADER, _percent(found["accuracy"]),
+                   *_percents(found["interval"]), len(EIGHT), "%"]  # fmt: skip
     for row in report["published"]["rows"]:
         for name, value in [*row["accuracy"].items(), ("average", row["average"])]:
-            yield [row["model"], "published", name, "", "", "accuracy", "", value, "", "", "", "%"]
+            yield [row["model"], beside([row]), "", name, "", "", "accuracy", PUBLISHED, GRADER, value,
+                   "", "", "", "%"]  # fmt: skip
 
 
 def _tidy_result(result: Result) -> Iterator[list[Any]]:
     n, by = result["questions"], result["grader"]
-    for grader, found in result["graders"].items():
-        yield ["", "", "accuracy", grader, _percent(found["accuracy"]),
+    graded = [(OURS, grader, found) for grader, found in result["graders"].items()]
+    if AS_PUBLISHED in result:
+        graded.append((PUBLISHED, GRADER, result[AS_PUBLISHED]))
+    for verdict, grader, found in graded:
+        yield ["", "", "accuracy", verdict, grader, _percent(found["accuracy"]),
                *_percents(found["interval"]), n, "%"]  # fmt: skip
         for outcome in OUTCOMES:
             count = found["outcomes"].get(outcome, 0)
-            yield ["", "", outcome, grader, count, "", "", n * result["samples"], "responses"]
+            yield [
+                "",
+                "",
+                outcome,
+                verdict,
+                grader,
+                count,
+                "",
+                "",
+                n * result["samples"],
+                "responses",
+            ]
+    for name, count in result.get("differ", {}).items():
+        if count is not None:
+            yield ["", "", name, "", "", count, "", "", n * result["samples"], "responses"]
     for name in ("pass_at_k", "majority_at_k"):
         for k, value in result[name].items():
-            yield ["", "", name.replace("at_k", f"at_{k}"), by, _percent(value), "", "", n, "%"]
+            yield [
+                "",
+                "",
+                name.replace("at_k", f"at_{k}"),
+                OURS,
+                by,
+                _percent(value),
+                "",
+                "",
+                n,
+                "%",
+            ]
     for name, found in result["scores"].items():
-        yield ["score", name, "score", by, _percent(found["value"]), *_percents(found["interval"]),
+        yield ["score", name, "score", OURS, by, _percent(found["value"]), *_percents(found["interval"]),
                n, "%"]  # fmt: skip
     for group, levels in result["breakdowns"].items():
         for level, found in levels.items():
-            yield [group, level, "accuracy", by, _percent(found["accuracy"]),
+            yield [group, level, "accuracy", OURS, by, _percent(found["accuracy"]),
                    *_percents(found["interval"]), found["questions"], "%"]  # fmt: skip
-    yield ["", "", "response_tokens", "", result["response_tokens_mean"], "", "",
+    yield ["", "", "response_tokens", "", "", result["response_tokens_mean"], "", "",
            n * result["samples"], "tokens"]  # fmt: skip
     for name, value in result["settings"].items():
         if isinstance(value, int | float):
-            yield ["settings", name, "setting", "", value, "", "", "", ""]
+            yield ["settings", name, "setting", "", "", value, "", "", "", ""]
 
 
 def _percent(fraction: float) -> float:
@@ -95,6 +141,8 @@ def as_markdown(report: Report) -> str:
         parts.append(f"No average: it {markdown_text(report['no_average'])}.")
     if report["warnings"]:
         parts += ["## Warnings", _bullets(report["warnings"])]
+    if table := report_tables.verdict_table(report):
+        parts += ["## Two verdicts", _markdown(table)]
     parts += ["## How it was counted", *map(_markdown, report_tables.detail_tables(report))]
     if table := report_tables.score_table(report):
         parts += ["## Scores of the benchmarks' own", _markdown(table)]
@@ -137,6 +185,7 @@ def as_latex(report: Report) -> str:
     comments = [f"% {plain(note)}" for note in ["\\usepackage{booktabs}", *notes]]
     tables = [
         report_tables.main_table(report, apart=True),
+        *filter(None, [report_tables.verdict_table(report)]),
         *report_tables.detail_tables(report),
         *filter(None, [report_tables.score_table(report)]),
         *report_tables.breakdown_tables(report),

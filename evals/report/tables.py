@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evals.benchmarks.published import beside
 from evals.benchmarks.table import BENCHMARKS
+from evals.numbers.scores import AS_PUBLISHED
 from pipelines.grading.reward import OUTCOMES
 
 NUMBERS = re.compile(r"[\d.,\[\] ]+( x \d+)?")
@@ -95,34 +97,89 @@ def at_k(result: Result, name: str, k: str) -> str:
 
 
 def main_table(report: Report, *, apart: bool = False) -> Table:
-    """Our row and all published ones; ``apart``: the intervals are a row of their own."""
+    """Our row, graded as published, and all printed ones; ``apart``: intervals are a row of their own.
+
+    Reports of earlier versions have no such verdict: theirs is ours, and stands beside nothing.
+    """
     results, average = report["results"], report["average"]
     profile = one_profile(results)
     model = report["model"] + (f" ({profile} profile)" if profile else "")
+    wholes = [*results, *([average] if average else [])]
+    published = any(AS_PUBLISHED in r for r in results)
+    verdicts = [whole.get(AS_PUBLISHED) if published else whole for whole in wholes]
     if apart:
-        ours = [[model, *(percent(r["accuracy"]) for r in results)],
-                ["95 % interval", *(interval(r["interval"]) for r in results)]]  # fmt: skip
-        if average:
-            ours[0].append(percent(average["accuracy"]))
-            ours[1].append(interval(average["interval"]))
+        ours = [
+            [model, *(percent(v["accuracy"]) if v else "" for v in verdicts)],
+            ["95 % interval", *(interval(v["interval"]) if v else "" for v in verdicts)],
+        ]
     else:
-        ours = [[model, *map(accuracy, results)]]
-        if average:
-            ours[0].append(accuracy(average))
-    theirs = []
-    for row in report["published"]["rows"]:
+        ours = [[model, *(accuracy(v) if v else "" for v in verdicts)]]
+    theirs, printed = [], []
+    for row in report["published"]["rows"] if published else ():
         cells = [_one(row["accuracy"].get(r["benchmark"])) for r in results]
         if any(cells):
+            printed.append(row)
             theirs.append([row["model"], *cells, *([_one(row["average"])] if average else [])])
-    samples = sorted({r["samples"] for r in results})
+    samples = " or ".join(map(str, sorted({r["samples"] for r in results})))
+    verdict = BY_PUBLISHED if published else BY_OURS
     return Table(
-        f"Accuracy in %, mean of {' or '.join(map(str, samples))} samples a question, with 95 % "
-        f"intervals by cluster bootstrap"
-        + (f"; other rows: {report['published']['source']}." if theirs else "."),
+        f"Accuracy in %, graded {verdict}, mean of {samples} samples a question, with 95 % intervals by "
+        f"cluster bootstrap{f'; other rows: {beside(printed)}' if theirs else ''}.",
         ["model", *(label(r, results) for r in results), *(["average"] if average else [])],
         [*theirs, *ours],
         list(range(len(theirs), len(theirs) + len(ours))),
-    )  # fmt: skip
+    )
+
+
+BY_PUBLISHED = "as published (mathruler alone, on the boxed text)"
+BY_OURS = "by the project's rules, as earlier versions did"
+
+
+def verdict_table(report: Report) -> Table | None:
+    """The two verdicts of every answer: ours and as published, and what they tell apart."""
+    rows = [
+        [label(r, report["results"]), accuracy(r), accuracy(r[AS_PUBLISHED]),
+         str(r["questions"] * r["samples"]), *map(_count, _differing(r))]
+        for r in report["results"] if AS_PUBLISHED in r
+    ]  # fmt: skip
+    average = report["average"]
+    if rows and average and average.get(AS_PUBLISHED):
+        rows.append(["average", accuracy(average), accuracy(average[AS_PUBLISHED]), *[""] * 5])
+    return Table(
+        "The two verdicts, in %, and how many answers they tell apart: ours (the project's rules, then the "
+        "grader) and as published (mathruler alone). By content: wrong by ours and no letter, but the text "
+        "of the right option.",
+        ["benchmark", "ours", "as published", "answers", "differ", "right by ours only",
+         "right as published only", "by content"],
+        rows,
+    ) if rows else None  # fmt: skip
+
+
+def _differing(result: Result) -> list[int | None]:
+    """How many answers differ, which are right by ours only, which as published only, which by content."""
+    found = result["differ"]
+    ours, theirs = found["ours_only"], found["as_published_only"]
+    return [ours + theirs, ours, theirs, found["by_content"]]
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else str(number)
+
+
+def verdicts(results: Iterable[Result]) -> str:
+    """What the two verdicts tell apart over all results, in a sentence; "" where it is not known."""
+    graded = [r for r in results if AS_PUBLISHED in r]
+    if not graded:
+        return ""
+    answers = sum(r["questions"] * r["samples"] for r in graded)
+    differ, ours, theirs, content = (
+        sum(filter(None, column)) for column in zip(*map(_differing, graded), strict=True)
+    )
+    return (
+        f"ours and as published differ on {differ} of {answers} answers: {ours} are right by ours only, "
+        f"{theirs} as published only; of those wrong by ours {content} are the text of the right option, "
+        "not its letter"
+    )
 
 
 def detail_tables(report: Report) -> list[Table]:
@@ -143,7 +200,7 @@ def detail_tables(report: Report) -> list[Table]:
     ]  # fmt: skip
     return [
         Table(
-            "Questions x samples, the units that the intervals draw, accuracy by grader, pass@k and "
+            "Questions x samples, the units that the intervals draw, our verdict by grader, pass@k and "
             "majority vote, in %.",
             ["benchmark", "responses", "drawn", "profile", "grader", "accuracy", *others,
              *(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)],
@@ -177,7 +234,7 @@ def breakdown_tables(report: Report) -> list[Table]:
             f"{r['title']} by {group}: accuracy in %.", [group, "accuracy", "questions"],
             [[level, accuracy(found), str(found["questions"])] for level, found in levels.items()],
         )
-        for r in report["results"] for group, levels in r["breakdowns"].items()
+        for r in report["results"] for group, levels in r["breakdowns"].items() if levels
     ]  # fmt: skip
 
 

@@ -257,12 +257,12 @@ class Changed:
 def changed_verdicts(
     pairs: Sequence[tuple[str, str]], grader: str, workers: int = 2, deadline_s: float = 5.0
 ) -> list[Changed]:
-    """The (answer, gold) whose published verdict is not ours. The graders alone: no choice rule."""
+    """The (answer, gold) whose published verdict is not ours. The graders alone, without rules of ours."""
     items: list[Item] = [(answer, gold, "value") for answer, gold in dict.fromkeys(pairs)]
     verdicts = []
     for walls in (Walls(guarded=False), Walls()):
         with GraderPool(workers, deadline_s, walls=walls) as pool:
-            verdicts.append(pool.grade(items, grader))
+            verdicts.append(pool.grade(items, grader, alone=True))
     return [
         Changed(grader, answer, gold, published, ours)
         for (answer, gold, _), published, ours in zip(items, *verdicts, strict=True)

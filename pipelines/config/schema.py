@@ -416,6 +416,15 @@ class CheckpointConfig(Section):
     """Samples per validation question at each checkpoint; 0 skips validation."""
 
 
+KEYED_PROFILES = {"published": "paper"}
+"""An evaluation profile -> what it was called when keys were first made, and is in them for good."""
+
+
+def profile_name(recorded: str) -> str:
+    """A profile that some results record, as it is called now."""
+    return next((new for new, old in KEYED_PROFILES.items() if recorded == old), recorded)
+
+
 class EvalConfig(Section):
     """Evaluation of the starting model and of the last checkpoint."""
 
@@ -431,8 +440,8 @@ class EvalConfig(Section):
     """A folder with local copies of the benchmarks; none: the hub."""
     baseline: bool = True
     """Evaluate the starting model too, and report the difference with a paired interval."""
-    profile: Literal["paper", "matched"] = "paper"
-    """Pixels, sampling and instruction on public benchmarks: the paper's harness, or as in training.
+    profile: Literal["published", "matched"] = "published"
+    """Pixels, sampling and instruction on public benchmarks: as the authors evaluate, or as in training.
     The run's own questions (glyphs, validation) have the matched one in either case."""
     graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
     """Graders of every answer, the one that decides first; an import path works as well. On the run's
@@ -457,6 +466,11 @@ class EvalConfig(Section):
     """Text put after the question, following a blank line; none: the profile's."""
     batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Prompts generated together: memory and speed, as ``rollout.batch_prompts``."""
+
+    def keyed(self, prefix: str) -> dict[str, Any]:
+        """As of any section; what was renamed stands as it was in the first keys."""
+        profile = KEYED_PROFILES.get(self.profile, self.profile)
+        return super().keyed(prefix) | {f"{prefix}.profile": profile}
 
     @field_validator("graders")
     @classmethod

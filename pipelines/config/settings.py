@@ -53,6 +53,9 @@ MODES: dict[str, dict[str, Any]] = {
 OLD_MODES = ("paper", "reference")
 """What modes were called once: a file that names one was written by an earlier version."""
 
+OLD_PROFILE = "paper"
+"""What the evaluation profile ``published`` was called once, likewise."""
+
 DEFAULT_CONFIG = "tiny.yaml"
 
 PAPER = "paper"
@@ -243,6 +246,8 @@ def _migrated(layer: _Layer) -> _Layer:
     then (``introduced``). So its mode, which is but a name for some of them, sets nothing.
     """
     found = layer.values
+    if found.get("eval.profile") == OLD_PROFILE:
+        found["eval.profile"] = "published"
     if found.get("mode") not in OLD_MODES:
         return layer
     found["mode"] = "exact"
@@ -370,6 +375,11 @@ def _validate(layer: _Layer) -> Config:
         for section in sections:
             holder = holder.setdefault(section, {})
         holder[name] = value
+    if layer.values.get("eval.profile") == OLD_PROFILE:
+        raise UserError(
+            layer.places["eval.profile"], f"{OLD_PROFILE!r} is called otherwise now.",
+            "eval.profile: published, or matched (as in training).",
+        )  # fmt: skip
     try:
         return Config.model_validate(nested)
     except ValidationError as error:

@@ -50,8 +50,9 @@ class Sample:
     """One question with its images and its verifiable answer (``prepare/*.parquet``).
 
     ``problem`` holds one ``<image>`` where each image goes; if it holds none, the images come first.
-    ``kind`` is ``value`` or ``choice`` and tells the grader how to compare. ``metadata`` is a JSON
-    object; the embedded data keeps there what each word of a solution is for.
+    ``kind`` is ``value``, ``choice`` or ``fact`` and tells how to compare. ``metadata`` is a JSON
+    object: the embedded data keeps there what each word of a solution is for, benchmarks the texts of
+    options, and golds where several count.
     """
 
     id: str = _column(TEXT)

@@ -21,12 +21,13 @@ from pipelines.config.resolve import find_part
 from pipelines.errors import UserError
 from pipelines.grading.answer import choice_verdict
 from pipelines.grading.processes import Containment, GraderProcess, Walls, grade_pairs
+from pipelines.grading.values import fact_verdict, says_otherwise, sides
 
 GRADERS = ("mathruler", "math-verify")
 """Every grader's name; ``worker.py`` knows how to load each."""
 
 Item = tuple[str, str, str]
-"""(answer, gold, kind): the extracted answer, the right one, and ``value`` or ``choice``."""
+"""(answer, gold, kind): the extracted answer, the right one, and ``value``, ``choice`` or ``fact``."""
 
 _REMEMBERED = 100_000
 _LONGEST_REMEMBERED = 2_000  # characters of answer and gold together
@@ -62,6 +63,18 @@ def check_grader(name: str, setting: str = "reward.grader") -> str:
             "A grader is a function (answer: str, gold: str) -> bool.",
         ) from error  # fmt: skip
     return name
+
+
+def own_verdict(answer: str, gold: str, kind: str, grader: str) -> bool | None:
+    """The project's own rules, which go before a grader: of choices, of short facts, and of values that
+    an answer takes back. None: the grader decides. Of values, a grader by import path always does.
+    """
+    if kind == "fact":
+        return fact_verdict(answer, gold)
+    verdict = choice_verdict(answer, gold) if kind == "choice" else None
+    if verdict is None and grader in GRADERS and says_otherwise(answer, gold):
+        return False
+    return verdict
 
 
 def quick_verdict(answer: str, gold: str, grader: str) -> bool | None:
@@ -139,8 +152,14 @@ class GraderPool(Closing):
         with self._lock:
             return self._processes[0].try_walls()
 
-    def grade(self, items: Sequence[Item], grader: str) -> list[bool | None]:
+    def grade(
+        self, items: Sequence[Item], grader: str, *, alone: bool = False
+    ) -> list[bool | None]:
         """One verdict per item, in order: True, False, or None.
+
+        Args:
+            alone: by the grader only, without the project's rules (``own_verdict``, and of an equation
+                whose sides are numbers, that each be the gold). With mathruler: as published.
 
         None means that the grader came to no verdict within its limits: it ran out of time, memory
         or stack, would have computed a number of more than 10**8 bits, raised an exception, or
@@ -152,34 +171,45 @@ class GraderPool(Closing):
         """
         check_grader(grader)
         with self._lock:
-            verdicts: list[bool | None] = [None] * len(items)
-            places: dict[tuple[str, str], list[int]] = {}
-            for i, (answer, gold, kind) in enumerate(items):
-                quick = choice_verdict(answer, gold) if kind == "choice" else None
-                if quick is None:
-                    quick = quick_verdict(answer, gold, grader)
-                if quick is None and (grader, answer, gold) in self._memory:
-                    self._memory.move_to_end((grader, answer, gold))
-                    verdicts[i] = self._memory[grader, answer, gold]
-                elif quick is None:
-                    places.setdefault((answer, gold), []).append(i)
-                else:
-                    verdicts[i] = quick
-            pairs = list(places)
-            for pair, verdict in zip(
-                pairs, grade_pairs(self._processes, grader, pairs), strict=True
-            ):
-                self._remember(grader, pair, verdict)
-                for i in places[pair]:
-                    verdicts[i] = verdict
-            for process in self._processes:
-                self._refused |= {(grader, *pair) for pair in process.refused}
-                process.refused.clear()
-            if self._refused:
-                self.refused += sum(
-                    (grader, answer, gold) in self._refused for answer, gold, _ in items
-                )
+            ours = [None if alone else own_verdict(*item, grader) for item in items]
+            verdicts = self._asked([item[:2] for item in items], ours, grader)
+            if alone or grader not in GRADERS:
+                return verdicts
+            parts = [
+                (i, side) for i, (answer, gold, kind) in enumerate(items)
+                if kind == "value" and verdicts[i] for side in sides(answer, gold)
+            ]  # fmt: skip
+            pairs = [(side, items[i][1]) for i, side in parts]
+            found = self._asked(pairs, [None] * len(pairs), grader)
+            for (i, _), verdict in zip(parts, found, strict=True):
+                verdicts[i] = verdicts[i] and verdict
             return verdicts
+
+    def _asked(
+        self, pairs: Sequence[tuple[str, str]], known: Sequence[bool | None], grader: str
+    ) -> list[bool | None]:
+        """The verdicts that are known; of the others what is remembered, or what the grader says."""
+        verdicts = list(known)
+        places: dict[tuple[str, str], list[int]] = {}
+        for i, (answer, gold) in enumerate(pairs):
+            if verdicts[i] is None:
+                verdicts[i] = quick_verdict(answer, gold, grader)
+            if verdicts[i] is None and (grader, answer, gold) in self._memory:
+                self._memory.move_to_end((grader, answer, gold))
+                verdicts[i] = self._memory[grader, answer, gold]
+            elif verdicts[i] is None:
+                places.setdefault((answer, gold), []).append(i)
+        new = list(places)
+        for pair, verdict in zip(new, grade_pairs(self._processes, grader, new), strict=True):
+            self._remember(grader, pair, verdict)
+            for i in places[pair]:
+                verdicts[i] = verdict
+        for process in self._processes:
+            self._refused |= {(grader, *pair) for pair in process.refused}
+            process.refused.clear()
+        if self._refused:
+            self.refused += sum((grader, *pair) in self._refused for pair in pairs)
+        return verdicts
 
     def _remember(self, grader: str, pair: tuple[str, str], verdict: bool | None) -> None:
         if len(pair[0]) + len(pair[1]) > _LONGEST_REMEMBERED:

@@ -11,6 +11,7 @@ has the result. Every response is graded as well, so outcomes are reported whate
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Literal
 from pipelines.config.resolve import find_part
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.grading.answer import extract_answer
+from pipelines.grading.answer import NO_BOX, extract_answer, published_answer
 from pipelines.grading.graders import Closing, GraderPool, check_grader
 
 Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
@@ -95,24 +96,66 @@ def outcomes_of(
     answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool],
     pool: GraderPool, grader: str, *, choice_rule: bool = True,
 ) -> list[Outcome]:  # fmt: skip
-    """What came of each answer; None is a response that holds none.
+    """What came of each answer, by the project's rules and the grader; None is a response that holds none.
+
+    Of several golds any counts.
 
     Args:
-        choice_rule: whether choices are read by our rule first, or the grader alone decides.
+        choice_rule: whether our rules and all golds count, or the grader alone decides.
 
     Raises:
         UserError: the grader cannot be loaded.
     """
     items = [
-        (answer, sample.answer, sample.kind if choice_rule else "value")
-        for answer, sample in zip(answers, samples, strict=True)
+        (i, (answer, gold, sample.kind))
+        for i, (answer, sample) in enumerate(zip(answers, samples, strict=True))
         if answer is not None
+        for gold in (golds(sample) if choice_rule else [sample.answer])
     ]
-    verdicts = iter(pool.grade(items, grader))
+    found: dict[int, bool | None] = {}
+    verdicts = pool.grade([item for _, item in items], grader, alone=not choice_rule)
+    for (i, _), verdict in zip(items, verdicts, strict=True):
+        before = found.setdefault(i, verdict)
+        found[i] = True if before or verdict else None if None in (before, verdict) else False
     return [
-        _OF_VERDICT[next(verdicts)] if answer is not None else ("truncated" if cut else "no_answer")
-        for answer, cut in zip(answers, truncated, strict=True)
+        _OF_VERDICT[found[i]] if i in found else ("truncated" if cut else "no_answer")
+        for i, cut in enumerate(truncated)
     ]
+
+
+def published_outcomes(
+    responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool], pool: GraderPool
+) -> list[Outcome]:
+    """What came of each response as published: by mathruler alone, on the boxed text, against the gold as
+    the data set has it.
+
+    Raises:
+        UserError: mathruler cannot be loaded.
+    """
+    answers = [published_answer(response) for response in responses]
+    # "None", where there is no box, is graded like any other text; spared where it cannot be right.
+    asked = [
+        i for i, (answer, sample) in enumerate(zip(answers, samples, strict=True))
+        if answer != NO_BOX or "none" in sample.answer.lower()
+    ]  # fmt: skip
+    items = [(answers[i], samples[i].answer, samples[i].kind) for i in asked]
+    verdicts = dict(zip(asked, pool.grade(items, "mathruler", alone=True), strict=True))
+    return [
+        _OF_VERDICT[verdicts[i]] if verdicts.get(i) or answer != NO_BOX
+        else ("truncated" if cut else "no_answer")
+        for i, (answer, cut) in enumerate(zip(answers, truncated, strict=True))
+    ]  # fmt: skip
+
+
+GOLDS = "golds"
+"""In a question's metadata: what counts as right, where that is not just its answer."""
+
+
+def golds(sample: Sample) -> list[str]:
+    """What counts as right: the answer, or each of those that the question's metadata lists."""
+    if f'"{GOLDS}"' not in sample.metadata:
+        return [sample.answer]
+    return json.loads(sample.metadata).get(GOLDS) or [sample.answer]
 
 
 def make_reward(

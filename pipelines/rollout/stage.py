@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.stages import Ask, Live, Metrics
 
-VERSION = 3
+VERSION = 4
 """Raised when the same policy and questions give other rollouts."""
 READS = (
     "rollout", "reward", "seed", "published.drop_surplus", "published.choice_rule",

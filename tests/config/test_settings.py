@@ -195,6 +195,25 @@ def test_a_runs_own_file_of_an_earlier_version_keeps_what_it_says(tmp_path):
         assert config == settings.load(None, ["score.estimator=k3"])
 
 
+def test_the_profile_of_earlier_versions_is_refused_with_the_new_name(tmp_path):
+    path = write(tmp_path, "a.yaml", "seed: 1\neval:\n  profile: paper\n")
+    for given in ((path, []), (None, ["eval.profile=paper"])):
+        with pytest.raises(UserError, match=r"eval.profile: published, or matched"):
+            settings.load(*given)
+    assert "line 3" in refused(path).place
+
+
+def test_a_runs_own_file_has_its_profile_under_the_new_name_and_the_old_key(tmp_path):
+    values = settings.load(None).model_dump(mode="json")
+    values["eval"]["profile"] = "paper"
+    config = settings.load(write(tmp_path, "a.yaml", yaml.safe_dump(values)), stored=True)
+    assert config == settings.load(None)
+    assert config.eval.profile == "published"
+    assert config.keyed("")["eval.profile"] == "paper"
+    chain = Chain(settings.load(None, ["eval.benchmarks=[geo3k]"]), tmp_path)
+    assert chain.cell(0, "geo3k").results.settings["eval.profile"] == "paper"
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 

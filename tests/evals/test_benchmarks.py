@@ -24,13 +24,15 @@ from evals.benchmarks import dynamath, mmmu_pro
 from evals.benchmarks import sources as benchmark_sources
 from evals.benchmarks.authors import authors as read_authors
 from evals.benchmarks.authors import without_instruction
-from evals.benchmarks.base import IMAGE, Where, parse_options, with_options
+from evals.benchmarks.base import IMAGE, Where, listed_options, parse_options, with_options
 from evals.benchmarks.mmmu_pro import READ_IMAGE
-from evals.benchmarks.questions import gather, groups, questions_step, read_questions
-from evals.benchmarks.table import BENCHMARKS, EIGHT, canonical, check_own
+from evals.benchmarks.questions import gather, groups, options, questions_step, read_questions
+from evals.benchmarks.table import BENCHMARKS, EIGHT, TABLE_8, canonical, check_own
 from pipelines.config import settings
 from pipelines.disk import fingerprint
 from pipelines.errors import UserError
+from pipelines.grading.graders import GraderPool
+from pipelines.grading.reward import golds, outcomes_of, published_outcomes
 from pipelines.model.control_tokens import without_tokens
 from pipelines.model.images import Unusable
 from pipelines.watch import Silent
@@ -189,8 +191,8 @@ def test_mmmu_pro_is_all_image_or_has_its_images_in_place(small):
         "Which goes with <image>?\n(A) <image>\n(B) <image>\n(C) none of 0\n(D) none of 1"
     )
     assert two.images == [png(1), png(2), png(3)]
-    assert three.problem.startswith("<image> Compare <image> with <image>.\n(A)")
-    assert three.images == [png(1), png(2), png(1)]
+    assert three.problem.startswith("[image 1] <image> Compare <image> with [image 1].\n(A)")
+    assert three.images == [png(1), png(2)]
     assert small["mmmu_pro_standard10"][0].problem.count("\n(") == 10
     assert groups(two) == {"subject": "Art"}
 
@@ -205,10 +207,118 @@ def test_mmmu_val_has_choices_and_open_questions(small):
         "value",
         {"subject": "Accounting"},
     )
-    assert found["validation_Math_2"].answer == "24/7"  # the first of ['24/7', '3.429']
+    several = found["validation_Math_2"]  # ['24/7', '3.429']: any counts
+    assert (several.answer, golds(several)) == ("24/7", ["24/7", "3.429"])
+    assert golds(ratio) == ["1.06"]
     art = found["validation_Art_2"]
     assert art.problem == "Which is baroque? <image>\n(A) <image>\n(B) A\n(C) <image>\n(D) B"
     assert art.images == [png(1), png(2), png(3)]
+
+
+def test_mathverse_golds_are_letters_however_they_are_written(tmp_path):
+    raw = rows_of("mathverse")
+    asked = "Is it so?\nChoices:\nA:True\nB:False"
+    about = {"question": asked, "question_for_eval": asked, "problem_index": "1"}
+    golds_of = {
+        "(C)": None,
+        "C\nD": None,
+        "A\nC": None,
+        "False": ["B"],
+        "090^\\circ T": None,
+        "no": None,
+    }
+    rows = [
+        plain_image(raw[0] | about | {"sample_index": str(i), "answer": gold})
+        for i, gold in enumerate(golds_of)
+    ]
+    rows[4] |= {"question": "How far?\nA:N 20 E\nB:090^\\circ T", "problem_index": "2"}
+    # The image alone: its choices are those of the problem's other versions.
+    rows.append(rows[4] | {"sample_index": "6", "question": "", "question_for_eval": ""})
+    (tmp_path / "mathverse.json").write_text(json.dumps(rows))
+    found, metrics = gathered("mathverse", tmp_path)
+    assert {sample.kind for sample in found} == {"choice"}
+    assert [sample.answer for sample in found[:6]] == list(
+        golds_of
+    )  # as published they are compared
+    assert [golds(sample) for sample in found] == [
+        ["(C)"], ["C\nD"], ["A\nC"], ["B"], ["B"], ["no"], ["B"]
+    ]  # fmt: skip
+    assert options(found[0]) == ["True", "False"]
+    assert options(found[6]) == ["N 20 E", "090^\\circ T"]
+    assert "mathverse: 1 gold names no option; compared as text" in metrics["warnings"]
+    with GraderPool(workers=1) as pool:
+        right = ["C", "C and D", "A, C", "B", "(B) 090", "no", "B"]
+        assert outcomes_of(right, found, [False] * 7, pool, "mathruler") == ["correct"] * 7
+        wrong = ["D", "C", "A", "False", "A", "B", "090^\\circ T"]
+        assert outcomes_of(wrong, found, [False] * 7, pool, "mathruler") == ["wrong"] * 7
+        texts = [rf"\boxed{{{answer}}}" for answer in wrong]
+        assert published_outcomes(texts, found, [False] * 7, pool)[3] == "correct"
+
+
+def plain_image(raw):
+    """A row whose image JSON can hold."""
+    return raw | {"image": png_text(1)}
+
+
+def test_mmmu_pro_has_a_list_in_a_list_and_a_picture_named_often(full):
+    for name in ("mmmu_pro_standard10", "mmmu_pro_standard4"):
+        found, _ = gathered(name, full)
+        assert len(options(found[7])) == int(name.removeprefix("mmmu_pro_standard"))
+        assert options(found[7])[0] == "the hero's debt"
+        often = found[8]
+        assert (often.problem.count("<image>"), often.problem.count("[image 1]")) == (1, 35)
+        assert often.problem.startswith("Sort these. [image 1] <image> or [image 1] or")
+        assert often.images == [png(1)]
+
+
+def test_options_are_kept(small):
+    first = {name: options(found[0]) for name, found in small.items() if options(found[0])}
+    assert first["mathverse"] == ["1°", "90° (0)"]
+    assert first["mmk12"] == ["0", "none", "all", "half"]
+    assert options(small["mathvision"][2]) == [r"$\sqrt{17}$", "7", "8", "9", "10"]
+    assert first["wemath"] == ["10", "15 cm", "31.4", "No correct answer"]
+    assert first["mmmu_pro"] == [f"option {letter}" for letter in "ABCDEFGHIJ"]
+    assert first["aokvqa"] == ["a cat", "two dogs", "0", "G"]
+    assert options(small["mmmu_val"][0]) == ["1", "2", "3", "4"]
+    assert "logicvista" not in first  # its options are in the image
+    assert "geo3k" not in first
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Which?\nA. 10;B. 15 cm;C. 31.4; D. None", ["10", "15 cm", "31.4", "None"]),
+        ("Which?\nChoices:\nA:1\nB:2", ["1", "2"]), ("x (A) 5 (B) 6 (C) 7", ["5", "6", "7"]),
+        ("A) 5\nB) 6", ["5", "6"]), ("Select from A, B, C, D and E.", []), ("A. only", []), ("", []),
+        ("Point A. lies on B. Which?\nA. 1\nB. 2", ["1", "2"]),
+        ("(A) A: 5.6; B: 6 (B) A: 1; B: 2", ["A: 5.6; B: 6", "A: 1; B: 2"]),
+        ("B. 5\nC. 6", []),
+    ],
+)  # fmt: skip
+def test_options_that_a_text_lists(text, found):
+    assert listed_options(text) == found
+
+
+def test_the_two_sets_of_table_8(small):
+    cat, dogs, number = small["aokvqa"]
+    assert told(cat)[:4] == (
+        "question-0", "What is in picture 0?\n(A) a cat\n(B) two dogs\n(C) 0\n(D) G", "A", "choice",
+    )  # fmt: skip
+    assert (dogs.answer, number.answer, dogs.images) == ("B", "C", [png(1)])
+    assert [told(sample) for sample in small["simplevqa"]] == [
+        ("0", "Which mountain is 0?", "Mount Fuji", "fact", {"category": "place"}),
+        ("2", "Which mountain is 2?", "Mount Fuji", "fact", {"category": "nature"}),
+    ]
+    assert small["simplevqa"][0].images == [png(0)]
+    assert not {"aokvqa", "simplevqa"} & set(EIGHT)
+    assert set(TABLE_8) == {"aokvqa", "simplevqa"}
+
+
+@pytest.mark.parametrize("gold", [None, 4, -1, "1", 1.5])
+def test_a_choice_that_is_none_leaves_the_row_out(gold):
+    raw = rows_of("aokvqa")[0] | {"correct_choice_idx": gold}
+    with pytest.raises(Unusable, match="no answer"):
+        BENCHMARKS["aokvqa"].row(raw, Where())
 
 
 def test_options_that_are_just_the_letters_are_not_listed():
@@ -233,6 +343,7 @@ def full(tmp_path_factory):
         ("geo3k", 601, 601), ("mathvision", 3040, 2907), ("wemath", 1740, 1740),
         ("logicvista", 448, 447), ("mmmu_pro", 1730, 1730), ("mmmu_val", 900, 900),
         ("mmmu_pro_standard10", 1730, 1730), ("mmmu_pro_standard4", 1730, 1730),
+        ("aokvqa", 1145, 1145), ("simplevqa", 2025, 1013),
     ],
 )  # fmt: skip
 def test_a_whole_split_is_filtered_to_the_published_number(full, name, rows, kept):
@@ -334,7 +445,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_questions(hub, small, tmp_path, layout):
-    for name in (*EIGHT, "mmmu_val"):
+    for name in (*EIGHT, "mmmu_val", "aokvqa", "simplevqa"):
         (tmp_path / name).mkdir()
         layout(hub, tmp_path / name, name)
         found, _ = gathered(name, tmp_path / name)
@@ -382,6 +493,13 @@ UNGROUPED = {
 def test_the_authors_mmmu_pro_does_not_pass_for_another_subset(authors):
     with pytest.raises(UserError, match="no local copy"):
         gathered("mmmu_pro_standard10", authors)
+
+
+def test_the_authors_own_download_of_we_math(authors, tmp_path):
+    (tmp_path / "papo").mkdir()
+    shutil.copy(authors / "papo" / "We-Math_We-Math.json", tmp_path / "papo" / "We_Math.json")
+    shutil.copytree(authors / "images" / "wemath", tmp_path / "images" / "wemath")
+    assert len(gathered("wemath", tmp_path)[0]) == 7
 
 
 def test_authors_files_by_their_listing(authors, tmp_path):
@@ -745,12 +863,21 @@ def test_options_as_mmmu_writes_them():
     assert parse_options("[ 'a' ,\n 'b', ]") == ["a", "b"]
     assert parse_options("[]") == []
     assert parse_options(["a", 2]) == ["a", "2"]
+    for nested in (
+        "[['a', 'b']]",
+        [["a", "b"]],
+        "['a', ['b']]",
+        ["a", ["b"]],
+        "[ ['a'] , ['b',] ]",
+    ):
+        assert parse_options(nested) == ["a", "b"]
+    assert parse_options(["a", None, "b"]) == ["a", "", "b"]  # letters stay with their options
 
 
 def test_a_question_with_absurdly_many_places_or_options():
     raw = rows_of("mmmu_pro_standard4")[0]
-    with pytest.raises(Unusable, match="1000 places"):
-        mmmu_pro.standard(raw | {"question": "<image 1>" * 1000}, Where())
+    often = mmmu_pro.standard(raw | {"question": "<image 1>" * 1000}, Where())
+    assert (often.images, often.problem.count("<image>")) == ([raw["image_1"]], 1)
     with pytest.raises(Unusable, match="30 of them"):
         mmmu_pro.standard(raw | {"options": ["x"] * 30}, Where())
     lost = mmmu_pro.standard(raw | {"question": "<image 99> <image 5>"}, Where())
@@ -888,6 +1015,16 @@ def test_parquet_in_data_goes_before_json_beside_it(hub, tmp_path):
     (tmp_path / "wemath" / "testmini.json").write_text("[{}]")
     files = benchmark_sources.find_files("wemath", str(tmp_path)).files
     assert [path.suffix for _, path in files] == [".parquet"]
+
+
+def test_we_math_as_the_hub_has_it(hub, tmp_path):
+    """Parquet in data, and beside it testmini.json, whose rows name images, and a zip with these."""
+    place = tmp_path / "We-Math" / "We-Math"
+    shutil.copytree(hub / "We-Math" / "We-Math", place)
+    rows = [{"ID": "1", "question": "?", "image_path": f"{n}.png"} for n in range(1740)]
+    (place / "testmini.json").write_text(json.dumps(rows))
+    (place / "We-Math_testmini.zip").write_bytes(b"PK")
+    assert len(gathered("wemath", tmp_path)[0]) == 7
 
 
 def test_hidden_files_are_no_shards(hub, tmp_path):

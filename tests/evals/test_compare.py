@@ -13,7 +13,7 @@ from pipelines.errors import UserError
 
 def result(right, benchmark="geo3k", **other):
     return {
-        "benchmark": benchmark, "right": right, "samples": 2, "profile": "paper",
+        "benchmark": benchmark, "right": right, "samples": 2, "profile": "published",
         "grader": "mathruler", "settings": {"top_p": 1.0, "limit": None}, **other,
     }  # fmt: skip
 
@@ -76,6 +76,13 @@ def test_what_else_differs_is_told():
         "geo3k: grader mathruler -> math-verify",
         "geo3k: top_p 1.0 -> 0.9",
     ]
+
+
+def test_a_profile_under_its_earlier_name_is_the_same():
+    before, after = steady([1, 0], [1, 0])
+    assert compare([before | {"profile": "paper"}], [after]).notes == []
+    notes = compare([before | {"profile": "paper"}], [after | {"profile": "matched"}]).notes
+    assert notes == ["geo3k: profile published -> matched"]
 
 
 def test_nothing_to_compare():

@@ -4,14 +4,17 @@ import json
 import os
 from dataclasses import replace
 
+import hub_schema
 import pyarrow.parquet as pq
 import pytest
 
+from evals.benchmarks.questions import gather
 from evals.grade import ANSWERS
 from evals.journal import Entry, append, count, mend_journal, prompt_digest, read_journal
-from evals.profiles import INSTRUCTION, PAPER, PromptSettings, evaluation
-from evals.run import complete, grade_cell
+from evals.profiles import INSTRUCTION, PUBLISHED, PromptSettings, evaluation
+from evals.run import complete, grade_cell, questions
 from pipelines.chain import Chain
+from pipelines.config import settings
 from pipelines.disk.records import RESULTS
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
@@ -110,6 +113,44 @@ def test_every_answer_is_stored_with_both_verdicts(undisturbed, samples):
             assert row["math-verify"] == "correct"
 
 
+def test_two_verdicts_of_every_answer(pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("VPPO_RUNS", str(tmp_path / "runs"))
+    data = hub_schema.write(tmp_path / "hub", names=("mathvision",))
+    config = settings.load(None, [f"eval.data_dir={data}", "eval.samples=4"])
+    gather(config, ["mathvision"], Silent())
+    cell = Chain(config, tmp_path / "run").cell(0, "mathvision")
+    said = {
+        # Gold B, whose text is 7: both; ours only; the text alone; another letter.
+        "3": ["B", "B. 7", "7", "(A) 7"],
+        # Gold 60: as published only, as mathruler reads the last side; both; neither.
+        "1": ["4=60", "60", "61", "about 60"],
+    }
+    for row in questions(cell):
+        digest = prompt_digest(row, cell.how.asking)
+        texts = [rf"\boxed{{{answer}}}" for answer in said.get(row.id, ["no"] * 4)]
+        append(cell.journal, [Entry(row.id, i, t, False, 5, digest) for i, t in enumerate(texts)])
+    summary = grade_cell(cell, pool, None, tmp_path, Silent())
+    found = json.loads((tmp_path / RESULTS).read_text())
+    assert "right_as_published" not in summary
+    assert (found["right"]["3"], found["right_as_published"]["3"]) == ([1, 1, 0, 0], [1, 0, 0, 0])
+    assert (found["right"]["1"], found["right_as_published"]["1"]) == ([0, 1, 0, 0], [1, 1, 0, 0])
+    assert found["differ"] == {"ours_only": 1, "as_published_only": 1, "by_content": 1}
+    assert (found["accuracy"], found["as_published"]["accuracy"]) == (3 / 28, 3 / 28)
+    assert found["as_published"]["outcomes"]["correct"] == 3
+    table = {(row["question"], row["sample"]): row
+             for row in pq.read_table(tmp_path / ANSWERS).to_pylist()}  # fmt: skip
+    by_content = [table["3", i]["by_content"] for i in range(4)]
+    assert by_content == [False, False, True, False]
+    assert table["1", 0]["by_content"] is None  # no options
+    assert [table["3", i]["as_published"] for i in range(2)] == ["correct", "wrong"]
+
+
+def test_own_questions_have_both_verdicts_too(undisturbed):
+    found = json.loads(results(undisturbed))
+    assert found["right_as_published"] == found["right"]
+    assert found["differ"] == {"ours_only": 0, "as_published_only": 0, "by_content": None}
+
+
 def test_the_journal_has_a_line_per_response(undisturbed, samples):
     lines = [json.loads(line) for line in undisturbed.journal.read_text().splitlines()]
     assert [(line["question"], line["sample"]) for line in lines] == [
@@ -184,7 +225,7 @@ def test_rubbish_in_the_middle_of_a_journal(undisturbed, run, configure, samples
 
 
 def test_a_question_that_changed_is_asked_again(samples, tmp_path):
-    path, asking = tmp_path / "journal.jsonl", replace(PAPER, instruction="")
+    path, asking = tmp_path / "journal.jsonl", replace(PUBLISHED, instruction="")
     for sample in samples[:2]:
         append(path, [Entry(sample.id, 0, "text", False, 1, prompt_digest(sample, asking))])
     assert set(mend_journal(path, read_journal(path), samples, asking)) == {
@@ -267,7 +308,7 @@ def test_grading_an_incomplete_journal_is_refused(undisturbed, configure, pool, 
 # --- profiles -------------------------------------------------------------------------------------
 
 
-def test_the_papers_profile_and_training_s(configure):
+def test_the_published_profile_and_training_s(configure):
     config = configure("data.min_pixels=200704", "rollout.top_p=0.99", "data.instruction=Think.")
     assert evaluation(config, "mathverse").asking == PromptSettings(
         1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION
@@ -281,7 +322,7 @@ def test_the_papers_profile_and_training_s(configure):
 
 def test_what_is_set_apart_from_the_profile(configure):
     config = configure("eval.max_new_tokens=8192", "eval.top_k=0", "eval.instruction=''")
-    expected = replace(PAPER, max_new_tokens=8192, top_k=0, instruction="")
+    expected = replace(PUBLISHED, max_new_tokens=8192, top_k=0, instruction="")
     assert evaluation(config, "geo3k").asking == expected
 
 

@@ -81,14 +81,57 @@ def latex_tables(text: str) -> list[tuple[str, list[list[str]]]]:
 
 def test_every_published_row_has_the_average_that_is_printed_beside_it():
     rows = {row.model: row.accuracy for row in published.ROWS}
-    assert len(published.ROWS) == len(rows) == 11
+    assert len(published.ROWS) == len(rows) == 18
     assert tuple(EIGHT) == EIGHT_BENCHMARKS
     for row in published.ROWS:
-        assert list(row.accuracy) == EIGHT
+        eight = [row.accuracy[name] for name in EIGHT]
         # The eight are rounded to 0.1, and so is the average of what they were before.
-        assert sum(row.accuracy.values()) / 8 == pytest.approx(row.average, abs=0.05 + 1e-9)
+        assert sum(eight) / 8 == pytest.approx(row.average, abs=0.05 + 1e-9), row.model
+        assert set(row.accuracy) - set(EIGHT) in (set(), {"aokvqa", "simplevqa"})
     assert rows["Qwen2.5-VL-7B + VPPO"]["mathverse"] == 71.6
     assert rows["Qwen3-VL-8B + VPPO"]["mmmu_pro"] == 52.4
+    assert rows["NoisyRollout-32B"]["mathvision"] == 27.9
+    assert rows["R1-ShareVL-7B"]["mmmu_pro"] == 35.1
+
+
+TABLE_1 = {  # model -> its eight columns, in the order of EIGHT, and the average, as the paper prints them
+    "MM-Eureka-7B": (67.1, 65.4, 67.5, 40.3, 31.1, 65.5, 46.3, 30.3, 51.7),
+    "ThinkLite-7B": (64.2, 64.6, 62.6, 37.6, 32.0, 66.5, 39.4, 28.0, 49.4),
+    "VL-Rethinker-7B": (68.8, 65.7, 68.3, 40.7, 31.9, 68.9, 46.3, 37.0, 53.5),
+    "NoisyRollout-7B": (67.8, 65.5, 50.0, 51.8, 22.1, 71.0, 47.3, 34.5, 51.3),
+    "R1-ShareVL-7B": (68.0, 65.1, 70.9, 41.2, 30.1, 69.9, 45.6, 35.1, 53.2),
+    "MM-Eureka-32B": (71.8, 72.0, 73.4, 51.0, 43.2, 75.0, 56.8, 43.1, 60.8),
+    "NoisyRollout-32B": (73.0, 72.2, 60.2, 56.6, 27.9, 75.7, 56.2, 43.1, 58.1),
+}
+TABLE_8 = {
+    "": (84.2, 38.6),
+    " + GRPO": (87.4, 43.1),
+    " + DAPO": (87.9, 42.9),
+    " + VPPO": (87.9, 43.8),
+}
+
+
+def test_others_rows_of_table_1_and_those_of_table_8():
+    rows = {row.model: row for row in published.ROWS}
+    for model, numbers in TABLE_1.items():
+        assert (*(rows[model].accuracy[name] for name in EIGHT), rows[model].average) == numbers
+    for method, numbers in TABLE_8.items():
+        found = rows[f"Qwen2.5-VL-7B{method}"].accuracy
+        assert (found["aokvqa"], found["simplevqa"]) == numbers
+
+
+def test_what_is_not_of_the_paper_says_so():
+    for row in published.ROWS:
+        assert ("later release, not of the paper" in row.source) == (row.family == "Qwen3-VL-8B")
+        assert ("2510.09285, Table 1" in row.source) == (row.family != "Qwen3-VL-8B")
+    report = build("m", [result("geo3k")], "a/Qwen3-VL-8B")
+    for text in (as_markdown(report), as_latex(report)):
+        assert "Qwen3-VL-8B: the authors' later release, not of the paper" in text
+        assert all(row.model.partition(" ")[0] in text for row in published.ROWS)
+    later = [row for row in tidy(report) if row["model"].startswith("Qwen3-VL-8B")]
+    assert {row["source"] for row in later} == {
+        "Qwen3-VL-8B: the authors' later release, not of the paper"
+    }
 
 
 @pytest.mark.parametrize(
@@ -226,21 +269,17 @@ def test_warnings_say_what_differs_and_for_which_benchmarks():
     [
         (
             {"settings": PAPER | {"limit": 100}},
-            "Only the first 100 questions were asked (a limit is set); the published numbers are of "
+            "Only the first 100 questions were asked (a limit is set); the printed numbers are of "
             "all questions and do not compare.",
         ),
         (
             {"profile": "matched", "settings": PAPER | {"top_p": 0.99, "top_k": 0}},
-            "Profile matched, not paper: the published numbers are sampled otherwise (top_p 1.0, here "
+            "Profile matched, not published: the printed numbers are sampled otherwise (top_p 1.0, here "
             "0.99; top_k 50, here 0).",
         ),
         (
             {"settings": PAPER | {"temperature": 0.6}},
-            "The published numbers of Qwen2.5-VL-7B are sampled otherwise: temperature 1.0, here 0.6.",
-        ),
-        (
-            {"grader": "math-verify"},
-            "The published numbers are graded by mathruler, these by math-verify.",
+            "The printed numbers of Qwen2.5-VL-7B are sampled otherwise: temperature 1.0, here 0.6.",
         ),
     ],
 )
@@ -250,7 +289,7 @@ def test_what_does_not_compare_with_the_published_numbers(changes, warning):
 
 def test_the_length_limit_is_that_of_the_family():
     assert build("m", [result("geo3k")], "Qwen2.5-VL-32B")["warnings"] == [
-        "The published numbers of Qwen2.5-VL-32B are sampled otherwise: max_new_tokens 4096, here 2048."
+        "The printed numbers of Qwen2.5-VL-32B are sampled otherwise: max_new_tokens 4096, here 2048."
     ]
     longer = result("geo3k", settings=PAPER | {"max_new_tokens": 4096})
     assert build("m", [longer], "Qwen2.5-VL-32B")["warnings"] == []
@@ -285,7 +324,7 @@ def test_json_holds_every_mark_and_the_paper_s_order():
     assert [row["benchmark"] for row in report["results"]] == list(TITLES)
     assert report["results"][0]["right"]["q1"] == [1, 1, 0, 0]
     assert report["results"][0]["clusters_of"]["q3"] == "p1"
-    assert len(report["published"]["rows"]) == 11
+    assert len(report["published"]["rows"]) == 18
     # results.json sorts its keys; here levels and ks are as people list them.
     assert list(report["results"][0]["breakdowns"]["version"]) == [
         "Text Dominant", "Vision Intensive", "Vision Dominant",
@@ -297,13 +336,16 @@ def test_csv_has_one_row_per_number():
     rows = tidy(build("m", all_nine()))
     assert tuple(rows[0]) == COLUMNS
     found = {
-        (r["model"], r["benchmark"], r["group"], r["group_value"], r["metric"], r["grader"]): r
+        (
+            *(r[key] for key in ("model", "benchmark", "group", "group_value", "metric", "grader")),
+            r["verdict"].removesuffix("ours"),
+        ): r
         for r in rows
     }
     assert len(found) == len(rows)
 
-    def numbers(*key: str) -> list[str]:
-        row = found["m", *key]
+    def numbers(*key: str, verdict: str = "") -> list[str]:
+        row = found["m", *key, verdict]
         return [row["value"], row["low"], row["high"], row["n"], row["unit"]]
 
     assert numbers("geo3k", "", "", "accuracy", "mathruler") == ["43.75", "10.0", "80.0", "4", "%"]
@@ -317,19 +359,43 @@ def test_csv_has_one_row_per_number():
     worst = ("dynamath", "score", "worst_case", "score", "mathruler")
     assert numbers(*worst) == ["37.5", "20.0", "50.0", "4", "%"]
     assert numbers("average", "", "", "accuracy", "mathruler")[0] == "43.75"
-    paper = found["Qwen2.5-VL-7B + VPPO", "average", "", "", "accuracy", ""]
-    assert (paper["value"], paper["profile"]) == ("57.5", "published")
+    published = ("geo3k", "", "", "accuracy", "mathruler")
+    assert numbers(*published, verdict="as published") == ["37.5", "5.0", "70.0", "4", "%"]
+    assert numbers("geo3k", "", "", "ours_only", "") == ["1", "", "", "16", "responses"]
+    assert numbers("geo3k", "", "", "by_content", "") == ["2", "", "", "16", "responses"]
+    mean = numbers("average", "", "", "accuracy", "mathruler", verdict="as published")
+    assert (mean[0], mean[3]) == ("37.5", "8")
+    model = ("Qwen2.5-VL-7B + VPPO", "average", "", "", "accuracy", "mathruler", "as published")
+    paper = found[model]
+    assert (paper["value"], paper["profile"]) == ("57.5", "")
+    assert paper["source"].startswith("arXiv 2510.09285, Table 1")
+    assert {row["source"] for row in rows if row["model"] == "m"} == {""}
 
 
 def test_markdown_tables():
     text = as_markdown(build("m", all_nine()))
-    main, counted, outcomes, scores, versions = markdown_tables(text)
+    main, verdicts, counted, outcomes, scores, versions = markdown_tables(text)
     assert main[0] == ["model", *TITLES.values(), "average"]
     assert all(len(row) == 11 for row in main)
     assert main[1] == ["Qwen2.5-VL-7B", "39.0", "55.7", "42.5", "37.1", "18.4", "46.4", "42.4",
                        "25.1", "", "38.3"]  # fmt: skip
-    assert main[-1][:2] == ["**m (paper profile)**", "**43.8 [10.0, 80.0]**"]
-    assert counted[1] == ["MathVerse", "4 x 4", "2 problems", "paper", "mathruler", "43.8", "50.0",
+    assert len(main) == 1 + 18 + 1
+    # As published, and that alone, is in the table with the printed rows.
+    assert main[-1][:2] == ["**m (published profile)**", "**37.5 [5.0, 70.0]**"]
+    assert not any("43.8" in cell for cell in main[-1])
+    assert "graded as published (mathruler alone, on the boxed text)" in text
+    assert verdicts[1] == [
+        "MathVerse",
+        "43.8 [10.0, 80.0]",
+        "37.5 [5.0, 70.0]",
+        "16",
+        "1",
+        "1",
+        "0",
+        "2",
+    ]
+    assert verdicts[-1][0] == "average"
+    assert counted[1] == ["MathVerse", "4 x 4", "2 problems", "published", "mathruler", "43.8", "50.0",
                           "60.0", "75.0", "90.0", "50.0"]  # fmt: skip
     assert counted[2][2] == "4 questions"
     assert outcomes[0] == ["benchmark", "correct", "wrong", "no answer", "timed out", "truncated",
@@ -347,16 +413,16 @@ def test_latex_tables():
     text = as_latex(report)
     balanced(text)
     tables = latex_tables(text)
-    assert len(tables) == text.count(r"\begin{tabular}") == text.count(r"\end{table*}") == 5
+    assert len(tables) == text.count(r"\begin{tabular}") == text.count(r"\end{table*}") == 6
     for spec, rows in tables:
         assert {len(row) for row in rows} == {len(spec)}
     spec, main = tables[0]
     assert spec == "l" + "r" * 10
     assert main[4][-1] == "57.5"
-    assert main[-2][:2] == [r"\textbf{m (paper profile)}", r"\textbf{43.8}"]
-    assert main[-1][:2] == [r"95 \% interval", "[10.0, 80.0]"]
+    assert main[-2][:2] == [r"\textbf{m (published profile)}", r"\textbf{37.5}"]
+    assert main[-1][:2] == [r"95 \% interval", "[5.0, 70.0]"]
     for word in (r"\toprule", r"\bottomrule", r"\centering"):
-        assert text.count(word) == 5
+        assert text.count(word) == 6
     assert "% The MMK12 test set" in text
 
 
@@ -433,31 +499,56 @@ def test_the_terminal_shows_whole_lines(width, monkeypatch):
     lines = shown(build("Qwen2.5-VL-7B", all_nine()), width, monkeypatch)
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
-    assert "published: Qwen2.5-VL-7B" in text
+    assert "printed: Qwen2.5-VL-7B" in text
     assert "…" not in text
-    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
-    assert rows["MathVerse"][1:] == ["43.8", "[10.0,", "80.0]", "50.0", "39.0", "66.5", "68.3", "71.6",
-                                     "68.6"]  # fmt: skip
-    assert rows["MMMU"][1:] == ["43.8", "[10.0,", "80.0]", "50.0"]  # nothing published
-    assert rows["average"][1:2] == ["43.8"]
+    begun = lines.index(next(line for line in lines if line.strip() == "ours, published profile"))
+    between = next(i for i, line in enumerate(lines) if "as published  " in line)
+    end = next(i for i, line in enumerate(lines) if line.startswith("verdicts"))
+
+    def table(lines: list[str]) -> dict[str, list[str]]:
+        return {line.split()[0]: line.split() for line in lines if line.strip()}
+
+    ours, rows = table(lines[begun:between]), table(lines[between:end])
+    assert ours["MathVerse"][1:] == ["43.8", "[10.0,", "80.0]", "50.0"]
+    assert ours["average"][1] == "43.8"
+    # Printed numbers stand beside the verdict as published, and no other.
+    assert rows["MathVerse"][1:] == [
+        "37.5",
+        "[5.0,",
+        "70.0]",
+        "39.0",
+        "66.5",
+        "68.3",
+        "71.6",
+        "68.6",
+    ]
+    assert "MMMU" in ours
+    assert "MMMU" not in rows  # nothing printed
+    assert rows["average"][1:2] == ["37.5"]
     assert rows["average"][-5:] == ["38.3", "53.1", "55.0", "57.5", "55.3"]
     words = " ".join(text.split())
-    assert "profile paper: temperature 1.0, top_p 1.0, top_k 50, max_new_tokens 2048" in words
+    assert (
+        "ours and as published differ on 9 of 144 answers: 9 are right by ours only, 0 as published "
+        "only; of those wrong by ours 18 are the text of the right option, not its letter" in words
+    )
+    assert "profile published: temperature 1.0, top_p 1.0, top_k 50, max_new_tokens 2048" in words
     assert "all ten variants of a seed right, mean over the samples; 1 of 2 seeds" in words
     assert words.index("The MMK12 test set") > words.index("instruction:")
 
 
 def test_the_terminal_shows_the_family_of_the_model_and_no_other(monkeypatch):
     text = "\n".join(shown(build("m", [result("geo3k")], "a/Qwen3-VL-8B"), 80, monkeypatch))
-    assert "published: Qwen3-VL-8B" in text
+    assert "printed: Qwen3-VL-8B" in text
+    assert "later release, not of the paper" in " ".join(text.split())
     assert "GRPO" not in text
-    assert re.search(r"Geometry3K +43\.8 \[10\.0, 80\.0\] +50\.0 +57\.5 +71\.9", text)
+    assert re.search(r"Geometry3K +43\.8 \[10\.0, 80\.0\] +50\.0$", text, re.M)
+    assert re.search(r"Geometry3K +37\.5 \[5\.0, 70\.0\] +57\.5 +71\.9", text)
     assert "needs all eight in full" in text
 
 
 def test_the_terminal_without_anything_published(monkeypatch):
     text = "\n".join(shown(build("m", [result("glyphs")]), 80, monkeypatch))
-    assert "published" not in text
+    assert "printed" not in text
     assert "average" not in text
     assert "warnings" not in text
 
@@ -466,11 +557,49 @@ def test_profiles_that_differ_are_named_beside_each_number(monkeypatch):
     rows = [result("geo3k"), result("wemath", profile="matched")]
     report = build("m", rows)
     text = "\n".join(shown(report, 100, monkeypatch))
-    assert "Geometry3K (paper) " in text
+    assert "Geometry3K (published) " in text
     assert "We-Math (matched) " in text
     main = markdown_tables(as_markdown(report))[0]
-    assert main[0] == ["model", "Geometry3K (paper)", "We-Math (matched)"]
+    assert main[0] == ["model", "Geometry3K (published)", "We-Math (matched)"]
     assert main[-1][0] == "**m**"
+
+
+def test_groups_that_no_question_has_are_no_tables(tmp_path, monkeypatch):
+    """The authors' files tell no version, subject or level: these groups are empty in their results."""
+    report = build("m", [result("mathverse", breakdowns={"version": {}, "subject": {}})])
+    assert not any("by version" in line for line in shown(report, 80, monkeypatch))
+    write(report, tmp_path)
+    stored = report | {"results": [report["results"][0] | {"breakdowns": {"version": {}}}]}
+    assert shown(stored, 80, monkeypatch)
+
+
+def earlier(name: str) -> dict[str, Any]:
+    """A result as earlier versions wrote it: one verdict, and another name of the profile."""
+    new = ("format", "as_published", "right_as_published", "differ")
+    found = {key: value for key, value in result(name).items() if key not in new}
+    return found | {"profile": "paper"}
+
+
+def test_results_of_earlier_versions_are_read_as_what_they_are(tmp_path, monkeypatch):
+    report = build("m", [earlier(name) for name in EIGHT])
+    assert {row["profile"] for row in report["results"]} == {"published"}
+    assert report["average"]["accuracy"] == pytest.approx(0.4375)
+    assert report["average"]["as_published"] is None
+    assert any(
+        "earlier version, which had no verdict as published" in w for w in report["warnings"]
+    )
+    (main, *_) = markdown_tables(as_markdown(report))
+    assert main[-1][:2] == ["**m (published profile)**", "**43.8 [10.0, 80.0]**"]
+    assert len(main) == 2  # and nothing printed beside it
+    assert "as earlier versions did" in as_markdown(report)
+    terminal = " ".join(" ".join(shown(report, 80, monkeypatch)).split())
+    assert "43.8 [10.0, 80.0]" in terminal
+    for text in (as_csv(report), as_latex(report)):
+        assert "43.75" in text or "43.8" in text
+    mixed = build("m", [earlier("geo3k"), result("wemath")])
+    main, verdicts, *_ = markdown_tables(as_markdown(mixed))
+    assert main[-1] == ["**m (published profile)**", "", "**37.5 [5.0, 70.0]**"]
+    assert [row[0] for row in verdicts[1:]] == ["We-Math"]
 
 
 def test_warnings_of_row_counts_are_told_together(monkeypatch):

@@ -81,7 +81,8 @@ def test_exploits_meet_two_walls(
         with GraderPool(workers=1, walls=walls) as pool:
             for answer, gold in pairs:
                 items = [("1/2", "0.5", "value"), (answer, gold, "value"), ("1/3", "2/6", "value")]
-                verdicts = pool.grade([*items, ("3/4", "0.75", "value")], "mathruler")
+                checked = [*items, ("3/4", "0.75", "value")]
+                verdicts = pool.grade(checked, "mathruler", alone=True)
                 assert (verdicts[0], verdicts[2:]) == (True, [False, True])
                 # Two processes that answer at once get no verdict; or else the second is there.
                 forked = any(psutil.Process(pid).children() for pid in pool.pids)
@@ -206,8 +207,8 @@ def test_no_attack_is_right_and_none_takes_a_worker(grader: str) -> None:
     with GraderPool(workers=1, deadline_s=20.0) as pool:
         pool.grade([("1/2", "0.6", "value")], grader)
         before = pool.pids
-        found = pool.grade([(attack, GOLD, "value") for attack in ATTACKS], grader)
-        golds = pool.grade([(GOLD, attack, "value") for attack in ATTACKS], grader)
+        found = pool.grade([(attack, GOLD, "value") for attack in ATTACKS], grader, alone=True)
+        golds = pool.grade([(GOLD, attack, "value") for attack in ATTACKS], grader, alone=True)
         assert pool.pids == before
     assert [a for a, *v in zip(ATTACKS, found, golds, strict=True) if True in v] == []
 

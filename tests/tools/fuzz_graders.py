@@ -63,7 +63,7 @@ def campaign(
                 items, controls = _mixed(attacks, min(PART, answers - start), seed + start)
                 for grader in graders:
                     before = pool.refused
-                    verdicts = pool.grade(items, grader)
+                    verdicts = pool.grade(items, grader, alone=True)
                     broken += [
                         f"{grader}: {items[place]} is {verdicts[place]}"
                         for place, right in controls.items()

@@ -10,6 +10,7 @@ questions and pictures are drawn here. Splits that are never to be read lie besi
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -71,6 +72,15 @@ FEATURES: dict[str, dict[str, Any]] = {
         "img_type": TEXT, "answer": TEXT, "topic_difficulty": TEXT, "question_type": TEXT,
         "subfield": TEXT,
     },
+    "aokvqa": {
+        "image": IMAGE, "question_id": TEXT, "question": TEXT, "choices": datasets.List(TEXT),
+        "correct_choice_idx": datasets.Value("int8"), "direct_answers": TEXT,
+        "difficult_direct_answer": datasets.Value("bool"), "rationales": datasets.List(TEXT),
+    },
+    "simplevqa": {
+        "data_id": NUMBER, "image": TEXT, "question": TEXT, "answer": TEXT, "language": TEXT,
+        "original_category": TEXT, "source": TEXT,
+    },
 }  # fmt: skip
 FEATURES["mmmu_pro_standard4"] = FEATURES["mmmu_pro_standard10"]
 
@@ -92,8 +102,12 @@ def picture(number: int) -> dict[str, Any]:
 
 
 def mathverse(full: bool) -> Shards:
-    """Problems 1, 2 are multiple choice, 3 is free-form; each has five versions."""
+    """Problems 1, 2 are multiple choice, 3 is free-form; each has five versions.
+
+    Some golds are no plain letter.
+    """
     rows: Rows = []
+    golds = {4: "(C)", 5: "C\nD", 6: "A\nC", 7: "7°", 8: "8°"} if full else {2: "(C)"}
     for problem in range(1, 789 if full else 4):
         choice = problem in (1, 2) or 3 < problem <= 3 + 434
         for index, version in enumerate(VERSIONS):
@@ -103,13 +117,14 @@ def mathverse(full: bool) -> Shards:
                 "problem_version": version,
                 "question": "" if version == "Vision Only" else f"{question} ({index})",
                 "image": picture(len(rows) + 1 if problem < 4 else 100),
-                "answer": "A" if choice else f"{problem}",
+                "answer": golds.get(problem, "A") if choice else f"{problem}",
                 "question_type": "multi-choice" if choice else "free-form",
                 "metadata": {
                     "split": "testmini", "source": "made up",
                     "subject": "Plane Geometry" if problem % 2 else "Functions", "subfield": "Angle",
                 },
-                "query_wo": "", "query_cot": "", "question_for_eval": question,
+                "query_wo": "", "query_cot": "",
+                "question_for_eval": "" if problem % 2 else question,
             })  # fmt: skip
     other = [rows[0] | {"sample_index": "text-only", "problem_version": "Text Only"}]
     return {"testmini.parquet": rows, "testmini_text_only.parquet": other}
@@ -252,7 +267,8 @@ def _question(name: str, question: str, options: Any, answer: str, images: int) 
 
 
 def _standard(count: int) -> Callable[[bool], Shards]:
-    """Row 0: options with an apostrophe, 1: pictures as options, 2: one picture named twice."""
+    """Row 0: options with an apostrophe, 1: pictures as options, 2: one picture named twice; of the whole
+    split, one row has options in a list in a list, and one names a picture 35 times."""
 
     def make(full: bool) -> Shards:
         options = ["the hero's debt", 'a "large" one', *(f"{n} dollars" for n in range(count - 2))]
@@ -268,6 +284,9 @@ def _standard(count: int) -> Callable[[bool], Shards]:
             _question(f"test_Math_{n}", "What is <image 1>?", options, "D", 1)
             for n in range(3, 1730 if full else 3)
         ]
+        if full:
+            rows[7]["options"] = f"[{options}]"
+            rows[8]["question"] = "Sort these. " + "<image 1> or " * 35
         rows = [row | {"subject": row["id"].split("_")[1]} for row in rows]
         return {f"standard ({count} options)/test-00000-of-00001.parquet": rows}
 
@@ -301,6 +320,35 @@ def mmmu_val(full: bool) -> Shards:
     )
 
 
+def aokvqa(full: bool) -> Shards:
+    """Photographs with four choices; the gold is a number, from 0."""
+    rows = [
+        {
+            "image": picture(n if n < 3 else 100), "question_id": f"question-{n}",
+            "question": f"What is in picture {n}?", "choices": ["a cat", "two dogs", f"{n}", "G"],
+            "correct_choice_idx": n % 4, "direct_answers": "['cat', 'cat']",
+            "difficult_direct_answer": False, "rationales": ["It is."],
+        }
+        for n in range(1145 if full else 3)
+    ]  # fmt: skip
+    shards = {"data/validation-00000-of-00001.parquet": rows}
+    return shards | _elsewhere("data/train", rows) | _elsewhere("data/test", rows)
+
+
+def simplevqa(full: bool) -> Shards:
+    """Every other question is in Chinese; images are base64."""
+    rows = [
+        {
+            "data_id": n, "image": base64.b64encode(picture(n if n < 4 else 100)["bytes"]).decode(),
+            "question": f"Which mountain is {n}?" if n % 2 == 0 else "这是什么山？",
+            "answer": "Mount Fuji" if n % 2 == 0 else "富士山", "language": "CN" if n % 2 else "EN",
+            "original_category": "nature" if n % 4 else "place", "source": "made up",
+        }
+        for n in range(2025 if full else 4)
+    ]  # fmt: skip
+    return {"data/test-00000-of-00001.parquet": rows}
+
+
 def _elsewhere(stem: str, rows: Rows) -> Shards:
     """A row of another split, which must not turn up."""
     return {f"{stem}-00000-of-00001.parquet": rows[:1]}
@@ -310,6 +358,7 @@ MAKERS: dict[str, Callable[[bool], Shards]] = {
     "mathverse": mathverse, "dynamath": dynamath, "mmk12": mmk12, "geo3k": geo3k,
     "mathvision": mathvision, "wemath": wemath, "logicvista": logicvista, "mmmu_pro": mmmu_pro,
     "mmmu_val": mmmu_val, "mmmu_pro_standard10": _standard(10), "mmmu_pro_standard4": _standard(4),
+    "aokvqa": aokvqa, "simplevqa": simplevqa,
 }  # fmt: skip
 
 CARDS = {

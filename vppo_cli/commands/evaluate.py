@@ -40,7 +40,8 @@ def evaluate(
     profile: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="paper (its pixels and sampling) or matched (training's)."
+            metavar="NAME",
+            help="published (the authors' pixels and sampling) or matched (training's).",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,
@@ -59,7 +60,8 @@ def evaluate(
 
     Alone, the newest checkpoint of the latest run. Benchmarks: mathverse,
     dynamath, mmk12, geo3k, mathvision, wemath, logicvista, mmmu_pro (all: these
-    eight, as in the paper), mmmu_val, and the run's own: glyphs, validation.
+    eight, as in the paper), mmmu_val, aokvqa, simplevqa, and the run's own:
+    glyphs, validation.
 
     Every response is journalled: an interrupted evaluation goes on where it
     was, and more --samples or a higher --limit add to what is there.

@@ -68,9 +68,10 @@ def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
             continue
         try:
             report = read(files[-1])
-            tables = [report_tables.main_table(report), *report_tables.detail_tables(report)]
-            score = report_tables.score_table(report)
-            tables += [score] if score else []
+            tables = [report_tables.main_table(report)]
+            tables += filter(None, [report_tables.verdict_table(report)])
+            tables += report_tables.detail_tables(report)
+            tables += filter(None, [report_tables.score_table(report)])
             tables += report_tables.breakdown_tables(report)
             reports.append({
                 "run": source.name, "model": report["model"], "warnings": report["warnings"],

@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from evals.benchmarks.published import GRADER, TRAINED_HERE, beside
+from evals.numbers.scores import AS_PUBLISHED
 from evals.report import tables as report_tables
 from evals.report.tables import plain
 from pipelines.grading.reward import OUTCOMES
@@ -65,48 +67,82 @@ def _calm(warnings: Sequence[str]) -> list[str]:
 
 
 def _accuracy(report: dict[str, Any]) -> None:
-    """One line a benchmark: ours, the other graders', the published numbers of the nearest family."""
+    """One line a benchmark: ours, by grader; then as published, beside the nearest family's numbers."""
     results, average, published = report["results"], report["average"], report["published"]
     others = report_tables.other_graders(results)
-    known = {name for row in published["rows"] for name in row["accuracy"]}
-    rows = [row for row in published["rows"] if row["family"] == published["nearest"]]
-    if not any(r["benchmark"] in known for r in results):
-        rows = []
     body = [
-        [
-            report_tables.label(r, results), report_tables.accuracy(r),
-            *(report_tables.graded(r, grader) for grader in others),
-            *(f"{row['accuracy'][r['benchmark']]:.1f}" if r["benchmark"] in known else "" for row in rows),
-        ] for r in results
+        [report_tables.label(r, results), report_tables.accuracy(r),
+         *(report_tables.graded(r, grader) for grader in others)] for r in results
     ]  # fmt: skip
     if average:
         by = [average["graders"].get(grader) for grader in others]
         body.append([
             "average", report_tables.accuracy(average),
             *("" if value is None else report_tables.percent(value) for value in by),
-            *(f"{row['average']:.1f}" for row in rows),
         ])  # fmt: skip
     graders = "/".join(dict.fromkeys(r["grader"] for r in results))
-    head = ["accuracy, %", graders, *others, *(row["method"] for row in rows)]
-    table = _aligned([head, *body])
-    widths = [len(cell) + GAP for cell in table[0]]
     profile = report_tables.one_profile(results)
-    above = f"{profile} profile".rjust(sum(widths[:2]) - GAP) if profile else ""
+    above = f"ours{f', {profile} profile' if profile else ''}"
+    _verdict(above, [["accuracy, %", graders, *others], *body], bool(average))
+    rows = _beside(report)
     if rows:
-        above = above.ljust(sum(widths[: 2 + len(others)])) + f"published: {published['nearest']}"
-    console.print()
-    if above:
-        columns([[above]], styles=["dim"])
-    columns(table, gap=GAP, styles=["dim", *([""] * len(results)), *(["bold"] if average else [])])
-    if rows or report["no_average"]:
+        _as_published(report, rows)
+    told = report_tables.verdicts(results)
+    if told or rows or report["no_average"]:
         console.print()
+    if told:
+        _wrapped("verdicts", told)
     if rows:
-        source = (
-            f"{published['source']}, {published['metric']}; the report's files have all its rows"
-        )
+        source = f"{beside(rows)}; {published['metric']}; the report's files have all rows"
         _wrapped("published", source)
     if report["no_average"]:
         _wrapped("average", report["no_average"])
+
+
+def _beside(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The printed rows to show: the nearest family's, where they have one of these benchmarks."""
+    rows = [
+        row for row in report["published"]["rows"]
+        if row["family"] == report["published"]["nearest"] and row["method"] in TRAINED_HERE
+    ]  # fmt: skip
+    shown = any(r["benchmark"] in row["accuracy"] for r in report["results"] for row in rows)
+    return rows if shown else []
+
+
+def _as_published(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """The verdict that may stand beside printed numbers, of the benchmarks that have some."""
+
+    def cells(
+        label: str, found: dict[str, Any] | None, printed: Sequence[float | None]
+    ) -> list[str]:
+        numbers = ("" if value is None else f"{value:.1f}" for value in printed)
+        return [label, report_tables.accuracy(found) if found else "", *numbers]
+
+    results, average = report["results"], report["average"]
+    body = [
+        cells(report_tables.label(r, results), r.get(AS_PUBLISHED),
+              [row["accuracy"].get(r["benchmark"]) for row in rows])
+        for r in results if any(r["benchmark"] in row["accuracy"] for row in rows)
+    ]  # fmt: skip
+    if average:
+        body.append(cells("average", average.get(AS_PUBLISHED), [row["average"] for row in rows]))
+    head = ["accuracy, %", GRADER, *(row["method"] for row in rows)]
+    _verdict(
+        "as published", [head, *body], bool(average), f"printed: {report['published']['nearest']}"
+    )
+
+
+def _verdict(above: str, rows: Sequence[Row], average: bool, over: str = "") -> None:
+    """A table of accuracies under the verdict that they are by; ``over`` stands over the third column."""
+    table = _aligned(rows)
+    widths = [len(cell) + GAP for cell in table[0]]
+    above = above.rjust(sum(widths[:2]) - GAP)
+    if over:
+        above = above.ljust(sum(widths[:2])) + over
+    console.print()
+    columns([[above]], styles=["dim"])
+    styles = ["dim", *([""] * (len(table) - 1 - average)), *(["bold"] if average else [])]
+    columns(table, gap=GAP, styles=styles)
 
 
 def _counts(results: Sequence[dict[str, Any]]) -> None:
@@ -145,6 +181,8 @@ def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
     """Levels side by side, as many as fit, filled downwards."""
     for r in results:
         for group, levels in r["breakdowns"].items():
+            if not levels:  # the data does not tell
+                continue
             name = f"{plain(r['title'])} by {plain(group)}"
             if len(levels) > MOST_LEVELS:
                 console.print()
