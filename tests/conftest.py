@@ -29,6 +29,7 @@ from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
+from pipelines.model.prompts import load_processor
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import score
@@ -80,9 +81,14 @@ def policy(tiny_config: Config) -> Policy:
 
 
 @pytest.fixture(scope="session")
-def random_policy(tiny_config: Config) -> Policy:
+def processor(tiny_config: Config) -> Any:
+    """The shipped tiny model's. Not to be changed."""
+    return load_processor(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def random_policy(tiny_config: Config, processor: Any) -> Policy:
     """The same architecture with random weights, which knows nothing of what it should not say."""
-    processor = tiny.build_processor()
     return Policy(tiny.build_model(processor.tokenizer, 1).eval(), processor, tiny_config)
 
 
