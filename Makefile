@@ -12,8 +12,8 @@ CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
 
-test: $(READY)          ## all tests, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(READY)          ## all tests, two files at a time, the longest first
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 nightly: $(READY)       ## the tests that are marked nightly: slow proofs of what make test tries in small
 	$(BIN)/pytest -n 2 --dist loadfile -m nightly

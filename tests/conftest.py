@@ -46,6 +46,14 @@ FEW = (
 """The embedded default with 4 prompts a step and 4 responses a prompt."""
 
 
+LONGEST = ("test_committed", "test_families", "test_ranks", "test_bench", "test_fake_gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is left to one worker at the end; then by name."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test writes into the runs of the checkout, or remembers hashes in the user's cache."""
