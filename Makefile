@@ -7,13 +7,16 @@ SCALE := .venv-scale
 PYTHON ?= 3.12
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: plan-table bench screenshots scale-test scale demo test check regression baseline planted-bugs kill-test fault-test perception modes grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs
+.PHONY: plan-table bench screenshots scale-test scale demo test nightly check regression baseline planted-bugs kill-test fault-test perception modes grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
 
-test: $(READY)          ## all tests, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(READY)          ## all tests, two files at a time, the longest first
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+nightly: $(READY)       ## the tests that are marked nightly: slow proofs of what make test tries in small
+	$(BIN)/pytest -n 2 --dist loadfile -m nightly
 
 check: $(READY)         ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -29,6 +29,7 @@ from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
+from pipelines.model.prompts import load_processor
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import score
@@ -43,6 +44,14 @@ FEW = (
     "run.threads=1",
 )  # fmt: skip
 """The embedded default with 4 prompts a step and 4 responses a prompt."""
+
+
+LONGEST = ("test_committed", "test_families", "test_ranks", "test_bench", "test_fake_gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is left to one worker at the end; then by name."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,9 +89,14 @@ def policy(tiny_config: Config) -> Policy:
 
 
 @pytest.fixture(scope="session")
-def random_policy(tiny_config: Config) -> Policy:
+def processor(tiny_config: Config) -> Any:
+    """The shipped tiny model's. Not to be changed."""
+    return load_processor(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def random_policy(tiny_config: Config, processor: Any) -> Policy:
     """The same architecture with random weights, which knows nothing of what it should not say."""
-    processor = tiny.build_processor()
     return Policy(tiny.build_model(processor.tokenizer, 1).eval(), processor, tiny_config)
 
 

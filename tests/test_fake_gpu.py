@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parent / "tools"
-PARTS = ("update.lora_rank=4", "update.freeze_vision=true")
+EVERY = ("whole model.dtype=bfloat16", "steps model.dtype=bfloat16 update.lora_rank=4", "counts")
+NIGHTLY = ("whole model.dtype=float32", "first")
+"""Stories, those of a line in one process, as torch is slow to import."""
 PERFORMANCE = TOOLS.parents[1] / "docs" / "performance.md"
 
 pytestmark = pytest.mark.skipif(
@@ -40,23 +42,15 @@ def fresh(*line):
 
 
 @cache
-def story(dtype):
-    """What tests/tools/gpu_story.py found, by story and setting; a process for each type, since torch is
-    slow to import."""
-    lines = [f"whole model.dtype={dtype}"]
-    if dtype == "bfloat16":
-        lines += [f"steps model.dtype={dtype} {setting}" for setting in PARTS]
-        lines += ["counts", "first"]
+def stories(lines):
+    """What tests/tools/gpu_story.py found, by story."""
     found = fresh(TOOLS / "gpu_story.py", *" + ".join(lines).split())
-    return {
-        line.replace(f" model.dtype={dtype}", ""): part
-        for line, part in zip(lines, found, strict=True)
-    }
+    return dict(zip(lines, found, strict=True))
 
 
-def told(dtype, line):
+def told(line):
     """One of them; fails with its traceback if it failed."""
-    found = story(dtype)[line]
+    found = stories(EVERY if line in EVERY else NIGHTLY)[line]
     assert "failed" not in found, found["failed"]
     return found
 
@@ -77,9 +71,9 @@ def test_it_has_to_come_before_torch():
 # -- a run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.nightly)])
 def test_a_whole_run_and_one_that_was_killed(dtype):
-    found = told(dtype, "whole")
+    found = told(f"whole model.dtype={dtype}")
     assert list(found["steps"]) == [
         "prepare 0", "rollout 1", "score 1", "update 1", "checkpoint 1", "validation 1",
         "rollout 2", "score 2", "update 2", "checkpoint 2", "validation 2", "glyphs 2",
@@ -95,15 +89,15 @@ def test_a_whole_run_and_one_that_was_killed(dtype):
     assert not [name for name in found["tensors"] if "lm_head" in name]
 
 
-@pytest.mark.parametrize("setting", PARTS)
-def test_parts_of_the_weights(setting):
-    found = told("bfloat16", f"steps {setting}")["steps"]
+def test_parts_of_the_weights():
+    found = told("steps model.dtype=bfloat16 update.lora_rank=4")["steps"]
     assert list(found) == ["prepare 0", "rollout 1", "score 1", "update 1"]
     assert found["update 1"]["launches"] > 1000
 
 
+@pytest.mark.nightly
 def test_the_first_command_on_a_gpu():
-    found = told("bfloat16", "first")
+    found = told("first")
     assert not [
         name for name, figures in found.items() if {"failed", "not measured"} & figures.keys()
     ]
@@ -119,7 +113,7 @@ def test_nothing_asks_more_of_the_gpu_than_docs_say():
     said = PERFORMANCE.read_text().partition("## On a GPU, emulated")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([a-z -]+) \|" + r" ([\d,]+) \|" * 4, said, re.MULTILINE)
     limits = {name: [int(n.replace(",", "")) for n in numbers] for name, *numbers in rows}
-    found = {name: list(counts.values()) for name, counts in told("bfloat16", "counts").items()}
+    found = {name: list(counts.values()) for name, counts in told("counts").items()}
     assert limits.keys() == found.keys()
     more = {name: (found[name], limits[name]) for name in found
             if any(a > b for a, b in zip(found[name], limits[name], strict=True))}  # fmt: skip

@@ -100,8 +100,8 @@ def test_it_changes_nothing_but_last_bits(step, setting):
 @pytest.mark.parametrize("mode", [("mode=exact",), PUBLISHED], ids=["exact", "published"])
 def test_what_no_kernel_sees_changes_nothing(step, mode):
     changed = [f"{name}={value}" for name, value in APART.items()]
-    if mode == PUBLISHED:  # all at once
-        changed += [f"{name}={value}" for name, value in OTHERWISE.items()]
+    if mode == PUBLISHED:  # all at once, but for data.workers, whose processes take long to start
+        changed += [f"{n}={value}" for n, value in OTHERWISE.items() if n != "data.workers"]
     assert differences(step(*mode), step(*mode, *changed)) == []
 
 

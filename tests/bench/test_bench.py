@@ -1,18 +1,26 @@
 """vppo bench: every part measures what it says, on small work."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
+from click.testing import CliRunner
 from command_line import vppo
 
-from pipelines.bench import bfloat16, passes, plot, run, steps, streamed, vision
+from pipelines.bench import bfloat16, passes, run, steps, streamed, vision
 from pipelines.bench.measure import ratio
-from pipelines.bench.sides import Work
+from pipelines.bench.sides import Work, vppo_steps
 from pipelines.bench.workload import Lengths, Workload, random_policy
 from pipelines.capacity.lookup import find_shape
 from pipelines.config.schema import ModelConfig
+from pipelines.disk.records import Scored, read_rows
+from vppo_cli.app import app
 
 SMALL = Lengths(image=16, text=4, samples=4, response=8, prompts=2)
 
@@ -55,13 +63,19 @@ def test_random_weights_of_fewer_layers(configure):
     assert sum(p.numel() for p in whole.parameters()) == shape.parameters
 
 
-def test_passes(monkeypatch, tmp_path):
+def test_the_command_measures_passes(monkeypatch, tmp_path):
     monkeypatch.setattr(passes, "LONG_PROMPT", SMALL)
-    *_, found = passes.passes("tiny", 2, tmp_path, quiet)
+    out = tmp_path / "bench"
+    line = ("bench", "passes", "--repeats", "1", "--threads", "1", "--out", str(out))
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    assert "old log-probs" in done.output
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "bench.png").stat().st_size > 5000
+    found = json.loads((out / "bench.json").read_text())["passes"]
+    assert (found["lengths"], found["repeats"]) == (vars(SMALL), 1)
     assert list(found["seconds"]) == ["old_logp", "scoring", "update", "all"]
     assert all(value > 0 for way in found["seconds"].values() for value in way.values())
-    assert plot.plot({"passes": found}, tmp_path / "p.png")
-    assert (tmp_path / "p.png").stat().st_size > 5000
 
 
 def test_a_vision_tower_s_ways(monkeypatch, tmp_path):
@@ -93,6 +107,15 @@ def test_what_is_beside_a_result(monkeypatch, tmp_path):
 
 
 def test_the_streamed_pass_against_whole_logits(monkeypatch, tmp_path):
+    def here(line, **_):
+        """What its process would print; one of its own is test_memory_does_not_grow_with_the_tokens'."""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            streamed.main(*line[3:])
+        torch.set_num_threads(1)
+        return SimpleNamespace(stdout=printed.getvalue())
+
+    monkeypatch.setattr(streamed, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(streamed, "VOCABULARY", 5_000)
     monkeypatch.setattr(streamed, "NAIVE_TOKENS", 48)
     monkeypatch.setattr(streamed, "TOKENS", 64)
     *_, found = streamed.compare("tiny", 1, tmp_path, quiet)
@@ -125,14 +148,17 @@ def test_what_fails_loses_no_figures(monkeypatch, tmp_path):
     assert found["passes, incomplete"]["seconds"] == {"old_logp": 1.0}
 
 
-def test_scoring_is_what_the_sides_differ_in():
-    small = Work(prompts=2, samples=4, max_new_tokens=8, micro_prompts=2, steps=3, image_tokens=16)
-    sides = {"with": small, "without": Work(**{**vars(small), "scored": False})}
-    found = steps.take_turns(sides, 1, quiet, "scoring", side="vppo")
-    for rows in found.values():
-        assert len(rows) == 1
-        assert list(rows[0]["stages"]) == ["rollout", "score", "update"]
-    assert found["with"][0]["tokens"] == found["without"][0]["tokens"]  # both have one policy still
+def test_scoring_is_what_the_sides_differ_in(tmp_path):
+    small = Work(prompts=2, samples=4, max_new_tokens=8, micro_prompts=2, steps=1, image_tokens=16)
+    found = {}
+    for scored in (True, False):
+        step = next(vppo_steps(replace(small, scored=scored, threads=1), tmp_path / str(scored)))
+        found[scored] = step()
+        assert list(found[scored]["stages"]) == ["rollout", "score", "update"]
+    assert found[True]["tokens"] == found[False]["tokens"]  # both have one policy still
+    scores = [next(tmp_path.glob(f"{scored}/run/**/scores.parquet")) for scored in found]
+    kl, entropy = (read_rows(file, Scored)[0].perception for file in scores)
+    assert kl != entropy
 
 
 def test_a_step_against_trl():
@@ -161,20 +187,9 @@ def test_what_cannot_be_measured(tmp_path, line, message):
     assert message in done.err
 
 
-def test_the_command(tmp_path):
-    out = tmp_path / "bench"
-    line = ("bench", "passes", "--repeats", "1", "--threads", "1", "--out", str(out))
-    done = vppo(*line, runs=tmp_path / "runs").succeeded()
-    assert "old log-probs" in done.out
-    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads((out / "bench.json").read_text())["passes"]
-    assert found["lengths"] == vars(passes.LONG_PROMPT)
-    assert found["repeats"] == 1
-
-
 def test_memory_does_not_grow_with_the_tokens():
-    # Whole logits of one view of 2,048 tokens would have 1.16 GiB.
-    line = [sys.executable, "-m", "pipelines.bench.streamed", "streamed", "2048", "1"]
+    # Whole logits of one view of 1,024 tokens would have 0.58 GiB.
+    line = [sys.executable, "-m", "pipelines.bench.streamed", "streamed", "1024", "1"]
     found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
-    assert found["logits_bytes"] == 4 * 2048 * 152_064 > 2**30
+    assert found["logits_bytes"] == 4 * 1024 * 152_064 > 2**29
     assert found["extra_bytes"] < 2**27

@@ -28,11 +28,10 @@ from pipelines.update.torch_engine import TorchTrainer
 GROUPS, SAMPLES, TOKENS, TILE = 2, 4, 24, 2**16
 
 
-def small_model(vocabulary: int, tied: bool) -> tuple[Any, Any]:
+def small_model(processor: Any, vocabulary: int, tied: bool) -> Any:
     """Sizes at which weights, activations and the head all count."""
     from transformers import AutoModelForImageTextToText
 
-    processor = tiny.build_processor()
     config = tiny.build_model(processor.tokenizer, 1).config.to_dict()
     config["text_config"] |= {
         "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768, "num_attention_heads": 8,
@@ -43,7 +42,7 @@ def small_model(vocabulary: int, tied: bool) -> tuple[Any, Any]:
     config["vision_config"] |= {"out_hidden_size": 256}
     config["tie_word_embeddings"] = tied
     made = type(tiny.build_model(processor.tokenizer, 1).config)(**config)
-    return AutoModelForImageTextToText.from_config(made).eval(), processor
+    return AutoModelForImageTextToText.from_config(made).eval()
 
 
 class Table:
@@ -66,11 +65,11 @@ class Table:
         ),
     ],
 )
-def test_memory_is_what_lives_at_once(monkeypatch, overrides, vocabulary, tied):
+def test_memory_is_what_lives_at_once(monkeypatch, processor, overrides, vocabulary, tied):
     for module, name in ((capacity, "LOGITS_ELEMENTS"), (divergence, "CPU_MAX_ELEMENTS"),
                          (decoding, "DEFAULT_MAX_ELEMENTS")):  # fmt: skip
         monkeypatch.setattr(module, name, TILE)
-    model, processor = small_model(vocabulary, tied)
+    model = small_model(processor, vocabulary, tied)
     config = settings.load(None, [
         f"rollout.samples_per_prompt={SAMPLES}", f"rollout.max_new_tokens={TOKENS}",
         "update.micro_batch_prompts=1", f"score.batch_prompts={GROUPS}",

@@ -14,8 +14,9 @@ from pipelines.disk import contents
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A memory of its own, as a process that starts has it."""
+    """A memory of its own, as a process that starts has it; files are young for a moment only."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(contents, "YOUNG_S", 0.2)
     return lambda: monkeypatch.setattr(contents, "_MEMORY", contents._Memory())
 
 

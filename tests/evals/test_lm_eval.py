@@ -2,11 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import hub_schema
+import lm_eval.tasks
 import numpy as np
 import pytest
 from lm_eval import simple_evaluate
@@ -35,12 +38,6 @@ METRICS = (
     "avg@8", "avg@8_low", "avg@8_high", "avg@8_as_published", "pass@8", "avg@8_math-verify"
 )  # fmt: skip
 TORCHVISION = "from pipelines.model.torchvision_ops import ensure_importable\nensure_importable()\n"
-QUICKER = """
-import functools, runpy, lm_eval.tasks
-lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
-runpy.run_module("evals.lm_eval", run_name="__main__", alter_sys=True)
-"""
-"""``python -m evals.lm_eval`` without lm-eval's own tasks, whose index takes it ten seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -73,47 +70,6 @@ def chain(chain_of):
             entries = [Entry(row.id, k, texts[k], False, 5, digest) for k in range(8)]
             append(cell.journal, entries)
     return chain
-
-
-@pytest.fixture(scope="module")
-def commands(data, chain, tmp_path_factory):
-    """Command lines of lm-eval, started at once, to run beside the tests; its own as it is."""
-    out, site = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(TORCHVISION)  # or a CPU build cannot load hf-multimodal
-    path = os.pathsep.join(map(str, [site, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    environment = os.environ | {
-        "VPPO_DATA_DIR": str(data), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"
-    }  # fmt: skip
-    common = ["--include_path", str(TASKS), "--tasks", "vppo_geo3k"]
-    model = f"pretrained={shipped_config('tiny_model')},min_pixels=1024,max_pixels=589824"
-    journal = chain.cell(0, "geo3k").journal
-    arguments = {
-        "lm_eval": [
-            Path(sys.executable).with_name("lm_eval"), *common, "--model", "hf-multimodal",
-            "--model_args", model, "--apply_chat_template", "--device", "cpu", "--batch_size", "8",
-            "--gen_kwargs", "max_gen_toks=8", "--log_samples", "--output_path", out / "lm_eval",
-        ],
-        "ours": [
-            sys.executable, "-c", QUICKER, *common, "--model", "vppo", "--model_args",
-            f"journal={journal}", "--output_path", out / "ours",
-        ],
-    }  # fmt: skip
-    started = {
-        name: subprocess.Popen(
-            list(map(str, line)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for name, line in arguments.items()
-    }
-
-    def finished(name):
-        printed, _ = started[name].communicate(timeout=240)
-        assert started[name].returncode == 0, printed.decode()[-4000:]
-        return out / name, printed.decode()
-
-    yield finished
-    for process in started.values():
-        process.kill()
-        process.communicate()
 
 
 def run(data, tasks, arguments, **more):
@@ -160,8 +116,7 @@ def test_every_benchmark_is_a_task_that_samples_as_the_paper_does():
         assert (task["repeats"], given["do_sample"], given["until"]) == (8, True, [])
 
 
-def test_both_surfaces_score_a_journal_alike(commands, data, chain, tmp_path):
-    # ``commands`` is here to run meanwhile.
+def test_both_surfaces_score_a_journal_alike(data, chain, tmp_path):
     journals = chain.cell(0, "geo3k").journal.parent
     found = run(data, ["vppo_eight"], {"journal": str(journals)})
     scores = []
@@ -277,8 +232,27 @@ def test_it_has_no_likelihoods(tmp_path):
 # --- the command lines ----------------------------------------------------------------------------
 
 
-def test_lm_evals_own_command_with_its_own_model(commands, data):
-    folder, printed = commands("lm_eval")
+ASKED = ("--include_path", str(TASKS), "--tasks", "vppo_geo3k")
+
+
+@pytest.mark.nightly
+def test_lm_evals_own_command_with_its_own_model(data, tmp_path):
+    site, folder = tmp_path / "site", tmp_path / "out"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(TORCHVISION)  # or a CPU build cannot load hf-multimodal
+    path = os.pathsep.join(map(str, [site, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    model = f"pretrained={shipped_config('tiny_model')},min_pixels=1024,max_pixels=589824"
+    line = [
+        Path(sys.executable).with_name("lm_eval"), *ASKED, "--model", "hf-multimodal", "--model_args",
+        model, "--apply_chat_template", "--device", "cpu", "--batch_size", "8", "--gen_kwargs",
+        "max_gen_toks=8", "--log_samples", "--output_path", folder,
+    ]  # fmt: skip
+    environment = os.environ | {
+        "VPPO_DATA_DIR": str(data), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"
+    }  # fmt: skip
+    printed = subprocess.run(
+        list(map(str, line)), env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert "|Geometry3k|" in printed
     (file,) = folder.rglob("samples_vppo_geo3k_*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -292,10 +266,18 @@ def test_lm_evals_own_command_with_its_own_model(commands, data):
         assert row["arguments"]["gen_args_0"]["arg_0"] == asked
 
 
-def test_lm_evals_command_with_our_model(commands):
-    folder, printed = commands("ours")
+def test_lm_evals_command_with_our_model(data, chain, tmp_path, monkeypatch, capsys):
+    """``python -m evals.lm_eval`` in this process, without lm-eval's own tasks, whose index takes it ten
+    seconds."""
+    journal = chain.cell(0, "geo3k").journal
+    line = ["--model", "vppo", "--model_args", f"journal={journal}", "--output_path", str(tmp_path)]
+    monkeypatch.setenv("VPPO_DATA_DIR", str(data))
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *ASKED, *line])
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    runpy.run_module("evals.lm_eval", run_name="__main__", alter_sys=True)
+    printed = capsys.readouterr().out
     assert "|Geometry3k|" in printed
-    (file,) = folder.rglob("results_*.json")
+    (file,) = tmp_path.rglob("results_*.json")
     found = json.loads(file.read_text())["results"]["vppo_geo3k"]
     assert found["avg@8,all"] == pytest.approx((0 + 1 + 2) / 8 / 3)
     assert found["pass@8,all"] == pytest.approx(2 / 3)

@@ -244,7 +244,7 @@ def _pair(rng: random.Random) -> tuple[str, str]:
 def test_what_is_spared_changes_no_verdict(grader: str) -> None:
     """The worker against the package as installed, in a process of its own."""
     rng = random.Random(7)
-    pairs = [_pair(rng) for _ in range(60)]
+    pairs = [_pair(rng) for _ in range(30)]
     run = subprocess.run(
         [sys.executable, "-c", UNCHANGED, grader], input=json.dumps(pairs), capture_output=True,
         text=True, env={**os.environ, "PYTHONHASHSEED": "0"}, check=True,
@@ -253,7 +253,7 @@ def test_what_is_spared_changes_no_verdict(grader: str) -> None:
         verdicts = pool.grade([(*pair, "value") for pair in pairs], grader, alone=True)
     real = json.loads(run.stdout)
     assert [(p, v) for p, v, r in zip(pairs, verdicts, real, strict=True) if v != r] == []
-    assert 5 < sum(real) < 55
+    assert 3 < sum(real) < 27
 
 
 # Process and grader take 60 MiB. 250 MB cannot be had at all: mathruler would swallow the error.

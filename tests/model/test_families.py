@@ -33,12 +33,20 @@ LISTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4
 """Those whose pixels are a list of patches."""
 OVERVIEW = {"idefics3": -1, "smolvlm": -1, "internvl": -1, "llava_next": 0, "llava_onevision": 0}
 """Those that cut an image into tiles, and where among these the overview is."""
+ALIKE = {
+    "qwen2_vl": "qwen2_5_vl", "glm4v": "qwen2_5_vl", "qwen3_vl_moe": "qwen3_vl", "smolvlm": "idefics3",
+    "internvl": "idefics3", "llava": "llava_next", "llava_onevision": "llava_next",
+}  # fmt: skip
+"""Family -> one that takes the same way and lays pixels out alike, so that the first is tried nightly."""
 QUESTIONS = questions()
 RESPONSES = [[20, 21, 22, 23, 24], [30], [40, 41, 42]]
 PLAIN = "model.shared_prefix=false"
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.nightly if n in ALIKE else ()) for n in FAMILIES],
+)
 def family(request, tmp_path_factory, configure):
     """A family's folder, its config, and the policy loaded from it (not to be trained)."""
     folder = write_folder(request.param, tmp_path_factory.mktemp(request.param))

@@ -14,10 +14,9 @@ import torch
 from PIL import Image, ImageCms
 
 from pipelines.config import settings
-from pipelines.config.schema import Config, DataConfig, ModelConfig
+from pipelines.config.schema import Config, DataConfig
 from pipelines.config.settings import shipped_config
 from pipelines.disk.records import Sample
-from pipelines.embedded import tiny
 from pipelines.model.images import limited_size
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import Before, encode_sample, load_processor, messages
@@ -218,20 +217,16 @@ KINDS |= {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """(the tiny model's folder of a processor, the processor, the model's config)."""
+def model(processor):
+    """(the tiny model's processor, its config)."""
     from transformers import AutoConfig
 
-    folder = tmp_path_factory.mktemp("processor")
-    tiny.build_processor().save_pretrained(folder)
-    settings = ModelConfig(path=str(folder))
-    config = AutoConfig.from_pretrained(shipped_config("tiny_model"))
-    return settings, load_processor(Config(model=settings)), config
+    return processor, AutoConfig.from_pretrained(shipped_config("tiny_model"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_encoder_gets(model, kind):
-    _, processor, config = model
+    processor, config = model
     data, seen = KINDS[kind]
     prompt = encode_sample(processor, "", Sample("a", "What?", [data], "1"))
     [shown] = pictures(prompt, processor, config, [data])
@@ -244,9 +239,8 @@ def test_what_the_encoder_gets(model, kind):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
-def test_tokens_are_counted_of_the_image_upright(model, form):
-    settings, *_ = model
-    lengths = PromptLengths(Config(model=settings))
+def test_tokens_are_counted_of_the_image_upright(form):
+    lengths = PromptLengths(Config())
     lengths._tried = True  # do not ask the processor: sizes have to do
     for orientation in range(1, 9):
         sample = Sample("a", "<image>?", [turned(orientation, form)[0]], "1")
@@ -283,7 +277,7 @@ class Notes(Silent):
         self.notes.append(text)
 
 
-def prepared(model, tmp_path, *images):
+def prepared(tmp_path, *images):
     """(metrics, notes, train questions) of a data set with these images."""
     from pipelines.disk.records import read_rows
 
@@ -295,7 +289,7 @@ def prepared(model, tmp_path, *images):
     out, notes = tmp_path / "out", Notes()
     out.mkdir()
     data = DataConfig(source=str(tmp_path / "q.jsonl"), validation_count=0)
-    metrics = prepare(Config(data=data, model=model[0]), out, notes)
+    metrics = prepare(Config(data=data), out, notes)
     return metrics, notes.notes, read_rows(out / "train.parquet", Sample)
 
 
@@ -304,20 +298,20 @@ def white_ink():
     return Image.merge("RGBA", [Image.new("L", image.size, 255)] * 3 + [image.getchannel("A")])
 
 
-def test_images_of_a_single_colour_are_counted(model, tmp_path):
+def test_images_of_a_single_colour_are_counted(tmp_path):
     images = [encoded(drawing()), encoded(white_ink()), encoded(Image.new("L", (SIDE, SIDE), 9))]
-    metrics, notes, _ = prepared(model, tmp_path, *images)
+    metrics, notes, _ = prepared(tmp_path, *images)
     assert metrics["single_colour"] == 2
     assert notes == ["train: 2 images are a single colour"]
 
 
-def test_what_pillow_warns_of_is_counted_and_does_not_reach_the_screen(model, tmp_path, recwarn):
+def test_what_pillow_warns_of_is_counted_and_does_not_reach_the_screen(tmp_path, recwarn):
     warnings.simplefilter("always")
     palette = encoded(indexed(), transparency=bytes([0, 128, 255, 0]))
     jpeg = encoded(Image.fromarray(PLAIN), "JPEG")
     broken = b"\xff\xe1" + struct.pack(">H", 20) + b"Exif\0\0MM\0*\0\0\0\x08\0\x05\0\0"
     damaged = jpeg[:2] + broken + jpeg[2:]
-    metrics, notes, _ = prepared(model, tmp_path, palette, damaged, damaged)
+    metrics, notes, _ = prepared(tmp_path, palette, damaged, damaged)
     assert not [w for w in recwarn if "PIL" in str(w.filename)]
     assert metrics["warned"] == 2
     assert any(line.startswith("train: Pillow warns of 2 images (") for line in notes)

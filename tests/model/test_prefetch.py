@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -56,17 +53,15 @@ def test_what_the_processor_refuses(policy, encoder, samples):
         encoded(asking, two)
 
 
-def test_a_killed_worker_costs_the_head_start_only(policy, samples):
-    made = PromptEncoder(policy.processor, "", workers=1)
-    made.expect(samples[:1])
-    made.encode(samples[0])
-    [worker] = made._prefetcher._pool._processes.values()
+def test_a_killed_worker_costs_the_head_start_only(policy, encoder, samples):
+    encoder.expect(samples[5:6])
+    encoder.encode(samples[5])
+    [worker] = encoder._prefetcher._pool._processes.values()
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    made.expect(samples[1:3])
-    expected = PromptEncoder(policy.processor, "").encode(samples[1])
-    assert torch.equal(made.encode(samples[1])["pixel_values"], expected["pixel_values"])
-    made.close()
+    encoder.expect(samples[6:8])
+    expected = PromptEncoder(policy.processor, "Think.").encode(samples[6])
+    assert torch.equal(encoder.encode(samples[6])["pixel_values"], expected["pixel_values"])
 
 
 def test_old_prompts_leave_when_bytes_run_out(policy, samples, monkeypatch):
@@ -80,36 +75,24 @@ def test_old_prompts_leave_when_bytes_run_out(policy, samples, monkeypatch):
     assert samples[-1].id in {key[0] for key in made._cache}
 
 
-STARTED = """
-import time
-from pipelines.config import settings
-from pipelines.embedded.glyphs import GlyphsOptions, make_samples
-from pipelines.model.prompts import PromptEncoder, load_processor
-
-if __name__ == "__main__":
-    made = PromptEncoder(load_processor(settings.load(None)), "", workers=2)
-    samples = make_samples("test", 4, 0, GlyphsOptions())
-    made.expect(samples)
-    made.encode(samples[0])
-    print(*made._prefetcher._pool._processes, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_workers_end_with_a_process_that_is_killed(tmp_path):
-    script = tmp_path / "started.py"
-    script.write_text(STARTED)
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert workers
-    assert all(psutil.pid_exists(pid) for pid in workers)
-    process.kill()
-    process.wait()
+def test_workers_end_with_a_process_that_is_killed(policy, samples):
+    read, write = os.pipe()
+    process = os.fork()  # whose worker imports all anew
+    if process == 0:
+        try:
+            made = PromptEncoder(policy.processor, "", workers=1)
+            made.expect(samples[:4])
+            made.encode(samples[0])
+            os.write(write, str(*made._prefetcher._pool._processes).encode())
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(write)
+    worker = int(os.read(read, 100))
+    assert psutil.pid_exists(worker)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
     deadline = time.monotonic() + 30
-    while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < deadline:
+    while psutil.pid_exists(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(psutil.pid_exists(pid) for pid in workers)
+    assert not psutil.pid_exists(worker)

@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.config.schema import Config, DataConfig, GlyphsConfig, ModelConfig
+from pipelines.config.schema import Config, DataConfig, GlyphsConfig
 from pipelines.disk.records import ROWS_PER_GROUP, Sample, read_rows, write_samples
-from pipelines.embedded import tiny
 from pipelines.errors import UserError
 from pipelines.prepare.samples import PromptLengths, hold_out, prepare
 from pipelines.watch import Silent
@@ -35,22 +34,14 @@ def png(width=28, height=28, shade=0):
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def tiny_processor(tmp_path_factory):
-    """The tiny model's processor, saved in Hugging Face format; lengths need no weights."""
-    folder = tmp_path_factory.mktemp("processor")
-    tiny.build_processor().save_pretrained(folder)
-    return ModelConfig(path=str(folder))
-
-
 @pytest.fixture
-def run(tiny_processor, tmp_path):
+def run(tmp_path):
     """Prepare with these data settings; returns (metrics, output folder, what was noted)."""
 
     def run_(**data):
         out, notes = tmp_path / "out", Notes()
         out.mkdir(exist_ok=True)
-        config = Config(data=DataConfig(**data), model=tiny_processor)
+        config = Config(data=DataConfig(**data))
         return prepare(config, out, notes), out, notes
 
     return run_
@@ -82,13 +73,13 @@ def test_embedded_data(run):
     assert ("prepare train", 40, 40) in notes.steps
 
 
-def test_embedded_data_do_not_depend_on_the_run_seed(tiny_processor, tmp_path):
+def test_embedded_data_do_not_depend_on_the_run_seed(tmp_path):
     files = []
     for seed in (0, 1):
         out = tmp_path / str(seed)
         out.mkdir()
         data = DataConfig(glyphs=GlyphsConfig(train=3, validation=1, test=1, levels=(2,)))
-        prepare(Config(data=data, model=tiny_processor, seed=seed), out, Silent())
+        prepare(Config(data=data, seed=seed), out, Silent())
         files.append((out / "train.parquet").read_bytes())
         levels = {json.loads(s.metadata)["level"] for s in read_rows(out / "train.parquet", Sample)}
         assert levels == {2}
@@ -119,11 +110,11 @@ def test_what_cannot_be_used_is_listed_and_counted(run, tmp_path):
     assert "6 of 8 rows left out (2 no answer, 1 " in notes.notes[0]
 
 
-def test_lengths_are_those_of_the_encoded_prompt(tiny_processor):
+def test_lengths_are_those_of_the_encoded_prompt():
     """Counting by image size against the processor itself, also with pixel limits that resize."""
     images = [png(28, 28), png(100, 61), png(500, 300), png(7, 9)]
     for limits in ({}, {"min_pixels": 3 * 784, "max_pixels": 9 * 784}):
-        config = Config(model=tiny_processor, data=DataConfig(instruction="Box it.", **limits))
+        config = Config(data=DataConfig(instruction="Box it.", **limits))
         lengths = PromptLengths(config)
         for i in range(len(images) + 1):
             sample = Sample(str(i), "Compare <b>:\n" + "<image>" * i, images[:i], "1")
@@ -131,8 +122,8 @@ def test_lengths_are_those_of_the_encoded_prompt(tiny_processor):
         assert lengths.by_size
 
 
-def test_a_processor_that_adds_more_than_it_says_is_asked_itself(tiny_processor, monkeypatch):
-    lengths = PromptLengths(Config(model=tiny_processor))
+def test_a_processor_that_adds_more_than_it_says_is_asked_itself(monkeypatch):
+    lengths = PromptLengths(Config())
     kind = type(lengths.processor)
     monkeypatch.setattr(
         kind, "_get_num_multimodal_tokens", lambda self, image_sizes: {"num_image_tokens": [99]}
@@ -143,10 +134,10 @@ def test_a_processor_that_adds_more_than_it_says_is_asked_itself(tiny_processor,
     assert not lengths.by_size
 
 
-def test_the_longest_allowed_prompt_stays(run, tmp_path, tiny_processor):
+def test_the_longest_allowed_prompt_stays(run, tmp_path):
     path = source(tmp_path / "t.jsonl", {}, {"problem": "<image>What is in a1 ? a2"})
     first, second = (
-        PromptLengths(Config(model=tiny_processor)).count(Sample("x", problem, [png()], "3"))
+        PromptLengths(Config()).count(Sample("x", problem, [png()], "3"))
         for problem in ("<image>What is in a1?", "<image>What is in a1 ? a2")
     )
     assert first < second

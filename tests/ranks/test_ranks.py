@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from command_line import ONE_THREAD, given
+from command_line import Command, copy_of, given, start, vppo
 
 from pipelines.errors import UserError
 from pipelines.ranks.launch import Launch, launch, without
@@ -22,22 +18,20 @@ SETTINGS = given(
     "data.glyphs.train=24", "data.glyphs.validation=4", "data.glyphs.test=6",
     "rollout.prompts_per_step=5", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
     "rollout.dynamic_sampling=false", "rollout.batch_prompts=2", "score.batch_prompts=2",
-    "eval.samples=2", "eval.batch_prompts=2", "run.threads=1", "run.steps=1",
+    "checkpoint.validation_samples=0", "eval.samples=2", "eval.batch_prompts=2", "eval.baseline=false",
+    "run.threads=1", "run.steps=1", "update.engine=own:Trainer",
 )  # fmt: skip
-"""Five groups on two ranks: they do not divide."""
+"""Five groups on two ranks: they do not divide. Updates are others' (tests/scale): here they do nothing."""
+
+OWN = """
+class Trainer:
+    def __init__(self, policy, config, reference): pass
+    def update(self, rollouts, scores, samples): return {}
+    def save(self, folder): pass
+    def load(self, folder): pass
+"""
 
 TWO = ("--nproc-per-node", "2")
-
-
-def vppo(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vppo_cli", *arguments], env=environment(runs), text=True,
-        capture_output=True, timeout=300,
-    )  # fmt: skip
-
-
-def environment(runs: Path) -> dict[str, str]:
-    return {**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)}
 
 
 def rows(run: Path, name: str) -> list[dict]:
@@ -47,13 +41,12 @@ def rows(run: Path, name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory) -> tuple[Path, Path]:
-    """The same stages by one process and by two ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
+    """The same run by one process and by two ranks."""
+    runs = tmp_path_factory.mktemp("ranks") / "runs"
+    (runs.parent / "own.py").write_text(OWN)
     for name, several in (("one", ()), ("two", TWO)):
-        for stage in ("prepare", "rollout", "score"):
-            done = vppo(folder, "train", "--run", name, "--stage", stage, *several, *SETTINGS)
-            assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "one", folder / "two"
+        vppo("train", "--run", name, *several, *SETTINGS, runs=runs).succeeded()
+    return runs / "one", runs / "two"
 
 
 def test_two_ranks_sample_what_one_does(one_and_two):
@@ -85,56 +78,54 @@ def test_two_ranks_look_as_one_does(one_and_two):
 
 
 def test_two_ranks_evaluate_as_one_does(one_and_two):
-    answers = []
-    for run, several in zip(one_and_two, ((), TWO), strict=True):
-        done = vppo(
-            run.parent, "eval", "--run", run.name, "--benchmarks", "glyphs", *several, *SETTINGS
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("glyphs") >= 1
-        answers.append(rows(run, "answers"))
-    assert answers[0] == answers[1]
-    assert len(answers[0]) == 6 * 2
+    one, two = (rows(run, "answers") for run in one_and_two)
+    assert one == two
+    assert len(one) == 6 * 2
 
 
 def test_an_error_of_all_ranks_is_told_once(one_and_two):
-    done = vppo(one_and_two[1].parent, "train", "--run", "two", *TWO, *SETTINGS)
-    assert done.returncode == 2
-    assert done.stderr.count("error") == 1
-    assert "update.engine: torch" in done.stderr
-    assert "deepspeed" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = vppo("train", "--run", "torch", *TWO, *SETTINGS, *given("update.engine=torch"),
+                runs=one_and_two[1].parent)  # fmt: skip
+    assert done.code == 2
+    assert done.err.count("error") == 1
+    assert "update.engine: torch" in done.err
+    assert "deepspeed" in done.err
+    assert "Traceback" not in done.err
 
 
-def started(runs: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """A long rollout on two ranks, both at work."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vppo_cli", "train", "--run", "long", "--stage", "rollout", *TWO, *SETTINGS,
-         *given("rollout.prompts_per_step=400")],
-        env=environment(runs), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def at_work(command: Command, run: Path, pattern: str) -> list[psutil.Process]:
+    """The ranks of a command, in order, once one has written more than there was."""
+    before = {path: path.stat().st_size for path in run.glob(pattern)}
     until = time.monotonic() + 120
-    while not list(runs.glob("long/steps/0001/rollout-*.partial")):
-        assert process.poll() is None, process.communicate()
+    while {path: path.stat().st_size for path in run.glob(pattern)} == before:
+        assert command.running(), command.err
         assert time.monotonic() < until
         time.sleep(0.1)
-    workers = [p for p in psutil.Process(process.pid).children() if "vppo_cli" in p.cmdline()]
-    return process, sorted(workers, key=lambda p: int(p.environ()["RANK"]))
+    ranks = [p for p in psutil.Process(command.pid).children() if "vppo_cli" in p.cmdline()]
+    return sorted(ranks, key=lambda p: int(p.environ()["RANK"]))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_dead_rank_brings_the_run_down_with_one_message(tmp_path, rank):
-    done = vppo(tmp_path, "train", "--run", "long", "--stage", "prepare", *SETTINGS)
-    assert done.returncode == 0, done.stderr
-    process, workers = started(tmp_path)
-    began = time.monotonic()
-    workers[rank].send_signal(signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert time.monotonic() - began < 60
-    assert errors.count("error ") == 1, errors
-    assert f"rank {rank} (process {workers[rank].pid}) was killed by SIGKILL" in errors
-    assert not [p for p in workers if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+@pytest.mark.parametrize(
+    ("rank", "arguments", "written"),
+    [
+        (0, ("eval", "--samples", "100"), "eval/0001/journals/glyphs-*"),
+        (1, ("train", "--stage", "rollout", *given("rollout.prompts_per_step=900")),
+         "steps/0001/rollout-*.partial"),
+    ],
+)  # fmt: skip
+def test_a_dead_rank_brings_the_command_down_with_one_message(
+    one_and_two, tmp_path, rank, arguments, written
+):
+    run = copy_of(one_and_two[0], tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    command = start(*arguments, "--run", "one", *TWO, runs=run.parent)
+    ranks = at_work(command, run, written)
+    assert len(ranks) == 2
+    ranks[rank].kill()
+    assert command.code == 1
+    assert command.err.count("error ") == 1, command.err
+    assert f"rank {rank} (process {ranks[rank].pid}) was killed by SIGKILL" in command.err
+    assert not [p for p in ranks if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 # -- without processes -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA = torch.device("cuda:0")
+DEVICE = torch.ops.prim.device.default
 HERE = __file__.removesuffix("_tensors.py")
 
 
@@ -151,16 +153,21 @@ class FakeGpu(TorchDispatchMode):
         self._counted["waits"] += 1
         self.waited[place()] += 1
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled, and the guard against it costs as much as an operation."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation, wherever its tensors are."""
-        name = func._schema.name.partition("::")[2]
+        if func is DEVICE:  # more than half of all
+            return CUDA if isinstance(args[0], Gpu) else torch.device("cpu")
+        name, mutable = _about(func)
         tensors = list(_tensors((*args, *kwargs.values())))
         ours = [x for x in tensors if isinstance(x, Gpu)]
-        if name == "device":
-            return CUDA if ours else torch.device("cpu")
         here = bool(ours)  # whether what comes out is on the GPU
         if kwargs.get("device") is not None:
             asked = torch.device(kwargs["device"])
@@ -173,7 +180,7 @@ class FakeGpu(TorchDispatchMode):
             self._count(func, name, args, kwargs, here)
         held = {key: _mapped(_held, x) for key, x in kwargs.items()}
         found = _computed(func, name, _mapped(_held, args), held)
-        for one in ours if func._schema.is_mutable else ():
+        for one in ours if mutable else ():
             if one.shape != one.held.shape:
                 raise NotImplementedError(f"{func} changes the shape of a tensor in place")
         if name in ("_local_scalar_dense", "equal", "is_nonzero", "is_pinned"):
@@ -197,7 +204,7 @@ class FakeGpu(TorchDispatchMode):
             RuntimeError: strict deterministic mode, and there is no such kernel.
         """
         others = [x for x in tensors if not isinstance(x, Gpu)]
-        if name in COPIES:
+        if not others or name in COPIES:
             others = []
         elif name in INDEXED:  # indices may lie on the host
             taken = {id(x) for x in args[1] if x is not None}
@@ -265,6 +272,12 @@ def place() -> str:
             library = f"{file.rpartition('/')[2]}:{line}, called from "
         frame = frame.f_back
     return library
+
+
+@cache
+def _about(func: Any) -> tuple[str, bool]:
+    """An operation's name, and whether it changes what it is given."""
+    return func._schema.name.partition("::")[2], func._schema.is_mutable
 
 
 def _few(shapes: list[tuple[int, ...]]) -> str:

@@ -106,7 +106,10 @@ def test_first_weights_are_those_of_the_seed(configure):
 
 
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
-    settings = given(*SMALL, *LORA, "checkpoint.every=1")
+    settings = given(
+        *SMALL, *LORA, "checkpoint.every=1", "run.steps=2", "checkpoint.validation_samples=0",
+        "data.glyphs.test=2", "eval.baseline=false",
+    )  # fmt: skip
     vppo("train", "--run", "whole", *settings, runs=tmp_path / "a").succeeded()
     vppo("train", "--run", "whole", "--until", "1", *settings, runs=tmp_path / "b").succeeded()
     vppo("train", "--run", "whole", *settings, runs=tmp_path / "b").succeeded()
