@@ -144,6 +144,12 @@ def _lock(step: Step, watch: Watch) -> Iterator[None]:
         yield
 
 
+def _bare(option: str) -> str:
+    """An option's text as the gold may write it, too: without braces, signs of degree, and case."""
+    text = normalise(option).replace("^{\\circ}", "").replace("^\\circ", "").replace("°", "")
+    return "".join(c for c in text if c not in "{} ").casefold()
+
+
 class _Reader:
     """Turns a benchmark's rows into samples and counts what becomes of them."""
 
@@ -290,8 +296,8 @@ class _Reader:
             self._options[group] = choose_from
         golds = question.golds
         if not golds and not choice_letters(question.answer):  # the gold is an option's text
-            texts = [normalise(option) for option in choose_from]
-            if texts.count(gold := normalise(question.answer)) == 1:
+            texts = [_bare(option) for option in choose_from]
+            if texts.count(gold := _bare(question.answer)) == 1:
                 golds = [chr(ord("A") + texts.index(gold))]
             self.unlettered += not golds
         return kind, choose_from, golds

@@ -231,7 +231,7 @@ def test_mathverse_golds_are_letters_however_they_are_written(tmp_path):
         plain_image(raw[0] | about | {"sample_index": str(i), "answer": gold})
         for i, gold in enumerate(golds_of)
     ]
-    rows[4] |= {"question": "How far?\nA:N 20 E\nB:090^\\circ T", "problem_index": "2"}
+    rows[4] |= {"question": "How far?\nA:N 20 E\nB:090^{\\circ} T", "problem_index": "2"}
     # The image alone: its choices are those of the problem's other versions.
     rows.append(rows[4] | {"sample_index": "6", "question": "", "question_for_eval": ""})
     (tmp_path / "mathverse.json").write_text(json.dumps(rows))
@@ -244,7 +244,7 @@ def test_mathverse_golds_are_letters_however_they_are_written(tmp_path):
         ["(C)"], ["C\nD"], ["A\nC"], ["B"], ["B"], ["no"], ["B"]
     ]  # fmt: skip
     assert options(found[0]) == ["True", "False"]
-    assert options(found[6]) == ["N 20 E", "090^\\circ T"]
+    assert options(found[6]) == ["N 20 E", "090^{\\circ} T"]
     assert "mathverse: 1 gold names no option; compared as text" in metrics["warnings"]
     with GraderPool(workers=1) as pool:
         right = ["C", "C and D", "A, C", "B", "(B) 090", "no", "B"]
