@@ -385,8 +385,8 @@ class PublishedConfig(Section):
     """Sample in rounds of ``rollout.prompts_per_step`` prompts, and throw away the informative groups that
     a step has too many (authors' code); false: the next step uses them."""
     choice_rule: bool = True
-    """Read which option an answer names before the grader is asked; false: ``reward.grader`` alone
-    decides (authors' code)."""
+    """Grade by our rules for boxes, choices and values before the grader is asked; false: by
+    ``reward.grader`` alone, on the box as mathruler takes it (authors' code)."""
     filter_text_only: bool = False
     """Treat responses to questions without an image as all others (authors' code): S is 0 everywhere, so
     the first ``score.keep_fraction`` of their tokens are kept. false: all are kept, and they take no part

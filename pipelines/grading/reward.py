@@ -77,10 +77,14 @@ class RewardFunction(Closing):
             UserError: the grader cannot be loaded, or the named reward returned something else
                 than one finite number per response.
         """
-        answers = [extract_answer(response) for response in responses]
-        outcomes = outcomes_of(
-            answers, samples, truncated, self._pool, self._grader, choice_rule=self._choice_rule
-        )
+        answers: list[str | None]
+        if self._choice_rule:
+            answers = [extract_answer(response) for response in responses]
+            outcomes = outcomes_of(answers, samples, truncated, self._pool, self._grader)
+        else:
+            boxed = [published_answer(response) for response in responses]
+            answers = [None if answer == NO_BOX else answer for answer in boxed]
+            outcomes = published_outcomes(responses, samples, truncated, self._pool, self._grader)
         if self._scorer is None:
             rewards = REWARDS[self._name](outcomes)
         else:
@@ -94,14 +98,11 @@ class RewardFunction(Closing):
 
 def outcomes_of(
     answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool],
-    pool: GraderPool, grader: str, *, choice_rule: bool = True,
+    pool: GraderPool, grader: str,
 ) -> list[Outcome]:  # fmt: skip
     """What came of each answer, by the project's rules and the grader; None is a response that holds none.
 
     Of several golds any counts.
-
-    Args:
-        choice_rule: whether our rules and all golds count, or the grader alone decides.
 
     Raises:
         UserError: the grader cannot be loaded.
@@ -110,10 +111,10 @@ def outcomes_of(
         (i, (answer, gold, sample.kind))
         for i, (answer, sample) in enumerate(zip(answers, samples, strict=True))
         if answer is not None
-        for gold in (golds(sample) if choice_rule else [sample.answer])
+        for gold in golds(sample)
     ]
     found: dict[int, bool | None] = {}
-    verdicts = pool.grade([item for _, item in items], grader, alone=not choice_rule)
+    verdicts = pool.grade([item for _, item in items], grader)
     for (i, _), verdict in zip(items, verdicts, strict=True):
         before = found.setdefault(i, verdict)
         found[i] = True if before or verdict else None if None in (before, verdict) else False
@@ -124,13 +125,14 @@ def outcomes_of(
 
 
 def published_outcomes(
-    responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool], pool: GraderPool
-) -> list[Outcome]:
-    """What came of each response as published: by mathruler alone, on the boxed text, against the gold as
-    the data set has it.
+    responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool],
+    pool: GraderPool, grader: str = "mathruler",
+) -> list[Outcome]:  # fmt: skip
+    """What came of each response as published: by the grader alone (theirs is mathruler), on the boxed
+    text, against the gold as the data set has it.
 
     Raises:
-        UserError: mathruler cannot be loaded.
+        UserError: the grader cannot be loaded.
     """
     answers = [published_answer(response) for response in responses]
     # "None", where there is no box, is graded like any other text; spared where it cannot be right.
@@ -139,7 +141,7 @@ def published_outcomes(
         if answer != NO_BOX or "none" in sample.answer.lower()
     ]  # fmt: skip
     items = [(answers[i], samples[i].answer, samples[i].kind) for i in asked]
-    verdicts = dict(zip(asked, pool.grade(items, "mathruler", alone=True), strict=True))
+    verdicts = dict(zip(asked, pool.grade(items, grader, alone=True), strict=True))
     return [
         _OF_VERDICT[verdicts[i]] if verdicts.get(i) or answer != NO_BOX
         else ("truncated" if cut else "no_answer")
@@ -169,6 +171,7 @@ def make_reward(
     """Build the reward that a config names; no process starts before the first answer needs one.
 
     Args:
+        choice_rule: False: as published, ``published_outcomes``.
 
     Raises:
         UserError: no such reward or grader, or the import path leads nowhere.

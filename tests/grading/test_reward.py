@@ -145,3 +145,12 @@ def test_without_the_choice_rule_the_grader_alone_decides() -> None:
         assert [one.outcome for one in alone(responses, owners, whole)][:2] == ["correct", "wrong"]
     with make_reward(workers=1) as ruled:
         assert [one.reward for one in ruled(responses, owners, whole)] == [1, 1, 1, 0]
+
+
+def test_without_our_rules_an_unclosed_last_box_is_no_answer() -> None:
+    responses, owners = [r"\boxed{7} or \boxed{7"], [sample("7", "value")]
+    with make_reward(workers=1, choice_rule=False) as alone:
+        (found,) = alone(responses, owners, [False])
+        assert (found.answer, found.outcome) == ("", "no_answer")
+    with make_reward(workers=1) as ruled:
+        assert ruled(responses, owners, [False])[0].outcome == "correct"
