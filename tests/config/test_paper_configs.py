@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from command_line import vppo
 from paper_configs import rows, train_two_steps
 
 from evals.benchmarks import published
+from evals.profiles import PUBLISHED
 from pipelines.chain import Chain
 from pipelines.config import schema, settings
 from pipelines.config.constants import SOURCES, cited, constants, of_size
@@ -117,7 +119,9 @@ def test_the_evaluation_has_the_constants():
         theirs = {**published.SETTINGS, "max_new_tokens": published.MAX_NEW_TOKENS[family]}
         expected = of_size(size)
         assert theirs == {name: expected[f"eval.{name}"] for name in theirs}
-    assert {of_size("7B")["eval.samples"], published.SAMPLES} == {8}
+    seven = of_size("7B") | {"eval.instruction": of_size("7B")["data.instruction"]}
+    assert asdict(PUBLISHED) == {name: seven[f"eval.{name}"] for name in asdict(PUBLISHED)}
+    assert {seven["eval.samples"], published.SAMPLES} == {8}
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -47,7 +47,7 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest response (paper: 2048; 32B 4096; 8B 8192).")
+        int | None, typer.Option(help="Longest response (authors: 2048; 32B 4096; 8B 8192).")
     ] = None,
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Grade what was sampled again; needs no model.")
