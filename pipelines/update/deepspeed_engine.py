@@ -138,9 +138,7 @@ class DeepSpeedTrainer(TorchTrainer):
         self.engine.backward(loss * ranks().world, scale_wrt_gas=False)
 
     def _step(self) -> float:
-        # DeepSpeed asks itself in bfloat16 alone, and not in ZeRO-3; the norm it tells would be finite.
-        self.optimizer.check_overflow()
-        self.engine.step()  # which then leaves weights and moments as they are
+        self.engine.step()  # where the norm is not finite it leaves weights and moments as they are
         norm = math.nan if self.optimizer.overflow else float(self.engine.get_global_grad_norm())
         self._see(norm)
         return norm
