@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.chain import Chain
+from pipelines import runs
+from pipelines.chain import VERSIONS, Chain
 from pipelines.config import settings
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.disk.step import commit
@@ -113,6 +114,55 @@ def test_images_of_validation_and_of_mapped_columns_count(tmp_path):
     assert {NAMED, "files named by data.validation_source"} <= first.settings.keys()
     (tmp_path / "one.png").write_bytes(b"2")
     assert prepared(list_of_one, *asked).key != first.key
+
+
+def test_only_data_that_may_lack_an_image_has_new_versions_of_what_treats_such_questions(tmp_path):
+    (tmp_path / "q.jsonl").write_text("{}")
+    own = settings.load(None, [f"data.source={tmp_path / 'q.jsonl'}"])
+    found = [Chain(one, tmp_path) for one in (settings.load(None), own)]
+    versions = [(run.score(1).version, run.update(1).version) for run in found]
+    assert versions == [(3, 3), (4, 4)]
+    assert [runs.outdated(run) for run in found] == ["", ""]
+    # A run of before, on data of one's own: what is there is read as it was made, and made again.
+    made = Chain(own, tmp_path, VERSIONS | {"score": 3, "update": 3})
+    with commit(made.score(1)) as (_, metrics):
+        metrics["perception_mean"] = 0.0
+    assert runs.as_made(own, tmp_path, "score").score(1).path == made.score(1).path
+    assert "score (version 3 -> 4)" in runs.outdated(found[1])
+
+
+def test_how_questions_are_shown_is_in_every_key_that_it_decides(tmp_path):
+    asked = ("eval.profile=matched", "eval.benchmarks=[mathverse]")
+    plain, shown = (
+        Chain(settings.load(None, [*asked, *more]), tmp_path)
+        for more in ((), ("published.resize_first=true",))
+    )
+    assert plain.prepare.key != shown.prepare.key
+    assert plain.model.key == shown.model.key
+    assert plain.eval(0, "mathverse").key != shown.eval(0, "mathverse").key
+    assert plain.eval(0, "glyphs").key != shown.eval(0, "glyphs").key
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("resize_first=true", "prepare"), ("strip_question=true", "prepare"),
+        ("drop_surplus=true", "rollout"), ("choice_rule=false", "rollout"),
+        ("filter_text_only=true", "score"), ("decay_all=true", "update"),
+        ("mini_batch_responses=8", "update"), ("micro_batch_responses=7", "update"),
+    ],
+)  # fmt: skip
+def test_a_published_setting_is_in_the_keys_from_the_stage_that_it_changes(
+    tmp_path, setting, first
+):
+    plain, changed = (
+        Chain(settings.load(None, more), tmp_path) for more in ([], [f"published.{setting}"])
+    )
+    steps = [[run.prepare, run.rollout(1), run.score(1), run.update(1)] for run in (plain, changed)]
+    apart = [one.name for one, other in zip(*steps, strict=True) if one.key != other.key]
+    assert apart[0] == first
+    own = [one.name for one, other in zip(*steps, strict=True) if one.settings != other.settings]
+    assert own == ([first, "update"] if setting == "filter_text_only=true" else [first])
 
 
 def test_a_source_in_ones_home_is_known_by_its_content(tmp_path, monkeypatch):

@@ -59,7 +59,11 @@ class Advice:
     @property
     def deciding(self) -> list[str]:
         """Those of them that decide results."""
-        return [key for key in self.settings if key in self.run.config.keyed("")]
+        named = [key.partition(".")[::2] for key in self.settings]
+        return [
+            f"{section}.{name}" for section, name in named
+            if name not in getattr(self.run.config, section).unkeyed
+        ]  # fmt: skip
 
 
 def problems(run: Run) -> list[str]:

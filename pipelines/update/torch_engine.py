@@ -113,7 +113,7 @@ class TorchTrainer:
                 part = groups[start : start + self.settings.batch_prompts]
                 for name, value in self._optimizer_step(part, samples).items():
                     sums[name].append(value)
-        skipped = sum(sums.pop("updates_skipped"))
+        skipped = sum(sums.pop("updates_skipped", []))
         found = {name: _mean(values) for name, values in sums.items()}
         return found | ({"updates_skipped": round(skipped)} if skipped else {})
 

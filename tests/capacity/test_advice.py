@@ -89,6 +89,7 @@ def runs(draw: st.DrawFn) -> Run:
         "update.micro_batch_tokens": of("null", 20480), "rollout.samples_per_prompt": of(2, 8, 32),
         "rollout.max_new_tokens": of(512, 2048, 16384), "data.max_prompt_tokens": of(512, 4096, 16384),
         "update.shaping_statistics": of("batch", "micro_batch"), "model.path": "Qwen/any",
+        "published.micro_batch_responses": of(16),
     }  # fmt: skip
     config = settings.load(None, [f"{key}={value}" for key, value in text.items()])
     return Run(config, of(*SHAPES), GPUS[of(*CARDS)], draw(st.integers(1, 8)))

@@ -155,7 +155,7 @@ def test_a_sampled_response_is_seeded(policy, samples):
 
 
 @pytest.mark.parametrize(
-    "estimator", ["kl", "k3", "jsd", "log_ratio", "top1_drop", "entropy", "random"]
+    "estimator", ["kl", "k3", "jsd", "log_ratio", "top1_drop", "argmax_drop", "entropy", "random"]
 )
 def test_every_estimator(policy, samples, estimator):
     found = perceive(policy, samples[0].images, samples[0].problem, solution(samples[0]),

@@ -23,7 +23,7 @@ HELP = {
     "report": ("--compare", "--out", "--steps", "no network", "under 20 MB", "vppo report tiny-7f3a"),
     "bench": ("passes", "trl", "--repeats", "--shape", "in turn"),
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
-    "config": ("meaning", "section"),
+    "config": ("meaning", "section", "--all", "mode: published"),
     "doctor": ("devices", "disk", "what to do", "--json"),
 }  # fmt: skip
 
@@ -70,6 +70,16 @@ def test_looking_at_a_finished_run_imports_nothing_heavy(
     assert done.returncode == 0, done.stderr
     assert not packages & HEAVY
     assert expected in done.stdout
+
+
+def test_what_only_published_needs_is_listed_when_it_is_asked_for(tmp_path: Path) -> None:
+    listed = [
+        fresh("config", *more, runs=tmp_path / "runs").stdout
+        for more in ((), ("--all",), ("published",))
+    ]
+    named = [{line.partition(" ")[0] for line in text.splitlines()} for text in listed]
+    assert ["published.decay_all" in names for names in named] == [False, True, True]
+    assert ["update.weight_decay" in names for names in named] == [True, True, False]
 
 
 def test_plan_of_a_run_not_begun_imports_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
