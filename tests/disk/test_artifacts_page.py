@@ -24,7 +24,8 @@ Finished = tuple[Path, Command]
 PAGE = (Path(__file__).parents[2] / "docs" / "artifacts.md").read_text(encoding="utf-8")
 
 FILES = {"Sample": "train.parquet", "Rollout": "rollouts.parquet", "Scored": "scores.parquet",
-         "Look": "looks.parquet", "Perceived": "perception.parquet"}  # fmt: skip
+         "Look": "looks.parquet", "Advantages": "advantages.parquet",
+         "Perceived": "perception.parquet"}  # fmt: skip
 
 SOMETIMES = {
     "metrics.jsonl": {"update/reference_kl", "update/tis_weight_mean", "update/tis_capped"},
