@@ -268,7 +268,7 @@ def test_of_an_update_that_kept_no_advantages_none_are_shown(made: Made, tmp_pat
         for r in entry["responses"] for name in ("advantage", "shaped_advantage")
     }  # fmt: skip
     assert known == {(1, True), (2, False), (3, True)}
-    assert any("nobody knows what was used" in note for note in data["viewer_notes"])
+    assert any("nobody knows what it used" in note for note in data["viewer_notes"])
     assert not any("nobody knows" in note for note in page_data(made.page)["viewer_notes"])
 
 

@@ -106,8 +106,8 @@ def _notes(source: RunSource, found: Viewer, maker: EntryMaker, *, cut: bool) ->
         )
     if maker.without_advantages:
         notes.append(
-            "Of some steps no advantages are shown: their updates are not made, or kept none "
-            "(advantages.parquet), so nobody knows what was used."
+            "Advantages are not shown where the update is not made, or kept none (advantages.parquet): "
+            "nobody knows what it used."
         )
     if maker.vocabulary is None and maker.without_looks:
         notes.append("The run's tokenizer is not on this machine: tokens are shown by number.")
@@ -144,9 +144,8 @@ class EntryMaker:
         for row in list(chosen)[: None if looks else GROUPS]:
             group, scored = (_row(table, row) for table in (rollouts, scores))
             look = looks.row(group["position"]) if looks else None
-            yield self._entry(
-                step, group, scored, look, _row(used, row) if used is not None else None
-            )
+            advantages = _row(used, row) if used is not None else None
+            yield self._entry(step, group, scored, look, advantages)
 
     def _looks(self, step: int) -> Looks | None:
         score = self.source.chain.score(step)
