@@ -405,8 +405,6 @@ What cannot be the same as in the authors' code:
   update batch, whatever the number of ranks. Dealt by length instead, the gradient of `micro_batch`
   shaping changes by {dealt}.
 - **Ties** in S keep the earlier token here; `torch.sort` on their GPU leaves open which.
-- **What they reward**: white space beside `<`, `>` and `/` goes before mathruler reads the response,
-  and mathruler finds the box; ours is the last complete box of the text as it is (docs/grading.md).
 - **Images** are what a person sees in both modes (EXIF, transparency); theirs are as PIL opens them.
 """
     + END

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.disk.records import (
+    ADVANTAGES,
     RESULTS,
     ROLLOUTS,
     SCORES,
     SURPLUS,
+    Advantages,
     Look,
     Rollout,
     Sample,
@@ -32,6 +34,7 @@ TABLES: dict[str, dict[str, type]] = {
     "prepare": {"train.parquet": Sample, "validation.parquet": Sample, "test.parquet": Sample},
     "rollout": {ROLLOUTS: Rollout, SURPLUS: Rollout},
     "score": {SCORES: Scored, "looks.parquet": Look},
+    "update": {ADVANTAGES: Advantages},
 }
 """Stage -> its Parquet files and their rows."""
 
@@ -42,7 +45,7 @@ OTHERS = {
 }
 """Stage -> its other files and folders."""
 
-MAY_BE_MISSING = {"test.parquet", "looks.parquet"}
+MAY_BE_MISSING = {"test.parquet", "looks.parquet", ADVANTAGES}
 
 FIELDS = (
     "benchmark", "title", "questions", "samples", "profile", "warnings", "rows", "settings",
@@ -83,6 +86,8 @@ def check(stage: str, out: Path, inputs: Mapping[str, Path]) -> None:
                 _check_lengths(out / name, row)
     if stage == "score":
         _check_prompts(out / SCORES, inputs["rollout"] / ROLLOUTS)
+    if (out / ADVANTAGES).exists():
+        _check_responses(out / ADVANTAGES, inputs["rollout"] / ROLLOUTS)
     if stage == "eval":
         _check_results(out / RESULTS)
 
@@ -116,6 +121,20 @@ def _check_prompts(scores: Path, rollouts: Path) -> None:
             "has not one value for each token of the responses.",
             _PAGE,
         )
+
+
+def _check_responses(advantages: Path, rollouts: Path) -> None:
+    """The same prompts in the same order, and two advantages for every response."""
+    theirs = pq.read_table(rollouts, columns=["position", "reward"])
+    ours = pq.read_table(advantages, columns=["position", "advantage", "shaped_advantage"])
+    if not ours["position"].equals(theirs["position"]):
+        raise UserError(f"{advantages}, column position", "is not that of rollouts.parquet.", _PAGE)
+    responses = pc.list_value_length(theirs["reward"])
+    for column in ("advantage", "shaped_advantage"):
+        if not pc.list_value_length(ours[column]).equals(responses):
+            raise UserError(
+                f"{advantages}, column {column}", "has not one value for each response.", _PAGE
+            )
 
 
 def _tokens(column: pa.ChunkedArray) -> pa.Array:

@@ -32,6 +32,9 @@ BYTES_PER_GROUP = 8 * 2**20
 ROLLOUTS, SURPLUS, SCORES = "rollouts.parquet", "surplus.parquet", "scores.parquet"
 """Files of rollout steps, and of score steps."""
 
+ADVANTAGES = "advantages.parquet"
+"""Of an update step; those of earlier versions have none."""
+
 RESULTS = "results.json"
 """Of an evaluation."""
 
@@ -142,6 +145,21 @@ class Look:
 
 
 @dataclass
+class Advantages:
+    """What an update used of the G responses to one prompt (``update-*/advantages.parquet``), to be shown.
+
+    Both as the trainer's tensors held them, finite or not; with several ``update.epochs`` those of the
+    first pass. ``advantage`` is relative to the group, after the overlong penalty; ``shaped_advantage``
+    is what the objective made of it, whichever it is (``Terms.adv_B``).
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    advantage: list[float] = _column(pa.list_(REAL))
+    shaped_advantage: list[float] = _column(pa.list_(REAL))
+
+
+@dataclass
 class Perceived:
     """One response and how much each of its tokens depends on the image (``vppo perceive``).
 
@@ -182,7 +200,7 @@ class Perceived:
     top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
 
 
-Row = TypeVar("Row", Sample, Rollout, Scored, Look, Perceived)
+Row = TypeVar("Row", Sample, Rollout, Scored, Look, Advantages, Perceived)
 
 
 def schema(row_type: type) -> pa.Schema:

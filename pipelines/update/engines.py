@@ -22,6 +22,8 @@ class Trainer(Protocol):
     ) -> dict[str, Any]:
         """Train the policy on one step's groups; returns the metrics.
 
+        Where the trainer then has ``advantages_used`` (a records.Advantages for each group), they are kept.
+
         On a GPU it is called in strict deterministic mode (pipelines/model/determinism.py), whoever wrote
         it: updates are replayed, and have to give the same bits.
         """

@@ -18,16 +18,29 @@ PARTS = ("update.engine", "update.objective")
 
 
 def update(ask: Ask, live: Live, out: Path) -> Metrics:
-    """rollouts.parquet, scores.parquet of the step -> the policy's next weights, which stay live.
+    """rollouts.parquet, scores.parquet of the step -> the policy's next weights, which stay live, and
+    advantages.parquet.
 
     Made again from the same files when a run goes on behind its last checkpoint.
     """
-    from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows
+    from pipelines.disk.records import (
+        ADVANTAGES,
+        ROLLOUTS,
+        SCORES,
+        Advantages,
+        Rollout,
+        Scored,
+        read_rows,
+        write_rows,
+    )
 
     rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
     scores = read_rows(ask.inputs["score"] / SCORES, Scored)
     with live.training(ask.step, ask.config) as trainer:
         metrics: Metrics = trainer.update(rollouts, scores, live.samples)
+        used = getattr(trainer, "advantages_used", [])  # an engine of one's own need not tell
+    if [row.position for row in used] == [group.position for group in rollouts]:
+        write_rows(out / ADVANTAGES, Advantages, used)
     if skipped := metrics.get("updates_skipped"):
         ask.watch.note(
             f"WARNING update {ask.step}: {skipped} optimizer steps were left out, as their gradients were "

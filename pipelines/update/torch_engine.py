@@ -18,7 +18,7 @@ import torch
 from pipelines import vppo
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
-from pipelines.disk.records import Rollout, SampleTable, Scored
+from pipelines.disk.records import Advantages, Rollout, SampleTable, Scored
 from pipelines.model.divergence import token_logp
 from pipelines.model.finite import first_not_finite
 from pipelines.model.packing import fill
@@ -62,6 +62,7 @@ class TorchTrainer:
         self._make_reference = reference
         self._reference: Policy | None = None
         self.updates = 0
+        self.advantages_used: list[Advantages] = []
         self._finite, self._skipped = True, 0  # the last gradients; how many in a row were not
         self._place()
         if self.settings.lora_rank:
@@ -108,11 +109,13 @@ class TorchTrainer:
         """
         sums: dict[str, list[float]] = defaultdict(list)
         groups = list(zip(rollouts, scores, strict=True))
+        self.advantages_used = []
         for _ in range(self.settings.epochs):
             for start in range(0, len(groups), self.settings.batch_prompts):
                 part = groups[start : start + self.settings.batch_prompts]
                 for name, value in self._optimizer_step(part, samples).items():
                     sums[name].append(value)
+        del self.advantages_used[len(groups) :]  # of later passes
         skipped = sum(sums.pop("updates_skipped", []))
         found = {name: _mean(values) for name, values in sums.items()}
         return found | ({"updates_skipped": round(skipped)} if skipped else {})
@@ -125,7 +128,13 @@ class TorchTrainer:
         group_B = torch.arange(len(groups)).repeat_interleave(per_group)
         group_B = group_B.to(self.policy.device)
         batch = self._batch(groups, samples, whole, group_B)
+        advantages = whole.adv_B.reshape(len(groups), -1).tolist()
         terms = self.objective(batch, self.settings)
+        shaped = terms.adv_B.reshape(len(groups), -1).tolist()
+        self.advantages_used += [
+            Advantages(rollout.sample_id, rollout.position, *found)
+            for (rollout, _), *found in zip(groups, advantages, shaped, strict=True)
+        ]
         denominator = vppo.loss_denominator(whole.loss_mask_BT, terms.average).clamp(min=1)
         tokens = whole.loss_mask_BT.sum().clamp(min=1)
 

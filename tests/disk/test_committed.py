@@ -123,6 +123,7 @@ def test_a_bit_that_parquet_does_not_notice_is_named_before_it_is_trained_on(beg
         ("prepare-*/train.parquet", "train --run small"),
         ("steps/0003/rollout-*/rollouts.parquet", "train --run small"),
         ("steps/0003/score-*/looks.parquet", "report small"),
+        ("steps/0002/update-*/advantages.parquet", "report small"),
         ("checkpoints/0002/*/model/tokenizer_config.json", "train --run small"),
         ("checkpoints/0002/*/model/config.json", "export out --checkpoint 2"),
         ("checkpoints/0002/*/trainer/optimizer.safetensors", "train --run small"),

@@ -12,7 +12,7 @@ from pipelines.config import settings
 from pipelines.model.divergence import token_logp
 from pipelines.ranks.ranks import Ranks
 from pipelines.update import deepspeed_engine
-from pipelines.update.objectives import Batch, shaping
+from pipelines.update.objectives import Batch, dapo, shaping
 from pipelines.update.torch_engine import MOST_SKIPPED, TorchTrainer
 
 ADVANTAGE = 0.5 / (math.sqrt(1 / 3) + 1e-6)
@@ -213,6 +213,31 @@ def test_published_shaping_is_that_of_each_device(train, rollouts, scores):
             )
     _, metrics = train(*PUBLISHED, "update.objective=vppo-tas", "update.entropy_penalty=0")
     assert metrics["loss"] == pytest.approx(-signed / sum(n for *_, n in flat), rel=1e-4)
+
+
+def test_advantages_are_kept_as_the_objective_used_them(train, rollouts, scores, table):
+    # Two update batches, of 3 groups and 1; the statistics of shaping are those of each.
+    trainer, _ = train("update.objective=vppo-tas", "update.batch_prompts=3", "update.epochs=2")
+    kept = trainer.advantages_used
+    assert [(row.sample_id, row.position) for row in kept] == [
+        (group.sample_id, group.position) for group in rollouts
+    ]
+    assert [row.advantage for row in kept] == [pytest.approx([ADVANTAGE * s for s in SIGNS])] * 4
+    for part in (slice(0, 3), slice(3, 4)):
+        dependency = [d for row in scores[part] for d in row.dependency]
+        z = [(d - min(dependency)) / (max(dependency) - min(dependency)) for d in dependency]
+        shaped = [
+            (0.9 + 0.1 * x * len(z) / sum(z)) * ADVANTAGE * s
+            for x, s in zip(z, SIGNS * len(kept[part]), strict=True)
+        ]
+        found = [a for row in kept[part] for a in row.shaped_advantage]
+        assert found == pytest.approx(shaped, rel=1e-4)
+    trainer.objective = lambda *given: dataclasses.replace(dapo(*given), adv_B=2 * given[0].adv_B)
+    trainer.update(rollouts[1:3], scores[1:3], table)
+    assert [row.position for row in trainer.advantages_used] == [g.position for g in rollouts[1:3]]
+    assert all(
+        row.shaped_advantage == [2 * a for a in row.advantage] for row in trainer.advantages_used
+    )
 
 
 @pytest.mark.parametrize("statistics", ["batch", "micro_batch"])

@@ -18,7 +18,7 @@ from command_line import SMALL, Command, contents, copy_of, given, stamps, start
 from PIL import Image, ImageDraw
 
 from pipelines.config.settings import shipped_config
-from pipelines.disk.records import Scored, read_rows
+from pipelines.disk.records import ADVANTAGES, Advantages, Scored, read_rows
 
 Finished = tuple[Path, Command]
 
@@ -219,13 +219,16 @@ def test_every_objective_updates_from_the_same_scores(
         "train", "--stage", "update", "--steps", "1", "--set", f"update.objective={objective}",
         runs=run.parent,
     ).succeeded()  # fmt: skip
-    (new,) = (f for f in run.glob("steps/0001/update-*/*") if str(f.relative_to(run)) not in before)
-    manifest = json.loads(new.read_text())
+    added = run.glob("steps/0001/update-*/manifest.json")
+    (new,) = (file.parent for file in added if str(file.relative_to(run)) not in before)
+    manifest = json.loads((new / "manifest.json").read_text())
     assert manifest["settings"]["update.objective"] == objective
     metrics = manifest["metrics"]
     assert (metrics["trained_share"] < 0.6) == filters
     # alpha is computed as (alpha A) / A in float32, so 1 up to rounding without shaping
     assert (metrics["alpha_min"] < 0.95) == shapes
+    used = read_rows(new / ADVANTAGES, Advantages)
+    assert any(row.advantage != row.shaped_advantage for row in used) == shapes
     assert metrics["grad_norm"] > 0
     assert {
         name: old for name, old in stamps(run, "steps/*/*/*").items() if name in before

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipelines.disk.records import Look, SampleTable, schema
@@ -16,17 +15,7 @@ from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
 from vppo_cli.report.curves import short
 from vppo_cli.report.looks import Looks
-from vppo_cli.report.shaping import depend, step_advantages
-from vppo_cli.report.source import (
-    LOOKS,
-    Array,
-    RunSource,
-    Vocabulary,
-    flat,
-    lengths,
-    read_table,
-    spread_order,
-)
+from vppo_cli.report.source import LOOKS, RunSource, Vocabulary, read_table, spread_order
 
 GROUPS = 4
 """Prompts of a step that are shown where no looks.parquet chooses them."""
@@ -115,6 +104,11 @@ def _notes(source: RunSource, found: Viewer, maker: EntryMaker, *, cut: bool) ->
             "This run kept no second views (looks.parquet): perturbed images and the likeliest other "
             "tokens are not known, and images are as the data set has them."
         )
+    if maker.without_advantages:
+        notes.append(
+            "Advantages are not shown where the update is not made, or kept none (advantages.parquet): "
+            "nobody knows what it used."
+        )
     if maker.vocabulary is None and maker.without_looks:
         notes.append("The run's tokenizer is not on this machine: tokens are shown by number.")
     if maker.images.shrunk:
@@ -133,7 +127,7 @@ class EntryMaker:
     def __init__(self, source: RunSource, vocabulary: Vocabulary | None) -> None:
         self.source, self.vocabulary = source, vocabulary
         self.images = PageImages()
-        self.without_looks = False
+        self.without_looks = self.without_advantages = False
 
     @cached_property
     def samples(self) -> SampleTable:
@@ -142,24 +136,16 @@ class EntryMaker:
     def entries(self, step: int) -> Iterator[Entry]:
         """The step's entries, in the order of its groups."""
         rollouts, scores = self.source.tables(step)
-        samples = len(rollouts["reward"][0]) if len(rollouts) else 0
-        shape = (len(rollouts), samples)
-        reward_PG = flat(rollouts, "reward").reshape(shape)
-        dependency_PG = flat(scores, "dependency").reshape(shape)
-        length_PG = lengths(scores).reshape(shape)
-        config = self.source.chain.config
-        first_N = np.concatenate([[0], length_PG.reshape(-1).cumsum()[:-1]])
-        kept_PG = np.add.reduceat(flat(scores, "keep").astype(int), first_N).reshape(shape)
-        depends_P = depend(config, kept_PG, length_PG)
-        adv_PG, shaped_PG = step_advantages(config, reward_PG, dependency_PG, length_PG, depends_P)
+        used = self.source.advantages(step, rollouts)
+        self.without_advantages |= used is None
         looks = self._looks(step)
         positions = rollouts["position"].to_pylist()
         chosen = [positions.index(p) for p in looks.positions] if looks else range(len(positions))
         for row in list(chosen)[: None if looks else GROUPS]:
             group, scored = (_row(table, row) for table in (rollouts, scores))
             look = looks.row(group["position"]) if looks else None
-            shaped = None if shaped_PG is None else shaped_PG[row]
-            yield self._entry(step, group, scored, look, adv_PG[row], shaped)
+            advantages = _row(used, row) if used is not None else None
+            yield self._entry(step, group, scored, look, advantages)
 
     def _looks(self, step: int) -> Looks | None:
         score = self.source.chain.score(step)
@@ -172,11 +158,14 @@ class EntryMaker:
         return looks
 
     def _entry(
-        self, step: int, group: Entry, scored: Entry, look: Entry | None, adv_G: Array,
-        shaped_G: Array | None,
-    ) -> Entry:  # fmt: skip
+        self, step: int, group: Entry, scored: Entry, look: Entry | None, used: Entry | None
+    ) -> Entry:
         sample = self.samples.by_id(group["sample_id"])
         views = look["perturbed_images"] if look else []
+        advantages = {
+            name: _rounded(used[name], 5) if used else [None] * len(group["response_ids"])
+            for name in ("advantage", "shaped_advantage")
+        }
         return {
             "step": step, "position": group["position"], "sample_id": group["sample_id"],
             "problem": sample.problem, "gold": sample.answer,
@@ -184,8 +173,7 @@ class EntryMaker:
             "perturbed": [self.images.urls(view) for view in views],
             "responses": [
                 self._response(i, group, scored, look)
-                | {"advantage": short(adv_G[i]),
-                   "shaped_advantage": None if shaped_G is None else short(shaped_G[i])}
+                | {name: values[i] for name, values in advantages.items()}
                 for i in range(len(group["response_ids"]))
             ],
         }  # fmt: skip
@@ -217,8 +205,8 @@ def _row(table: pa.Table, index: int) -> Entry:
     return dict(table.slice(index, 1).to_pylist()[0])
 
 
-def _rounded(values: Sequence[float]) -> list[float | None]:
-    return [short(v, 4) if math.isfinite(v) else None for v in values]
+def _rounded(values: Sequence[float | None], digits: int = 4) -> list[float | None]:
+    return [short(v, digits) if v is not None and math.isfinite(v) else None for v in values]
 
 
 def _alternatives(look: Entry | None, i: int, *names: str) -> list[Any] | None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines import runs
 from pipelines.chain import ANSWERS, TRAINING, Chain
-from pipelines.disk.records import Rollout, Scored, parquet_errors, schema
+from pipelines.disk.records import ADVANTAGES, Advantages, Rollout, Scored, parquet_errors, schema
 from pipelines.disk.step import Step, checked
 from pipelines.errors import UserError
 from vppo_cli.screen.results import recent_rows
@@ -71,16 +71,31 @@ class RunSource:
         Raises:
             UserError: a file is not what the stage wrote.
         """
-        tables = (
-            read_table(self.chain.rollout(step), ROLLOUTS, schema(Rollout)),
-            read_table(self.chain.score(step), SCORES, schema(Scored)),
-        )
-        if tables[0]["position"] != tables[1]["position"]:
-            raise UserError(
-                str(self.chain.score(step).path), "scores other groups than were sampled.",
-                "Delete the folder; it is made again when it is needed.",
-            )  # fmt: skip
-        return tables
+        rollouts = read_table(self.chain.rollout(step), ROLLOUTS, schema(Rollout))
+        scores = read_table(self.chain.score(step), SCORES, schema(Scored))
+        _same_groups(self.chain.score(step), scores, rollouts)
+        return rollouts, scores
+
+    def advantages(self, step: int, rollouts: pa.Table) -> pa.Table | None:
+        """What the step's update used, row by row the same groups; None: it did not say, or is not made.
+
+        Raises:
+            UserError: the file is not what the stage wrote.
+        """
+        update = self.chain.update(step)
+        if ADVANTAGES not in (update.manifest() or {"files": ()})["files"]:
+            return None
+        table = read_table(update, ADVANTAGES, schema(Advantages))
+        _same_groups(update, table, rollouts)
+        return table
+
+
+def _same_groups(step: Step, table: pa.Table, rollouts: pa.Table) -> None:
+    if table["position"] != rollouts["position"]:
+        raise UserError(
+            str(step.path), "is of other groups than were sampled.",
+            "Delete the folder; it is made again when it is needed.",
+        )  # fmt: skip
 
 
 def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
