@@ -42,6 +42,9 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
     "published": (
         "mode=published", "published.mini_batch_responses=null", "published.micro_batch_responses=24",
         "update.micro_batch_prompts=3", "update.entropy_penalty=0.06",
+        # The questions and responses are recorded ones.
+        "published.resize_first=false", "published.strip_question=false",
+        "published.drop_surplus=false", "published.choice_rule=true",
     ),
     "dapo": (
         "score.estimator=log_ratio", "score.perturbation=gaussian_blur", "update.objective=dapo",
