@@ -1,9 +1,9 @@
 """VPPO's update a second time, as plainly as it can be written: what the project's own is measured against.
 
-Written from the equations (arXiv 2510.09285, eq. 3 to 6, appendix B) and from what the authors' code is known
-to do, not from ``pipelines``, of which it uses nothing: one padded row for each response, the
-model's own forward, dense logits [B, T, V], loops over responses and tokens. Any floating type: in
-float64 it is the twin against which rounding is told from error.
+Written from the equations (arXiv 2510.09285, eq. 3 to 6, appendix B) and from what the authors' code
+is known to do, not from ``pipelines``, of which it uses nothing: one padded row for each response, the
+model's own forward, dense logits [B, T, V], loops over responses and tokens. It works in the model's
+own floating type: in float64 it is the twin that tells rounding from error.
 
 Axis letters: B responses, T response tokens (padded), L whole rows, V vocabulary.
 """
@@ -49,7 +49,7 @@ class Method:
     estimator: str = "kl"
     """``kl``: eq. 3 over the whole vocabulary; ``k3``: appendix B's, of the sampled token."""
     text_only: str = "kept"
-    """``kept``: all tokens, unshaped, and no part in the statistics; ``scored``: as any other, with S = 0."""
+    """``kept``: all tokens, unshaped, no part in the statistics; ``scored``: as any other, with S = 0."""
     device_batch: int | None = None
     """Responses over which min and max of eq. 5 go; None: all."""
     micro_batch: int | None = None
@@ -171,10 +171,8 @@ def shaping(
         for micro in chunks(device, method.micro_batch):
             z = {b: (dependency[b] - low) / (high - low) for b in micro}
             mean = sum(z.values()) / len(z)
-            if mean == 0:  # z is 0 for all of them
-                top = method.beta_min
-            else:
-                top = method.beta_min + (1 - method.beta_min) / mean
+            tiny = 0 if method.micro_batch is None else 1e-8  # theirs: z may be 0 for all of them
+            top = method.beta_min + (1 - method.beta_min) / (mean + tiny)
             for b in micro:
                 alpha[b] = method.beta_min + (top - method.beta_min) * z[b]
     return alpha
