@@ -11,7 +11,7 @@ Axis letters: B responses, T response tokens (padded), L whole rows, V vocabular
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class Response:
     """``pixels`` of the perturbed image."""
     old_logp: list[float] | None = None
     """log pi of each token by the policy that sampled it; None: by the one that is trained."""
+    truncated: bool = False
+    """Whether it ended at the limit of tokens."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ class Method:
     entropy_coefficient: float = 0.06
     average: str = "token"
     """``token``: over all response tokens of the batch; ``sequence``: of each response, then over them."""
+    truncated: str = "counted"
+    """``counted``: as any other response; ``left out``: its tokens are, of the loss and what divides it."""
     temperature: float = 1.0
+    never: Sequence[int] = ()
+    """Tokens that the policy never says: it is the distribution over the others (authors' code: none)."""
 
 
 EXACT = Method()
@@ -81,20 +87,14 @@ def published(device_batch: int, micro_batch: int, **other: Any) -> Method:
 def log_softmax(model: Any, batch: Sequence[Response], method: Method, perturbed: bool) -> Tensor:
     """log pi(. | s_t, I) of every response token, or with the perturbed image: [B, T, V].
 
-    Prompts are padded on the left and responses on the right, so that responses stand in columns.
+    Rows are padded on the right; so is what is returned, with zeros.
     """
-    width = max(len(r.prompt) for r in batch)
-    length = max(len(r.tokens) for r in batch)
-    pad = model.config.text_config.pad_token_id or 0
-    rows, used = [], []
-    for r in batch:
-        left, right = width - len(r.prompt), length - len(r.tokens)
-        rows.append([pad] * left + r.prompt + r.tokens + [pad] * right)
-        used.append([0] * left + [1] * (len(r.prompt) + len(r.tokens)) + [0] * right)
-    ids_BL = torch.tensor(rows)
+    rows = [r.prompt + r.tokens for r in batch]
+    width, length = max(map(len, rows)), max(len(r.tokens) for r in batch)
+    ids_BL = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     inputs = {
         "input_ids": ids_BL,
-        "attention_mask": torch.tensor(used),
+        "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
         "mm_token_type_ids": (ids_BL == model.config.image_token_id).int(),
     }
     seen = [r for r in batch if r.pixels is not None]
@@ -103,8 +103,14 @@ def log_softmax(model: Any, batch: Sequence[Response], method: Method, perturbed
         inputs["pixel_values"] = torch.cat([p.to(model.dtype) for p in pixels])
         inputs["image_grid_thw"] = torch.cat([r.grid for r in seen])
     logits_BLV = model(**inputs, use_cache=False).logits / method.temperature
-    logits_BTV = logits_BLV[:, width - 1 : width - 1 + length]
-    return logits_BTV - torch.logsumexp(logits_BTV, dim=-1, keepdim=True)
+    never = torch.tensor(method.never, dtype=torch.long)
+    logits_BLV = logits_BLV.index_fill(2, never, -1e30)
+    logp_BTV = logits_BLV.new_zeros(len(rows), length, logits_BLV.shape[2])
+    for b, r in enumerate(batch):
+        start = len(r.prompt) - 1  # the last token of the prompt says the first of the response
+        logits_TV = logits_BLV[b, start : start + len(r.tokens)]
+        logp_BTV[b, : len(r.tokens)] = logits_TV - logits_TV.logsumexp(-1, keepdim=True)
+    return logp_BTV
 
 
 def sampled(logp_BTV: Tensor, batch: Sequence[Response]) -> list[list[Tensor]]:
@@ -210,21 +216,24 @@ def loss(
     logp_BTV = log_softmax(model, batch, method, perturbed=False)
     logp_BT = sampled(logp_BTV, batch)
     advantage = advantages(batch)
+    counted = [
+        b for b, r in enumerate(batch) if not (r.truncated and method.truncated == "left out")
+    ]
+    share = 1 / sum(len(batch[b].tokens) for b in counted)  # of a token
     total = torch.zeros((), dtype=logp_BTV.dtype)
-    tokens = sum(len(r.tokens) for r in batch)
-    for b, r in enumerate(batch):
-        weight = 1 / tokens if method.average == "token" else 1 / (len(r.tokens) * len(batch))
-        a = alpha[b] * advantage[b]
+    for b in counted:
+        r, a = batch[b], alpha[b] * advantage[b]
+        weight = share if method.average == "token" else 1 / (len(r.tokens) * len(counted))
         for t in range(len(r.tokens)):
             logp = logp_BT[b][t]
             if keep[b][t]:
                 old = logp.detach() if r.old_logp is None else r.old_logp[t]
                 total = total - weight * surrogate(torch.exp(logp - old), a, method)
             if method.entropy == "sampled":
-                total = total - weight * method.entropy_coefficient * logp
+                total = total - share * method.entropy_coefficient * logp
             elif method.entropy == "exact":
                 p_V = logp_BTV[b, t]
-                total = total - weight * method.entropy_coefficient * (p_V.exp() * p_V).sum()
+                total = total - share * method.entropy_coefficient * (p_V.exp() * p_V).sum()
     return total
 
 
@@ -253,16 +262,61 @@ def gradient(
     }
 
 
+# --- the optimizer's step ---------------------------------------------------------------------------
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Of all of them together."""
+    return math.sqrt(sum((t.double() ** 2).sum().item() for t in tensors.values()))
+
+
+def clipped(gradients: Mapping[str, Tensor], most: float) -> dict[str, Tensor]:
+    """Scaled so that their norm is at most ``most``."""
+    by = min(1.0, most / norm(gradients))
+    return {name: g * by for name, g in gradients.items()}
+
+
+def adamw(
+    weights: Mapping[str, Tensor], steps: Sequence[Mapping[str, Tensor]], rate: float,
+    decay: Mapping[str, float], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The weights after some steps of AdamW (arXiv 1711.05101) with these gradients, in float64."""
+    result = {}
+    for name, weight in weights.items():
+        w = weight.double()
+        m, v = torch.zeros_like(w), torch.zeros_like(w)
+        for number, gradients in enumerate(steps, start=1):
+            g = gradients[name].double()
+            m = betas[0] * m + (1 - betas[0]) * g
+            v = betas[1] * v + (1 - betas[1]) * g * g
+            mean, square = m / (1 - betas[0] ** number), v / (1 - betas[1] ** number)
+            w = w - rate * decay[name] * w - rate * mean / (square.sqrt() + eps)
+        result[name] = w
+    return result
+
+
 # --- images -----------------------------------------------------------------------------------------
 
 
 def fitted(image: Image.Image, least: int, most: int) -> Image.Image:
-    """The authors' first resize: into the limits (pixels), sides rounded down, PIL's bicubic."""
-    for beyond, limit in ((lambda n: n > most, most), (lambda n: n < least, least)):
-        if beyond(image.width * image.height):
+    """The authors' first resize, of an RGB image: into the limits (pixels), by PIL's bicubic filter."""
+    for out, limit in ((lambda n: n > most, most), (lambda n: n < least, least)):
+        if out(image.width * image.height):
             by = math.sqrt(limit / (image.width * image.height))
             image = image.resize((int(image.width * by), int(image.height * by)))
-    return image.convert("RGB")
+    return image
+
+
+def rounded(image: Image.Image, least: int, most: int) -> Image.Image:
+    """Qwen's processor's resize: sides to multiples of 28 near to them, then into the limits (pixels)."""
+    size = [round(side / 28) * 28 for side in image.size]
+    if size[0] * size[1] > most:
+        by = math.sqrt(image.width * image.height / most)
+        size = [max(28, math.floor(side / by / 28) * 28) for side in image.size]
+    elif size[0] * size[1] < least:
+        by = math.sqrt(least / (image.width * image.height))
+        size = [math.ceil(side * by / 28) * 28 for side in image.size]
+    return image.resize((size[0], size[1]))
 
 
 def blackened(image_HWC: np.ndarray, black: np.ndarray, side: int = 14) -> np.ndarray:
