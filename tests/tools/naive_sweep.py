@@ -68,7 +68,7 @@ class Case:
     settings: tuple[str, ...]
     method: naive.Method
     off: float = 0.0
-    """Standard deviation of what the old policy's log-probs differ by, in nats; 0: it is the trained one."""
+    """By how much the old log-probs differ (standard deviation, nats); 0: not at all."""
 
     def __str__(self) -> str:
         shown = [s for s in self.settings if not s.startswith("update.micro_batch_prompts")]

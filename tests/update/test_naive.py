@@ -186,7 +186,8 @@ def test_squares_turn_black_before_the_processor_for_each_response(fresh_policy)
     sample = Sample("noise", "<image>What is it?", [buffer.getvalue()], "1")
     group = Rollout(
         sample_id="noise", position=7, response_ids=[[9], [9, 2]], response=["", ""],
-        logp=[[0.0], [0.0, 0.0]], truncated=[True, False], answer=["", ""], outcome=["wrong", "correct"], reward=[0.0, 1.0],
+        logp=[[0.0], [0.0, 0.0]], truncated=[True, False], answer=["", ""], outcome=["wrong", "correct"],
+        reward=[0.0, 1.0],
     )  # fmt: skip
     image = naive.fitted(raw, least, most)
     assert image.size == (104, 76)
