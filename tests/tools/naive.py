@@ -10,6 +10,7 @@ Axis letters: B responses, T response tokens (padded), L whole rows, V vocabular
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass
@@ -81,6 +83,19 @@ def published(device_batch: int, micro_batch: int, **other: Any) -> Method:
     return Method("k3", "scored", device_batch, micro_batch, **other)
 
 
+class _Wide(TorchFunctionMode):
+    """What the library computes in float32 whatever the model's type (norms, rotary angles), in float64."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        if func is Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if x is torch.float32 else x for x in args]
+        named = (kwargs or {}).items()
+        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in named})
+
+
 # --- the policy -------------------------------------------------------------------------------------
 
 
@@ -102,7 +117,8 @@ def log_softmax(model: Any, batch: Sequence[Response], method: Method, perturbed
         pixels = [r.perturbed if perturbed else r.pixels for r in seen]
         inputs["pixel_values"] = torch.cat([p.to(model.dtype) for p in pixels])
         inputs["image_grid_thw"] = torch.cat([r.grid for r in seen])
-    logits_BLV = model(**inputs, use_cache=False).logits / method.temperature
+    with _Wide() if model.dtype == torch.float64 else contextlib.nullcontext():
+        logits_BLV = model(**inputs, use_cache=False).logits / method.temperature
     never = torch.tensor(method.never, dtype=torch.long)
     logits_BLV = logits_BLV.index_fill(2, never, -1e30)
     logp_BTV = logits_BLV.new_zeros(len(rows), length, logits_BLV.shape[2])
