@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 
 @dataclass
@@ -83,17 +83,19 @@ def published(device_batch: int, micro_batch: int, **other: Any) -> Method:
     return Method("k3", "scored", device_batch, micro_batch, **other)
 
 
-class _Wide(TorchFunctionMode):
-    """What the library computes in float32 whatever the model's type (norms, rotary angles), in float64."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:  # fmt: skip
-        if func is Tensor.float:
-            return args[0].double()
-        args = [torch.float64 if x is torch.float32 else x for x in args]
-        named = (kwargs or {}).items()
-        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in named})
+@contextlib.contextmanager
+def wide() -> Iterator[None]:
+    """What code computes in float32 by name, whatever the model's type, is computed in float64."""
+    narrow = torch.get_default_dtype()
+    with (
+        mock.patch.multiple(torch, float32=torch.float64, float=torch.float64),
+        mock.patch.object(Tensor, "float", Tensor.double),
+    ):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(narrow)
 
 
 # --- the policy -------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def log_softmax(model: Any, batch: Sequence[Response], method: Method, perturbed
         pixels = [r.perturbed if perturbed else r.pixels for r in seen]
         inputs["pixel_values"] = torch.cat([p.to(model.dtype) for p in pixels])
         inputs["image_grid_thw"] = torch.cat([r.grid for r in seen])
-    with _Wide() if model.dtype == torch.float64 else contextlib.nullcontext():
+    with wide() if model.dtype == torch.float64 else contextlib.nullcontext():
         logits_BLV = model(**inputs, use_cache=False).logits / method.temperature
     never = torch.tensor(method.never, dtype=torch.long)
     logits_BLV = logits_BLV.index_fill(2, never, -1e30)
