@@ -60,6 +60,8 @@ class Method:
     """Responses of a device batch over which the mean goes; None: all."""
     keep_fraction: float = 0.4
     beta_min: float = 0.9
+    beta_max: float | None = None
+    """None: what makes the mean of alpha 1."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     clip_dual: float = 3.0
@@ -196,7 +198,7 @@ def shaping(
             z = {b: (dependency[b] - low) / (high - low) for b in micro}
             mean = sum(z.values()) / len(z)
             tiny = 0 if method.micro_batch is None else 1e-8  # theirs: z may be 0 for all of them
-            top = method.beta_min + (1 - method.beta_min) / (mean + tiny)
+            top = method.beta_max or method.beta_min + (1 - method.beta_min) / (mean + tiny)
             for b in micro:
                 alpha[b] = method.beta_min + (top - method.beta_min) * z[b]
     return alpha

@@ -1,6 +1,6 @@
 """Whole updates against a naive implementation (tests/tools/naive.py), which shares no code with ours.
 
-More seeds and settings: ``make naive``.
+More seeds and settings: ``make nightly``, or ``python tests/tools/naive_sweep.py`` for a table.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from naive_sweep import (
     GROUP,
     MOST,
     ROUNDED,
+    SEEDS,
     STEP,
     Bench,
     gaps,
     questions,
     responses,
     scored,
+    sweep,
     twin_of,
 )
 from PIL import Image
@@ -59,6 +61,14 @@ def test_an_update_is_the_naive_one(bench, case, shared, record_property):
     assert outcome.agrees, outcome
     if "mode=published" not in case.settings:
         assert outcome.tied == 0  # exact scores are only equal where both are
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_more_updates_are_the_naive_one(policy, seed):
+    rows = []
+    agreed = sweep(policy, seed, rows.append)
+    assert all(agreed), [row for row, agrees in zip(rows, agreed, strict=True) if not agrees]
 
 
 @pytest.mark.parametrize("mode", ["exact", "published"])
