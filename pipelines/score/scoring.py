@@ -189,6 +189,8 @@ def both_views(
 ) -> Views:  # fmt: skip
     """Read every response twice: with its images, and with them perturbed.
 
+    Where a question has none both are one reading, and not two that may be rounded differently.
+
     Args:
         perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
     """
@@ -206,7 +208,16 @@ def both_views(
     hidden_ND = policy.hidden_states(clean)
     if not perturbed:
         return Views(token_N, hidden_ND, None)
-    return Views(token_N, hidden_ND, perturbed_states(config, step, groups, samples, policy))
+    perturbed_ND = perturbed_states(config, step, groups, samples, policy)
+    blind_N = torch.tensor(
+        [
+            not sample.images for sample, group in zip(samples, groups, strict=True)
+            for ids in group.response_ids for _ in ids
+        ],
+        device=policy.device,
+    )  # fmt: skip
+    perturbed_ND[blind_N] = hidden_ND[blind_N]
+    return Views(token_N, hidden_ND, perturbed_ND)
 
 
 @torch.no_grad()
