@@ -132,6 +132,19 @@ def test_two_steps_of_an_update(bench, fresh_policy, mode):
         assert (weight.detach().double() - wanted[name]).norm() <= 1e-4 * moved, name
 
 
+def test_without_an_image_s_is_0_in_bfloat16_too(bench):
+    # A row for each response is another shape than one behind the prompt they share, and rounds otherwise.
+    given = ("mode=published", "model.dtype=bfloat16", "model.shared_prefix=true")
+    config = settings.load(None, [*FEW, *given])
+    rows = scored(config, bench.groups, bench.table, bench.copy(config))
+    for sample, row in zip(bench.samples, rows, strict=True):
+        if sample.images:
+            continue
+        for seen, keep in zip(row.perception, row.keep, strict=True):
+            assert seen == [0.0] * len(seen)
+            assert keep == sorted(keep, reverse=True)  # the first ones
+
+
 def test_the_largest_score_does_not_matter():
     # alpha = beta + (1 - beta) (S - min) / (mean(S) - min): eq. 5 is rid of its maximum.
     rows = [[0.1], [0.4], [0.3]]
