@@ -59,8 +59,6 @@ def test_an_update_is_the_naive_one(bench, case, shared, record_property):
     outcome = bench.run(case, config)
     record_property("kept otherwise, tied", outcome.tied)
     assert outcome.agrees, outcome
-    if "mode=published" not in case.settings:
-        assert outcome.tied == 0  # exact scores are only equal where both are
 
 
 @pytest.mark.nightly
