@@ -209,14 +209,13 @@ def both_views(
     if not perturbed:
         return Views(token_N, hidden_ND, None)
     perturbed_ND = perturbed_states(config, step, groups, samples, policy)
-    blind_N = torch.tensor(
-        [
-            not sample.images for sample, group in zip(samples, groups, strict=True)
-            for ids in group.response_ids for _ in ids
-        ],
-        device=policy.device,
-    )  # fmt: skip
-    perturbed_ND[blind_N] = hidden_ND[blind_N]
+    blind = [
+        not sample.images for sample, group in zip(samples, groups, strict=True)
+        for ids in group.response_ids for _ in ids
+    ]  # fmt: skip
+    if any(blind):
+        blind_N = torch.tensor(blind, device=policy.device)
+        perturbed_ND[blind_N] = hidden_ND[blind_N]
     return Views(token_N, hidden_ND, perturbed_ND)
 
 
