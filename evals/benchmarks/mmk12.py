@@ -17,10 +17,10 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 MMK12 = Benchmark(
     "mmk12", "MMK12",
-    "school mathematics, physics, chemistry, biology; the paper also validates on it",
+    "school mathematics, physics, chemistry, biology; the authors' code validates on it",
     "FanqingM/MMK12", ("id", "question", "image", "answer"), 2000, 2000, question,
     breakdowns=("subject",), optional=("subject",),
-    note="The MMK12 test set is also what the paper validates on while training.",
+    note="The MMK12 test set is also what the authors' code validates on while training.",
     authors_file="PAPO_MMK12",
     published={
         "Qwen2.5-VL-7B": (42.5, 72.3, 82.1, 82.8, 80.6, 67.5, 62.6, 68.3, 50.0, 70.9),

@@ -259,7 +259,7 @@ def test_warnings_say_what_differs_and_for_which_benchmarks():
         "Trained with top_p 0.99, evaluated with 1.0.",
         "Trained with min_pixels unset, evaluated with 1024.",
         "Trained with another instruction than evaluated with.",
-        "The MMK12 test set is also what the paper validates on while training.",
+        "The MMK12 test set is also what the authors' code validates on while training.",
         "Geometry3K: 600 rows, expected 601.",
     ]
 
