@@ -223,7 +223,7 @@ class ScoreConfig(Section):
     shapes: ClassVar[frozenset[str]] = unkeyed - {"looks"}
 
     estimator: str = "kl"
-    """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (authors' code: of the sampled token),
+    """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (of the sampled token),
     ``jsd``, ``log_ratio``, ``top1_drop`` (of the sampled token's probability; paper appendix G),
     ``argmax_drop`` (of the likeliest token's), ``entropy``, ``random``, ``oracle`` (embedded data)."""
     perturbation: str = "patch_black"
@@ -233,7 +233,7 @@ class ScoreConfig(Section):
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened."""
     mask_per: Literal["prompt", "response"] = "prompt"
-    """One perturbed image shared by a prompt's responses, or one for each (authors' code)."""
+    """One perturbed image shared by a prompt's responses, or one for each."""
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share k of each response's tokens that get a gradient (TGF)."""
     batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
@@ -377,18 +377,18 @@ class PublishedConfig(Section):
 
     resize_first: bool = False
     """Resize each image into ``data.min_pixels`` to ``data.max_pixels`` by PIL's bicubic filter before the
-    processor, which then keeps its own limits and resizes once more (authors' code)."""
+    processor, which then keeps its own limits and resizes once more."""
     strip_question: bool = False
-    """Take white space from both ends of a question and from nowhere else (authors' code); false: line
+    """Take white space from both ends of a question and from nowhere else; false: line
     breaks beside images go instead."""
     drop_surplus: bool = False
     """Sample in rounds of ``rollout.prompts_per_step`` prompts, and throw away the informative groups that
-    a step has too many (authors' code); false: the next step uses them."""
+    a step has too many; false: the next step uses them."""
     choice_rule: bool = True
     """Grade by our rules for boxes, choices and values before the grader is asked; false: by
-    ``reward.grader`` alone, on the box as mathruler takes it (authors' code)."""
+    ``reward.grader`` alone, on the box as mathruler takes it."""
     filter_text_only: bool = False
-    """Treat responses to questions without an image as all others (authors' code): S is 0 everywhere, so
+    """Treat responses to questions without an image as all others: S is 0 everywhere, so
     the first ``score.keep_fraction`` of their tokens are kept. false: all are kept, and they take no part
     in shaping."""
     mini_batch_responses: int | None = Field(default=None, ge=1, le=MOST_ROWS)
@@ -398,7 +398,7 @@ class PublishedConfig(Section):
     """Consecutive responses of those over which it takes the mean: a micro-batch. What
     is computed together is another thing: ``update.micro_batch_prompts``."""
     decay_all: bool = False
-    """``update.weight_decay`` for biases and norms too (authors' code); false: for matrices alone."""
+    """``update.weight_decay`` for biases and norms too; false: for matrices alone."""
 
 
 class CheckpointConfig(Section):
