@@ -35,7 +35,7 @@ from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.checkpoints import best, pick
 from pipelines.disk.lock import is_running
-from pipelines.disk.records import Look, Rollout, SampleTable, Scored, read_rows, schema
+from pipelines.disk.records import Advantages, Look, Rollout, SampleTable, Scored, read_rows, schema
 from pipelines.disk.step import MANIFEST, checked, plan, read_manifest
 from pipelines.errors import UserError
 from pipelines.tracking.timing import seconds
@@ -44,7 +44,10 @@ from vppo_cli.report.tables import _reports
 from vppo_cli.screen.glance import look
 from vppo_cli.screen.results import evaluation_rows
 
-ROWS = {"rollouts": Rollout, "surplus": Rollout, "scores": Scored, "looks": Look}
+ROWS = {
+    "rollouts": Rollout, "surplus": Rollout, "scores": Scored, "looks": Look,
+    "advantages": Advantages,
+}  # fmt: skip
 UNLISTED = (
     "manifest.json", "journal", "config.yaml", "run.json", "metrics.jsonl", "report.json", "lock",
 )  # fmt: skip
