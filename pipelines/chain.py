@@ -50,9 +50,9 @@ OF_ONES_OWN = 0
 TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading")
 """Stages by what they make: a policy, and what is said of it."""
 
-EMBEDDED = {"score": 3, "update": 3}
-"""Stages whose later versions differ for questions without an image alone, which the embedded data has
-none of: their versions there."""
+EMBEDDED = {("score", 4): 3, ("update", 4): 3}
+"""Versions that differ from the one before for questions without an image alone, which the embedded data
+has none of -> that one, which it keeps."""
 
 ALWAYS_RIGHT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 """Model types whose results never depended on how a model is computed (``VERSIONS["way"]``)."""
@@ -67,7 +67,8 @@ EVALUATIONS = "eval"
 
 def versions_of(config: Config) -> dict[str, int]:
     """Of the code that makes these stages now."""
-    return VERSIONS | (EMBEDDED if config.data.source == "glyphs" else {})
+    kept = EMBEDDED if config.data.source == "glyphs" else {}
+    return {name: kept.get((name, version), version) for name, version in VERSIONS.items()}
 
 
 class Chain:

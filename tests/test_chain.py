@@ -104,18 +104,14 @@ def test_what_cannot_change_a_result_redoes_nothing(override):
     assert stale(override) == set()
 
 
-@pytest.mark.parametrize(
-    "decides", ["update.shaping_statistics=micro_batch", "update.objective=mine:objective"]
-)
-def test_a_micro_batch_that_decides_is_part_of_the_key(decides):
+@pytest.mark.parametrize("size", ["mini_batch_responses", "micro_batch_responses"])
+def test_the_sizes_of_shaping_decide_and_those_of_a_pass_do_not(size):
     def keys(*overrides):
-        return [step.key for step in chain(decides, *overrides).all() if step.name == "update"]
+        asked = chain("mode=published", "update.objective=mine:objective", *overrides)
+        return [step.key for step in asked.all() if step.name == "update"]
 
-    assert keys("update.micro_batch_prompts=3") != keys()
-    # Tokens of a pass change what a pass holds, not what its shaping weights are taken over.
-    assert keys("update.micro_batch_tokens=99") == keys()
-    # At the value that all had when it was no part of it, folders keep their keys.
-    assert keys("update.micro_batch_prompts=16") == keys()
+    assert keys(f"published.{size}=8") != keys()
+    assert keys("update.micro_batch_prompts=3", "update.micro_batch_tokens=99") == keys()
 
 
 def test_a_setting_at_the_default_it_came_with_is_left_out():

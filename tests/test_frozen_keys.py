@@ -101,7 +101,6 @@ def test_a_key_is_what_it_was(name, setting, monkeypatch):
     monkeypatch.setitem(chain.VERSIONS, "grading", 1)
     for computed in ("rollout", "score", "update", "sampling"):
         monkeypatch.setitem(chain.VERSIONS, computed, 2)
-    monkeypatch.setattr(chain, "EMBEDDED", {})
     # All but what is not asked any more: one's own data are not evaluated on the embedded questions.
     left_out = {"glyphs 0", "glyphs 30"} if setting == "data.source=some/where" else set()
     assert keys(name, setting) == {k: v for k, v in frozen.items() if k not in left_out}

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from command_line import SMALL, contents, given, vppo
+from command_line import SMALL, contents, copy_of, given, vppo
 from families import write_folder
 from safetensors.torch import load_file
 
@@ -118,8 +118,8 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
     assert len(load_file(adapter)) > 0
 
 
-def test_other_weights_are_another_run(finished):
-    run, _ = finished
+def test_other_weights_are_another_run(finished, tmp_path):
+    run = copy_of(finished[0], tmp_path)
     command = vppo("train", "--run", run.name, "--stage", "update", *given(*SMALL, "update.lora_rank=4"),
                    runs=run.parent)  # fmt: skip
     assert command.code == 2
