@@ -177,8 +177,7 @@ def verdicts(results: Iterable[Result]) -> str:
     )
     return (
         f"ours and as published differ on {differ} of {answers} answers: {ours} are right by ours only, "
-        f"{theirs} as published only; of those wrong by ours {content} are the text of the right option, "
-        "not its letter"
+        f"{theirs} as published only; wrong by ours, but the text of the right option: {content}"
     )
 
 

@@ -227,7 +227,7 @@ def see(
     statistics = view_statistics(config, views, policy)
     perception_N = make_estimator(config, 0, policy)(statistics, groups, samples)
     for mask in range(1, masks):
-        other_ND = perturbed_states(config, mask, groups, samples, policy)
+        other_ND = perturbed_states(config, mask, groups, samples, policy, views.hidden_ND)
         again = view_statistics(config, replace(views, perturbed_ND=other_ND), policy)
         perception_N = perception_N + make_estimator(config, mask, policy)(again, groups, samples)
     looks = token_looks(

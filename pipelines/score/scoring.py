@@ -189,8 +189,6 @@ def both_views(
 ) -> Views:  # fmt: skip
     """Read every response twice: with its images, and with them perturbed.
 
-    Where a question has none both are one reading, and not two that may be rounded differently.
-
     Args:
         perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
     """
@@ -208,7 +206,23 @@ def both_views(
     hidden_ND = policy.hidden_states(clean)
     if not perturbed:
         return Views(token_N, hidden_ND, None)
-    perturbed_ND = perturbed_states(config, step, groups, samples, policy)
+    perturbed_ND = perturbed_states(config, step, groups, samples, policy, hidden_ND)
+    return Views(token_N, hidden_ND, perturbed_ND)
+
+
+@torch.no_grad()
+def perturbed_states(
+    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    hidden_ND: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it.
+
+    Where a question has no image it is ``hidden_ND``, the clean view: one reading, and not two that may be
+    rounded differently.
+    """
+    prompts = [policy.encoder.encode(sample) for sample in samples]
+    rows = perturbed_rows(config, step, groups, samples, prompts, policy)
+    perturbed_ND = policy.hidden_states(rows)
     blind = [
         not sample.images for sample, group in zip(samples, groups, strict=True)
         for ids in group.response_ids for _ in ids
@@ -216,16 +230,7 @@ def both_views(
     if any(blind):
         blind_N = torch.tensor(blind, device=policy.device)
         perturbed_ND[blind_N] = hidden_ND[blind_N]
-    return Views(token_N, hidden_ND, perturbed_ND)
-
-
-@torch.no_grad()
-def perturbed_states(
-    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy
-) -> torch.Tensor:
-    """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it."""
-    prompts = [policy.encoder.encode(sample) for sample in samples]
-    return policy.hidden_states(perturbed_rows(config, step, groups, samples, prompts, policy))
+    return perturbed_ND
 
 
 def view_statistics(

@@ -43,7 +43,7 @@ def update(ask: Ask, live: Live, out: Path) -> Metrics:
         write_rows(out / ADVANTAGES, Advantages, used)
     if skipped := metrics.get("updates_skipped"):
         ask.watch.note(
-            f"WARNING update {ask.step}: {skipped} optimizer steps were left out, as their gradients were "
-            "not finite"
+            f"WARNING update {ask.step}: optimizer steps left out, as their gradients were not finite: "
+            f"{skipped}"
         )
     return metrics

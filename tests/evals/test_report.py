@@ -529,7 +529,7 @@ def test_the_terminal_shows_whole_lines(width, monkeypatch):
     words = " ".join(text.split())
     assert (
         "ours and as published differ on 9 of 144 answers: 9 are right by ours only, 0 as published "
-        "only; of those wrong by ours 18 are the text of the right option, not its letter" in words
+        "only; wrong by ours, but the text of the right option: 18" in words
     )
     assert "profile published: temperature 1.0, top_p 1.0, top_k 50, max_new_tokens 2048" in words
     assert "all ten variants of a seed right, mean over the samples; 1 of 2 seeds" in words
