@@ -48,9 +48,14 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> EvalTask:
     sampling = how.sampling_settings() | sampler
     sampled = Step(benchmark, step, parent / JOURNALS, version, sampling, asking)
     results = Step(
-        benchmark, step, parent, RESULTS * version + chain.versions["grading"],
-        how.settings() | sampler | graders, inputs, shape_of(config) | config.eval.shape("eval"),
-    )  # fmt: skip
+        benchmark,
+        step,
+        parent,
+        RESULTS * version + chain.versions["grading"],
+        how.settings() | sampler | graders,
+        inputs,
+        shape_of(config) | config.eval.shape("eval"),
+    )
     asked = questions.settings.get("data.revision" if own else "revision")
     revisions = {"model": chain.config.model.revision, "questions": asked}
     known = {what: commit for what, commit in revisions.items() if commit}

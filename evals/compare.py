@@ -56,9 +56,7 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
     """
     file = _find(name)
     try:
-        found = json.loads(
-            checked(file).read_bytes() if file.name == RESULTS else file.read_bytes()
-        )
+        found = json.loads(checked(file).read_bytes() if file.name == RESULTS else file.read_bytes())
         if "results" in found:
             found = read(file)
         results = found.get("results", [found])
@@ -66,9 +64,11 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
             _check(result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise unreadable(
-            file, error, f"is not a report of vppo eval ({type(error).__name__}: {error}).",
+            file,
+            error,
+            f"is not a report of vppo eval ({type(error).__name__}: {error}).",
             f"Give a {REPORT} or {RESULTS} that vppo eval wrote.",
-        ) from error  # fmt: skip
+        ) from error
     return str(found.get("model", name)), results
 
 
@@ -108,9 +108,8 @@ def _find(name: str) -> Path:
         fix = f"Evaluate it first: vppo eval --run {Path(name).name}"
         raise UserError(name, "this run has no evaluation yet.", fix)
     raise UserError(
-        name, "no such run, folder or file.",
-        f"Give a run in {runs_folder()}/, its eval/NNNN folder, or a {REPORT}.",
-    )  # fmt: skip
+        name, "no such run, folder or file.", f"Give a run in {runs_folder()}/, its eval/NNNN folder, or a {REPORT}."
+    )
 
 
 def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> Comparison:
@@ -122,8 +121,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     old = {result["benchmark"]: result for result in before}
     new = {result["benchmark"]: result for result in after}
     notes = [
-        f"{name} is in {'A' if name in old else 'B'} only and is left out"
-        for name in sorted(old.keys() ^ new.keys())
+        f"{name} is in {'A' if name in old else 'B'} only and is left out" for name in sorted(old.keys() ^ new.keys())
     ]
     changes, draws = [], []
     for name in (name for name in old if name in new):
@@ -134,18 +132,17 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
             continue
         first, second = (_means(rows[name], shared) for rows in (old, new))
         owners = new[name].get("clusters_of", {})
-        drawn = resampled(
-            np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name
-        )
+        drawn = resampled(np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name)
         change = float(np.mean(second) - np.mean(first))
         means = float(np.mean(first)), float(np.mean(second))
         changes.append(Change(name, len(shared), *means, interval(change, drawn)))
         draws.append((change, drawn))
     if not changes:
         raise UserError(
-            "vppo compare", "the two evaluations share no question.",
+            "vppo compare",
+            "the two evaluations share no question.",
             f"A has {' '.join(old) or 'nothing'}; B has {' '.join(new) or 'nothing'}.",
-        )  # fmt: skip
+        )
     mean = average([d for _, d in draws], [m for m, _ in draws]) if len(draws) > 1 else None
     return Comparison(changes, mean, notes)
 

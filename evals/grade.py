@@ -14,13 +14,7 @@ from evals.benchmarks.questions import groups, options
 from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
 from evals.numbers.majority import normalise
-from evals.numbers.scores import (
-    AS_PUBLISHED,
-    RIGHT_AS_PUBLISHED,
-    Answered,
-    mean_accuracy,
-    summarise,
-)
+from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, Answered, mean_accuracy, summarise
 from evals.profiles import PromptSettings
 from pipelines.disk.records import Sample
 from pipelines.grading.answer import choice_letters, extract_answer
@@ -44,9 +38,13 @@ PART = 2048
 
 
 def grade(
-    cell: EvalTask, rows: Sequence[Sample], entries: Mapping[str, Sequence[Entry]], pool: GraderPool,
-    training: PromptSettings | None, watch: Watch,
-) -> tuple[dict[str, Any], pa.Table]:  # fmt: skip
+    cell: EvalTask,
+    rows: Sequence[Sample],
+    entries: Mapping[str, Sequence[Entry]],
+    pool: GraderPool,
+    training: PromptSettings | None,
+    watch: Watch,
+) -> tuple[dict[str, Any], pa.Table]:
     """Grade complete entries: (what results.json holds, the table of answers)."""
     how = cell.how
     flat = [entry for row in rows for entry in entries[row.id]]
@@ -64,17 +62,20 @@ def grade(
     by_content = _by_content(answers, owners, marks[first], pool)
     benchmark = BENCHMARKS.get(how.benchmark)
     summaries = {
-        grader: summarise(benchmark, _answered(rows, how.samples, answers, marks[grader]))
-        for grader in how.graders
+        grader: summarise(benchmark, _answered(rows, how.samples, answers, marks[grader])) for grader in how.graders
     }
     theirs = mean_accuracy(benchmark, _answered(rows, how.samples, answers, published))
     about = _about_rows(cell)
     about["warnings"] += _without_verdict(marks) + _refused(refused)
     results: dict[str, Any] = {
-        "format": FORMAT, "benchmark": how.benchmark,
+        "format": FORMAT,
+        "benchmark": how.benchmark,
         "title": benchmark.title if benchmark else how.benchmark,
-        "accuracy": summaries[first]["accuracy"], "interval": summaries[first]["interval"],
-        "questions": len(rows), "samples": how.samples, "profile": how.profile,
+        "accuracy": summaries[first]["accuracy"],
+        "interval": summaries[first]["interval"],
+        "questions": len(rows),
+        "samples": how.samples,
+        "profile": how.profile,
         **about,
         "settings": {**asdict(how.asking), "seed": how.seed, "limit": how.limit},
         "training": asdict(training) if training else None,
@@ -82,14 +83,16 @@ def grade(
         "grader": first,
         "graders": {
             grader: {
-                "accuracy": summary["accuracy"], "interval": summary["interval"],
+                "accuracy": summary["accuracy"],
+                "interval": summary["interval"],
                 "outcomes": {name: marks[grader].count(name) for name in OUTCOMES},
             }
             for grader, summary in summaries.items()
         },
         "outcomes": {name: marks[first].count(name) for name in OUTCOMES},
         AS_PUBLISHED: {
-            "accuracy": theirs.mean, "interval": [theirs.low, theirs.high],
+            "accuracy": theirs.mean,
+            "interval": [theirs.low, theirs.high],
             "outcomes": {name: published.count(name) for name in OUTCOMES},
         },
         "differ": _differ(marks[first], published, by_content),
@@ -97,11 +100,9 @@ def grade(
         **summaries[first],
         "right": _right(rows, how.samples, marks[first]),
         RIGHT_AS_PUBLISHED: _right(rows, how.samples, published),
-    }  # fmt: skip
+    }
     if benchmark and benchmark.cluster:
-        results["clusters_of"] = {
-            row.id: groups(row).get(benchmark.cluster, row.id) for row in rows
-        }
+        results["clusters_of"] = {row.id: groups(row).get(benchmark.cluster, row.id) for row in rows}
     columns = {
         "question": [entry.question for entry in flat],
         "sample": [entry.sample for entry in flat],
@@ -121,10 +122,7 @@ def _without_verdict(marks: Mapping[str, Sequence[Outcome]]) -> list[str]:
         graded = [outcome for outcome in outcomes if outcome in ("correct", "wrong", "timed_out")]
         lost = graded.count("timed_out")
         if lost > MOST_WITHOUT_VERDICT * len(graded):
-            found.append(
-                f"{grader} came to no verdict on {lost} of {len(graded)} answers: it failed, or was "
-                "too slow"
-            )
+            found.append(f"{grader} came to no verdict on {lost} of {len(graded)} answers: it failed, or was too slow")
     return found
 
 
@@ -146,9 +144,13 @@ def write_answers(path: Path, answers: pa.Table) -> None:
 
 
 def _outcomes(
-    answers: Sequence[str | None], owners: Sequence[Sample], truncated: Sequence[bool],
-    pool: GraderPool, grader: str, watch: Watch,
-) -> list[Outcome]:  # fmt: skip
+    answers: Sequence[str | None],
+    owners: Sequence[Sample],
+    truncated: Sequence[bool],
+    pool: GraderPool,
+    grader: str,
+    watch: Watch,
+) -> list[Outcome]:
     found: list[Outcome] = []
     for start in range(0, len(answers), PART):
         watch.progress(f"answers, {grader}", start, len(answers))
@@ -158,9 +160,7 @@ def _outcomes(
     return found
 
 
-def _published(
-    entries: Sequence[Entry], owners: Sequence[Sample], pool: GraderPool, watch: Watch
-) -> list[Outcome]:
+def _published(entries: Sequence[Entry], owners: Sequence[Sample], pool: GraderPool, watch: Watch) -> list[Outcome]:
     found: list[Outcome] = []
     for start in range(0, len(entries), PART):
         watch.progress("answers, as published", start, len(entries))
@@ -172,9 +172,8 @@ def _published(
 
 
 def _by_content(
-    answers: Sequence[str | None], owners: Sequence[Sample], marks: Sequence[Outcome],
-    pool: GraderPool,
-) -> list[bool | None]:  # fmt: skip
+    answers: Sequence[str | None], owners: Sequence[Sample], marks: Sequence[Outcome], pool: GraderPool
+) -> list[bool | None]:
     """Whether an answer that is wrong, and names no option, is the text of the right one.
 
     None where that is not known: no multiple choice, or the options' texts are not.
@@ -214,9 +213,10 @@ def _differ(
     right = [(a == "correct", b == "correct") for a, b in zip(ours, published, strict=True)]
     known = [one for one in by_content if one is not None]
     return {
-        "ours_only": right.count((True, False)), "as_published_only": right.count((False, True)),
+        "ours_only": right.count((True, False)),
+        "as_published_only": right.count((False, True)),
         "by_content": sum(known) if known else None,
-    }  # fmt: skip
+    }
 
 
 def _right(rows: Sequence[Sample], samples: int, marks: Sequence[Outcome]) -> dict[str, list[int]]:
@@ -246,8 +246,10 @@ def _about_rows(cell: EvalTask) -> dict[str, Any]:
     assert manifest is not None  # the questions were read
     metrics = manifest["metrics"]
     rows = {
-        "all": metrics["rows"], "kept": metrics["kept"],
-        "expected_all": benchmark.rows, "expected_kept": benchmark.kept,
-    }  # fmt: skip
+        "all": metrics["rows"],
+        "kept": metrics["kept"],
+        "expected_all": benchmark.rows,
+        "expected_kept": benchmark.kept,
+    }
     named = f"{cell.how.benchmark}: "
     return {"rows": rows, "warnings": [text.removeprefix(named) for text in metrics["warnings"]]}

@@ -45,9 +45,14 @@ def matched(config: Config) -> PromptSettings:
     """As the run's training asks."""
     rollout, data = config.rollout, config.data
     return PromptSettings(
-        rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens,
-        data.min_pixels, data.max_pixels, data.instruction,
-    )  # fmt: skip
+        rollout.temperature,
+        rollout.top_p,
+        rollout.top_k,
+        rollout.max_new_tokens,
+        data.min_pixels,
+        data.max_pixels,
+        data.instruction,
+    )
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,11 @@ class Evaluation:
         """What decides the results, by setting."""
         return self.sampling_settings() | {
             "eval.profile": KEYED_PROFILES.get(self.profile, self.profile),
-            "eval.samples": self.samples, "eval.limit": self.limit,
-            "eval.graders": list(self.graders), "reward.deadline": self.deadline,
-        }  # fmt: skip
+            "eval.samples": self.samples,
+            "eval.limit": self.limit,
+            "eval.graders": list(self.graders),
+            "reward.deadline": self.deadline,
+        }
 
 
 def evaluation(config: Config, benchmark: str, trained: Config | None = None) -> Evaluation:
@@ -98,6 +105,13 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None) ->
     if own:  # judged as in training, too
         graders = tuple(dict.fromkeys((config.reward.grader, *graders)))
     return Evaluation(
-        benchmark, profile, PromptSettings(**values), config.rollout.engine, config.seed, samples, limit,
-        graders, config.reward.deadline,
-    )  # fmt: skip
+        benchmark,
+        profile,
+        PromptSettings(**values),
+        config.rollout.engine,
+        config.seed,
+        samples,
+        limit,
+        graders,
+        config.reward.deadline,
+    )

@@ -99,9 +99,7 @@ class Judge:
             else:
                 self.must_be(place, name, numbers[name], before[name], bands(name))
 
-    def must_be(
-        self, place: str, name: str, value: float, expected: float, band: Band = EXACT
-    ) -> None:
+    def must_be(self, place: str, name: str, value: float, expected: float, band: Band = EXACT) -> None:
         """A number that has to be what is expected, whatever the baseline says."""
         self.looked_at += 1
         if not abs(value - expected) <= band.width(expected):  # so that NaN is off
@@ -132,7 +130,7 @@ BANDS = {
     "clipped_high": Band(0.02, 3e-4),
     "clipped_dual": Band(0.02, 3e-4),
     "tis_capped": Band(0.02, 3e-4),
-}  # fmt: skip
+}
 """Of numbers that vary more, each with the largest difference measured."""
 
 FARTHEST = {
@@ -165,10 +163,14 @@ def data(judge: Judge, again: replay.Replay) -> None:
     pixels = [np.asarray(open_image(image).convert("RGB")) for image in table[0].images]
     judge.as_before(
         "prepare",
-        {"questions": len(table), "checksum of the texts": zlib.crc32(text.encode()),
-         "first image's mean": float(np.mean(pixels)), "and deviation": float(np.std(pixels))},
+        {
+            "questions": len(table),
+            "checksum of the texts": zlib.crc32(text.encode()),
+            "first image's mean": float(np.mean(pixels)),
+            "and deviation": float(np.std(pixels)),
+        },
         lambda _: Band(1e-6),
-    )  # fmt: skip
+    )
 
 
 def sampling(judge: Judge, again: replay.Replay) -> None:
@@ -199,17 +201,10 @@ def other_settings(judge: Judge, again: replay.Replay) -> None:
     rows, scored = again.cooler()
     logp = replay.flat(rows, "logp")
     cooler = scored | {"logp": float(logp.mean()), "tokens": len(logp)}
-    judge.as_before(
-        "score 1, cooler", cooler, lambda n: BANDS[n] if n in BANDS else Band(0.05, 1e-4)
-    )
+    judge.as_before("score 1, cooler", cooler, lambda n: BANDS[n] if n in BANDS else Band(0.05, 1e-4))
 
 
-REPLAYED = {
-    "questions": data,
-    "sampling": sampling,
-    "scores and updates": training,
-    "other settings": other_settings,
-}
+REPLAYED = {"questions": data, "sampling": sampling, "scores and updates": training, "other settings": other_settings}
 
 
 # -- a run, by itself and beside the baseline's -----------------------------------------------------
@@ -249,7 +244,7 @@ def _rollout(demand: Demand, rollouts: list[Rollout], table: dict[str, Sample]) 
     says_so = [
         [(extract_answer(text) or "").strip() == table[group.sample_id].answer for text in group.response]
         for group in rollouts
-    ]  # fmt: skip
+    ]
     demand("groups of one outcome", sum(len(set(marks)) == 1 for marks in right), 0)
     demand("answers judged wrongly", np.mean(np.not_equal(right, says_so)), 0, Band(absolute=0.02))
     demand("rewards not of outcome", np.mean(np.not_equal(right, [g.reward for g in rollouts])), 0)
@@ -315,10 +310,10 @@ def sampled_again(judge: Judge, chain: Chain) -> None:
     policy = load_policy(config, chain.checkpoint(last).path / checkpoints.MODEL)
     rows = table[:RESAMPLED]
     said = HuggingFaceEngine(policy).generate(
-        rows, [(how.benchmark, row.id) for row in rows],
-        Sampling(asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens,
-                 how.samples, how.seed),
-    )  # fmt: skip
+        rows,
+        [(how.benchmark, row.id) for row in rows],
+        Sampling(asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens, how.samples, how.seed),
+    )
     policy.encoder.close()
     journal = read_journal(cell.journal)
     other = [
@@ -337,18 +332,22 @@ def sampled_again(judge: Judge, chain: Chain) -> None:
     again = HuggingFaceEngine(policy).generate(
         [train.by_id(group.sample_id) for group in fresh],
         [(before + 1, group.position) for group in fresh],
-        Sampling(how_trained.temperature, how_trained.top_p, how_trained.top_k,
-                 how_trained.max_new_tokens, how_trained.samples_per_prompt, config.seed),
-    )  # fmt: skip
+        Sampling(
+            how_trained.temperature,
+            how_trained.top_p,
+            how_trained.top_k,
+            how_trained.max_new_tokens,
+            how_trained.samples_per_prompt,
+            config.seed,
+        ),
+    )
     policy.encoder.close()
     other = [
         ids != response.ids
         for group, responses in zip(fresh, again, strict=True)
         for ids, response in zip(group.response_ids, responses, strict=True)
     ]
-    judge.must_be(
-        f"rollout {before + 1}", "responses of other weights", float(np.mean(other)), 0, FLIPS
-    )
+    judge.must_be(f"rollout {before + 1}", "responses of other weights", float(np.mean(other)), 0, FLIPS)
 
 
 RUN_BANDS = {
@@ -365,10 +364,12 @@ def course(judge: Judge, chain: Chain) -> None:
     """The run beside the baseline's, on average over its steps: tokens differ after a while."""
     rows = runs.write_metrics(chain)
     names = {
-        "accuracy": "rollout/accuracy", "entropy": "score/entropy",
-        "perception": "score/perception_mean", "grad_norm": "update/grad_norm",
+        "accuracy": "rollout/accuracy",
+        "entropy": "score/entropy",
+        "perception": "score/perception_mean",
+        "grad_norm": "update/grad_norm",
         "response tokens": "rollout/response_tokens_mean",
-    }  # fmt: skip
+    }
     means = {name: float(np.mean([row[key] for row in rows])) for name, key in names.items()}
     judge.as_before("run, mean of steps", means, RUN_BANDS.__getitem__)
     start = chain.eval(0, "glyphs").manifest()
@@ -377,12 +378,7 @@ def course(judge: Judge, chain: Chain) -> None:
     judge.as_before("evaluation 0", accuracy, lambda _: Band(absolute=0.005))
 
 
-WHOLE_RUN = {
-    "every step": consistent,
-    "weights": weights,
-    "sampled again": sampled_again,
-    "course": course,
-}
+WHOLE_RUN = {"every step": consistent, "weights": weights, "sampled again": sampled_again, "course": course}
 
 
 # -- command line ------------------------------------------------------------------------------------
@@ -415,15 +411,12 @@ def read_numbers(folder: Path) -> dict[str, dict[str, Numbers]]:
         found = json.loads(file.read_text())
         return {
             what: {
-                place: {name: float(value) for name, value in numbers.items()}
-                for place, numbers in found[what].items()
+                place: {name: float(value) for name, value in numbers.items()} for place, numbers in found[what].items()
             }
             for what in ("replay", "run")
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            str(file), f"is no baseline ({error}).", "Make it: make baseline"
-        ) from error
+        raise UserError(str(file), f"is no baseline ({error}).", "Make it: make baseline") from error
 
 
 def parts_of(what: str, judge: Judge, out: Path) -> dict[str, Callable[[], None]]:

@@ -29,42 +29,72 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
     # Several optimizer steps on the same responses, large ones: ratios leave 1 and clipping bites.
     # Micro-batches of 3 groups cut batches of 8 unevenly.
     "off-policy": (
-        "update.epochs=2", "update.batch_prompts=8", "update.micro_batch_prompts=3",
-        "update.learning_rate=1e-3", "update.warmup_steps=3", "update.max_grad_norm=0.1",
-        "update.kl_coefficient=0.1", "update.loss_average=sequence", "update.dual_clip=1.5",
-        "update.weight_decay=3", "update.adam_betas=[0.8,0.9]",
+        "update.epochs=2",
+        "update.batch_prompts=8",
+        "update.micro_batch_prompts=3",
+        "update.learning_rate=1e-3",
+        "update.warmup_steps=3",
+        "update.max_grad_norm=0.1",
+        "update.kl_coefficient=0.1",
+        "update.loss_average=sequence",
+        "update.dual_clip=1.5",
+        "update.weight_decay=3",
+        "update.adam_betas=[0.8,0.9]",
     ),
     "all terms": (
-        "score.estimator=jsd", "score.perturbation=gaussian_noise", "update.objective=vppo-tas",
-        "update.entropy_estimator=exact", "update.entropy_penalty=0.1", "update.tis_cap=1.0001",
-        "update.overlong_cache=40", "update.mask_truncated=true", "update.beta_min=0.5",
+        "score.estimator=jsd",
+        "score.perturbation=gaussian_noise",
+        "update.objective=vppo-tas",
+        "update.entropy_estimator=exact",
+        "update.entropy_penalty=0.1",
+        "update.tis_cap=1.0001",
+        "update.overlong_cache=40",
+        "update.mask_truncated=true",
+        "update.beta_min=0.5",
     ),
     "published": (
-        "mode=published", "published.mini_batch_responses=null", "published.micro_batch_responses=24",
-        "update.micro_batch_prompts=3", "update.entropy_penalty=0.06",
+        "mode=published",
+        "published.mini_batch_responses=null",
+        "published.micro_batch_responses=24",
+        "update.micro_batch_prompts=3",
+        "update.entropy_penalty=0.06",
         # The questions and responses are recorded ones.
-        "published.resize_first=false", "published.strip_question=false",
-        "published.drop_surplus=false", "published.choice_rule=true",
+        "published.resize_first=false",
+        "published.strip_question=false",
+        "published.drop_surplus=false",
+        "published.choice_rule=true",
     ),
     "dapo": (
-        "score.estimator=log_ratio", "score.perturbation=gaussian_blur", "update.objective=dapo",
+        "score.estimator=log_ratio",
+        "score.perturbation=gaussian_blur",
+        "update.objective=dapo",
         "model.shared_prefix=false",
     ),
     "grpo": (
-        "score.estimator=argmax_drop", "score.perturbation=grey", "update.objective=grpo",
+        "score.estimator=argmax_drop",
+        "score.perturbation=grey",
+        "update.objective=grpo",
         "update.gradient_checkpointing=true",
     ),
     "vppo-tgf": (
-        "score.estimator=entropy", "score.keep_fraction=0.2", "update.objective=vppo-tgf",
-        "score.batch_tokens=600", "update.micro_batch_tokens=600",
+        "score.estimator=entropy",
+        "score.keep_fraction=0.2",
+        "update.objective=vppo-tgf",
+        "score.batch_tokens=600",
+        "update.micro_batch_tokens=600",
     ),
     "random": ("score.estimator=random", "update.freeze_vision=true"),
     "oracle": ("score.estimator=oracle", "update.lora_rank=4"),
-}  # fmt: skip
+}
 """What the run itself does not use, each tried on the first step's responses."""
 
-COOLER = ("rollout.temperature=0.6", "rollout.top_p=0.9", "rollout.top_k=12",
-          "rollout.prompts_per_step=8", "update.batch_prompts=8")  # fmt: skip
+COOLER = (
+    "rollout.temperature=0.6",
+    "rollout.top_p=0.9",
+    "rollout.top_k=12",
+    "rollout.prompts_per_step=8",
+    "update.batch_prompts=8",
+)
 """Sampling that is not plain: what the engine applies, the trainer has to know of."""
 
 
@@ -170,7 +200,5 @@ def flat(rows: Sequence[Any], column: str) -> np.ndarray[Any, Any]:
 def differing(found: Sequence[Rollout], recorded: Sequence[Rollout]) -> float:
     """The share of recorded responses that were not sampled again, token for token."""
     ids = {(row.sample_id, i): r for row in found for i, r in enumerate(row.response_ids)}
-    again = [
-        ids.get((row.sample_id, i)) == r for row in recorded for i, r in enumerate(row.response_ids)
-    ]
+    again = [ids.get((row.sample_id, i)) == r for row in recorded for i, r in enumerate(row.response_ids)]
     return 1 - float(np.mean(again))

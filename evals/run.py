@@ -32,9 +32,15 @@ if TYPE_CHECKING:
 
 
 def complete(
-    cell: EvalTask, engine: Callable[[], Engine], batch_prompts: int, pool: GraderPool,
-    training: PromptSettings | None, out: Path, watch: Watch, tensor_parallel: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+    cell: EvalTask,
+    engine: Callable[[], Engine],
+    batch_prompts: int,
+    pool: GraderPool,
+    training: PromptSettings | None,
+    out: Path,
+    watch: Watch,
+    tensor_parallel: int = 1,
+) -> dict[str, Any]:
     """Complete the cell's journal, grade it, and write results.json and answers.parquet to ``out``.
 
     Args:
@@ -64,9 +70,10 @@ def questions(cell: EvalTask) -> SampleTable:
     path = cell.questions.path / OWN[name].file
     if not is_there(path):
         raise UserError(
-            f"{name} questions", f"{cell.questions.path} has none.",
+            f"{name} questions",
+            f"{cell.questions.path} has none.",
             "Prepare the data first (vppo prepare); glyphs needs data.source=glyphs.",
-        )  # fmt: skip
+        )
     return SampleTable(path)
 
 
@@ -77,9 +84,7 @@ def check_questions(cell: EvalTask) -> None:
         UserError: there are none.
     """
     if not len(questions(cell)):
-        raise UserError(
-            cell.how.benchmark, "has no questions.", "Prepare the data again, or name others."
-        )
+        raise UserError(cell.how.benchmark, "has no questions.", "Prepare the data again, or name others.")
 
 
 def mended(cell: EvalTask, table: SampleTable, watch: Watch) -> dict[str, list[Entry]]:
@@ -92,9 +97,13 @@ def mended(cell: EvalTask, table: SampleTable, watch: Watch) -> dict[str, list[E
 
 
 def sample_missing(
-    cell: EvalTask, table: SampleTable, engine: Callable[[], Engine], batch_prompts: int, watch: Watch,
+    cell: EvalTask,
+    table: SampleTable,
+    engine: Callable[[], Engine],
+    batch_prompts: int,
+    watch: Watch,
     tensor_parallel: int = 1,
-) -> None:  # fmt: skip
+) -> None:
     """Sample the responses that the journal does not have."""
     from pipelines.model.ragged import batches  # brings torch, which reading results does not need
     from pipelines.ranks.ranks import ranks
@@ -107,9 +116,8 @@ def sample_missing(
     if done == total:
         return
     missing = [
-        (index, len(journal.get(name, ())))
-        for index, name in enumerate(names) if len(journal.get(name, ())) < samples
-    ]  # fmt: skip
+        (index, len(journal.get(name, ()))) for index, name in enumerate(names) if len(journal.get(name, ())) < samples
+    ]
     missing.sort(key=lambda place: place[1])
     for first, group in groupby(missing, key=lambda place: place[1]):
         sample = partial(_sampled, cell, first, engine())
@@ -124,23 +132,22 @@ def sample_missing(
     watch.progress("responses", total, total)
 
 
-def _sampled(
-    cell: EvalTask, first: int, engine: Engine, rows: Sequence[Sample]
-) -> list[list[Entry]]:
+def _sampled(cell: EvalTask, first: int, engine: Engine, rows: Sequence[Sample]) -> list[list[Entry]]:
     """Samples ``first`` to the last of these questions, in one call."""
     from pipelines.model.sampling import Sampling
 
     how, asking = cell.how, cell.how.asking
     sampling = Sampling(
-        asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens,
-        how.samples - first, how.seed, first,
-    )  # fmt: skip
+        asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens, how.samples - first, how.seed, first
+    )
     generated = engine.generate(rows, [(how.benchmark, row.id) for row in rows], sampling)
     return [
-        [Entry(row.id, first + i, r.text, r.truncated, len(r.ids), prompt_digest(row, asking))
-         for i, r in enumerate(responses)]
+        [
+            Entry(row.id, first + i, r.text, r.truncated, len(r.ids), prompt_digest(row, asking))
+            for i, r in enumerate(responses)
+        ]
         for row, responses in zip(rows, generated, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def grade_cell(
@@ -158,9 +165,10 @@ def grade_cell(
         made = cell.results.path
         first = f"Delete the folder {made}, its results. " if is_there(made) else ""
         raise UserError(
-            cell.how.benchmark, f"the journal has {have} of {total} responses ({cell.journal}).",
+            cell.how.benchmark,
+            f"the journal has {have} of {total} responses ({cell.journal}).",
             f"{first}Sample the others first: the same command without --regrade.",
-        )  # fmt: skip
+        )
     entries = {row.id: journal[row.id][:samples] for row in rows}
     results, answers = grade(cell, rows, entries, pool, training, watch)
     if cell.revisions:
@@ -183,9 +191,11 @@ def read_results(folder: Path) -> dict[str, Any]:
             raise ValueError("it lacks its fields")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise unreadable(
-            path, error, f"is not what vppo eval wrote ({error}).",
+            path,
+            error,
+            f"is not what vppo eval wrote ({error}).",
             f"Delete the folder {folder}; it is made again when it is needed.",
-        ) from error  # fmt: skip
+        ) from error
     return found
 
 

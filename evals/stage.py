@@ -30,15 +30,7 @@ if TYPE_CHECKING:
     from pipelines.rollout.engine import Engine
 
 
-__all__ = (
-    "canonical",
-    "cell",
-    "check_inputs",
-    "evaluate",
-    "evaluate_all",
-    "evaluate_one",
-    "gather",
-)
+__all__ = ("canonical", "cell", "check_inputs", "evaluate", "evaluate_all", "evaluate_one", "gather")
 """What runs ask of evaluations (pipelines/stages.py)."""
 
 
@@ -81,9 +73,7 @@ def engine(live: Live, step: int, asking: PromptSettings) -> Engine:
     return live.engine(step, *(() if same else (asking, asking.instruction)))
 
 
-def evaluate_all(
-    chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch, *, force: bool = False
-) -> None:
+def evaluate_all(chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch, *, force: bool = False) -> None:
     """Make these evaluations; every benchmark's questions are there before a model is loaded.
 
     Args:
@@ -107,9 +97,7 @@ def evaluate_all(
             watch.finished(step.name, step.index or 0, metrics)
 
 
-def evaluate_one(
-    live: Session, step: Step, config: Config, watch: Watch, *, force: bool = False
-) -> dict[str, Any]:
+def evaluate_one(live: Session, step: Step, config: Config, watch: Watch, *, force: bool = False) -> dict[str, Any]:
     """Make and commit one evaluation; waits where another process is at the same one."""
     everyone = ranks()
     with contextlib.ExitStack() as stack:
@@ -139,9 +127,10 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
     for one in cells:
         if not one.journal.is_file():
             raise UserError(
-                one.how.benchmark, f"has no journal of these settings to grade ({one.journal}).",
+                one.how.benchmark,
+                f"has no journal of these settings to grade ({one.journal}).",
                 "Sample first: the same command without --regrade.",
-            )  # fmt: skip
+            )
     training = matched(chain.config) if index else None
     with GraderPool(settings.reward.workers, settings.reward.deadline) as pool:
         for one in cells:

@@ -29,13 +29,8 @@ from pipelines.score import stage as score
 from pipelines.stages import of_evaluations
 from pipelines.update import stage as update
 
-CODE = {
-    "prepare": prepare, "rollout": rollout, "score": score, "update": update,
-    "checkpoint": checkpoint,
-}  # fmt: skip
-VERSIONS = {name: stage.VERSION for name, stage in CODE.items()} | {
-    "model": 1, "sampling": 3, "grading": 2, "way": 2,
-}  # fmt: skip
+CODE = {"prepare": prepare, "rollout": rollout, "score": score, "update": update, "checkpoint": checkpoint}
+VERSIONS = {name: stage.VERSION for name, stage in CODE.items()} | {"model": 1, "sampling": 3, "grading": 2, "way": 2}
 """Raise a stage's number when its code gives other results: its steps become stale."""
 
 SETTINGS: dict[str, tuple[str, ...]] = {name: stage.READS for name, stage in CODE.items()}
@@ -80,9 +75,7 @@ class Chain:
         versions: those of the code that makes, or made, the stages.
     """
 
-    def __init__(
-        self, config: Config, run: Path, versions: Mapping[str, int] | None = None
-    ) -> None:
+    def __init__(self, config: Config, run: Path, versions: Mapping[str, int] | None = None) -> None:
         self.config, self.run = config, run
         self.versions = dict(versions or versions_of(config))
         check_places(config)
@@ -208,9 +201,14 @@ class Chain:
         return self._step(name, index, parent, settings, inputs, shape)
 
     def _step(
-        self, name: str, index: int | None, parent: Path, settings: dict[str, Any],
-        inputs: dict[str, str], shape: dict[str, Any] | None = None,
-    ) -> Step:  # fmt: skip
+        self,
+        name: str,
+        index: int | None,
+        parent: Path,
+        settings: dict[str, Any],
+        inputs: dict[str, str],
+        shape: dict[str, Any] | None = None,
+    ) -> Step:
         own = self.own(name, self.config)
         version = OF_ONES_OWN if own else self.versions[name]
         return Step(name, index, parent, version, settings | own, inputs, shape or {})

@@ -52,9 +52,11 @@ def accuracy(chain: Chain, step: int) -> float | None:
         return float(json.loads(checked(path).read_bytes())["accuracy"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise unreadable(
-            path, error, f"has no accuracy ({error}).",
+            path,
+            error,
+            f"has no accuracy ({error}).",
             f"Delete the folder {made.path}; it is made again when it is needed.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def best(chain: Chain, among: list[int]) -> list[int]:
@@ -105,9 +107,10 @@ def export(chain: Chain, which: str, target: Path) -> int:
     step = pick(chain, which)
     if step is None:
         raise UserError(
-            f"checkpoint {which}", f"run {chain.run.name} has no such checkpoint on disk.",
+            f"checkpoint {which}",
+            f"run {chain.run.name} has no such checkpoint on disk.",
             f"It has: {' '.join(map(str, saved(chain))) or 'none yet'}; also: last, best.",
-        )  # fmt: skip
+        )
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(str(target), "is not an empty folder.", "Name a new folder.")
     made = chain.checkpoint(step)

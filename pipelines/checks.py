@@ -88,4 +88,4 @@ def check_saves(config: Config) -> None:
             f"model.path {where}, generation_config.json",
             f"transformers refuses to save it with a checkpoint: {(wrong or [str(error)])[0].lstrip('- ')}",
             "Correct that file in a copy of the model: set do_sample to true, or take out what it names.",
-        ) from error  # fmt: skip
+        ) from error

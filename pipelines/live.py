@@ -81,9 +81,12 @@ class Session:
     def reward(self) -> RewardFunction:
         settings = self.config.reward
         return make_reward(
-            settings.function, settings.grader, settings.deadline, settings.workers,
+            settings.function,
+            settings.grader,
+            settings.deadline,
+            settings.workers,
             choice_rule=self.config.published.choice_rule,
-        )  # fmt: skip
+        )
 
     @cached_property
     def graders(self) -> GraderPool:
@@ -96,9 +99,7 @@ class Session:
         """The training questions."""
         return SampleTable(self._made(self.chain.prepare) / "train.parquet")
 
-    def engine(
-        self, version: int, asking: PixelLimits | None = None, instruction: str = ""
-    ) -> Engine:
+    def engine(self, version: int, asking: PixelLimits | None = None, instruction: str = "") -> Engine:
         """The rollout engine with the policy after ``version`` updates.
 
         Args:
@@ -118,9 +119,7 @@ class Session:
                 return engine
             self._live, self._live_version = engine, None
         if self._live_version != self._version:
-            if (
-                self._made_trainer
-            ):  # whose state leaves no room for weights on their way beside a KV cache
+            if self._made_trainer:  # whose state leaves no room for weights on their way beside a KV cache
                 self._live.sleep()
             self._live.sync(policy)
             self._live_version = self._version
@@ -159,10 +158,11 @@ class Session:
         except FloatingPointError as error:
             update = self.config.update
             raise UserError(
-                f"update {step}", str(error),
+                f"update {step}",
+                str(error),
                 f"Lower update.learning_rate ({update.learning_rate:g}) or update.weight_decay "
                 f"({update.weight_decay:g}), or look at the rewards; what was committed is kept.",
-            ) from error  # fmt: skip
+            ) from error
         same = _of_updates(config) == _of_updates(self.config)
         self._version = step if same and config.stages.update == self.config.stages.update else -1
 
@@ -274,9 +274,10 @@ class Session:
     def _made(self, step: Step) -> Path:
         if step.manifest() is None:
             raise UserError(
-                step.label, f"is not on disk ({step.path.name}).",
+                step.label,
+                f"is not on disk ({step.path.name}).",
                 f"Make it first: vppo train --run {self.chain.run.name} --stage {step.name}",
-            )  # fmt: skip
+            )
         return step.path
 
     def _adopt(self, config: Config) -> None:
@@ -289,9 +290,10 @@ class Session:
             ours, theirs = getattr(self.config.update, name), getattr(config.update, name)
             if ours != theirs:
                 raise UserError(
-                    f"update.{name}: {theirs}", f"this run's updates were made with {ours}.",
+                    f"update.{name}: {theirs}",
+                    f"this run's updates were made with {ours}.",
                     "Start another run with it: vppo train --run NAME.",
-                )  # fmt: skip
+                )
         everyone = ranks()
         # In the run's folder, which all nodes see; what a kill leaves there, the next command removes.
         folder = everyone.agree(partial_of(self.chain.run / TRAINER))
@@ -328,7 +330,7 @@ def _differs(step: int, before: dict[str, Any], after: dict[str, Any]) -> str:
         name: abs(after.get(name, 0.0) - value) / max(abs(value), 0.01)
         for name, value in before.items()
         if after.get(name) != value and type(value) in (int, float)
-    }  # fmt: skip
+    }
     if not changes:
         return ""
     name = max(changes, key=lambda name: changes[name])

@@ -131,15 +131,14 @@ def config_file(run: Path) -> Path:
         missing = settings.not_given(path)
         if missing:
             some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-            raise UserError(
-                str(path), f"is not whole: {len(missing)} settings are missing ({some}).", again
-            )
+            raise UserError(str(path), f"is not whole: {len(missing)} settings are missing ({some}).", again)
     elif first.decode(errors="replace").split()[2:3] != [_text_hash(rest)]:
         settings.load(path, stored=True)  # which names the line, where it makes no sense in itself
         raise UserError(
-            str(path), "was changed or cut short since it was written.",
+            str(path),
+            "was changed or cut short since it was written.",
             f"{again}; or, if it was changed on purpose and is whole, remove its first line.",
-        )  # fmt: skip
+        )
     return path
 
 
@@ -205,9 +204,7 @@ class State:
     verified_s: float = 0.0
     sha256: str = ""
 
-    damaged = (
-        False  # whether the file was there and made no sense: then nothing is known but the lock
-    )
+    damaged = False  # whether the file was there and made no sense: then nothing is known but the lock
 
     def silent_s(self) -> float:
         """Seconds since the last sign of life; 0 unless it is running."""
@@ -222,9 +219,17 @@ def record_state(run: Path, state: str, stage: str, step: int, steps: int, **mor
     """
     text, now = time.strftime("%Y-%m-%d %H:%M:%S"), time.time()
     value = State(
-        state, stage, step, steps, os.getpid(), socket.gethostname(), text, time=now,
-        verified_s=round(spent.seconds, 3), **more,
-    )  # fmt: skip
+        state,
+        stage,
+        step,
+        steps,
+        os.getpid(),
+        socket.gethostname(),
+        text,
+        time=now,
+        verified_s=round(spent.seconds, 3),
+        **more,
+    )
     write_atomic(run / STATE, json.dumps(sealed(asdict(value), STATE_DIGITS)), durable=False)
 
 
@@ -292,11 +297,7 @@ def _made(folders: Iterable[Path], today: int) -> int:
 def outdated(chain: Chain) -> str:
     """Stages that another version of the code made, all of whose steps are to be made again; or ""."""
     made, now = as_made(chain.config, chain.run, *TRAINING).versions, versions_of(chain.config)
-    return ", ".join(
-        f"{name} (version {made[name]} -> {now[name]})"
-        for name in TRAINING
-        if made[name] != now[name]
-    )
+    return ", ".join(f"{name} (version {made[name]} -> {now[name]})" for name in TRAINING if made[name] != now[name])
 
 
 def changed_versions(chain: Chain) -> str:
@@ -316,9 +317,7 @@ def changed_shapes(chain: Chain) -> str:
         return ""
     changed: dict[str, str] = {}
     for stage in (chain.rollout, chain.score, chain.update):
-        made = [
-            step for t in range(1, chain.config.run.steps + 1) if (step := stage(t)).path.is_dir()
-        ]
+        made = [step for t in range(1, chain.config.run.steps + 1) if (step := stage(t)).path.is_dir()]
         then = (made[-1].manifest() or {}).get("shape", {}) if made else {}
         for name, value in then.items():
             if name in made[-1].shape and made[-1].shape[name] != value:

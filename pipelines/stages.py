@@ -105,9 +105,7 @@ def find(stage: str, config: Config) -> Stage:
     """
     own: str | None = getattr(config.stages, stage)
     module, _, name = STAGES[stage].partition(":")
-    found: Stage = (
-        find_part(f"stages.{stage}", own, {}) if own else getattr(import_module(module), name)
-    )
+    found: Stage = find_part(f"stages.{stage}", own, {}) if own else getattr(import_module(module), name)
     return found
 
 

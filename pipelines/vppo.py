@@ -74,9 +74,7 @@ def trajectory_dependency(perception_BT: Tensor, mask_BT: Tensor) -> Tensor:
 # --- Trajectory-level advantage shaping, TAS (paper eq. 5) ----------------------------------------
 
 
-def normalized_dependency(
-    dependency_B: Tensor, low: Tensor | float, high: Tensor | float
-) -> Tensor:
+def normalized_dependency(dependency_B: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """z_B = (S-bar - low) / (high - low), within [0, 1].
 
     Its mean over all ranks is ``mean_z`` of :func:`shaping_weights_from`.
@@ -123,10 +121,7 @@ def shaping_weights_from(
 
 
 def shaping_weights(
-    dependency_B: Tensor,
-    beta_min: float = 0.9,
-    beta_max: float | None = None,
-    eps: float = 1e-6,
+    dependency_B: Tensor, beta_min: float = 0.9, beta_max: float | None = None, eps: float = 1e-6
 ) -> Tensor:
     """Weights alpha_B over the whole update batch; mean(alpha) = 1 without a ``beta_max`` (paper eq. 5).
 

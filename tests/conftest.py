@@ -16,15 +16,7 @@ from command_line import SMALL, Command, given, vppo
 
 from pipelines.config import settings
 from pipelines.config.schema import Config
-from pipelines.disk.records import (
-    SCORES,
-    Rollout,
-    Sample,
-    SampleTable,
-    Scored,
-    read_rows,
-    write_rows,
-)
+from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.model.load import load_policy
@@ -38,11 +30,18 @@ from pipelines.watch import Silent
 torch.set_num_threads(1)
 
 FEW = (
-    "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
-    "rollout.temperature=1", "rollout.top_p=1", "update.objective=vppo", "update.loss_average=token",
-    "update.batch_prompts=4", "update.micro_batch_prompts=2", "score.batch_prompts=4",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=48",
+    "rollout.temperature=1",
+    "rollout.top_p=1",
+    "update.objective=vppo",
+    "update.loss_average=token",
+    "update.batch_prompts=4",
+    "update.micro_batch_prompts=2",
+    "score.batch_prompts=4",
     "run.threads=1",
-)  # fmt: skip
+)
 """The embedded default with 4 prompts a step and 4 responses a prompt."""
 
 
@@ -126,9 +125,7 @@ def write_prepared(samples: list[Sample]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def table(
-    write_prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> SampleTable:
+def table(write_prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> SampleTable:
     """The eight questions as the stages read them."""
     return SampleTable(write_prepared(tmp_path_factory.mktemp("prepared")) / "train.parquet")
 
@@ -137,19 +134,22 @@ def table(
 def rollouts(policy: Policy, samples: list[Sample], tiny_config: Config) -> list[Rollout]:
     """Groups of 4 responses to the first 4 questions; two responses of each pass for right."""
     sampling = Sampling(1.0, 1.0, 0, tiny_config.rollout.max_new_tokens, 4, seed=0)
-    generated = HuggingFaceEngine(policy).generate(
-        samples[:4], [(1, i) for i in range(4)], sampling
-    )
+    generated = HuggingFaceEngine(policy).generate(samples[:4], [(1, i) for i in range(4)], sampling)
     return [
         Rollout(
-            sample_id=sample.id, position=position,
-            response_ids=[r.ids for r in group], response=[r.text for r in group],
-            logp=[r.logp for r in group], truncated=[r.truncated for r in group],
-            answer=[""] * 4, outcome=["correct", "wrong", "wrong", "correct"],
-            reward=[1.0, 0.0, 0.0, 1.0], step=1,
+            sample_id=sample.id,
+            position=position,
+            response_ids=[r.ids for r in group],
+            response=[r.text for r in group],
+            logp=[r.logp for r in group],
+            truncated=[r.truncated for r in group],
+            answer=[""] * 4,
+            outcome=["correct", "wrong", "wrong", "correct"],
+            reward=[1.0, 0.0, 0.0, 1.0],
+            step=1,
         )
         for position, (sample, group) in enumerate(zip(samples, generated, strict=False))
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -168,8 +168,6 @@ def score_rows(
 
 
 @pytest.fixture(scope="session")
-def scores(
-    score_rows: Callable[..., list[Scored]], tiny_config: Config, rollouts: list[Rollout]
-) -> list[Scored]:
+def scores(score_rows: Callable[..., list[Scored]], tiny_config: Config, rollouts: list[Rollout]) -> list[Scored]:
     """The scores of ``rollouts`` by the default settings."""
     return score_rows(tiny_config, rollouts)

@@ -36,15 +36,26 @@ UPDATES = {f"update {step}" for step in range(1, STEPS + 1)}
 def test_the_order_of_a_run():
     assert [step.label for step in chain().all()] == [
         "prepare",
-        "rollout 1", "score 1", "update 1",
-        "rollout 2", "score 2", "update 2", "checkpoint 2", "validation 2",
-        "rollout 3", "score 3", "update 3",
-        "rollout 4", "score 4", "update 4", "checkpoint 4", "validation 4",
-        "glyphs 0", "glyphs 4",
-    ]  # fmt: skip
-    assert [step.label for step in chain().opening(1)] == [
-        "prepare", "rollout 1", "score 1", "update 1",
-    ]  # fmt: skip
+        "rollout 1",
+        "score 1",
+        "update 1",
+        "rollout 2",
+        "score 2",
+        "update 2",
+        "checkpoint 2",
+        "validation 2",
+        "rollout 3",
+        "score 3",
+        "update 3",
+        "rollout 4",
+        "score 4",
+        "update 4",
+        "checkpoint 4",
+        "validation 4",
+        "glyphs 0",
+        "glyphs 4",
+    ]
+    assert [step.label for step in chain().opening(1)] == ["prepare", "rollout 1", "score 1", "update 1"]
 
 
 def test_where_steps_live():
@@ -70,8 +81,7 @@ def test_an_update_setting_keeps_the_first_score_too():
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["rollout.temperature=0.9", "reward.grader=math-verify", "rollout.samples_per_prompt=4"],
+    "override", ["rollout.temperature=0.9", "reward.grader=math-verify", "rollout.samples_per_prompt=4"]
 )
 def test_a_rollout_or_reward_setting_keeps_the_questions(override):
     changed = stale(override)
@@ -93,13 +103,21 @@ def test_another_seed_keeps_the_questions():
 @pytest.mark.parametrize(
     "override",
     [
-        "rollout.batch_prompts=3", "score.batch_prompts=3", "update.micro_batch_prompts=3",
+        "rollout.batch_prompts=3",
+        "score.batch_prompts=3",
+        "update.micro_batch_prompts=3",
         "update.micro_batch_tokens=99",
-        "eval.batch_prompts=3", "model.shared_prefix=false", "update.gradient_checkpointing=true",
-        "reward.workers=4", "run.threads=1", "run.device=cpu", "checkpoint.keep_last=1",
-        "checkpoint.keep_best=0", "name=other",
+        "eval.batch_prompts=3",
+        "model.shared_prefix=false",
+        "update.gradient_checkpointing=true",
+        "reward.workers=4",
+        "run.threads=1",
+        "run.device=cpu",
+        "checkpoint.keep_last=1",
+        "checkpoint.keep_best=0",
+        "name=other",
     ],
-)  # fmt: skip
+)
 def test_what_cannot_change_a_result_redoes_nothing(override):
     assert stale(override) == set()
 
@@ -127,9 +145,16 @@ def test_a_setting_at_the_default_it_came_with_is_left_out():
 def test_extending_keeps_everything_and_adds_steps():
     # Step 6 is the new end. The evaluation after step 4 is no part of the longer run.
     assert stale("run.steps=6") == {
-        "rollout 5", "score 5", "update 5",
-        "rollout 6", "score 6", "update 6", "checkpoint 6", "validation 6", "glyphs 6",
-    }  # fmt: skip
+        "rollout 5",
+        "score 5",
+        "update 5",
+        "rollout 6",
+        "score 6",
+        "update 6",
+        "checkpoint 6",
+        "validation 6",
+        "glyphs 6",
+    }
 
 
 def test_a_shorter_run_needs_nothing_but_its_end():
@@ -185,12 +210,7 @@ def test_changed_data_or_model_files_make_the_run_stale(tmp_path):
 
 
 def test_a_fingerprint_sees_names_and_content(tmp_path):
-    contents = [
-        {"a": "1", "b": "2"},
-        {"a": "2", "b": "1"},
-        {"a": "12", "b": ""},
-        {"a": "1", "c": "2"},
-    ]
+    contents = [{"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1", "c": "2"}]
     found = set()
     for number, content in enumerate(contents):
         folder = tmp_path / str(number)
@@ -206,12 +226,8 @@ def test_a_model_folder_that_is_not_there():
         chain("model.path=./nowhere")
 
 
-@pytest.mark.parametrize(
-    ("kind", "stays"), [("qwen2_5_vl", True), ("idefics3", True), ("gemma3", False)]
-)
-def test_models_of_families_that_were_computed_wrong_get_other_keys(
-    tmp_path, kind, stays, monkeypatch
-):
+@pytest.mark.parametrize(("kind", "stays"), [("qwen2_5_vl", True), ("idefics3", True), ("gemma3", False)])
+def test_models_of_families_that_were_computed_wrong_get_other_keys(tmp_path, kind, stays, monkeypatch):
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     key = chain(f"model.path={tmp_path}").model.key
     monkeypatch.setattr("pipelines.chain._computed", lambda folder: {})

@@ -24,12 +24,22 @@ from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 
 RUN = (
-    "data.glyphs.train=32", "data.glyphs.validation=4", "data.glyphs.test=4",
-    "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
-    "update.batch_prompts=2", "update.micro_batch_prompts=2", "checkpoint.every=1",
-    "checkpoint.keep_last=1", "checkpoint.keep_best=1", "checkpoint.validation_samples=2",
-    "eval.benchmarks=[]", "run.steps=3", "run.threads=1",
-)  # fmt: skip
+    "data.glyphs.train=32",
+    "data.glyphs.validation=4",
+    "data.glyphs.test=4",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=48",
+    "update.batch_prompts=2",
+    "update.micro_batch_prompts=2",
+    "checkpoint.every=1",
+    "checkpoint.keep_last=1",
+    "checkpoint.keep_best=1",
+    "checkpoint.validation_samples=2",
+    "eval.benchmarks=[]",
+    "run.steps=3",
+    "run.threads=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +72,7 @@ def same(one, other):
 # --- of other versions of the code ---------------------------------------------------------------
 
 
-def test_what_earlier_code_trained_is_found_and_evaluated_by_the_code_of_today(
-    copied, tmp_path, monkeypatch
-):
+def test_what_earlier_code_trained_is_found_and_evaluated_by_the_code_of_today(copied, tmp_path, monkeypatch):
     versions = {name: VERSIONS[name] + 1 for name in (*TRAINING, *ANSWERS)}
     for name, version in versions.items():
         monkeypatch.setitem(VERSIONS, name, version)
@@ -76,9 +84,7 @@ def test_what_earlier_code_trained_is_found_and_evaluated_by_the_code_of_today(
     assert checkpoints.export(made, "last", tmp_path / "model") == 3
     assert "update (version" in runs.outdated(today)
 
-    wanted = Chain(
-        settings.load(None, ["eval.benchmarks=[validation]"], base=config.model_dump()), run
-    )
+    wanted = Chain(settings.load(None, ["eval.benchmarks=[validation]"], base=config.model_dump()), run)
     trained = runs.as_made(config, run, *TRAINING)
     [results] = train_stage(trained, wanted, "eval", [3], Silent(), force=False)
     assert results.inputs["policy"] == copied.policy_key(3)
@@ -127,9 +133,8 @@ def left(chain, count):
 )
 def test_the_last_and_the_best_are_kept(measured, keep_last, keep_best, expected):
     chain = measured(
-        [0.1, 0.5, 0.3, 0.5, 0.2],
-        f"checkpoint.keep_last={keep_last}", f"checkpoint.keep_best={keep_best}",
-    )  # fmt: skip
+        [0.1, 0.5, 0.3, 0.5, 0.2], f"checkpoint.keep_last={keep_last}", f"checkpoint.keep_best={keep_best}"
+    )
     removed = checkpoints.prune(chain, 5)
     assert left(chain, 5) == expected
     assert sorted(removed + expected) == [1, 2, 3, 4, 5]
@@ -242,9 +247,7 @@ def test_weights_are_gone_before_moments_are_written(copied, tmp_path, monkeypat
     assert alive == [0]
 
 
-def test_an_update_with_other_settings_needs_one_trainer_at_a_time(
-    trained, copied, tmp_path, monkeypatch
-):
+def test_an_update_with_other_settings_needs_one_trainer_at_a_time(trained, copied, tmp_path, monkeypatch):
     other = settings.load(None, [*RUN, "update.zero_stage=3"])  # which says nothing to torch
     alive, load = [], sessions.load_policy
     with closing(Session(copied, Silent(), copied.config)) as live:

@@ -26,15 +26,8 @@ pytestmark = pytest.mark.skipif(
 
 def fresh(*line):
     """What a process prints last, as JSON; fails with what it said if that is none."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(TOOLS.parents[1]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, *map(str, line)], capture_output=True, text=True, check=False, env=env
-    )
+    env = {**os.environ, "PYTHONPATH": str(TOOLS.parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *map(str, line)], capture_output=True, text=True, check=False, env=env)
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -75,9 +68,19 @@ def test_it_has_to_come_before_torch():
 def test_a_whole_run_and_one_that_was_killed(dtype):
     found = told(f"whole model.dtype={dtype}")
     assert list(found["steps"]) == [
-        "prepare 0", "rollout 1", "score 1", "update 1", "checkpoint 1", "validation 1",
-        "rollout 2", "score 2", "update 2", "checkpoint 2", "validation 2", "glyphs 2",
-    ]  # fmt: skip
+        "prepare 0",
+        "rollout 1",
+        "score 1",
+        "update 1",
+        "checkpoint 1",
+        "validation 1",
+        "rollout 2",
+        "score 2",
+        "update 2",
+        "checkpoint 2",
+        "validation 2",
+        "glyphs 2",
+    ]
     # Checkpoint 2 is gone: update 2 is replayed from checkpoint 1, and nothing else is done again.
     assert found["resumed"] == ["checkpoint 2"]
     assert found["same"]
@@ -98,9 +101,7 @@ def test_parts_of_the_weights():
 @pytest.mark.nightly
 def test_the_first_command_on_a_gpu():
     found = told("first")
-    assert not [
-        name for name, figures in found.items() if {"failed", "not measured"} & figures.keys()
-    ]
+    assert not [name for name, figures in found.items() if {"failed", "not measured"} & figures.keys()]
     assert found["index_add"]["deterministic, same twice"]
     assert found["update twice, strict, bfloat16"]["the same bits"]
     assert found["saved, loaded, updated, bfloat16"]["the same bits"]
@@ -115,6 +116,9 @@ def test_nothing_asks_more_of_the_gpu_than_docs_say():
     limits = {name: [int(n.replace(",", "")) for n in numbers] for name, *numbers in rows}
     found = {name: list(counts.values()) for name, counts in told("counts").items()}
     assert limits.keys() == found.keys()
-    more = {name: (found[name], limits[name]) for name in found
-            if any(a > b for a, b in zip(found[name], limits[name], strict=True))}  # fmt: skip
+    more = {
+        name: (found[name], limits[name])
+        for name in found
+        if any(a > b for a, b in zip(found[name], limits[name], strict=True))
+    }
     assert not more, "launches, up, down, waits: found, and in docs/performance.md"

@@ -11,12 +11,8 @@ from command_line import fault_shim
 from fault_proof import PAIRS, Fault, Proof
 
 
-@pytest.mark.skipif(
-    not (fault_shim() or os.environ.get("CI")), reason="needs Linux and a C compiler"
-)
-def test_system_calls_that_fail_are_told_or_handled_and_the_run_ends_the_same(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.skipif(not (fault_shim() or os.environ.get("CI")), reason="needs Linux and a C compiler")
+def test_system_calls_that_fail_are_told_or_handled_and_the_run_ends_the_same(tmp_path: Path) -> None:
     proof, rng = Proof(tmp_path), random.Random(1)
     assert min(proof.calls.values()) > 0
     kinds = ("ENOSPC", "EIO", "EMFILE", "kill", "short", "EINTR")

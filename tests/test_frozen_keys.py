@@ -25,22 +25,29 @@ DIGITS = 16
 
 MORE = {
     "tiny.yaml": (
-        "update.lora_rank=8", "update.engine=deepspeed", "update.freeze_vision=true",
-        "rollout.engine=vllm", "model.attention=eager", "data.source=some/where", "seed=1",
-        "data.glyphs.guessable=0.5", "update.tis_cap=2", "eval.instruction=Think.",
-        "checkpoint.validation_samples=1", "reward.grader=math-verify", "mode=reference",
+        "update.lora_rank=8",
+        "update.engine=deepspeed",
+        "update.freeze_vision=true",
+        "rollout.engine=vllm",
+        "model.attention=eager",
+        "data.source=some/where",
+        "seed=1",
+        "data.glyphs.guessable=0.5",
+        "update.tis_cap=2",
+        "eval.instruction=Think.",
+        "checkpoint.validation_samples=1",
+        "reward.grader=math-verify",
+        "mode=reference",
     ),
     "ci.yaml": ("eval.benchmarks=[all, mmmu_val]", "update.kl_coefficient=0.1", "score.looks=0"),
     "qwen2_5_vl_7b.yaml": ("data.revision=abc", "model.revision=def", "eval.profile=matched"),
-}  # fmt: skip
+}
 """Shipped config -> settings, one at a time, whose keys are frozen too."""
 
 REFERENCE = {
     "score": {"estimator": "k3", "perturbation": "raw_black", "mask_per": "response"},
-    "update": {
-        "shaping_statistics": "micro_batch", "entropy_estimator": "sampled", "loss_average": "token",
-    },
-}  # fmt: skip
+    "update": {"shaping_statistics": "micro_batch", "entropy_estimator": "sampled", "loss_average": "token"},
+}
 """What a mode set that is no more; ``tiny_reference.yaml`` was the embedded default with it."""
 YOUNGER = ("tiny_published.yaml", "qwen2_5_vl_7b_published.yaml", "qwen2_5_vl_32b_published.yaml")
 
@@ -66,9 +73,11 @@ def asked_then() -> Config:
 
 def keys(name: str, setting: str) -> dict[str, str]:
     """Step -> key: of all stages, at the first steps and the last, and of every evaluation."""
-    config = asked_then() if "reference" in name + setting else settings.load(
-        settings.shipped_config(name), [setting] if setting else []
-    )  # fmt: skip
+    config = (
+        asked_then()
+        if "reference" in name + setting
+        else settings.load(settings.shipped_config(name), [setting] if setting else [])
+    )
     run, last = Chain(config, Path("run")), config.run.steps
     steps = {"prepare": run.prepare, "model": run.model}
     for index in (1, 2, last):
@@ -105,9 +114,7 @@ def test_a_key_is_what_it_was(name, setting, monkeypatch):
     left_out = {"glyphs 0", "glyphs 30"} if setting == "data.source=some/where" else set()
     assert keys(name, setting) == {k: v for k, v in frozen.items() if k not in left_out}
     assert now["model"] == frozen["model"]
-    assert all(
-        now[step] != frozen[step] for step in now if step.startswith(("rollout", "score", "update"))
-    )
+    assert all(now[step] != frozen[step] for step in now if step.startswith(("rollout", "score", "update")))
 
 
 def test_a_journal_is_found_however_the_rows_are_read(monkeypatch):

@@ -12,18 +12,47 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "pipelines.errors", "pipelines.seeds", "pipelines.watch", "pipelines.vppo",
-    "pipelines.config", "pipelines.ranks", "pipelines.disk", "pipelines.stages",
-    "pipelines.grading", "pipelines.model", "pipelines.capacity", "pipelines.embedded",
-    "pipelines.prepare", "pipelines.rollout", "pipelines.score", "pipelines.update",
-    "pipelines.checkpoint", "pipelines.chain", "pipelines.runs", "pipelines.tracking",
-    "pipelines.checkpoints", "pipelines.live", "pipelines.checks", "pipelines.opening",
+    "pipelines.errors",
+    "pipelines.seeds",
+    "pipelines.watch",
+    "pipelines.vppo",
+    "pipelines.config",
+    "pipelines.ranks",
+    "pipelines.disk",
+    "pipelines.stages",
+    "pipelines.grading",
+    "pipelines.model",
+    "pipelines.capacity",
+    "pipelines.embedded",
+    "pipelines.prepare",
+    "pipelines.rollout",
+    "pipelines.score",
+    "pipelines.update",
+    "pipelines.checkpoint",
+    "pipelines.chain",
+    "pipelines.runs",
+    "pipelines.tracking",
+    "pipelines.checkpoints",
+    "pipelines.live",
+    "pipelines.checks",
+    "pipelines.opening",
     "pipelines.run",
-    "pipelines.page", "pipelines.perceive", "pipelines.bench",
-    "evals.numbers", "evals.benchmarks", "evals.report", "evals", "evals.lm_eval",
-    "vppo_cli.screen", "vppo_cli.report", "vppo_cli.choose", "vppo_cli.options",
-    "vppo_cli.commands", "vppo_cli.app", "vppo_cli",
-)  # fmt: skip
+    "pipelines.page",
+    "pipelines.perceive",
+    "pipelines.bench",
+    "evals.numbers",
+    "evals.benchmarks",
+    "evals.report",
+    "evals",
+    "evals.lm_eval",
+    "vppo_cli.screen",
+    "vppo_cli.report",
+    "vppo_cli.choose",
+    "vppo_cli.options",
+    "vppo_cli.commands",
+    "vppo_cli.app",
+    "vppo_cli",
+)
 """From the ground up: rooms, and files that lie in none."""
 
 
@@ -66,9 +95,7 @@ def floor(module: str) -> int:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "pipelines"])
 def test_what_is_imported_lies_below(module):
-    above = {
-        name for name in IMPORTS[module] if name != "pipelines" and floor(name) > floor(module)
-    }
+    above = {name for name in IMPORTS[module] if name != "pipelines" and floor(name) > floor(module)}
     assert not above
 
 

@@ -43,9 +43,7 @@ def as_json_objects(path, names):
 
 def as_csv(path, names):
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["problem", "picture", "answer"], *(["How, many?", n, "3"] for n in names)]
-        )
+        csv.writer(file).writerows([["problem", "picture", "answer"], *(["How, many?", n, "3"] for n in names)])
 
 
 def as_parquet(path, names):
@@ -55,9 +53,7 @@ def as_parquet(path, names):
 def as_nested_parquet(path, names):
     rows = [ROW | {"images": [{"bytes": None, "path": name}]} for name in names]
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema(
-        [("problem", pa.string()), ("answer", pa.string()), ("images", pa.list_(image))]
-    )
+    schema = pa.schema([("problem", pa.string()), ("answer", pa.string()), ("images", pa.list_(image))])
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
@@ -67,10 +63,16 @@ def as_dictionary_parquet(path, names):
 
 
 LISTS = {
-    "a.jsonl": as_json_lines, "a.ndjson": as_json_objects, "a.json": as_json_lines, "a.csv": as_csv,
-    "a.parquet": as_parquet, "nested.parquet": as_nested_parquet,
-    "dictionary.parquet": as_dictionary_parquet, "A.JSONL": as_json_lines, "B.CSV": as_csv,
-}  # fmt: skip
+    "a.jsonl": as_json_lines,
+    "a.ndjson": as_json_objects,
+    "a.json": as_json_lines,
+    "a.csv": as_csv,
+    "a.parquet": as_parquet,
+    "nested.parquet": as_nested_parquet,
+    "dictionary.parquet": as_dictionary_parquet,
+    "A.JSONL": as_json_lines,
+    "B.CSV": as_csv,
+}
 
 
 @pytest.fixture(params=LISTS)
@@ -106,10 +108,7 @@ def test_images_of_validation_and_of_mapped_columns_count(tmp_path):
     (tmp_path / "one.png").write_bytes(b"1")
     list_of_one = tmp_path / "list.jsonl"
     list_of_one.write_text(json.dumps({"q": "?", "scan": "one.png", "gold": "3"}))
-    asked = (
-        "data.columns={problem: q, images: scan, answer: gold}",
-        f"data.validation_source={list_of_one}",
-    )
+    asked = ("data.columns={problem: q, images: scan, answer: gold}", f"data.validation_source={list_of_one}")
     first = prepared(list_of_one, *asked)
     assert {NAMED, "files named by data.validation_source"} <= first.settings.keys()
     (tmp_path / "one.png").write_bytes(b"2")
@@ -134,8 +133,7 @@ def test_only_data_that_may_lack_an_image_has_new_versions_of_what_treats_such_q
 def test_how_questions_are_shown_is_in_every_key_that_it_decides(tmp_path):
     asked = ("eval.profile=matched", "eval.benchmarks=[mathverse]")
     plain, shown = (
-        Chain(settings.load(None, [*asked, *more]), tmp_path)
-        for more in ((), ("published.resize_first=true",))
+        Chain(settings.load(None, [*asked, *more]), tmp_path) for more in ((), ("published.resize_first=true",))
     )
     assert plain.prepare.key != shown.prepare.key
     assert plain.model.key == shown.model.key
@@ -146,18 +144,18 @@ def test_how_questions_are_shown_is_in_every_key_that_it_decides(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "first"),
     [
-        ("resize_first=true", "prepare"), ("strip_question=true", "prepare"),
-        ("drop_surplus=true", "rollout"), ("choice_rule=false", "rollout"),
-        ("filter_text_only=true", "score"), ("decay_all=true", "update"),
-        ("mini_batch_responses=8", "update"), ("micro_batch_responses=7", "update"),
+        ("resize_first=true", "prepare"),
+        ("strip_question=true", "prepare"),
+        ("drop_surplus=true", "rollout"),
+        ("choice_rule=false", "rollout"),
+        ("filter_text_only=true", "score"),
+        ("decay_all=true", "update"),
+        ("mini_batch_responses=8", "update"),
+        ("micro_batch_responses=7", "update"),
     ],
-)  # fmt: skip
-def test_a_published_setting_is_in_the_keys_from_the_stage_that_it_changes(
-    tmp_path, setting, first
-):
-    plain, changed = (
-        Chain(settings.load(None, more), tmp_path) for more in ([], [f"published.{setting}"])
-    )
+)
+def test_a_published_setting_is_in_the_keys_from_the_stage_that_it_changes(tmp_path, setting, first):
+    plain, changed = (Chain(settings.load(None, more), tmp_path) for more in ([], [f"published.{setting}"]))
     steps = [[run.prepare, run.rollout(1), run.score(1), run.update(1)] for run in (plain, changed)]
     apart = [one.name for one, other in zip(*steps, strict=True) if one.key != other.key]
     assert apart[0] == first
@@ -178,16 +176,7 @@ def test_only_files_of_the_data_folder_count(tmp_path):
     (tmp_path / "secret").write_text("1")
     folder = tmp_path / "data"
     folder.mkdir()
-    names = [
-        "../secret",
-        str(tmp_path / "secret"),
-        "",
-        ".",
-        "a\0b",
-        "x" * 5000,
-        "q.jsonl",
-        "/dev/zero",
-    ]
+    names = ["../secret", str(tmp_path / "secret"), "", ".", "a\0b", "x" * 5000, "q.jsonl", "/dev/zero"]
     as_json_lines(folder / "q.jsonl", names)
     assert named_files(folder / "q.jsonl", folder) == ""
     assert NAMED not in prepared(folder / "q.jsonl").settings
@@ -255,15 +244,11 @@ def test_a_model_whose_generation_settings_cannot_be_saved_is_told_first(tmp_pat
     model = tmp_path / "model"
     shutil.copytree(settings.shipped_config("tiny_model"), model)
     file = model / "generation_config.json"
-    file.write_text(
-        json.dumps(json.loads(file.read_text()) | {"do_sample": False, "temperature": 0.1})
-    )
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": False, "temperature": 0.1}))
     config = settings.load(None, [f"model.path={model}", "run.steps=1", "data.glyphs.train=4"])
     chain = Chain(config, tmp_path / "run")
     chain.run.mkdir()
-    with pytest.raises(
-        UserError, match=r"generation_config\.json: transformers refuses .*temperature"
-    ):
+    with pytest.raises(UserError, match=r"generation_config\.json: transformers refuses .*temperature"):
         train(chain, Silent())
     assert not list(tmp_path.glob("run/*/"))
 
@@ -289,7 +274,5 @@ def test_another_batch_is_told_in_bfloat16_and_recorded(tmp_path):
     path = begun("bfloat16").rollout(1).path / "manifest.json"
     before = {"format", "step", "index", "version", "key", "settings", "inputs", "metrics", "files"}
     found = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({name: found[name] for name in found if name in before} | {"format": 1})
-    )
+    path.write_text(json.dumps({name: found[name] for name in found if name in before} | {"format": 1}))
     assert changed_shapes(begun("bfloat16", other[0])) == ""

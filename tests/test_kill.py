@@ -12,9 +12,16 @@ from command_line import SMALL, Command, contents, given, start, vppo
 from kill_proof import Proof
 
 PLACES = (
-    ("prepare", 0), ("rollout", 1), ("rollout", 2), ("score", 2), ("update", 2), ("checkpoint", 2),
-    ("validation", 2), ("update", 3), ("glyphs", 0),
-)  # fmt: skip
+    ("prepare", 0),
+    ("rollout", 1),
+    ("rollout", 2),
+    ("score", 2),
+    ("update", 2),
+    ("checkpoint", 2),
+    ("validation", 2),
+    ("update", 3),
+    ("glyphs", 0),
+)
 """Where the run is killed, in the order in which it comes there: within the first tenths of a second
 of each of these steps."""
 
@@ -27,9 +34,7 @@ def is_at(run: Path, stage: str, step: int) -> bool:
     return (state["state"], state["stage"], state["step"]) == ("running", stage, step)
 
 
-def test_a_run_killed_in_every_stage_ends_bit_for_bit_the_same(
-    finished: tuple[Path, Command], tmp_path: Path
-) -> None:
+def test_a_run_killed_in_every_stage_ends_bit_for_bit_the_same(finished: tuple[Path, Command], tmp_path: Path) -> None:
     run, rng, proof = tmp_path / "runs" / "small", random.Random(0), Proof()
     for stage, step in PLACES:
         (run / "run.json").unlink(missing_ok=True)  # it only says where the last attempt was

@@ -12,11 +12,20 @@ import pytest
 from command_line import copy_of, given, stamps, vppo
 
 COMMAND = given(
-    "data.glyphs.train=16", "data.glyphs.validation=4", "data.glyphs.test=4",
-    "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=32",
-    "update.batch_prompts=2", "checkpoint.every=2", "checkpoint.validation_samples=1",
-    "eval.samples=2", "run.steps=2", "run.threads=1", "score.looks=1",
-)  # fmt: skip
+    "data.glyphs.train=16",
+    "data.glyphs.validation=4",
+    "data.glyphs.test=4",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=32",
+    "update.batch_prompts=2",
+    "checkpoint.every=2",
+    "checkpoint.validation_samples=1",
+    "eval.samples=2",
+    "run.steps=2",
+    "run.threads=1",
+    "score.looks=1",
+)
 MADE = Path(__file__).parent / "fixtures"
 OLD, TODAY = "tiny-6287", "tiny-62873a49"
 STEPS = "*/*/*-*/manifest.json"
@@ -71,7 +80,5 @@ def test_of_an_earlier_version_of_the_code_steps_are_made_again_and_that_is_said
     assert "its code changed (version 2 -> 4)" in why["rollout"]
     made = vppo("train", *COMMAND, runs=run.parent).succeeded()
     assert [path.name for path in run.parent.iterdir()] == [run.name]
-    assert "made again: rollout (version 2 -> 4), score (version 2 -> 3)" in " ".join(
-        (made.out + made.err).split()
-    )
+    assert "made again: rollout (version 2 -> 4), score (version 2 -> 3)" in " ".join((made.out + made.err).split())
     assert not planned(run)

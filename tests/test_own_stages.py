@@ -12,12 +12,24 @@ import pytest
 from command_line import contents, copy_of, given, stamps, start, vppo
 
 SMALL = (
-    "data.glyphs.train=8", "data.glyphs.validation=2", "data.glyphs.test=2",
-    "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=24",
-    "rollout.dynamic_sampling=false", "update.batch_prompts=2", "update.micro_batch_prompts=2",
-    "score.batch_prompts=2", "score.looks=1", "checkpoint.every=1", "checkpoint.keep_last=2",
-    "checkpoint.validation_samples=1", "eval.samples=1", "run.steps=2", "run.threads=1",
-)  # fmt: skip
+    "data.glyphs.train=8",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=2",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=24",
+    "rollout.dynamic_sampling=false",
+    "update.batch_prompts=2",
+    "update.micro_batch_prompts=2",
+    "score.batch_prompts=2",
+    "score.looks=1",
+    "checkpoint.every=1",
+    "checkpoint.keep_last=2",
+    "checkpoint.validation_samples=1",
+    "eval.samples=1",
+    "run.steps=2",
+    "run.threads=1",
+)
 
 OWN = """
 import json
@@ -105,8 +117,17 @@ def bad_eval(ask, live, out):
 PAGE = (Path(__file__).parents[1] / "docs/artifacts.md").read_text(encoding="utf-8")
 OWN += re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[0].replace('"rows"', '"mine"')
 
-POLICY = {"update 1", "checkpoint 1", "validation 1", "rollout 2", "score 2", "update 2",
-          "checkpoint 2", "validation 2", "glyphs 2"}  # fmt: skip
+POLICY = {
+    "update 1",
+    "checkpoint 1",
+    "validation 1",
+    "rollout 2",
+    "score 2",
+    "update 2",
+    "checkpoint 2",
+    "validation 2",
+    "glyphs 2",
+}
 FOLLOWS = {
     "prepare": {"prepare", "rollout 1", "score 1", "glyphs 0"} | POLICY,
     "rollout": {"rollout 1", "score 1"} | POLICY,
@@ -118,10 +139,13 @@ FOLLOWS = {
 """Stage -> the steps that are made again where it is replaced."""
 
 TOLD = {
-    "prepare": "train.parquet, column answer", "rollout": "rollouts.parquet, column reward",
-    "score": "scores.parquet, column keep", "update": "raised KeyError: 'gradient'",
-    "checkpoint": "wrote no model/config.json", "eval": "results.json: lacks title",
-}  # fmt: skip
+    "prepare": "train.parquet, column answer",
+    "rollout": "rollouts.parquet, column reward",
+    "score": "scores.parquet, column keep",
+    "update": "raised KeyError: 'gradient'",
+    "checkpoint": "wrote no model/config.json",
+    "eval": "results.json: lacks title",
+}
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +165,11 @@ def run(finished, tmp_path):
 
 def planned(run, *settings):
     """Step -> status."""
-    rows = vppo("plan", "--run", run.name, *given(*settings), "--json", runs=run.parent,
-                cwd=run.parent).succeeded().json["plan"]  # fmt: skip
+    rows = (
+        vppo("plan", "--run", run.name, *given(*settings), "--json", runs=run.parent, cwd=run.parent)
+        .succeeded()
+        .json["plan"]
+    )
     found = {}
     for row in rows:
         for part in str(row["steps"] or "").split(", "):
@@ -175,13 +202,9 @@ def test_it_is_used_and_what_follows_is_made_again(run, stage):
     vppo("train", "--run", run.name, *given(mine), runs=run.parent, cwd=run.parent).succeeded()
     assert set(planned(run, mine).values()) == {"keep"}
 
-    kept = {
-        name: stamp for name, stamp in stamps(run, "**/manifest.json").items() if name in before
-    }
+    kept = {name: stamp for name, stamp in stamps(run, "**/manifest.json").items() if name in before}
     assert kept == before  # what was there is there
-    added = [
-        path for path in run.rglob("manifest.json") if str(path.relative_to(run)) not in before
-    ]
+    added = [path for path in run.rglob("manifest.json") if str(path.relative_to(run)) not in before]
     made = [json.loads(path.read_text()) for path in added]
     assert len(made) == len(FOLLOWS[stage])
     own = [one for one in made if one["metrics"].get("mine")]
@@ -192,8 +215,9 @@ def test_it_is_used_and_what_follows_is_made_again(run, stage):
     vppo("report", run.name, runs=run.parent).succeeded()
     known = contents(run)
     where = [] if stage == "prepare" else ["--steps", "2"]
-    again = vppo("train", "--run", run.name, "--stage", stage, *where, "--force", runs=run.parent,
-                 cwd=run.parent).succeeded()  # fmt: skip
+    again = vppo(
+        "train", "--run", run.name, "--stage", stage, *where, "--force", runs=run.parent, cwd=run.parent
+    ).succeeded()
     assert stage in again.out or "glyphs" in again.out
     changed = {name for name, content in contents(run).items() if known.get(name) != content}
     assert not {name for name in changed if name.endswith(".parquet") or "weights" in name}
@@ -202,8 +226,7 @@ def test_it_is_used_and_what_follows_is_made_again(run, stage):
 @pytest.mark.parametrize("stage", FOLLOWS)
 def test_what_does_not_fit_is_refused_by_name_and_nothing_is_lost(run, stage):
     before = contents(run)
-    wrong = vppo("train", "--run", run.name, *given(f"stages.{stage}=own:bad_{stage}"),
-                 runs=run.parent, cwd=run.parent)  # fmt: skip
+    wrong = vppo("train", "--run", run.name, *given(f"stages.{stage}=own:bad_{stage}"), runs=run.parent, cwd=run.parent)
     assert wrong.code == 2
     assert TOLD[stage] in " ".join(wrong.err.split())
     assert "Traceback" not in wrong.err
@@ -213,11 +236,20 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_is_lost(run, stage):
 
 def test_an_update_of_ones_own_alone_begins_with_the_policy_of_the_run(run):
     def made(steps):
-        vppo("train", "--run", run.name, "--stage", "update", "--steps", steps, "--force",
-             *given("stages.update=own:update"), runs=run.parent, cwd=run.parent).succeeded()  # fmt: skip
-        found = [
-            json.loads(path.read_text()) for path in run.glob("steps/0002/update-*/manifest.json")
-        ]
+        vppo(
+            "train",
+            "--run",
+            run.name,
+            "--stage",
+            "update",
+            "--steps",
+            steps,
+            "--force",
+            *given("stages.update=own:update"),
+            runs=run.parent,
+            cwd=run.parent,
+        ).succeeded()
+        found = [json.loads(path.read_text()) for path in run.glob("steps/0002/update-*/manifest.json")]
         (own,) = (one["metrics"] for one in found if one["metrics"].get("mine"))
         return own
 
@@ -230,7 +262,6 @@ def test_a_stage_that_is_not_there_is_told_before_anything_is_made(run):
         ("none:score", "No module named 'none'"),
         ("pipelines.score.stage:score", "is the package's own"),
     ):
-        wrong = vppo("train", "--run", run.name, *given(f"stages.score={part}"), runs=run.parent,
-                     cwd=run.parent)  # fmt: skip
+        wrong = vppo("train", "--run", run.name, *given(f"stages.score={part}"), runs=run.parent, cwd=run.parent)
         assert wrong.code == 2
         assert told in " ".join(wrong.err.split())

@@ -60,9 +60,7 @@ def test_damaged_settings_of_what_may_be_the_run_are_told(config):
 
 
 def test_train_and_plan_say_where_they_go(tmp_path):
-    small = (
-        "data.glyphs.train=4", "data.glyphs.validation=2", "data.glyphs.test=2", "run.steps=1",
-    )  # fmt: skip
+    small = ("data.glyphs.train=4", "data.glyphs.validation=2", "data.glyphs.test=2", "run.steps=1")
     name = settings.run_name(settings.load(None, list(small)))
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)

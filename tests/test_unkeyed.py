@@ -31,19 +31,21 @@ OTHERWISE = {
 
 APART = {
     "rollout.mismatch_limit": "5",
-    "checkpoint.every": "7", "checkpoint.keep_last": "1", "checkpoint.keep_best": "0",
-    "eval.batch_prompts": "2", "eval.benchmarks": "[validation]", "eval.baseline": "false",
-    "eval.data_dir": "somewhere", "run.steps": "9", "run.trackers": "[tensorboard]",
+    "checkpoint.every": "7",
+    "checkpoint.keep_last": "1",
+    "checkpoint.keep_best": "0",
+    "eval.batch_prompts": "2",
+    "eval.benchmarks": "[validation]",
+    "eval.baseline": "false",
+    "eval.data_dir": "somewhere",
+    "run.steps": "9",
+    "run.trackers": "[tensorboard]",
     "run.device": "auto",
-}  # fmt: skip
+}
 """The same of settings that no kernel sees, tried all at once."""
 
 
-PUBLISHED = (
-    "mode=published",
-    "published.mini_batch_responses=8",
-    "published.micro_batch_responses=4",
-)
+PUBLISHED = ("mode=published", "published.mini_batch_responses=8", "published.micro_batch_responses=4")
 """Of 16 responses."""
 
 
@@ -69,9 +71,10 @@ def test_every_unkeyed_setting_is_tried_somewhere():
 def test_what_reaches_a_kernel_is_recorded():
     config = settings.load(None)
     recorded = {
-        name for section in ("model", "rollout", "score", "update", "eval", "run")
+        name
+        for section in ("model", "rollout", "score", "update", "eval", "run")
         for name in getattr(config, section).shape(section)
-    }  # fmt: skip
+    }
     bystanders = {"data.workers", "reward.workers", "score.looks"}
     expected = OTHERWISE.keys() - bystanders | OF_SCALE | {"run.device", "eval.batch_prompts"}
     assert recorded == expected

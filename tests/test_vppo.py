@@ -14,12 +14,7 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
 
 
 def close(actual, expected, tolerance=1e-6):
-    torch.testing.assert_close(
-        actual,
-        torch.as_tensor(expected, dtype=actual.dtype),
-        atol=tolerance,
-        rtol=tolerance,
-    )
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=tolerance)
 
 
 @st.composite
@@ -148,10 +143,7 @@ def test_shaping_weights_published_by_hand():
 def test_shaping_weights_published_with_one_batch_is_the_papers():
     dependency = torch.tensor([0.1, 0.7, 0.2, 0.3])
     one = torch.zeros(4, dtype=torch.long)
-    close(
-        vppo.shaping_weights_published(dependency, one, one),
-        vppo.shaping_weights(dependency).tolist(),
-    )
+    close(vppo.shaping_weights_published(dependency, one, one), vppo.shaping_weights(dependency).tolist())
 
 
 @settings(max_examples=50, deadline=None)
@@ -163,10 +155,7 @@ def test_mean_shaping_weight_is_one(dependency, beta_min):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.floats(0, 10, width=32), min_size=2, max_size=12),
-    st.randoms(use_true_random=False),
-)
+@given(st.lists(st.floats(0, 10, width=32), min_size=2, max_size=12), st.randoms(use_true_random=False))
 def test_permuting_the_batch_permutes_the_weights(dependency, random):
     order = list(range(len(dependency)))
     random.shuffle(order)
@@ -253,9 +242,7 @@ def test_filter_keeps_the_highest_and_never_padding(batch, fraction):
 def test_filter_of_a_response_does_not_depend_on_the_batch(batch):
     scores, mask = batch
     keep = vppo.keep_top_fraction(scores, mask, 0.4)
-    alone = [
-        vppo.keep_top_fraction(s[None], m[None], 0.4) for s, m in zip(scores, mask, strict=True)
-    ]
+    alone = [vppo.keep_top_fraction(s[None], m[None], 0.4) for s, m in zip(scores, mask, strict=True)]
     assert torch.equal(keep, torch.cat(alone))
     assert torch.equal(vppo.keep_top_fraction(scores.flip(0), mask.flip(0), 0.4), keep.flip(0))
 

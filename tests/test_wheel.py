@@ -42,15 +42,32 @@ def started(site, folder):
         "import pipelines; assert pipelines.__file__.startswith(sys.argv.pop(1))\n"
         "from vppo_cli.app import main; main()"
     )
-    asked = ["eval", "--model", "tiny", "--benchmarks", "mathverse,mmmu", "--data-dir", folder / "hub",
-             "--set", "eval.samples=2", "--set", "eval.batch_prompts=2", "--set", "eval.max_new_tokens=32",
-             "--json"]  # fmt: skip
+    asked = [
+        "eval",
+        "--model",
+        "tiny",
+        "--benchmarks",
+        "mathverse,mmmu",
+        "--data-dir",
+        folder / "hub",
+        "--set",
+        "eval.samples=2",
+        "--set",
+        "eval.batch_prompts=2",
+        "--set",
+        "eval.max_new_tokens=32",
+        "--json",
+    ]
     environment = os.environ | ONE_THREAD
     environment |= {"PYTHONPATH": str(site), "VPPO_RUNS": str(folder / "runs")}
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(site), *map(str, asked)], cwd=folder, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(site), *map(str, asked)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_configs_of_the_paper_and_whose_numbers_they_are_come_along(installed, tmp_path):
@@ -60,17 +77,23 @@ def test_configs_of_the_paper_and_whose_numbers_they_are_come_along(installed, t
     )
     asked = ["config", "update", "--config", "paper/table3_fixed_08_12.yaml"]
     said = subprocess.run(
-        [sys.executable, "-c", code, *asked], cwd=tmp_path, check=True, capture_output=True, text=True,
+        [sys.executable, "-c", code, *asked],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
         env=os.environ | ONE_THREAD | {"PYTHONPATH": str(installed)},
-    ).stdout  # fmt: skip
+    ).stdout
     assert "update.beta_max  1.2" in said
     assert "Paper (Table 9): 0.9." in said
 
 
 def journalled(folder):
     """Benchmark -> lines of its journal."""
-    return {path.name.partition("-")[0]: path.read_text().splitlines()
-            for path in folder.glob("runs/*/*/eval/0000/journals/*.jsonl")}  # fmt: skip
+    return {
+        path.name.partition("-")[0]: path.read_text().splitlines()
+        for path in folder.glob("runs/*/*/eval/0000/journals/*.jsonl")
+    }
 
 
 def test_evaluations_from_the_wheel_are_killed_and_go_on(installed, tmp_path):

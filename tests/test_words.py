@@ -44,8 +44,6 @@ def test_ranges_join_runs() -> None:
     assert ranges([]) == ""
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (4e12, "4.0 TB")]
-)
+@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (4e12, "4.0 TB")])
 def test_size(count: float, text: str) -> None:
     assert size(count) == text

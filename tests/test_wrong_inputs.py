@@ -52,8 +52,7 @@ def parquet(**columns: list[object]) -> bytes:
 
 
 MERGED = "a: &a {x: 1}\n" + "".join(
-    f"{this}: &{this} {{<<: [{', '.join(['*' + below] * 9)}]}}\n"
-    for below, this in pairwise("abcdefghi")
+    f"{this}: &{this} {{<<: [{', '.join(['*' + below] * 9)}]}}\n" for below, this in pairwise("abcdefghi")
 )
 
 
@@ -74,64 +73,83 @@ TYPO = b"name: mine\nscore:\n  keep_fracton: 0.2\n"
 LONELY = b"base: tiny.yaml\nrollout:\n  max_tries: 3\n  samples_per_prompt: 1\n"
 
 SETTINGS = [
-    Case("unknown key", "train --set score.keep_fracton=0.2",
-         ("score.keep_fracton", "no such setting", "Did you mean score.keep_fraction?",
-          "vppo config score")),
-    Case("unknown key in a file", "train --config my.yaml",
-         ("my.yaml, line 3, score.keep_fracton", "Did you mean score.keep_fraction?"),
-         {"my.yaml": TYPO}),
+    Case(
+        "unknown key",
+        "train --set score.keep_fracton=0.2",
+        ("score.keep_fracton", "no such setting", "Did you mean score.keep_fraction?", "vppo config score"),
+    ),
+    Case(
+        "unknown key in a file",
+        "train --config my.yaml",
+        ("my.yaml, line 3, score.keep_fracton", "Did you mean score.keep_fraction?"),
+        {"my.yaml": TYPO},
+    ),
     Case("wrong type", "train --set run.steps=many", ("run.steps", "'many'", "integer", "It means: ")),
-    Case("wrong type in a file", "plan --config my.yaml",
-         ("my.yaml, line 1, seed", "'zero'"), {"my.yaml": b"seed: zero\n"}),
-    Case("out of range", "train --set score.keep_fraction=1.5",
-         ("score.keep_fraction", "1.5", "less than or equal to 1")),
-    Case("too few samples", "train --config my.yaml",
-         ("my.yaml, line 4, rollout.samples_per_prompt", "1 is too few", "at least 2"),
-         {"my.yaml": LONELY}),
-    Case("settings that contradict each other", "train --set rollout.accuracy_low=0.995",
-         ("rollout.accuracy_low (0.995) must be below rollout.accuracy_high (0.99)",)),
+    Case(
+        "wrong type in a file",
+        "plan --config my.yaml",
+        ("my.yaml, line 1, seed", "'zero'"),
+        {"my.yaml": b"seed: zero\n"},
+    ),
+    Case(
+        "out of range", "train --set score.keep_fraction=1.5", ("score.keep_fraction", "1.5", "less than or equal to 1")
+    ),
+    Case(
+        "too few samples",
+        "train --config my.yaml",
+        ("my.yaml, line 4, rollout.samples_per_prompt", "1 is too few", "at least 2"),
+        {"my.yaml": LONELY},
+    ),
+    Case(
+        "settings that contradict each other",
+        "train --set rollout.accuracy_low=0.995",
+        ("rollout.accuracy_low (0.995) must be below rollout.accuracy_high (0.99)",),
+    ),
     Case("no value", "train --set run.steps", ("--set run.steps", "no value", "section.key=value")),
     Case("not YAML on the command line", "train --set run.steps=[1", ("--set run.steps=[1", "not YAML")),
-    Case("missing config", "train --config nowhere.yaml",
-         ("nowhere.yaml", "no such config file", "tiny.yaml")),
-    Case("YAML syntax", "train --config my.yaml", ("my.yaml, line 2", "not YAML"),
-         {"my.yaml": b"name: mine\nscore: ]\n"}),
-    Case("config is a list", "train --config my.yaml", ("my.yaml, line 1", "key: value"),
-         {"my.yaml": b"- 1\n- 2\n"}),
-    Case("config is binary", "train --config my.yaml", ("my.yaml", "not a text file"),
-         {"my.yaml": b"\xff\xfe\x00"}),
-    Case("bases in a circle", "train --config a.yaml", ("goes round in a circle",),
-         {"a.yaml": b"base: b.yaml\n", "b.yaml": b"base: a.yaml\n"}),
+    Case("missing config", "train --config nowhere.yaml", ("nowhere.yaml", "no such config file", "tiny.yaml")),
+    Case(
+        "YAML syntax", "train --config my.yaml", ("my.yaml, line 2", "not YAML"), {"my.yaml": b"name: mine\nscore: ]\n"}
+    ),
+    Case("config is a list", "train --config my.yaml", ("my.yaml, line 1", "key: value"), {"my.yaml": b"- 1\n- 2\n"}),
+    Case("config is binary", "train --config my.yaml", ("my.yaml", "not a text file"), {"my.yaml": b"\xff\xfe\x00"}),
+    Case(
+        "bases in a circle",
+        "train --config a.yaml",
+        ("goes round in a circle",),
+        {"a.yaml": b"base: b.yaml\n", "b.yaml": b"base: a.yaml\n"},
+    ),
     Case("unknown mode", "train --set mode=papre", ("mode", "'papre'", "'exact'")),
-    Case("unknown stage", "train --stage scoer",
-         ("--stage scoer", "no such stage", "Did you mean score?", "rollout")),
+    Case("unknown stage", "train --stage scoer", ("--stage scoer", "no such stage", "Did you mean score?", "rollout")),
     Case("steps of all stages", "train --steps 1..2", ("--steps", "--stage")),
-    Case("unknown benchmark in a setting", "train --set eval.benchmarks=[glyfs]",
-         ("glyfs", "no such benchmark", "Did you mean glyphs?")),
+    Case(
+        "unknown benchmark in a setting",
+        "train --set eval.benchmarks=[glyfs]",
+        ("glyfs", "no such benchmark", "Did you mean glyphs?"),
+    ),
     Case("no run yet", "status", ("holds no run yet", "vppo train")),
     Case("unknown run", "plan --run tiny-0000", ("run tiny-0000", "no such run", "There: none")),
     Case("run is a path", "train --run ../elsewhere", ("--run ../elsewhere", "not a name")),
     Case("unknown device", "train --set run.device=tpu", ("run.device", "'tpu'", "cuda")),
-    Case("missing model folder", "train --set model.path=./nowhere",
-         ("model.path: ./nowhere", "no such folder")),
+    Case("missing model folder", "train --set model.path=./nowhere", ("model.path: ./nowhere", "no such folder")),
     Case("a run of 300 letters", f"train --run {'x' * 300}", ("--run xxx", "is not a name")),
-    Case("more steps than anybody", "plan --set run.steps=99999999999",
-         ("run.steps", "99999999999", "less than or equal")),
-    Case("a long range of steps", "train --stage score --run r --steps 1..99999999999",
-         ("run r", "no such run")),
-    Case("half a surrogate pair", r"""train --set 'data.instruction="\ud800"'""",
-         ("data.instruction", "surrogate")),
+    Case(
+        "more steps than anybody",
+        "plan --set run.steps=99999999999",
+        ("run.steps", "99999999999", "less than or equal"),
+    ),
+    Case("a long range of steps", "train --stage score --run r --steps 1..99999999999", ("run r", "no such run")),
+    Case("half a surrogate pair", r"""train --set 'data.instruction="\ud800"'""", ("data.instruction", "surrogate")),
     Case("betas of one", "train --set update.adam_betas=[1,1]", ("adam_betas", "below 1")),
-    Case("an alias bomb", "plan --config my.yaml", ("my.yaml", "too many values"),
-         {"my.yaml": b"a: &a [*a, *a]\n"}),
-    Case("a bomb of merged maps", "plan --config my.yaml", ("my.yaml", "too many values"),
-         {"my.yaml": MERGED.encode()}),
-    Case("data without end", "train --set data.source=/dev/zero",
-         ("data.source /dev/zero", "belongs to the system")),
+    Case("an alias bomb", "plan --config my.yaml", ("my.yaml", "too many values"), {"my.yaml": b"a: &a [*a, *a]\n"}),
+    Case(
+        "a bomb of merged maps", "plan --config my.yaml", ("my.yaml", "too many values"), {"my.yaml": MERGED.encode()}
+    ),
+    Case("data without end", "train --set data.source=/dev/zero", ("data.source /dev/zero", "belongs to the system")),
     Case("all of the disk", "plan --set data.source=/", ("data.source /:", "belongs to the system")),
     Case("a model without end", "plan --set model.path=/dev/zero", ("model.path /dev/zero",)),
     Case("unknown section", "config scor", ("config scor", "no such section", "score")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", SETTINGS, ids=lambda case: case.name)
@@ -147,45 +165,92 @@ def test_wrong_settings_are_refused_before_anything_is_written(case: Case, tmp_p
 GOOD = {"problem": "<image>What digit?", "images": "a.png", "answer": "1"}
 
 DATA = [
-    Case("missing path", "--set data.source=nowhere/q.jsonl",
-         ("data.source nowhere/q.jsonl", "no such file or folder", "Check the path")),
+    Case(
+        "missing path",
+        "--set data.source=nowhere/q.jsonl",
+        ("data.source nowhere/q.jsonl", "no such file or folder", "Check the path"),
+    ),
     Case("empty file", "--set data.source=q.jsonl", ("q.jsonl", "no rows"), {"q.jsonl": b""}),
-    Case("no rows", "--set data.source=q.parquet", ("q.parquet", "no rows"),
-         {"q.parquet": parquet(problem=[], images=[], answer=[])}),
-    Case("folder without data", "--set data.source=data", ("data", "holds no data set", "metadata.jsonl"),
-         {"data/readme.txt": b"nothing"}),
-    Case("unknown file type", "--set data.source=q.xlsx", ("q.xlsx", ".xlsx", ".parquet"),
-         {"q.xlsx": b"?"}),
-    Case("images that are none", "--set data.source=q.jsonl",
-         ("q.jsonl", "no usable row: all 3", "image", "Row 0"),
-         {"q.jsonl": lines(**GOOD), "a.png": b"this is text"}),
-    Case("image files that are missing", "--set data.source=q.jsonl",
-         ("q.jsonl", "no usable row: all 3", "a.png"), {"q.jsonl": lines(**GOOD)}),
-    Case("answers that are empty", "--set data.source=q.jsonl",
-         ("q.jsonl", "no usable row: all 3", "answer"),
-         {"q.jsonl": lines(**{**GOOD, "answer": ""}), "a.png": png()}),
-    Case("missing column", "--set data.source=q.jsonl",
-         ("no column 'answer'", "columns found: problem, images, gold",
-          "--set data.columns='{answer: gold}'"),
-         {"q.jsonl": lines(problem="?", images="a.png", gold="1"), "a.png": png()}),
-    Case("mapping of a column we do not have",
-         "--set data.source=q.jsonl --set 'data.columns={question: problem}'",
-         ("data.columns",), {"q.jsonl": lines(**GOOD), "a.png": png()}),
-    Case("broken Parquet", "--set data.source=q.parquet", ("q.parquet", "not a readable Parquet file"),
-         {"q.parquet": parquet(problem=["?"], images=["a.png"], answer=["1"])[:-20]}),
-    Case("broken JSON line", "--set data.source=q.jsonl", ("q.jsonl, line 4", "not JSON"),
-         {"q.jsonl": lines(**GOOD) + b'{"problem": \n', "a.png": png()}),
-    Case("everything held out", "--set data.source=q.jsonl --set data.validation_count=5",
-         ("data.validation_count 5", "3 usable rows", "Set it lower"),
-         {"q.jsonl": lines(**GOOD), "a.png": png()}),
+    Case(
+        "no rows",
+        "--set data.source=q.parquet",
+        ("q.parquet", "no rows"),
+        {"q.parquet": parquet(problem=[], images=[], answer=[])},
+    ),
+    Case(
+        "folder without data",
+        "--set data.source=data",
+        ("data", "holds no data set", "metadata.jsonl"),
+        {"data/readme.txt": b"nothing"},
+    ),
+    Case("unknown file type", "--set data.source=q.xlsx", ("q.xlsx", ".xlsx", ".parquet"), {"q.xlsx": b"?"}),
+    Case(
+        "images that are none",
+        "--set data.source=q.jsonl",
+        ("q.jsonl", "no usable row: all 3", "image", "Row 0"),
+        {"q.jsonl": lines(**GOOD), "a.png": b"this is text"},
+    ),
+    Case(
+        "image files that are missing",
+        "--set data.source=q.jsonl",
+        ("q.jsonl", "no usable row: all 3", "a.png"),
+        {"q.jsonl": lines(**GOOD)},
+    ),
+    Case(
+        "answers that are empty",
+        "--set data.source=q.jsonl",
+        ("q.jsonl", "no usable row: all 3", "answer"),
+        {"q.jsonl": lines(**{**GOOD, "answer": ""}), "a.png": png()},
+    ),
+    Case(
+        "missing column",
+        "--set data.source=q.jsonl",
+        ("no column 'answer'", "columns found: problem, images, gold", "--set data.columns='{answer: gold}'"),
+        {"q.jsonl": lines(problem="?", images="a.png", gold="1"), "a.png": png()},
+    ),
+    Case(
+        "mapping of a column we do not have",
+        "--set data.source=q.jsonl --set 'data.columns={question: problem}'",
+        ("data.columns",),
+        {"q.jsonl": lines(**GOOD), "a.png": png()},
+    ),
+    Case(
+        "broken Parquet",
+        "--set data.source=q.parquet",
+        ("q.parquet", "not a readable Parquet file"),
+        {"q.parquet": parquet(problem=["?"], images=["a.png"], answer=["1"])[:-20]},
+    ),
+    Case(
+        "broken JSON line",
+        "--set data.source=q.jsonl",
+        ("q.jsonl, line 4", "not JSON"),
+        {"q.jsonl": lines(**GOOD) + b'{"problem": \n', "a.png": png()},
+    ),
+    Case(
+        "everything held out",
+        "--set data.source=q.jsonl --set data.validation_count=5",
+        ("data.validation_count 5", "3 usable rows", "Set it lower"),
+        {"q.jsonl": lines(**GOOD), "a.png": png()},
+    ),
     Case("prompts too long", "--set data.max_prompt_tokens=3", ("no usable row", "prompt too long")),
-    Case("a folder that is no model", "--set model.path=model",
-         ("model.path model", "is not a usable model folder"), {"model/config.json": b"{}"}),
-    Case("weights that are none", "--set model.path=model --until 1",
-         ("model.path model", "is not a usable model folder"), {"model/": b""}),
-    Case("a hub id out of reach", "--set model.path=nobody/nothing",
-         ("model.path nobody/nothing", "cannot be loaded", "hub id this machine can reach")),
-]  # fmt: skip
+    Case(
+        "a folder that is no model",
+        "--set model.path=model",
+        ("model.path model", "is not a usable model folder"),
+        {"model/config.json": b"{}"},
+    ),
+    Case(
+        "weights that are none",
+        "--set model.path=model --until 1",
+        ("model.path model", "is not a usable model folder"),
+        {"model/": b""},
+    ),
+    Case(
+        "a hub id out of reach",
+        "--set model.path=nobody/nothing",
+        ("model.path nobody/nothing", "cannot be loaded", "hub id this machine can reach"),
+    ),
+]
 
 
 @pytest.mark.parametrize("case", DATA, ids=lambda case: case.name)
@@ -208,26 +273,41 @@ def test_wrong_data_and_models_are_refused(case: Case, tmp_path: Path) -> None:
 
 
 PLANNED = [
-    Case("glyphs on own data", "--set data.source=q.jsonl --set eval.benchmarks=[glyphs]",
-         ("eval.benchmarks: glyphs", "needs the embedded data"), {"q.jsonl": lines(**GOOD)}),
-    Case("validation without questions",
-         "--set data.source=q.jsonl --set data.validation_count=0 --set eval.benchmarks=[validation]",
-         ("eval.benchmarks: validation", "data.validation_source"), {"q.jsonl": lines(**GOOD)}),
-    Case("missing columns", "--set data.source=q.jsonl",
-         ("no column 'problem'", "no column 'images'", "no column 'answer'"),
-         {"q.jsonl": lines(question="?", img="a.png", gold="1")}),
-    Case("missing columns of the validation source",
-         "--set data.source=q.jsonl --set data.validation_source=v.jsonl",
-         ("v.jsonl", "no column 'answer'"),
-         {"q.jsonl": lines(**GOOD), "v.jsonl": lines(problem="?", images="a.png", gold="1")}),
-    Case("a missing file", "--set data.source=nowhere/q.jsonl",
-         ("data.source nowhere/q.jsonl", "no such file or folder")),
-    Case("a folder without data", "--set data.source=data", ("holds no data set",),
-         {"data/readme.txt": b"nothing"}),
-    Case("a missing local copy of a benchmark",
-         "--set eval.benchmarks=[geo3k] --set eval.data_dir=data", ("benchmark geo3k", "no local copy"),
-         {"data/readme.txt": b"nothing"}),
-]  # fmt: skip
+    Case(
+        "glyphs on own data",
+        "--set data.source=q.jsonl --set eval.benchmarks=[glyphs]",
+        ("eval.benchmarks: glyphs", "needs the embedded data"),
+        {"q.jsonl": lines(**GOOD)},
+    ),
+    Case(
+        "validation without questions",
+        "--set data.source=q.jsonl --set data.validation_count=0 --set eval.benchmarks=[validation]",
+        ("eval.benchmarks: validation", "data.validation_source"),
+        {"q.jsonl": lines(**GOOD)},
+    ),
+    Case(
+        "missing columns",
+        "--set data.source=q.jsonl",
+        ("no column 'problem'", "no column 'images'", "no column 'answer'"),
+        {"q.jsonl": lines(question="?", img="a.png", gold="1")},
+    ),
+    Case(
+        "missing columns of the validation source",
+        "--set data.source=q.jsonl --set data.validation_source=v.jsonl",
+        ("v.jsonl", "no column 'answer'"),
+        {"q.jsonl": lines(**GOOD), "v.jsonl": lines(problem="?", images="a.png", gold="1")},
+    ),
+    Case(
+        "a missing file", "--set data.source=nowhere/q.jsonl", ("data.source nowhere/q.jsonl", "no such file or folder")
+    ),
+    Case("a folder without data", "--set data.source=data", ("holds no data set",), {"data/readme.txt": b"nothing"}),
+    Case(
+        "a missing local copy of a benchmark",
+        "--set eval.benchmarks=[geo3k] --set eval.data_dir=data",
+        ("benchmark geo3k", "no local copy"),
+        {"data/readme.txt": b"nothing"},
+    ),
+]
 
 
 @pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.name)
@@ -328,21 +408,19 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("prepare-*/test.parquet", cut, "train", "bytes, found"),
     ("checkpoints/0003/*/model/model.safetensors", cut, "train", "bytes, found"),
     ("checkpoints/0003/*/model/model.safetensors", scribble, "export out", "its content changed"),
-    ("checkpoints/0003/*/trainer/optimizer.safetensors", scribble, "train --set run.steps=4",
-     "its content changed"),
-    ("steps/0002/rollout-*/rollouts.parquet", scribble, "train --stage score --steps 2 --force",
-     "its content changed"),
-]  # fmt: skip
+    ("checkpoints/0003/*/trainer/optimizer.safetensors", scribble, "train --set run.steps=4", "its content changed"),
+    ("steps/0002/rollout-*/rollouts.parquet", scribble, "train --stage score --steps 2 --force", "its content changed"),
+]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "damage", "arguments", "expected"), DAMAGE,
+    ("pattern", "damage", "arguments", "expected"),
+    DAMAGE,
     ids=lambda value: getattr(value, "__name__", str(value)[:60]),
-)  # fmt: skip
+)
 def test_a_damaged_step_is_named_and_made_again_once_deleted(
-    pattern: str, damage: Callable[[Path], None], arguments: str, expected: str, finished: Finished,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    pattern: str, damage: Callable[[Path], None], arguments: str, expected: str, finished: Finished, tmp_path: Path
+) -> None:
     run = copy_of(finished[0], tmp_path)
     (file,) = run.glob(pattern)
     damage(file)
@@ -357,9 +435,7 @@ def test_a_damaged_step_is_named_and_made_again_once_deleted(
     assert contents(run) == contents(finished[0])
 
 
-def test_a_broken_config_of_a_run_is_named_with_its_line(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_a_broken_config_of_a_run_is_named_with_its_line(finished: Finished, tmp_path: Path) -> None:
     run = copy_of(finished[0], tmp_path)
     with (run / "config.yaml").open("a") as file:
         file.write("colour: blue\n")
@@ -393,9 +469,7 @@ def test_a_run_in_use_is_refused_and_keeps_its_settings(finished: Finished, tmp_
         lock.flush()
         command = vppo("train", "--run", "small", "--set", "run.steps=5", runs=run.parent)
         refused(command, f"in use by process {os.getpid()} since today", "vppo status --run small")
-        again = vppo(
-            "train", "--run", "small", runs=run.parent
-        ).succeeded()  # nothing to do: allowed
+        again = vppo("train", "--run", "small", runs=run.parent).succeeded()  # nothing to do: allowed
         assert "nothing to do" in again.out
     assert (run / "config.yaml").read_text() == config
     assert contents(run) == before
@@ -404,9 +478,7 @@ def test_a_run_in_use_is_refused_and_keeps_its_settings(finished: Finished, tmp_
 # -- disks -----------------------------------------------------------------------------------------
 
 
-def test_a_file_too_large_for_the_disk_is_told_and_the_run_goes_on_later(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_a_file_too_large_for_the_disk_is_told_and_the_run_goes_on_later(finished: Finished, tmp_path: Path) -> None:
     """No file may grow beyond 500 kB: the first that would is checkpoint 2's model."""
     run = tmp_path / "runs" / "small"
     arguments = ("train", "--run", "small", *given(*SMALL))
@@ -428,9 +500,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(
-    small_disk: Path, finished: Finished
-) -> None:
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: Path, finished: Finished) -> None:
     run = small_disk / "runs" / "small"
     arguments = ("train", "--run", "small", *given(*SMALL))
     refused(vppo(*arguments, runs=run.parent), str(run), "the disk is full", "Free some space")
@@ -466,16 +536,18 @@ def test_sampling_that_never_finds_mixed_groups_gives_up_with_advice(tmp_path: P
     """Of 8 answers a share in (0.98, 0.99) is never right, so no group is informative."""
     never = given("rollout.accuracy_low=0.98", "rollout.max_tries=2")
     command = vppo("train", "--run", "r", *given(*SMALL), *never, runs=tmp_path / "runs")
-    refused(command, "rollout, step 1", "only 0 of 4 groups", "after 2 rounds", "rollout.max_tries",
-            "rollout.dynamic_sampling=false")  # fmt: skip
+    refused(
+        command,
+        "rollout, step 1",
+        "only 0 of 4 groups",
+        "after 2 rounds",
+        "rollout.max_tries",
+        "rollout.dynamic_sampling=false",
+    )
     assert "vppo train --run r" in vppo("status", runs=tmp_path / "runs").succeeded().out
 
 
 def test_a_reward_that_is_no_number_is_told(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "def nan(responses, samples):\n    return [float('nan')] * 9\n"
-    )
-    command = vppo(
-        "train", *given(*SMALL), "--set", "reward.function=mine:nan", runs=tmp_path / "runs"
-    )
+    (tmp_path / "mine.py").write_text("def nan(responses, samples):\n    return [float('nan')] * 9\n")
+    command = vppo("train", *given(*SMALL), "--set", "reward.function=mine:nan", runs=tmp_path / "runs")
     refused(command, "mine:nan", "9 rewards for 32 responses", "one finite reward per response")

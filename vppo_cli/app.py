@@ -64,14 +64,15 @@ class Commands(TyperGroup):
 
 
 app = Commands(
-    no_args_is_help=True, rich_markup_mode="rich",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a vision-language model with reinforcement learning on verifiable rewards, and know "
     "what it looks at.\n\nStages: prepare -> rollout -> score -> update -> checkpoint -> eval. Each "
     "writes a folder to disk; what is there is not made again, whether a run is resumed, extended or "
     "given another setting.\n\nStart with [bold]vppo train[/bold]: a tiny model learns to read digits "
     "on this machine.",
-)  # fmt: skip
+)
 
 
 def _interrupt(number: int, _: object) -> None:

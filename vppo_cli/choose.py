@@ -57,7 +57,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
                 f"--run {settings.shortened(name)}",
                 "is not a name (at most 200 letters, digits, dot, dash, underscore).",
                 "Runs lie in runs/ (VPPO_RUNS).",
-            )  # fmt: skip
+            )
         asked = settings.load(config, overrides)
         path = runs.runs_folder() / name
     elif name is None and (new or config is not None):
@@ -92,14 +92,10 @@ def begun(choice: Choice) -> tuple[Chain, list[str]]:
         return chain, notes + list(hub.moved(chain.config))
     if chain.prepare.path.is_dir():  # questions and rollouts are there, of what the hub had then
         names = ", ".join(f"{one.setting} {one.name}" for one in unknown)
-        return chain, [
-            *notes,
-            f"begun before revisions were kept: {names} may have changed on the hub",
-        ]
+        return chain, [*notes, f"begun before revisions were kept: {names} may have changed on the hub"]
     config = hub.resolved(chain.config)
     notes += [
-        f"{one.setting} {one.name} is at revision {one.revision or 'unknown'}"
-        for one in hub.named_on_hub(config)
+        f"{one.setting} {one.name} is at revision {one.revision or 'unknown'}" for one in hub.named_on_hub(config)
     ]
     return Chain(config, chain.run), notes
 
@@ -117,17 +113,14 @@ def parse_steps(text: str | None, chain: Chain, lowest: int = 1) -> list[int]:
         return []
     first, _, last = text.partition("..")
     if not all(number.isdecimal() and len(number) < 1000 for number in (first, last or first)):
-        raise UserError(
-            f"--steps {settings.shortened(text)}",
-            "is neither a step nor a range.",
-            "Write 3 or 3..5.",
-        )
+        raise UserError(f"--steps {settings.shortened(text)}", "is neither a step nor a range.", "Write 3 or 3..5.")
     steps = range(int(first), int(last or first) + 1)
     if not steps or steps[0] < lowest or steps[-1] > chain.config.run.steps:
         raise UserError(
-            f"--steps {settings.shortened(text)}", f"the run has steps {lowest}..{chain.config.run.steps}.",
+            f"--steps {settings.shortened(text)}",
+            f"the run has steps {lowest}..{chain.config.run.steps}.",
             "Extend it with --set run.steps=N.",
-        )  # fmt: skip
+        )
     return list(steps)
 
 
@@ -153,9 +146,10 @@ def default_steps(chain: Chain, stage: str) -> list[int]:
     if not steps:
         before = {"score": "rollout", "update": "score", "checkpoint": "update"}[stage]
         raise UserError(
-            f"--stage {stage}", f"run {chain.run.name} has no {before} on disk to work from.",
+            f"--stage {stage}",
+            f"run {chain.run.name} has no {before} on disk to work from.",
             f"Make it first: vppo train --run {chain.run.name} --stage {before}",
-        )  # fmt: skip
+        )
     return steps
 
 
@@ -163,9 +157,8 @@ def default_steps(chain: Chain, stage: str) -> list[int]:
 
 
 def which_policy(
-    run: str | None, checkpoint: str, model: str | None, config: Path | None,
-    overrides: Sequence[str], *, sampled: bool,
-) -> tuple[Choice, int, str, str]:  # fmt: skip
+    run: str | None, checkpoint: str, model: str | None, config: Path | None, overrides: Sequence[str], *, sampled: bool
+) -> tuple[Choice, int, str, str]:
     """The run, the step of its policy, and what to call that, briefly and in full.
 
     Args:
@@ -205,9 +198,10 @@ def refuse_another_model(choice: Choice) -> None:
     for name, value in asked.items():
         if value != own[name]:
             raise UserError(
-                f"{name} {value}", f"run {choice.run.name} has {own[name]}, and its checkpoints too.",
+                f"{name} {value}",
+                f"run {choice.run.name} has {own[name]}, and its checkpoints too.",
                 "Evaluate another model, or this one otherwise, with --model PATH.",
-            )  # fmt: skip
+            )
 
 
 def which_checkpoint(chain: Chain, checkpoint: str) -> int:
@@ -222,24 +216,25 @@ def which_checkpoint(chain: Chain, checkpoint: str) -> int:
     if checkpoint in ("0", "last"):  # with no checkpoint yet, the last policy is the first
         return 0
     raise UserError(
-        f"--checkpoint {checkpoint}", f"run {chain.run.name} has no such checkpoint on disk.",
+        f"--checkpoint {checkpoint}",
+        f"run {chain.run.name} has no such checkpoint on disk.",
         f"It has: {' '.join(map(str, [0, *saved(chain)]))}; also: last, best.",
-    )  # fmt: skip
+    )
 
 
 def _sampled_step(chain: Chain, checkpoint: str) -> int:
     """The step whose journals are meant; its weights need not be there any more."""
     steps = sorted(
-        int(folder.parent.name)
-        for folder in chain.run.glob(f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
-    )  # fmt: skip
+        int(folder.parent.name) for folder in chain.run.glob(f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
+    )
     named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
     found = named.get(checkpoint, [step for step in steps if str(step) == checkpoint])
     if not found:
         raise UserError(
-            f"--checkpoint {checkpoint}", f"run {chain.run.name} has sampled nothing of it.",
+            f"--checkpoint {checkpoint}",
+            f"run {chain.run.name} has sampled nothing of it.",
             f"Sampled: {' '.join(map(str, steps)) or 'nothing yet'}; also: last, best.",
-        )  # fmt: skip
+        )
     return found[0]
 
 
@@ -254,9 +249,10 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
     asked = settings.load(config, [*unused, *overrides, f"model.path={quoted}"])
     if not given and "validation" in canonical(asked.eval.benchmarks):
         raise UserError(
-            "validation", "a model on its own has no validation questions.",
+            "validation",
+            "a model on its own has no validation questions.",
             "Say whose they are, with --config FILE, or ask for another benchmark.",
-        )  # fmt: skip
+        )
     # As it is on the hub now: other answers than an earlier commit's, which keep their folders.
     asked = hub.resolved(asked)
     where = path.resolve() if path.exists() else path

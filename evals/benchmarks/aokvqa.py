@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evals.benchmarks.base import (
-    Benchmark,
-    Question,
-    Where,
-    as_text,
-    one_image,
-    parse_options,
-    with_options,
-)
+from evals.benchmarks.base import Benchmark, Question, Where, as_text, one_image, parse_options, with_options
 from pipelines.model.images import Unusable
 
 
@@ -28,8 +20,15 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 
 AOKVQA = Benchmark(
-    "aokvqa", "A-OKVQA", "photographs and knowledge of the world, the validation split",
-    "HuggingFaceM4/A-OKVQA", ("image", "question_id", "question", "choices", "correct_choice_idx"),
-    1145, 1145, question, splits=("validation",), choices=True,
+    "aokvqa",
+    "A-OKVQA",
+    "photographs and knowledge of the world, the validation split",
+    "HuggingFaceM4/A-OKVQA",
+    ("image", "question_id", "question", "choices", "correct_choice_idx"),
+    1145,
+    1145,
+    question,
+    splits=("validation",),
+    choices=True,
     published={"Qwen2.5-VL-7B": (84.2, 87.4, 87.9, 87.9)},
-)  # fmt: skip
+)

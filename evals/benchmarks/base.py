@@ -183,9 +183,7 @@ def listed_options(text: str) -> list[str]:
     if len(labels) < 2:
         return []
     ends = [*(label.start() for label in labels[1:]), len(text)]
-    return [
-        text[label.end() : end].strip(" \n\t;,") for label, end in zip(labels, ends, strict=True)
-    ]
+    return [text[label.end() : end].strip(" \n\t;,") for label, end in zip(labels, ends, strict=True)]
 
 
 def is_exact(gold: str) -> bool:
@@ -214,9 +212,7 @@ def one_image(
     else:
         text = _MARKER.sub(lambda marker: f"[image {marker[1]}]" if marker[1] else "", text)
     gold = as_text(answer).strip()
-    return Question(
-        as_text(name), text, [image], gold, kind or kind_of(gold), grouped(**groups), list(options)
-    )
+    return Question(as_text(name), text, [image], gold, kind or kind_of(gold), grouped(**groups), list(options))
 
 
 def grouped(**groups: Any) -> dict[str, str]:

@@ -31,10 +31,16 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
     variant = number[1] if number else str(where.repeat)
     choice = raw["answer_type"] == "multiple choice" and bool(LETTER.fullmatch(gold))
     return one_image(
-        f"{raw['id']}-{variant}", raw["question"], raw["decoded_image"],
-        gold.upper() if choice else gold, kind="choice" if choice else None,
-        seed=raw["id"], variant=variant, subject=raw.get("subject"), level=raw.get("knowledge_level"),
-    )  # fmt: skip
+        f"{raw['id']}-{variant}",
+        raw["question"],
+        raw["decoded_image"],
+        gold.upper() if choice else gold,
+        kind="choice" if choice else None,
+        seed=raw["id"],
+        variant=variant,
+        subject=raw.get("subject"),
+        level=raw.get("knowledge_level"),
+    )
 
 
 def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
@@ -60,21 +66,14 @@ def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
     ones_S = np.ones(len(whole))
     of = f"{len(whole)} of {len(seeds)} seeds have all ten variants among the questions"
     found = {
-        "worst_case": (
-            worst_S, ones_S, f"all ten variants of a seed right, mean over the samples; {of}",
-        ),
-        "reasoning_robustness": (
-            worst_S, mean_S, f"worst-case accuracy divided by the same seeds' accuracy; {of}",
-        ),
-    }  # fmt: skip
+        "worst_case": (worst_S, ones_S, f"all ten variants of a seed right, mean over the samples; {of}"),
+        "reasoning_robustness": (worst_S, mean_S, f"worst-case accuracy divided by the same seeds' accuracy; {of}"),
+    }
     if right_SVN.shape[2] > 1:
         same_S = np.array([np.mean([_agreement(row) for row in variants]) for variants in whole])
         about = f"two samples of a question give the same answer; {of}"
         found["repetition_consistency"] = (same_S, ones_S, about)
-    return {
-        name: rate(above, below, f"DynaMath/{name}", about)
-        for name, (above, below, about) in found.items()
-    }
+    return {name: rate(above, below, f"DynaMath/{name}", about) for name, (above, below, about) in found.items()}
 
 
 def _agreement(row: Answered) -> float:
@@ -89,15 +88,24 @@ def _agreement(row: Answered) -> float:
 
 
 DYNAMATH = Benchmark(
-    "dynamath", "DynaMath", "501 seed questions in ten variants each", "DynaMath/DynaMath_Sample",
-    ("id", "question", "decoded_image", "ground_truth", "answer_type"), 5010, 3666, question,
-    splits=tuple(f"sample_variant{n}" for n in range(1, VARIANTS + 1)), cluster="seed",
+    "dynamath",
+    "DynaMath",
+    "501 seed questions in ten variants each",
+    "DynaMath/DynaMath_Sample",
+    ("id", "question", "decoded_image", "ground_truth", "answer_type"),
+    5010,
+    3666,
+    question,
+    splits=tuple(f"sample_variant{n}" for n in range(1, VARIANTS + 1)),
+    cluster="seed",
     breakdowns=("subject", "level"),
     levels=("elementary school", "high school", "undergraduate"),
-    optional=("subject", "knowledge_level"), repeats="id", scores=scores,
+    optional=("subject", "knowledge_level"),
+    repeats="id",
+    scores=scores,
     published={
         "Qwen2.5-VL-7B": (55.7, 65.8, 66.6, 68.1, 66.8, 65.4, 64.6, 65.7, 65.5, 65.1),
         "Qwen2.5-VL-32B": (68.7, 71.6, 72.6, 73.1, 72.0, 72.2),
         "Qwen3-VL-8B": (72.2, 80.0),
     },
-)  # fmt: skip
+)

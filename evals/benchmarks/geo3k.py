@@ -16,11 +16,17 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 
 GEO3K = Benchmark(
-    "geo3k", "Geometry3k", "plane geometry, answered by a value", "hiyouga/geometry3k",
-    ("id", "images", "problem", "answer"), 601, 601, question,
+    "geo3k",
+    "Geometry3k",
+    "plane geometry, answered by a value",
+    "hiyouga/geometry3k",
+    ("id", "images", "problem", "answer"),
+    601,
+    601,
+    question,
     published={
         "Qwen2.5-VL-7B": (37.1, 40.2, 41.5, 46.5, 44.1, 40.3, 37.6, 40.7, 51.8, 41.2),
         "Qwen2.5-VL-32B": (47.0, 51.4, 51.4, 53.4, 51.0, 56.6),
         "Qwen3-VL-8B": (57.5, 71.9),
     },
-)  # fmt: skip
+)

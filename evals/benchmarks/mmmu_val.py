@@ -9,13 +9,37 @@ from typing import Any
 from evals.benchmarks.base import IMAGES_1_TO_7, Benchmark, Question, Where, as_text, mmmu
 
 SUBJECTS = (
-    "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory",
-    "Basic_Medical_Science", "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science",
-    "Design", "Diagnostics_and_Laboratory_Medicine", "Economics", "Electronics",
-    "Energy_and_Power", "Finance", "Geography", "History", "Literature", "Manage", "Marketing",
-    "Materials", "Math", "Mechanical_Engineering", "Music", "Pharmacy", "Physics", "Psychology",
-    "Public_Health", "Sociology",
-)  # fmt: skip
+    "Accounting",
+    "Agriculture",
+    "Architecture_and_Engineering",
+    "Art",
+    "Art_Theory",
+    "Basic_Medical_Science",
+    "Biology",
+    "Chemistry",
+    "Clinical_Medicine",
+    "Computer_Science",
+    "Design",
+    "Diagnostics_and_Laboratory_Medicine",
+    "Economics",
+    "Electronics",
+    "Energy_and_Power",
+    "Finance",
+    "Geography",
+    "History",
+    "Literature",
+    "Manage",
+    "Marketing",
+    "Materials",
+    "Math",
+    "Mechanical_Engineering",
+    "Music",
+    "Pharmacy",
+    "Physics",
+    "Psychology",
+    "Public_Health",
+    "Sociology",
+)
 
 
 def question(raw: Mapping[str, Any], where: Where) -> Question | None:
@@ -26,7 +50,16 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
 
 
 MMMU_VAL = Benchmark(
-    "mmmu_val", "MMMU", "college questions of 30 subjects, the validation split", "MMMU/MMMU",
-    ("id", "question", "options", "answer", "question_type", "image_1"), 900, 900, question,
-    subsets=SUBJECTS, splits=("validation",), breakdowns=("subject",), optional=IMAGES_1_TO_7[1:],
-)  # fmt: skip
+    "mmmu_val",
+    "MMMU",
+    "college questions of 30 subjects, the validation split",
+    "MMMU/MMMU",
+    ("id", "question", "options", "answer", "question_type", "image_1"),
+    900,
+    900,
+    question,
+    subsets=SUBJECTS,
+    splits=("validation",),
+    breakdowns=("subject",),
+    optional=IMAGES_1_TO_7[1:],
+)

@@ -23,26 +23,26 @@ LATER = "the authors' later release, not of the paper"
 SAMPLES = 8
 
 # How the published numbers were sampled and graded, by family; the rest is the same for all.
-SETTINGS = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 50,
-    "min_pixels": 1024,
-    "max_pixels": 589_824,
-}
+SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_pixels": 1024, "max_pixels": 589_824}
 MAX_NEW_TOKENS = {"Qwen2.5-VL-7B": 2048, "Qwen2.5-VL-32B": 4096, "Qwen3-VL-8B": 8192}
 GRADER = "mathruler"
 
 AVERAGES = {
     "Qwen2.5-VL-7B": {
-        "base": 38.3, "GRPO": 53.1, "DAPO": 55.0, "VPPO": 57.5, "PAPO-D": 55.3, "MM-Eureka": 51.7,
-        "ThinkLite": 49.4, "VL-Rethinker": 53.5, "NoisyRollout": 51.3, "R1-ShareVL": 53.2,
+        "base": 38.3,
+        "GRPO": 53.1,
+        "DAPO": 55.0,
+        "VPPO": 57.5,
+        "PAPO-D": 55.3,
+        "MM-Eureka": 51.7,
+        "ThinkLite": 49.4,
+        "VL-Rethinker": 53.5,
+        "NoisyRollout": 51.3,
+        "R1-ShareVL": 53.2,
     },
-    "Qwen2.5-VL-32B": {
-        "base": 57.0, "GRPO": 62.6, "DAPO": 63.5, "VPPO": 64.6, "MM-Eureka": 60.8, "NoisyRollout": 58.1,
-    },
+    "Qwen2.5-VL-32B": {"base": 57.0, "GRPO": 62.6, "DAPO": 63.5, "VPPO": 64.6, "MM-Eureka": 60.8, "NoisyRollout": 58.1},
     "Qwen3-VL-8B": {"base": 56.3, "VPPO": 71.4},
-}  # fmt: skip
+}
 """The rows, and their averages as printed, %: family -> how its models were trained ("base": as it came)
 -> average."""
 
@@ -52,10 +52,7 @@ SOURCES = {"Qwen3-VL-8B": LATER}
 TRAINED_HERE = ("base", "GRPO", "DAPO", "VPPO", "PAPO-D")
 """What a terminal has room for; others' models are in the report's files."""
 
-REMARKS = {
-    "GRPO": "the paper does not describe its GRPO baseline",
-    "NoisyRollout": "trained on Geometry3K",
-}
+REMARKS = {"GRPO": "the paper does not describe its GRPO baseline", "NoisyRollout": "trained on Geometry3K"}
 """Method -> what to know of its rows."""
 
 
@@ -86,12 +83,17 @@ def _columns(family: str, place: int) -> dict[str, float]:
 
 ROWS = tuple(
     Published(
-        _model(family, method), family, method, _columns(family, place), average,
-        SOURCES.get(family, PAPER), REMARKS.get(method, ""),
+        _model(family, method),
+        family,
+        method,
+        _columns(family, place),
+        average,
+        SOURCES.get(family, PAPER),
+        REMARKS.get(method, ""),
     )
     for family, averages in AVERAGES.items()
     for place, (method, average) in enumerate(averages.items())
-)  # fmt: skip
+)
 
 
 def beside(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -113,11 +115,7 @@ def beside(rows: Sequence[Mapping[str, Any]]) -> str:
 
 _SIZE = re.compile(r"(?<![0-9a-z.])(\d+(?:\.\d+)?)b(?![0-9a-z])")
 _KIND = re.compile(r"(?<![0-9a-z])qwen[-_]?(2[._]5|3)[-_]?vl(?![0-9a-z])")
-_FAMILIES = {
-    ("2.5", "7"): "Qwen2.5-VL-7B",
-    ("2.5", "32"): "Qwen2.5-VL-32B",
-    ("3", "8"): "Qwen3-VL-8B",
-}
+_FAMILIES = {("2.5", "7"): "Qwen2.5-VL-7B", ("2.5", "32"): "Qwen2.5-VL-32B", ("3", "8"): "Qwen3-VL-8B"}
 
 
 def nearest_family(path: str) -> str:

@@ -61,9 +61,7 @@ def questions_step(name: str, config: Config) -> Step:
             source = f"content {find_files(name, data_dir).content()}"
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
-    settings: dict[str, Any] = {
-        "benchmark": name, "source": source, "splits": list(benchmark.splits),
-    }  # fmt: skip
+    settings: dict[str, Any] = {"benchmark": name, "source": source, "splits": list(benchmark.splits)}
     settings |= reader_version() | ({"reading": READING} if READING > 1 else {})
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
     return _of_a_commit(step) if data_dir is None else step
@@ -109,8 +107,9 @@ def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
         with _lock(step, watch):
             if step.manifest() is None:
                 with commit(step) as (out, metrics):
-                    metrics |= _Reader(name, watch).write(out / QUESTIONS, config.eval.data_dir,
-                                                          step.settings.get(REVISION))  # fmt: skip
+                    metrics |= _Reader(name, watch).write(
+                        out / QUESTIONS, config.eval.data_dir, step.settings.get(REVISION)
+                    )
 
 
 def read_questions(step: Step) -> SampleTable:
@@ -175,9 +174,10 @@ class _Reader:
         self.watch.progress(f"questions {self.name}", self.rows, self.rows)
         if not kept:
             raise UserError(
-                f"benchmark {self.name}", f"none of its {self.rows} rows is usable. {self.example}",
+                f"benchmark {self.name}",
+                f"none of its {self.rows} rows is usable. {self.example}",
                 "Check the data set.",
-            )  # fmt: skip
+            )
         warnings = self._warnings(kept)
         for warning in warnings:
             self.watch.note(f"WARNING {warning}")
@@ -196,18 +196,14 @@ class _Reader:
         if self.reasons:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
             n = self.reasons.total()
-            found.append(
-                f"{self.name}: {n} row{'s' * (n > 1)} left out ({reasons}). {self.example}"
-            )
+            found.append(f"{self.name}: {n} row{'s' * (n > 1)} left out ({reasons}). {self.example}")
         if n := self.tokens:
             found.append(
                 f"{self.name}: special tokens of chat models in {n} question{'s' * (n > 1)}, "
                 "written apart: <|name|> as < |name| >"
             )
         if n := self.unlettered:
-            found.append(
-                f"{self.name}: {n} gold{'s name' if n > 1 else ' names'} no option; compared as text"
-            )
+            found.append(f"{self.name}: {n} gold{'s name' if n > 1 else ' names'} no option; compared as text")
         found += [f"{self.name}: {line}" for line in self.images.told()]
         if ungrouped := self._ungrouped():
             found.append(f"{self.name}: {ungrouped}")
@@ -264,7 +260,7 @@ class _Reader:
                 f"benchmark {self.name}, {part.place}",
                 f"no column {', '.join(missing)}; columns found: {listed(found) or 'none'}.",
                 f"It should have the columns of {self.benchmark.hub} on the hub.",
-            )  # fmt: skip
+            )
         wanted = (*self.benchmark.columns, *self.benchmark.optional)
         return [name for name in wanted if name in found], self.benchmark.row
 
@@ -281,9 +277,13 @@ class _Reader:
         more = {OPTIONS: choose_from, GOLDS: golds}
         about = {"groups": question.groups} | {name: value for name, value in more.items() if value}
         return Sample(
-            self._unique(question.id), problem, data, question.answer, kind,
+            self._unique(question.id),
+            problem,
+            data,
+            question.answer,
+            kind,
             json.dumps(about, ensure_ascii=False, sort_keys=True),
-        )  # fmt: skip
+        )
 
     def _choice(self, question: Question) -> tuple[str, list[str], list[str]]:
         """The question's kind, its options, and what counts as right where that is not its answer."""
@@ -304,6 +304,4 @@ class _Reader:
 
     def _reject(self, row: int, why: Unusable) -> None:
         self.reasons[why.reason] += 1
-        self.example = (
-            self.example or f"Row {row}, for one: {why.reason} {why.detail[:200]}".rstrip()
-        )
+        self.example = self.example or f"Row {row}, for one: {why.reason} {why.detail[:200]}".rstrip()

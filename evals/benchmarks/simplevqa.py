@@ -16,16 +16,22 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
         return None
     name = as_text(raw.get("data_id")) or f"row-{where.row}"
     return one_image(
-        name, raw["question"], raw["image"], raw["answer"], kind="fact",
-        category=raw.get("original_category"),
-    )  # fmt: skip
+        name, raw["question"], raw["image"], raw["answer"], kind="fact", category=raw.get("original_category")
+    )
 
 
 SIMPLEVQA = Benchmark(
-    "simplevqa", "SimpleVQA-EN", "short facts about what is shown, English questions",
-    "m-a-p/SimpleVQA", ("image", "question", "answer", "language"), 2025, None, question,
-    breakdowns=("category",), optional=("data_id", "original_category"),
+    "simplevqa",
+    "SimpleVQA-EN",
+    "short facts about what is shown, English questions",
+    "m-a-p/SimpleVQA",
+    ("image", "question", "answer", "language"),
+    2025,
+    None,
+    question,
+    breakdowns=("category",),
+    optional=("data_id", "original_category"),
     published={"Qwen2.5-VL-7B": (38.6, 43.1, 42.9, 43.8)},
     note="SimpleVQA's own metric is a judge model, and the paper does not say how it graded. Here an "
     "answer is right that is the gold or has it among its words: no match for a judge's number.",
-)  # fmt: skip
+)

@@ -27,17 +27,7 @@ from pipelines.config.hub import check_commit, commit_of
 from pipelines.config.settings import plain_yaml
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.errors import UserError
-from pipelines.prepare.sources import (
-    BATCH,
-    Part,
-    RawRows,
-    arrow,
-    hub_caches,
-    is_hidden,
-    json_file,
-    json_lines,
-    parquet,
-)
+from pipelines.prepare.sources import BATCH, Part, RawRows, arrow, hub_caches, is_hidden, json_file, json_lines, parquet
 
 if TYPE_CHECKING:
     import datasets
@@ -151,9 +141,7 @@ def _in_folder(place: Path, benchmark: Benchmark) -> tuple[tuple[Where, Path], .
     missing = [where for where, files in found.items() if not files]
     if missing and len(missing) < len(wheres):
         names = ", ".join("/".join(filter(None, (w.subset, w.split))) for w in missing)
-        raise UserError(
-            str(place), f"the copy is not complete: no file of {names}.", "Copy it again."
-        )
+        raise UserError(str(place), f"the copy is not complete: no file of {names}.", "Copy it again.")
     return tuple((where, file) for where, files in found.items() for file in files)
 
 
@@ -211,9 +199,8 @@ def _by_card(place: Path, subset: str | None, split: str) -> list[Path]:
         if isinstance(pattern, str) and _stays_inside(pattern):
             try:
                 files += sorted(
-                    f for f in place.glob(pattern)
-                    if f.suffix in OPENERS and not is_hidden(f.relative_to(place))
-                )  # fmt: skip
+                    f for f in place.glob(pattern) if f.suffix in OPENERS and not is_hidden(f.relative_to(place))
+                )
             except (ValueError, IndexError, NotImplementedError, RecursionError) as error:
                 raise UserError(
                     str(place / "README.md"),
@@ -243,11 +230,7 @@ def _saved(path: Path) -> Part:
     return arrow(table, str(path), (path,))
 
 
-OPENERS: dict[str, Callable[[Path, Path], Part]] = {
-    ".parquet": parquet,
-    ".jsonl": json_lines,
-    ".json": json_file,
-}
+OPENERS: dict[str, Callable[[Path, Path], Part]] = {".parquet": parquet, ".jsonl": json_lines, ".json": json_file}
 """File type -> how it is opened, best first where a folder holds a split twice."""
 
 
@@ -276,10 +259,7 @@ def open_hub(name: str, revision: str | None = None) -> Opened:
                 table = datasets.load_dataset(
                     benchmark.hub, subset, split=split, streaming=not offline, revision=revision
                 )
-                if offline:
-                    part = arrow(table, benchmark.hub, hub_caches())
-                else:
-                    part = _streamed(table, name, where)
+                part = arrow(table, benchmark.hub, hub_caches()) if offline else _streamed(table, name, where)
             except Exception as error:  # whatever the library's HTTP client, or its parser, raises
                 raise unreachable(name, where, error) from error
             if offline:
@@ -318,9 +298,7 @@ def _streamed(table: datasets.IterableDataset, name: str, where: Where) -> Part:
 def unreachable(name: str, where: Where, error: Exception) -> UserError:
     """What was asked of the hub, what came of it, and how to do without."""
     benchmark = BENCHMARKS[name]
-    asked = (
-        f"subset {where.subset}, split {where.split}" if where.subset else f"split {where.split}"
-    )
+    asked = f"subset {where.subset}, split {where.split}" if where.subset else f"split {where.split}"
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return UserError(
         f"benchmark {name}",

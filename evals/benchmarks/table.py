@@ -61,9 +61,7 @@ def canonical(names: Iterable[str]) -> tuple[str, ...]:
         if not set(resolved) <= set(known):
             near = difflib.get_close_matches(name, (*known, *ALIASES, "all"), n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
-            raise UserError(
-                name, "no such benchmark.", f"{hint}Known: {' '.join(known)}, and all (the paper's eight)."
-            )  # fmt: skip
+            raise UserError(name, "no such benchmark.", f"{hint}Known: {' '.join(known)}, and all (the paper's eight).")
         found |= dict.fromkeys(resolved)
     return tuple(found)
 

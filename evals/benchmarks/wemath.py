@@ -33,10 +33,15 @@ def question(raw: Mapping[str, Any], where: Where) -> Question | None:
     steps, _, part = as_text(raw["key"]).partition("_")
     option = as_text(raw["option"])
     return one_image(
-        f"{raw['ID']}-{part}", f"{as_text(raw['question'])}\n{option}",
-        raw["image_path"], raw["answer"], options=listed_options(option),
-        id=raw["ID"], key=raw["key"], steps=steps[:1] if part == "multi" else "1",
-    )  # fmt: skip
+        f"{raw['ID']}-{part}",
+        f"{as_text(raw['question'])}\n{option}",
+        raw["image_path"],
+        raw["answer"],
+        options=listed_options(option),
+        id=raw["ID"],
+        key=raw["key"],
+        steps=steps[:1] if part == "multi" else "1",
+    )
 
 
 def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
@@ -71,23 +76,18 @@ def scores(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
         "IK": _score(ik, None, "IK", f"insufficient knowledge: step and composite wrong; {of}"),
         "IG": _score(ig, None, "IG", f"inadequate generalization: only composite wrong; {of}"),
     }
-    for reading, enough_CN, steps in [
-        ("strict", known_CN, "all steps"),
-        ("loose", part_known_CN, "any step"),
-    ]:
+    for reading, enough_CN, steps in [("strict", known_CN, "all steps"), ("loose", part_known_CN, "any step")]:
         cm, rm = enough_CN & solved_CN, ~enough_CN & solved_CN
         for name, above, below, about in [
             (f"CM_{reading}", cm, None, f"complete mastery: composite and {steps} right; {of}"),
             (f"RM_{reading}", rm, solved_CN, f"rote memorization: right without {steps}; of those right"),
             (f"score_{reading}", cm + ig / 2, None, f"CM + IG / 2, {reading}; {of}"),
-        ]:  # fmt: skip
+        ]:
             result[name] = _score(above, below, name, about)
     return result
 
 
-def _score(
-    above_CN: np.ndarray, below_CN: np.ndarray | None, name: str, about: str
-) -> dict[str, Any]:
+def _score(above_CN: np.ndarray, below_CN: np.ndarray | None, name: str, about: str) -> dict[str, Any]:
     """The rate of ``above`` among ``below`` (None: all), with its interval over the composites."""
     above = above_CN.mean(1)
     below = np.ones(len(above)) if below_CN is None else below_CN.mean(1)
@@ -95,13 +95,24 @@ def _score(
 
 
 WEMATH = Benchmark(
-    "wemath", "We-Math", "composite problems beside their one-step parts", "We-Math/We-Math",
-    ("ID", "key", "question", "option", "answer", "image_path"), 1740, 1740, question,
-    splits=("testmini",), choices=True, authors_file="We_Math", cluster="id", unit="composite",
-    breakdowns=("steps",), scores=scores,
+    "wemath",
+    "We-Math",
+    "composite problems beside their one-step parts",
+    "We-Math/We-Math",
+    ("ID", "key", "question", "option", "answer", "image_path"),
+    1740,
+    1740,
+    question,
+    splits=("testmini",),
+    choices=True,
+    authors_file="We_Math",
+    cluster="id",
+    unit="composite",
+    breakdowns=("steps",),
+    scores=scores,
     published={
         "Qwen2.5-VL-7B": (46.4, 68.1, 68.0, 71.5, 68.3, 65.5, 66.5, 68.9, 71.0, 69.9),
         "Qwen2.5-VL-32B": (71.0, 76.7, 76.2, 77.7, 75.0, 75.7),
         "Qwen3-VL-8B": (69.0, 84.3),
     },
-)  # fmt: skip
+)

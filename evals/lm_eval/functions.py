@@ -64,9 +64,7 @@ def dataset(benchmark: str, data_dir: str | None = None, **_: Any) -> dict[str, 
     _tables[key] = table = read_questions(step)
     columns = ("id", "problem", "answer", "kind", "metadata")
     rows = [{column: getattr(row, column) for column in columns} for row in table.without_images()]
-    return {
-        "test": Dataset.from_list([{"benchmark": benchmark, "questions": key} | r for r in rows])
-    }
+    return {"test": Dataset.from_list([{"benchmark": benchmark, "questions": key} | r for r in rows])}
 
 
 def sample(doc: Mapping[str, Any]) -> Sample:
@@ -99,8 +97,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) ->
     answers = [extract_answer(response) for response in responses]
     owners, whole = [row] * len(answers), [False] * len(answers)
     ruler, verify = (
-        [mark == "correct" for mark in outcomes_of(answers, owners, whole, _pool(), grader)]
-        for grader in GRADERS
+        [mark == "correct" for mark in outcomes_of(answers, owners, whole, _pool(), grader)] for grader in GRADERS
     )
     published = published_outcomes(responses, owners, whole, _pool())
     benchmark = BENCHMARKS[doc["benchmark"]]
@@ -108,10 +105,13 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) ->
     cluster = groups(row).get(benchmark.cluster) or f"alone {row.id}"
     item = [accuracy, cluster, benchmark.title]
     return {
-        "avg@8": accuracy, "avg@8_low": item, "avg@8_high": item,
+        "avg@8": accuracy,
+        "avg@8_low": item,
+        "avg@8_high": item,
         "avg@8_as_published": published.count("correct") / len(published),
-        "pass@8": float(any(ruler)), "avg@8_math-verify": sum(verify) / len(verify),
-    }  # fmt: skip
+        "pass@8": float(any(ruler)),
+        "avg@8_math-verify": sum(verify) / len(verify),
+    }
 
 
 def low(items: Sequence[tuple[float, str, str]]) -> float:

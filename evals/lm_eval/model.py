@@ -36,9 +36,7 @@ from pipelines.rollout.engines import ENGINES
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-GENERATION = {
-    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_gen_toks": "max_new_tokens"
-}  # fmt: skip
+GENERATION = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_gen_toks": "max_new_tokens"}
 """lm-eval's generation settings, and what they are called here."""
 
 
@@ -68,28 +66,39 @@ class VppoModel(LM):
     tokenizer_name = "vppo"  # names lm-eval's cache of requests
 
     def __init__(
-        self, pretrained: str | None = None, journal: str | None = None, config: str | None = None,
-        profile: str | None = None, max_new_tokens: int | None = None, seed: int | None = None,
-        batch_size: int | str | None = None, device: str | None = None, data_dir: str | None = None,
-        max_batch_size: Any = None, trust_remote_code: Any = None, **overrides: Any,
-    ) -> None:  # fmt: skip
+        self,
+        pretrained: str | None = None,
+        journal: str | None = None,
+        config: str | None = None,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        batch_size: int | str | None = None,
+        device: str | None = None,
+        data_dir: str | None = None,
+        max_batch_size: Any = None,
+        trust_remote_code: Any = None,
+        **overrides: Any,
+    ) -> None:
         super().__init__()
         if (pretrained is None) == (journal is None):
             raise UserError(
-                "--model vppo", "needs pretrained= or journal=, one of the two.",
+                "--model vppo",
+                "needs pretrained= or journal=, one of the two.",
                 "Such as --model_args pretrained=tiny.",
-            )  # fmt: skip
+            )
         given: dict[str, Any] = {
-            "model.path": pretrained and json.dumps(pretrained), "eval.profile": profile,
-            "eval.max_new_tokens": max_new_tokens, "seed": seed,
+            "model.path": pretrained and json.dumps(pretrained),
+            "eval.profile": profile,
+            "eval.max_new_tokens": max_new_tokens,
+            "seed": seed,
             "run.device": None if "cuda" in str(device) and not torch.cuda.is_available() else device,
-        }  # fmt: skip
+        }
         if str(batch_size).isdigit() and int(str(batch_size)) > 1:
             given["eval.batch_prompts"] = batch_size
         given |= overrides
         self.config: Config = settings.load(
-            Path(config) if config else None,
-            [f"{name}={value}" for name, value in given.items() if value is not None],
+            Path(config) if config else None, [f"{name}={value}" for name, value in given.items() if value is not None]
         )
         self.journal = Path(journal) if journal else None
         self._engines: dict[tuple[Any, ...], Engine] = {}
@@ -119,9 +128,7 @@ class VppoModel(LM):
             for (benchmark, asking, count), groups in alike.items():
                 for part in batches(groups, self.config.eval.batch_prompts):
                     rows = [sample(requests[own[0]].doc) for own in part]
-                    for own, texts in zip(
-                        part, self._responses(benchmark, asking, count, rows), strict=True
-                    ):
+                    for own, texts in zip(part, self._responses(benchmark, asking, count, rows), strict=True):
                         for place, text in zip(own, texts, strict=True):
                             found[place] = text
                         bar.update(count)
@@ -135,9 +142,7 @@ class VppoModel(LM):
         """Not offered: the tasks sample."""
         raise NotImplementedError("--model vppo generates; it has no loglikelihood_rolling.")
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text as it is: the engines apply the model's own template, asked to or not."""
         return "".join(turn["content"] for turn in chat_history)
 
@@ -156,23 +161,21 @@ class VppoModel(LM):
                 f"--gen_kwargs {' '.join(f'{k}={v}' for k, v in generation.items())}",
                 f"--model vppo samples by {', '.join(GENERATION)} only.",
                 "Leave the others out; do_sample is true, temperature above 0, until empty.",
-            )  # fmt: skip
+            )
         asking = evaluation(self.config, benchmark).asking
         changes = {
-            ours: generation[theirs] for theirs, ours in GENERATION.items()
+            ours: generation[theirs]
+            for theirs, ours in GENERATION.items()
             if theirs in generation and generation[theirs] != getattr(PUBLISHED, ours)
-        }  # fmt: skip
+        }
         return replace(asking, **changes)
 
-    def _responses(
-        self, benchmark: str, asking: PromptSettings, count: int, rows: Sequence[Sample]
-    ) -> list[list[str]]:
+    def _responses(self, benchmark: str, asking: PromptSettings, count: int, rows: Sequence[Sample]) -> list[list[str]]:
         if self.journal:
             return [self._replayed(benchmark, asking, count, row) for row in rows]
         sampling = Sampling(
-            asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens, count,
-            self.config.seed,
-        )  # fmt: skip
+            asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens, count, self.config.seed
+        )
         names = [(benchmark, row.id) for row in rows]
         generated = self._engine(asking).generate(rows, names, sampling)
         return [[response.text for response in group] for group in generated]
@@ -195,21 +198,21 @@ class VppoModel(LM):
         determinism.warning()  # as vppo eval does
         return load_policy(self.config).spread()
 
-    def _replayed(
-        self, benchmark: str, asking: PromptSettings, count: int, row: Sample
-    ) -> list[str]:
+    def _replayed(self, benchmark: str, asking: PromptSettings, count: int, row: Sample) -> list[str]:
         path, journal = self._journal(benchmark)
         entries = journal.get(row.id, [])[:count]
         if len(entries) < count:
             raise UserError(
-                str(path), f"has {len(entries)} of {count} responses to {row.id}.",
+                str(path),
+                f"has {len(entries)} of {count} responses to {row.id}.",
                 "Let vppo eval finish first, or give --limit as there.",
-            )  # fmt: skip
+            )
         if any(entry.prompt != prompt_digest(row, asking) for entry in entries):
             raise UserError(
-                str(path), f"was asked something else at {row.id}: text, images or pixel limits differ.",
+                str(path),
+                f"was asked something else at {row.id}: text, images or pixel limits differ.",
                 "Give the profile, settings and data that it was sampled with.",
-            )  # fmt: skip
+            )
         return [entry.response for entry in entries]
 
     def _journal(self, benchmark: str) -> tuple[Path, dict[str, list[Entry]]]:
@@ -219,10 +222,10 @@ class VppoModel(LM):
             found = sorted(path.glob(f"{benchmark}-*.jsonl")) if path.is_dir() else [path]
             if len(found) != 1 or not found[0].is_file():
                 raise UserError(
-                    f"journal={path}", f"holds {len(found)} journals of {benchmark}; one is needed."
-                    if path.is_dir() else "no such file.",
+                    f"journal={path}",
+                    f"holds {len(found)} journals of {benchmark}; one is needed." if path.is_dir() else "no such file.",
                     "It is in eval/<step>/journals of a run's folder, named <benchmark>-<key>.jsonl.",
-                )  # fmt: skip
+                )
             self._journals[benchmark] = found[0], read_journal(found[0])
         return self._journals[benchmark]
 
@@ -232,12 +235,14 @@ def _doc(request: Instance) -> Mapping[str, Any]:
     doc = request.doc
     if not {"benchmark", "questions", "id"} <= set(doc):
         raise UserError(
-            f"{request.task_name}", "is not a task of this package.",
+            f"{request.task_name}",
+            "is not a task of this package.",
             "--model vppo answers those of evals/lm_eval/tasks; use lm-eval's own models for others.",
-        )  # fmt: skip
+        )
     if request.args[0] != doc_to_text(doc):
         raise UserError(
-            f"{request.task_name}", "the prompt is not the task's own.",
+            f"{request.task_name}",
+            "the prompt is not the task's own.",
             "Leave out --system_instruction, --num_fewshot and the like.",
-        )  # fmt: skip
+        )
     return doc

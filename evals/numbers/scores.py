@@ -116,9 +116,7 @@ def pass_at_k(rows: Sequence[Answered]) -> dict[str, float]:
 
 def majority_accuracy(rows: Sequence[Answered]) -> float:
     """How often the most frequent of a question's answers is right (``evals.numbers.majority``)."""
-    return float(
-        np.mean([majority([vote(a, row.kind) for a in row.answers], row.right) for row in rows])
-    )
+    return float(np.mean([majority([vote(a, row.kind) for a in row.answers], row.right) for row in rows]))
 
 
 def _breakdowns(rows: Sequence[Answered], benchmark: Measured) -> dict[str, dict[str, Any]]:

@@ -32,16 +32,12 @@ class Interval:
     high: float
 
 
-def bootstrap(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, stream: str = ""
-) -> Interval:
+def bootstrap(values: Sequence[float], clusters: Sequence[Hashable] | None = None, stream: str = "") -> Interval:
     """The mean of one value per question, with its interval; arguments as of ``resampled``."""
     return interval(float(np.mean(values)), resampled(values, clusters, stream))
 
 
-def resampled(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, stream: str = ""
-) -> Array:
+def resampled(values: Sequence[float], clusters: Sequence[Hashable] | None = None, stream: str = "") -> Array:
     """The means of 10,000 resamples of ``values``.
 
     Args:

@@ -60,10 +60,12 @@ def build(model: str, results: Iterable[dict[str, Any]], path: str = "") -> dict
         "no_average": missing or "",
         "warnings": _warnings(rows, family),
         "published": {
-            "source": published.beside(printed), "metric": f"avg@{published.SAMPLES}, %",
-            "nearest": family, "rows": printed,
+            "source": published.beside(printed),
+            "metric": f"avg@{published.SAMPLES}, %",
+            "nearest": family,
+            "rows": printed,
         },
-    }  # fmt: skip
+    }
 
 
 def write(report: dict[str, Any], folder: Path) -> list[Path]:
@@ -117,8 +119,7 @@ def _ordered(row: dict[str, Any]) -> dict[str, Any]:
         if levels  # none where the data does not tell
     }
     by_k = {
-        name: dict(sorted(row[name].items(), key=lambda item: int(item[0])))
-        for name in ("pass_at_k", "majority_at_k")
+        name: dict(sorted(row[name].items(), key=lambda item: int(item[0]))) for name in ("pass_at_k", "majority_at_k")
     }
     return {**row, **by_k, "breakdowns": breakdowns, "profile": profile_name(row["profile"])}
 
@@ -160,18 +161,13 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for grader in eight[0]["graders"]
         if all(grader in row["graders"] for row in eight)
     }
-    return {
-        "accuracy": found.mean, "interval": [found.low, found.high], "graders": graders,
-        AS_PUBLISHED: theirs,
-    }  # fmt: skip
+    return {"accuracy": found.mean, "interval": [found.low, found.high], "graders": graders, AS_PUBLISHED: theirs}
 
 
 def _resampled(row: dict[str, Any], marks: str = "right") -> Any:
     """10,000 resampled accuracies of a benchmark, its clusters drawn whole."""
     right = row[marks]
-    clusters = (
-        None if row["cluster"] == "question" else [row["clusters_of"][name] for name in right]
-    )
+    clusters = None if row["cluster"] == "question" else [row["clusters_of"][name] for name in right]
     return resampled([sum(marks) / len(marks) for marks in right.values()], clusters, row["title"])
 
 
@@ -185,12 +181,14 @@ def _warnings(rows: Sequence[dict[str, Any]], family: str) -> list[str]:
         for sentence in _sentences(row, family):
             about.setdefault(sentence, []).append(row["title"])
     found = [
-        sentence if len(titles) == len(rows) or all(title in sentence for title in titles)
+        sentence
+        if len(titles) == len(rows) or all(title in sentence for title in titles)
         else f"{', '.join(titles)}: {sentence}"
         for sentence, titles in about.items()
-    ]  # fmt: skip
-    asked = {json.dumps([r["settings"], r["samples"], r["grader"]], sort_keys=True)
-             for r in rows if r["benchmark"] in EIGHT}  # fmt: skip
+    ]
+    asked = {
+        json.dumps([r["settings"], r["samples"], r["grader"]], sort_keys=True) for r in rows if r["benchmark"] in EIGHT
+    }
     if len(asked) > 1:
         found.append("Settings, samples or grader differ between the benchmarks; see the settings.")
     return found
@@ -219,8 +217,9 @@ def _unlike_published(row: dict[str, Any], family: str) -> Iterator[str]:
     theirs = {**published.SETTINGS, "max_new_tokens": published.MAX_NEW_TOKENS[family]}
     differ = "; ".join(
         f"{name} {value}, here {_value(row['settings'][name])}"
-        for name, value in theirs.items() if row["settings"][name] != value
-    )  # fmt: skip
+        for name, value in theirs.items()
+        if row["settings"][name] != value
+    )
     if row["profile"] != "published":
         what = f" ({differ})" if differ else ""
         yield f"Profile {row['profile']}, not published: the printed numbers are sampled otherwise{what}."

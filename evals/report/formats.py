@@ -17,8 +17,22 @@ from pipelines.grading.reward import OUTCOMES
 
 # -- CSV -------------------------------------------------------------------------------------------
 
-COLUMNS = ("model", "source", "profile", "benchmark", "group", "group_value", "metric", "verdict", "grader",
-           "value", "low", "high", "n", "unit")  # fmt: skip
+COLUMNS = (
+    "model",
+    "source",
+    "profile",
+    "benchmark",
+    "group",
+    "group_value",
+    "metric",
+    "verdict",
+    "grader",
+    "value",
+    "low",
+    "high",
+    "n",
+    "unit",
+)
 """One row per (benchmark, group, group value, metric, verdict); n questions or, of outcomes and of what
 the verdicts tell apart, responses. The source is that of printed rows, and empty of ours; the verdict is
 ours or as published."""
@@ -48,26 +62,24 @@ def _tidy(report: Report) -> Iterator[list[Any]]:
         for row in _tidy_result(result):
             yield [*start, *row]
     if average := report["average"]:
-        start = [
-            report["model"],
-            "",
-            report["results"][0]["profile"],
-            "average",
-            "",
-            "",
-            "accuracy",
-        ]
+        start = [report["model"], "", report["results"][0]["profile"], "average", "", "", "accuracy"]
         for grader, value in average["graders"].items():
             main = grader == report["results"][0]["grader"]
             bounds = _percents(average["interval"]) if main else ["", ""]
             yield [*start, OURS, grader, _percent(value), *bounds, len(EIGHT), "%"]
         if found := average.get(AS_PUBLISHED):
-            yield [*start, PUBLISHED, GRADER, _percent(found["accuracy"]),
-                   *_percents(found["interval"]), len(EIGHT), "%"]  # fmt: skip
+            yield [
+                *start,
+                PUBLISHED,
+                GRADER,
+                _percent(found["accuracy"]),
+                *_percents(found["interval"]),
+                len(EIGHT),
+                "%",
+            ]
     for row in report["published"]["rows"]:
         for name, value in [*row["accuracy"].items(), ("average", row["average"])]:
-            yield [row["model"], beside([row]), "", name, "", "", "accuracy", PUBLISHED, GRADER, value,
-                   "", "", "", "%"]  # fmt: skip
+            yield [row["model"], beside([row]), "", name, "", "", "accuracy", PUBLISHED, GRADER, value, "", "", "", "%"]
 
 
 def _tidy_result(result: Result) -> Iterator[list[Any]]:
@@ -76,48 +88,32 @@ def _tidy_result(result: Result) -> Iterator[list[Any]]:
     if AS_PUBLISHED in result:
         graded.append((PUBLISHED, GRADER, result[AS_PUBLISHED]))
     for verdict, grader, found in graded:
-        yield ["", "", "accuracy", verdict, grader, _percent(found["accuracy"]),
-               *_percents(found["interval"]), n, "%"]  # fmt: skip
+        yield ["", "", "accuracy", verdict, grader, _percent(found["accuracy"]), *_percents(found["interval"]), n, "%"]
         for outcome in OUTCOMES:
             count = found["outcomes"].get(outcome, 0)
-            yield [
-                "",
-                "",
-                outcome,
-                verdict,
-                grader,
-                count,
-                "",
-                "",
-                n * result["samples"],
-                "responses",
-            ]
+            yield ["", "", outcome, verdict, grader, count, "", "", n * result["samples"], "responses"]
     for name, count in result.get("differ", {}).items():
         if count is not None:
             yield ["", "", name, "", "", count, "", "", n * result["samples"], "responses"]
     for name in ("pass_at_k", "majority_at_k"):
         for k, value in result[name].items():
-            yield [
-                "",
-                "",
-                name.replace("at_k", f"at_{k}"),
-                OURS,
-                by,
-                _percent(value),
-                "",
-                "",
-                n,
-                "%",
-            ]
+            yield ["", "", name.replace("at_k", f"at_{k}"), OURS, by, _percent(value), "", "", n, "%"]
     for name, found in result["scores"].items():
-        yield ["score", name, "score", OURS, by, _percent(found["value"]), *_percents(found["interval"]),
-               n, "%"]  # fmt: skip
+        yield ["score", name, "score", OURS, by, _percent(found["value"]), *_percents(found["interval"]), n, "%"]
     for group, levels in result["breakdowns"].items():
         for level, found in levels.items():
-            yield [group, level, "accuracy", OURS, by, _percent(found["accuracy"]),
-                   *_percents(found["interval"]), found["questions"], "%"]  # fmt: skip
-    yield ["", "", "response_tokens", "", "", result["response_tokens_mean"], "", "",
-           n * result["samples"], "tokens"]  # fmt: skip
+            yield [
+                group,
+                level,
+                "accuracy",
+                OURS,
+                by,
+                _percent(found["accuracy"]),
+                *_percents(found["interval"]),
+                found["questions"],
+                "%",
+            ]
+    yield ["", "", "response_tokens", "", "", result["response_tokens_mean"], "", "", n * result["samples"], "tokens"]
     for name, value in result["settings"].items():
         if isinstance(value, int | float):
             yield ["settings", name, "setting", "", "", value, "", "", "", ""]
@@ -148,10 +144,15 @@ def as_markdown(report: Report) -> str:
         parts += ["## Scores of the benchmarks' own", _markdown(table)]
     if tables := report_tables.breakdown_tables(report):
         parts += ["## Breakdowns", *map(_markdown, tables)]
-    parts += ["## Settings", _bullets([
-        f"{who}: {values}; instruction: {instruction}"
-        for who, values, instruction in report_tables.settings(report)
-    ])]  # fmt: skip
+    parts += [
+        "## Settings",
+        _bullets(
+            [
+                f"{who}: {values}; instruction: {instruction}"
+                for who, values, instruction in report_tables.settings(report)
+            ]
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -198,14 +199,11 @@ def latex_text(text: Any) -> str:
     from pylatexenc.latexencode import UnicodeToLatexEncoder
 
     encoder = UnicodeToLatexEncoder(
-        unknown_char_policy="replace", unknown_char_warning=False,
-        replacement_latex_protection="braces",
-    )  # fmt: skip
+        unknown_char_policy="replace", unknown_char_warning=False, replacement_latex_protection="braces"
+    )
     # A bracket after a \\ would be read as its option, and two hyphens become a dash.
     parts = re.split(r"([\[\]]|-(?=-))", plain(text))
-    return "".join(
-        f"{{{p}}}" if p in ("[", "]", "-") else encoder.unicode_to_latex(p) for p in parts
-    )
+    return "".join(f"{{{p}}}" if p in ("[", "]", "-") else encoder.unicode_to_latex(p) for p in parts)
 
 
 def _column(right: bool, cells: Sequence[str]) -> str:
@@ -225,8 +223,9 @@ def _latex(table: Table) -> str:
             cells = [f"\\textbf{{{cell}}}" if cell else "" for cell in cells]
         lines.append(" & ".join(cells) + " \\\\")
     body = "\n".join(lines)
-    align = "".join(_column(right, cells) for right, cells in zip(
-        table.right(), zip(*table.rows, strict=True), strict=True))  # fmt: skip
+    align = "".join(
+        _column(right, cells) for right, cells in zip(table.right(), zip(*table.rows, strict=True), strict=True)
+    )
     head = " & ".join(map(latex_text, table.header))
     return f"""\\begin{{table*}}[t]
 \\centering

@@ -138,21 +138,39 @@ BY_OURS = "by the project's rules, as earlier versions did"
 def verdict_table(report: Report) -> Table | None:
     """The two verdicts of every answer: ours and as published, and what they tell apart."""
     rows = [
-        [label(r, report["results"]), accuracy(r), accuracy(r[AS_PUBLISHED]),
-         str(r["questions"] * r["samples"]), *map(_count, _differing(r))]
-        for r in report["results"] if AS_PUBLISHED in r
-    ]  # fmt: skip
+        [
+            label(r, report["results"]),
+            accuracy(r),
+            accuracy(r[AS_PUBLISHED]),
+            str(r["questions"] * r["samples"]),
+            *map(_count, _differing(r)),
+        ]
+        for r in report["results"]
+        if AS_PUBLISHED in r
+    ]
     average = report["average"]
     if rows and average and average.get(AS_PUBLISHED):
         rows.append(["average", accuracy(average), accuracy(average[AS_PUBLISHED]), *[""] * 5])
-    return Table(
-        "The two verdicts, in %, and how many answers they tell apart: ours (the project's rules, then the "
-        "grader) and as published (mathruler alone). By content: wrong by ours and no letter, but the text "
-        "of the right option.",
-        ["benchmark", "ours", "as published", "answers", "differ", "right by ours only",
-         "right as published only", "by content"],
-        rows,
-    ) if rows else None  # fmt: skip
+    return (
+        Table(
+            "The two verdicts, in %, and how many answers they tell apart: ours (the project's rules, then the "
+            "grader) and as published (mathruler alone). By content: wrong by ours and no letter, but the text "
+            "of the right option.",
+            [
+                "benchmark",
+                "ours",
+                "as published",
+                "answers",
+                "differ",
+                "right by ours only",
+                "right as published only",
+                "by content",
+            ],
+            rows,
+        )
+        if rows
+        else None
+    )
 
 
 def _differing(result: Result) -> list[int | None]:
@@ -172,9 +190,7 @@ def verdicts(results: Iterable[Result]) -> str:
     if not graded:
         return ""
     answers = sum(r["questions"] * r["samples"] for r in graded)
-    differ, ours, theirs, content = (
-        sum(filter(None, column)) for column in zip(*map(_differing, graded), strict=True)
-    )
+    differ, ours, theirs, content = (sum(filter(None, column)) for column in zip(*map(_differing, graded), strict=True))
     return (
         f"ours and as published differ on {differ} of {answers} answers: {ours} are right by ours only, "
         f"{theirs} as published only; wrong by ours, but the text of the right option: {content}"
@@ -188,36 +204,54 @@ def detail_tables(report: Report) -> list[Table]:
     passes, votes = ks(results, "pass_at_k"), ks(results, "majority_at_k")
     counted = [
         [
-            r["title"], f"{r['questions']} x {r['samples']}", drawn(r), r["profile"], r["grader"],
-            percent(r["accuracy"]), *(graded(r, grader) for grader in others),
-            *(at_k(r, "pass_at_k", k) for k in passes), *(at_k(r, "majority_at_k", k) for k in votes),
-        ] for r in results
-    ]  # fmt: skip
+            r["title"],
+            f"{r['questions']} x {r['samples']}",
+            drawn(r),
+            r["profile"],
+            r["grader"],
+            percent(r["accuracy"]),
+            *(graded(r, grader) for grader in others),
+            *(at_k(r, "pass_at_k", k) for k in passes),
+            *(at_k(r, "majority_at_k", k) for k in votes),
+        ]
+        for r in results
+    ]
     outcomes = [
-        [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES),
-         f"{r['response_tokens_mean']:.0f}"] for r in results
-    ]  # fmt: skip
+        [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES), f"{r['response_tokens_mean']:.0f}"]
+        for r in results
+    ]
     return [
         Table(
             "Questions x samples, the units that the intervals draw, our verdict by grader, pass@k and "
             "majority vote, in %.",
-            ["benchmark", "responses", "drawn", "profile", "grader", "accuracy", *others,
-             *(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)],
+            [
+                "benchmark",
+                "responses",
+                "drawn",
+                "profile",
+                "grader",
+                "accuracy",
+                *others,
+                *(f"pass@{k}" for k in passes),
+                *(f"majority@{k}" for k in votes),
+            ],
             counted,
         ),
         Table(
             "Outcomes of all responses, by the grader that decides, and mean response length.",
-            ["benchmark", *(name.replace("_", " ") for name in OUTCOMES), "tokens"], outcomes,
+            ["benchmark", *(name.replace("_", " ") for name in OUTCOMES), "tokens"],
+            outcomes,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def score_table(report: Report) -> Table | None:
     """The benchmarks' own scores."""
     rows = [
         [r["title"], name.replace("_", " "), score(found), found["about"]]
-        for r in report["results"] for name, found in r["scores"].items()
-    ]  # fmt: skip
+        for r in report["results"]
+        for name, found in r["scores"].items()
+    ]
     header = ["benchmark", "score", "%", "meaning"]
     return Table("The benchmarks' own scores, in %.", header, rows) if rows else None
 
@@ -230,11 +264,14 @@ def breakdown_tables(report: Report) -> list[Table]:
     """Accuracy by version, subject, level ..."""
     return [
         Table(
-            f"{r['title']} by {group}: accuracy in %.", [group, "accuracy", "questions"],
+            f"{r['title']} by {group}: accuracy in %.",
+            [group, "accuracy", "questions"],
             [[level, accuracy(found), str(found["questions"])] for level, found in levels.items()],
         )
-        for r in report["results"] for group, levels in r["breakdowns"].items() if levels
-    ]  # fmt: skip
+        for r in report["results"]
+        for group, levels in r["breakdowns"].items()
+        if levels
+    ]
 
 
 def settings(report: Report) -> list[tuple[str, str, str]]:

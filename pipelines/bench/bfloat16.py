@@ -34,17 +34,20 @@ PROMPTS, MICRO_BATCH = 32, 4
 MAX_NEW_TOKENS = 64
 
 
-def compare(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def compare(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """The tiny model on its own questions, in float32, then in bfloat16; ``repeats`` has no say."""
     types: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         say(f"bfloat16: {dtype}")
-        config = settings.load(None, [
-            f"model.dtype={dtype}", f"update.batch_prompts={PROMPTS}",
-            f"update.micro_batch_prompts={MICRO_BATCH}", f"rollout.max_new_tokens={MAX_NEW_TOKENS}",
-        ])  # fmt: skip
+        config = settings.load(
+            None,
+            [
+                f"model.dtype={dtype}",
+                f"update.batch_prompts={PROMPTS}",
+                f"update.micro_batch_prompts={MICRO_BATCH}",
+                f"rollout.max_new_tokens={MAX_NEW_TOKENS}",
+            ],
+        )
         policy = load_policy(config)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "questions.parquet"
@@ -57,9 +60,7 @@ def compare(
         yield {"prompts": PROMPTS, "micro_batch": MICRO_BATCH, "types": types}
 
 
-def sampling(
-    config: Config, samples: Sequence[Sample], policy: Policy
-) -> tuple[list[Rollout], dict[str, Any]]:
+def sampling(config: Config, samples: Sequence[Sample], policy: Policy) -> tuple[list[Rollout], dict[str, Any]]:
     """Sample responses to all questions together, and to each alone.
 
     Returns:
@@ -68,23 +69,22 @@ def sampling(
     """
     asked, engine = config.rollout, HuggingFaceEngine(policy)
     how = Sampling(
-        asked.temperature, asked.top_p, asked.top_k, asked.max_new_tokens,
-        asked.samples_per_prompt, config.seed,
-    )  # fmt: skip
+        asked.temperature, asked.top_p, asked.top_k, asked.max_new_tokens, asked.samples_per_prompt, config.seed
+    )
     together = engine.generate(samples, [(1, i) for i in range(len(samples))], how)
     alone = [engine.generate([sample], [(1, i)], how)[0] for i, sample in enumerate(samples)]
     pairs = [
-        (a.ids, b.ids)
-        for group, other in zip(together, alone, strict=True)
-        for a, b in zip(group, other, strict=True)
+        (a.ids, b.ids) for group, other in zip(together, alone, strict=True) for a, b in zip(group, other, strict=True)
     ]
     firsts = [_first_difference(a, b) for a, b in pairs if a != b]
     groups = [_rollout(i, samples[i], group) for i, group in enumerate(together)]
     return groups, {
-        "responses": len(pairs), "tokens": sum(len(ids) for ids, _ in pairs),
+        "responses": len(pairs),
+        "tokens": sum(len(ids) for ids, _ in pairs),
         "differ": len(firsts),
-        "first_least": min(firsts, default=None), "first_median": median(firsts) if firsts else None,
-    }  # fmt: skip
+        "first_least": min(firsts, default=None),
+        "first_median": median(firsts) if firsts else None,
+    }
 
 
 def scoring(
@@ -120,9 +120,8 @@ def scoring(
 
 
 def first_update(
-    config: Config, groups: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable,
-    policy: Policy,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    config: Config, groups: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable, policy: Policy
+) -> dict[str, dict[str, float]]:
     """Ratios of the first update, which trains what the policy itself has sampled and scored.
 
     Returns:
@@ -137,15 +136,12 @@ def first_update(
             x for part in trainer.trained for g in part for response in old[g.position] for x in response
         ],
         "the update's passes": torch.cat(trainer.same).tolist(),
-    }  # fmt: skip
+    }
     logp_N = torch.cat(trainer.logp).cpu().double()
     found = {}
     for name, old_logp in passes.items():
         ratio_N = (logp_N - torch.tensor(old_logp).double()).exp()
-        found[name] = {
-            "mean": ratio_N.mean().item(),
-            "furthest": (ratio_N - 1).abs().max().item(),
-        }
+        found[name] = {"mean": ratio_N.mean().item(), "furthest": (ratio_N - 1).abs().max().item()}
     return found
 
 
@@ -163,9 +159,7 @@ class _Ratios(TorchTrainer):
         self.logp: list[Tensor] = []
         self.same: list[Tensor] = []
 
-    def _trained(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
-    ) -> tuple[Tensor, Tensor]:
+    def _trained(self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable) -> tuple[Tensor, Tensor]:
         logp_N, entropy_N = super()._trained(groups, samples)
         rollouts = [rollout for rollout, _ in groups]
         owners = [samples.by_id(rollout.sample_id) for rollout in rollouts]
@@ -180,10 +174,18 @@ def _rollout(number: int, sample: Sample, responses: Sequence[Response]) -> Roll
     """A group in which every other response is right, so that it trains."""
     count = len(responses)
     return Rollout(
-        sample.id, number, [r.ids for r in responses], [r.text for r in responses],
-        [r.logp for r in responses], [r.truncated for r in responses], [""] * count,
-        ["wrong"] * count, [float(i % 2) for i in range(count)], 1, responses[0].prompt_tokens,
-    )  # fmt: skip
+        sample.id,
+        number,
+        [r.ids for r in responses],
+        [r.text for r in responses],
+        [r.logp for r in responses],
+        [r.truncated for r in responses],
+        [""] * count,
+        ["wrong"] * count,
+        [float(i % 2) for i in range(count)],
+        1,
+        responses[0].prompt_tokens,
+    )
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:

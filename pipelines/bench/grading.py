@@ -83,10 +83,20 @@ def _value(rng: random.Random) -> str:
     """A gold of geometry and algebra: roots, fractions, decimals, angles, multiples of pi."""
     a, b, c = rng.randint(2, 99), rng.randint(2, 400), rng.randint(2, 30)
     forms: list[str] = [
-        rf"{a}\sqrt{{{b}}}", rf"\sqrt{{{b}}}", rf"\frac{{{a}}}{{{c}}}", f"{a}.{c}", f"{a}/{c}",
-        rf"{a}\pi", rf"\frac{{{a}\sqrt{{{b}}}}}{{{c}}}", rf"\frac{{\sqrt{{{b}}}}}{{{c}}}",
-        rf"{a}+{c}\sqrt{{{b}}}", rf"{a}^\circ", f"-{a}.{c}", f"({a},{c})", f"{a}x+{c}",
-    ]  # fmt: skip
+        rf"{a}\sqrt{{{b}}}",
+        rf"\sqrt{{{b}}}",
+        rf"\frac{{{a}}}{{{c}}}",
+        f"{a}.{c}",
+        f"{a}/{c}",
+        rf"{a}\pi",
+        rf"\frac{{{a}\sqrt{{{b}}}}}{{{c}}}",
+        rf"\frac{{\sqrt{{{b}}}}}{{{c}}}",
+        rf"{a}+{c}\sqrt{{{b}}}",
+        rf"{a}^\circ",
+        f"-{a}.{c}",
+        f"({a},{c})",
+        f"{a}x+{c}",
+    ]
     return rng.choice(forms)
 
 
@@ -112,9 +122,16 @@ def _rewritten(gold: str, rng: random.Random) -> str:
 def _choice(letter: str, rng: random.Random) -> str:
     n = rng.randint(1, 60)
     forms = [letter] * 12 + [
-        f"{letter}. {n}", f"({letter})", rf"\text{{{letter}}}", f"{letter}: {n} cm", f"Option {letter}",
-        f"{letter}. Apple {n}", rf"{letter}. $\frac{{1}}{{{n}}}$", f"**{letter}**", f"{letter}.",
-    ]  # fmt: skip
+        f"{letter}. {n}",
+        f"({letter})",
+        rf"\text{{{letter}}}",
+        f"{letter}: {n} cm",
+        f"Option {letter}",
+        f"{letter}. Apple {n}",
+        rf"{letter}. $\frac{{1}}{{{n}}}$",
+        f"**{letter}**",
+        f"{letter}.",
+    ]
     return rng.choice(forms)
 
 
@@ -205,9 +222,7 @@ def responses(
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(
-    answers: int, workers: int, distinct: bool, seed: int = 0, deadline_s: float = 5.0
-) -> dict[str, object]:
+def measure(answers: int, workers: int, distinct: bool, seed: int = 0, deadline_s: float = 5.0) -> dict[str, object]:
     """Extract and grade; seconds and outcomes per grader."""
     texts = list(responses(answers, distinct, seed))
     began = time.perf_counter()
@@ -216,11 +231,16 @@ def measure(
     del texts
     timings = [_timing(grader, items, workers, deadline_s) for grader in GRADERS]
     return {
-        "answers": answers, "distinct": distinct, "workers": workers, "seed": seed,
-        "deadline_s": deadline_s, "no_answer": answers - len(items), "extraction_s": round(extraction_s, 2),
+        "answers": answers,
+        "distinct": distinct,
+        "workers": workers,
+        "seed": seed,
+        "deadline_s": deadline_s,
+        "no_answer": answers - len(items),
+        "extraction_s": round(extraction_s, 2),
         "graders": [asdict(timing) for timing in timings],
         "total_s": round(extraction_s + sum(timing.seconds for timing in timings), 1),
-    }  # fmt: skip
+    }
 
 
 def extracted(texts: Iterable[tuple[str, str, str]]) -> list[Item]:
@@ -235,9 +255,7 @@ def _timing(grader: str, items: list[Item], workers: int, deadline_s: float) -> 
         verdicts = pool.grade(items, grader)
     seconds = time.perf_counter() - began
     counts = Counter({True: "correct", False: "wrong", None: "timed_out"}[v] for v in verdicts)
-    return Timing(
-        grader, len(items), round(seconds, 1), round(len(items) / seconds, 1), dict(counts)
-    )
+    return Timing(grader, len(items), round(seconds, 1), round(len(items) / seconds, 1), dict(counts))
 
 
 # --- against the published packages, and against another checkout ---------------------------------
@@ -289,10 +307,7 @@ def changed_table(sources: dict[str, list[tuple[str, str]]], workers: int) -> st
             found += some
     if found:
         lines += ["", "| grader | answer | gold | published | ours |", "|---|---|---|---|---|"]
-        lines += [
-            f"| `{c.grader}` | `{c.answer[:80]}` | `{c.gold[:80]}` | {c.published} | {c.ours} |"
-            for c in found
-        ]
+        lines += [f"| `{c.grader}` | `{c.answer[:80]}` | `{c.gold[:80]}` | {c.published} | {c.ours} |" for c in found]
     return "\n".join(lines)
 
 
@@ -313,9 +328,14 @@ with GraderPool(workers=int(sys.argv[3]), deadline_s=60.0) as pool:
 
 
 def against(
-    other: Path, answers: int, workers: int, turns: int, seed: int = 0,
-    graders: Sequence[str] = GRADERS, mixes: Sequence[bool] = (False, True),
-) -> dict[str, object]:  # fmt: skip
+    other: Path,
+    answers: int,
+    workers: int,
+    turns: int,
+    seed: int = 0,
+    graders: Sequence[str] = GRADERS,
+    mixes: Sequence[bool] = (False, True),
+) -> dict[str, object]:
     """Time ordinary answers here and in another checkout, in turn.
 
     Returns medians of seconds and of the workers' processor seconds, ours and the other's, and the
@@ -378,9 +398,9 @@ def main() -> None:
         return
     figures = (
         against(options.against, options.answers, options.workers, options.turns, options.seed)
-        if options.against else
-        measure(options.answers, options.workers, options.distinct, options.seed)
-    )  # fmt: skip
+        if options.against
+        else measure(options.answers, options.workers, options.distinct, options.seed)
+    )
     text = json.dumps(figures, indent=1)
     print(text)
     if options.out:

@@ -47,9 +47,14 @@ from pipelines.watch import Silent
 Tensors = dict[str, torch.Tensor]
 
 BASE = (
-    "mode=exact", "update.entropy_penalty=0.06", "update.entropy_estimator=sampled",
-    "update.learning_rate=1e-6", "update.max_grad_norm=1e9", "score.looks=0", "run.device=cpu",
-)  # fmt: skip
+    "mode=exact",
+    "update.entropy_penalty=0.06",
+    "update.entropy_estimator=sampled",
+    "update.learning_rate=1e-6",
+    "update.max_grad_norm=1e9",
+    "score.looks=0",
+    "run.device=cpu",
+)
 """tiny.yaml with the constants that the differences are about as the authors have them; unclipped."""
 
 PIXELS = 10_000
@@ -80,13 +85,9 @@ DIFFERENCES = (
         "k3 looks at the sampled token only, and saturates at +2.61 nats but only at -11, so tokens the "
         "image argues against rank first",
     ),
+    Difference(("score.mask_per",), "a mask per response adds noise to comparisons between responses"),
     Difference(
-        ("score.mask_per",), "a mask per response adds noise to comparisons between responses"
-    ),
-    Difference(
-        ("score.perturbation",),
-        "squares of an image that is then resized match no patch of the encoder",
-        other=True,
+        ("score.perturbation",), "squares of an image that is then resized match no patch of the encoder", other=True
     ),
     Difference(
         ("published.resize_first",),
@@ -94,18 +95,11 @@ DIFFERENCES = (
         other=True,
     ),
     Difference(
-        ("published.strip_question",),
-        "line breaks beside an image stay, white space at the ends goes",
-        other=True,
+        ("published.strip_question",), "line breaks beside an image stay, white space at the ends goes", other=True
     ),
     Difference(
-        (
-            "update.shaping_statistics",
-            "published.mini_batch_responses",
-            "published.micro_batch_responses",
-        ),
-        "minimum and maximum of a device's responses, mean of a micro-batch's: weights depend on how "
-        "work is divided",
+        ("update.shaping_statistics", "published.mini_batch_responses", "published.micro_batch_responses"),
+        "minimum and maximum of a device's responses, mean of a micro-batch's: weights depend on how work is divided",
     ),
     Difference(
         ("published.filter_text_only",),
@@ -119,15 +113,13 @@ DIFFERENCES = (
         beside=("update.learning_rate=2e-4",),
     ),
     Difference(
-        ("published.choice_rule",),
-        "mathruler alone refuses `A. 5` for A (the embedded questions have no choices)",
+        ("published.choice_rule",), "mathruler alone refuses `A. 5` for A (the embedded questions have no choices)"
     ),
     Difference(
         ("published.drop_surplus",),
-        "informative groups beyond a step's are paid for and thrown away; kept ones are trained off-policy "
-        "by a step",
+        "informative groups beyond a step's are paid for and thrown away; kept ones are trained off-policy by a step",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -198,9 +190,9 @@ def sample(other: bool, prompts: int, folder: Path) -> Sampled:
         other: with resized images, line breaks behind images, and questions without one.
     """
     more = [f"data.min_pixels={PIXELS}"] if other else []
-    config = settings.load(None, [
-        *BASE, f"rollout.prompts_per_step={prompts}", f"update.batch_prompts={prompts}", *more,
-    ])  # fmt: skip
+    config = settings.load(
+        None, [*BASE, f"rollout.prompts_per_step={prompts}", f"update.batch_prompts={prompts}", *more]
+    )
     folder.mkdir()
     options = GlyphsOptions(levels=config.data.glyphs.levels, guessable=float(other))
     made = make_samples("train", QUESTIONS * prompts, DATA_SEED, options)
@@ -223,9 +215,7 @@ def _changed(sample: Sample, *, text_only: bool) -> Sample:
     return replace(sample, problem=f"{IMAGE}\n{question}")
 
 
-def measure(
-    batch: Sampled, *overrides: str, trainer: type[_Recording] = _Recording, masks: int = 0
-) -> Found:
+def measure(batch: Sampled, *overrides: str, trainer: type[_Recording] = _Recording, masks: int = 0) -> Found:
     """Score the batch and take its gradient with other settings.
 
     Args:
@@ -266,18 +256,22 @@ def apart(one: Tensors, other: Tensors) -> float:
 def overlap(one: Sequence[Scored], other: Sequence[Scored]) -> float:
     """Share of the tokens that the first keeps which the other keeps too."""
     pairs = [
-        pair for a, b in zip(one, other, strict=True)
-        for keep, also in zip(a.keep, b.keep, strict=True) for pair in zip(keep, also, strict=True)
-    ]  # fmt: skip
+        pair
+        for a, b in zip(one, other, strict=True)
+        for keep, also in zip(a.keep, b.keep, strict=True)
+        for pair in zip(keep, also, strict=True)
+    ]
     return sum(a and b for a, b in pairs) / sum(a for a, _ in pairs)
 
 
 def zeros(scores: Sequence[Scored]) -> tuple[float, float]:
     """Shares of S that are exactly 0: of all tokens, and of those kept, which their place then chose."""
     pairs = [
-        pair for row in scores for values, keep in zip(row.perception, row.keep, strict=True)
+        pair
+        for row in scores
+        for values, keep in zip(row.perception, row.keep, strict=True)
         for pair in zip(values, keep, strict=True)
-    ]  # fmt: skip
+    ]
     kept = [value for value, keep in pairs if keep]
     return sum(v == 0 for v, _ in pairs) / len(pairs), sum(v == 0 for v in kept) / len(kept)
 
@@ -314,10 +308,7 @@ def table(prompts: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         batches = [sample(other, prompts, Path(folder) / str(other)) for other in (False, True)]
         bases = [measure(batch) for batch in batches]
-        lines = [
-            "| setting | exact | published | gradient | kept | why it matters |",
-            "|---|---|---|---|---|---|",
-        ]
+        lines = ["| setting | exact | published | gradient | kept | why it matters |", "|---|---|---|---|---|---|"]
         found: dict[str, Found] = {}
         for one in DIFFERENCES:
             names = ", ".join(f"`{name}`" for name in one.names)
@@ -336,9 +327,7 @@ def table(prompts: int) -> str:
             numbers = _numbers(bases[i], measure(batches[i], *_set(every, "published")))
             lines.append(f"| all of them, on {where} | | | {' | '.join(numbers)} | |")
         numbers = _numbers(bases[0], measure(batches[0], masks=1))
-        lines.append(
-            f"| (none: other random masks) | | | {' | '.join(numbers)} | what chance does |"
-        )
+        lines.append(f"| (none: other random masks) | | | {' | '.join(numbers)} | what chance does |")
         shaped = _set(DIFFERENCES[5].names, "published")
         spread = measure(batches[0], *shaped, trainer=_Dealing)
         rate = batches[0].config.update.learning_rate
@@ -348,16 +337,21 @@ def table(prompts: int) -> str:
     zero, placed = zeros(found["score.estimator"].scores)
     sampled, surplus = len(batches[0].groups), batches[0].surplus
     return TEMPLATE.format(
-        table="\n".join(lines), prompts=prompts,
+        table="\n".join(lines),
+        prompts=prompts,
         responses=sum(len(group.response) for group in batches[0].groups),
         tokens=f"{sum(len(ids) for group in batches[0].groups for ids in group.response_ids):,}",
-        pixels=f"{PIXELS:,}", without=WITHOUT, zero=f"{zero:.0%}", placed=f"{placed:.0%}",
+        pixels=f"{PIXELS:,}",
+        without=WITHOUT,
+        zero=f"{zero:.0%}",
+        placed=f"{placed:.0%}",
         zero_kl=f"{zeros(bases[0].scores)[0]:.0%}",
         thrown=f"{surplus} of {surplus + sampled}",
         dealt=f"{apart(found['update.shaping_statistics'].gradient, spread.gradient):.3f}",
-        one=f"{moved[1]:.2f}", later=f"{moved[20]:.2f}",
+        one=f"{moved[1]:.2f}",
+        later=f"{moved[20]:.2f}",
         command=f"python -m pipelines.bench.modes --prompts {prompts}",
-    )  # fmt: skip
+    )
 
 
 def _cell(names: Sequence[str], mode: str) -> str:
@@ -367,9 +361,7 @@ def _cell(names: Sequence[str], mode: str) -> str:
 
 def _numbers(base: Found, changed: Found, steps: bool = False) -> tuple[str, str]:
     gap = apart(base.step, changed.step) if steps else apart(base.gradient, changed.gradient)
-    return f"{gap:.1e}" if 0 < gap < 0.0005 else f"{gap:.3f}", (
-        f"{overlap(base.scores, changed.scores):.0%}"
-    )
+    return f"{gap:.1e}" if 0 < gap < 0.0005 else f"{gap:.3f}", (f"{overlap(base.scores, changed.scores):.0%}")
 
 
 BEGIN, END = "<!-- modes: begin -->", "<!-- modes: end -->"
@@ -424,9 +416,7 @@ def main() -> None:
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise UserError(
-            str(page), f"has no place for the table ({BEGIN} ... {END}).", "Name docs/method.md."
-        )
+        raise UserError(str(page), f"has no place for the table ({BEGIN} ... {END}).", "Name docs/method.md.")
     page.write_text(before + text + after, encoding="utf-8")
 
 

@@ -24,9 +24,7 @@ LONG = 65_536
 """Tokens of plain rows beyond which a cell of the curve is measured in one turn only."""
 
 
-def passes(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def passes(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Seconds of each pass, plain and shared, and how many times faster sharing is; after each pass."""
     at = LONG_PROMPT if shape == "tiny" else LARGE
     work = Workload(at, shape, out)
@@ -35,9 +33,7 @@ def passes(
     turns: dict[str, dict[str, list[float]]] = {}
     for name in PASSES:
         say(f"passes: {name}")
-        turns[name] = alternate(
-            {"plain": getattr(plain, name), "shared": getattr(shared, name)}, repeats
-        )
+        turns[name] = alternate({"plain": getattr(plain, name), "shared": getattr(shared, name)}, repeats)
         found["seconds"][name] = {way: median(times) for way, times in turns[name].items()}
         found["faster"][name] = ratio(turns[name]["plain"], turns[name]["shared"])
         yield found
@@ -49,8 +45,7 @@ def passes(
     work_done = work_of(work)
     found |= {"peak_flops": peak_flops(work.policy), "work": work_done}
     found["of_peak"] = {
-        name: work_done[name]["operations"] / found["seconds"][name]["shared"] / found["peak_flops"]
-        for name in PASSES
+        name: work_done[name]["operations"] / found["seconds"][name]["shared"] / found["peak_flops"] for name in PASSES
     }
     found["seconds"]["all"] = {way: median(times) for way, times in whole.items()}
     found["faster"]["all"] = ratio(whole["plain"], whole["shared"])
@@ -93,16 +88,19 @@ def peak_flops(policy: Policy) -> float:
     return 2.0 * size**3 / min(alternate({"product": lambda: a @ b}, 5)["product"])
 
 
-def curve(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def curve(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Score and update over group sizes and prompt lengths: sharing, and ``auto``, against plain rows."""
     cells: list[dict[str, Any]] = []
     for samples in (2, 4, 8, 16, 32):
         for prompt in (16, 64, 256, 1024, 2048):
             say(f"curve: {samples} responses behind {prompt} tokens")
-            at = Lengths(image=prompt // 4 * 3, text=prompt // 4, samples=samples, response=64,
-                         prompts=1 if prompt * samples > 8192 else 2)  # fmt: skip
+            at = Lengths(
+                image=prompt // 4 * 3,
+                text=prompt // 4,
+                samples=samples,
+                response=64,
+                prompts=1 if prompt * samples > 8192 else 2,
+            )
             with tempfile.TemporaryDirectory() as folder:
                 work = Workload(at, shape, Path(folder))
                 ways = {
@@ -113,10 +111,14 @@ def curve(
                     {name: lambda p=p: (p.scoring(), p.update()) for name, p in ways.items()},  # type: ignore[misc]
                     max(1, min(repeats, LONG // (samples * prompt))),
                 )
-            cells.append({
-                "samples": samples, "place": prompt, "prompt": work.rollouts[0].prompt_tokens,
-                "seconds": {name: median(times) for name, times in turns.items()},
-                "shared": ratio(turns["plain"], turns["shared"]),
-                "auto": ratio(turns["plain"], turns["auto"]),
-            })  # fmt: skip
+            cells.append(
+                {
+                    "samples": samples,
+                    "place": prompt,
+                    "prompt": work.rollouts[0].prompt_tokens,
+                    "seconds": {name: median(times) for name, times in turns.items()},
+                    "shared": ratio(turns["plain"], turns["shared"]),
+                    "auto": ratio(turns["plain"], turns["auto"]),
+                }
+            )
             yield {"response": 64, "cells": cells}

@@ -50,23 +50,24 @@ def generate(policy: Policy, questions: Sequence[Sample], seed: int) -> list[Rol
     groups = []
     for start, part in zip(range(0, len(questions), BATCH), batches(questions, BATCH), strict=True):
         names: list[tuple[int | str, ...]] = [("perception", q.id) for q in part]
-        for place, (question, responses) in enumerate(
-            zip(part, engine.generate(part, names, sampling), strict=True)
-        ):
+        for place, (question, responses) in enumerate(zip(part, engine.generate(part, names, sampling), strict=True)):
             groups.append(
                 Rollout(
-                    sample_id=question.id, position=start + place,
-                    response_ids=[r.ids for r in responses], response=[r.text for r in responses],
-                    logp=[r.logp for r in responses], truncated=[r.truncated for r in responses],
-                    answer=[], outcome=[], reward=[],
+                    sample_id=question.id,
+                    position=start + place,
+                    response_ids=[r.ids for r in responses],
+                    response=[r.text for r in responses],
+                    logp=[r.logp for r in responses],
+                    truncated=[r.truncated for r in responses],
+                    answer=[],
+                    outcome=[],
+                    reward=[],
                 )
-            )  # fmt: skip
+            )
     return groups
 
 
-def scores(
-    config: Config, policy: Policy, groups: Sequence[Rollout], questions: Sequence[Sample]
-) -> torch.Tensor:
+def scores(config: Config, policy: Policy, groups: Sequence[Rollout], questions: Sequence[Sample]) -> torch.Tensor:
     """Perception of every response token by the configured estimator, [B, T] zero-padded."""
     estimator = make_estimator(config, 0, policy)
     rows: list[list[float]] = []
@@ -79,9 +80,13 @@ def scores(
 
 
 def measure(
-    name: str, score_BT: torch.Tensor, exact_BT: torch.Tensor, truth_BT: torch.Tensor,
-    mask_BT: torch.Tensor, fraction: float,
-) -> Line:  # fmt: skip
+    name: str,
+    score_BT: torch.Tensor,
+    exact_BT: torch.Tensor,
+    truth_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    fraction: float,
+) -> Line:
     """Compare one estimator with the truth and with exact KL."""
     keep_BT = vppo.keep_top_fraction(score_BT, mask_BT, fraction)
     exact_keep_BT = vppo.keep_top_fraction(exact_BT, mask_BT, fraction)
@@ -100,16 +105,16 @@ def table(model: str, count: int, seed: int) -> str:
     groups = generate(policy, questions, seed)
     roles = [
         [float(role == "perception") for role in token_roles(policy, question, ids)]
-        for group, question in zip(groups, questions, strict=True) for ids in group.response_ids
-    ]  # fmt: skip
+        for group, question in zip(groups, questions, strict=True)
+        for ids in group.response_ids
+    ]
     truth_BT, mask_BT = pad_lists(roles)
     truth_BT = truth_BT.bool()
     fraction = base.score.keep_fraction
 
     def line(name: str, **changes: str) -> Line:
         config = settings.load(
-            overrides=[f"score.{key}={value}" for key, value in changes.items()],
-            base=base.model_dump(mode="json"),
+            overrides=[f"score.{key}={value}" for key, value in changes.items()], base=base.model_dump(mode="json")
         )
         score_BT = scores(config, policy, groups, questions)
         return measure(name, score_BT, exact_BT, truth_BT, mask_BT, fraction)
@@ -120,17 +125,20 @@ def table(model: str, count: int, seed: int) -> str:
     perturbations = [line(name, perturbation=name) for name in (*PERTURBATIONS, "raw_black")]
     perturbations.append(line("patch_black, one mask per response", mask_per="response"))
     return TEMPLATE.format(
-        model=model, count=count, samples=SAMPLES, tokens=f"{tokens:,}", fraction=f"{fraction:.0%}",
-        share=f"{perceptive / tokens:.1%}", command=f"python -m pipelines.bench.perception --model {model} "
-        f"--questions {count} --seed {seed}",
-        estimators=_markdown(estimators), perturbations=_markdown(perturbations),
-    )  # fmt: skip
+        model=model,
+        count=count,
+        samples=SAMPLES,
+        tokens=f"{tokens:,}",
+        fraction=f"{fraction:.0%}",
+        share=f"{perceptive / tokens:.1%}",
+        command=f"python -m pipelines.bench.perception --model {model} --questions {count} --seed {seed}",
+        estimators=_markdown(estimators),
+        perturbations=_markdown(perturbations),
+    )
 
 
 def _markdown(lines: Sequence[Line]) -> str:
-    return "\n".join(
-        f"| {x.name} | {x.auc:.3f} | {x.overlap:.3f} | {x.recall:.3f} |" for x in lines
-    )
+    return "\n".join(f"| {x.name} | {x.auc:.3f} | {x.overlap:.3f} | {x.recall:.3f} |" for x in lines)
 
 
 TEMPLATE = """# Token perception: which estimator sees what

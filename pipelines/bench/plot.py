@@ -89,9 +89,7 @@ def _streamed(axis: Any, part: dict[str, Any]) -> None:
 
 def _trl(axis: Any, part: dict[str, Any]) -> None:
     base = 0.0
-    for colour, (name, seconds) in zip(
-        (SHARED, OTHER, "#4a9c7d"), part["stages"].items(), strict=False
-    ):
+    for colour, (name, seconds) in zip((SHARED, OTHER, "#4a9c7d"), part["stages"].items(), strict=False):
         axis.bar(["vppo"], [seconds], bottom=base, color=colour, label=name)
         base += seconds
     axis.bar(["TRL GRPO"], [part["seconds"]["trl"]], color=PLAIN)

@@ -31,9 +31,7 @@ PARTS: dict[str, Callable[[str, int, Path, Say], Iterator[dict[str, Any]]]] = {
 ON_TINY = ("curve", "scoring", "vision", "bfloat16", "trl")
 
 
-def bench(
-    parts: Sequence[str], shape: str, repeats: int, threads: int, out: Path, say: Say
-) -> dict[str, Any]:
+def bench(parts: Sequence[str], shape: str, repeats: int, threads: int, out: Path, say: Say) -> dict[str, Any]:
     """Measure; what an earlier call measured of other parts in the same folder is kept.
 
     Figures are written as they come, as ``PART, incomplete`` until a part is done: what fails later, for
@@ -53,9 +51,7 @@ def bench(
             hint = f"Did you mean {near[0]}? " if near else ""
             raise UserError(f"bench {part}", "no such part.", f"{hint}Known: {' '.join(PARTS)}.")
         if shape != "tiny" and part in ON_TINY:
-            raise UserError(
-                f"bench {part}", f"is measured with the tiny model, not {shape}.", "Drop --shape."
-            )
+            raise UserError(f"bench {part}", f"is measured with the tiny model, not {shape}.", "Drop --shape.")
     if shape not in SHAPES:
         raise UserError(f"--shape {shape}", "no such shape.", f"Known: {' '.join(SHAPES)}.")
     if shape != "tiny" and not torch.cuda.is_available():
@@ -67,9 +63,12 @@ def bench(
     file = out / "bench.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     at = {
-        "shape": shape, "repeats": repeats, "device": device(),
-        "date": time.strftime("%Y-%m-%d"), "torch": version("torch"),
-    }  # fmt: skip
+        "shape": shape,
+        "repeats": repeats,
+        "device": device(),
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": version("torch"),
+    }
     # The streamed pass first: its processes want what this one would still hold of a GPU's memory.
     for part in sorted(parts, key=lambda part: part != "streamed"):
         for figures in PARTS[part](shape, repeats, out, say):

@@ -81,9 +81,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """
     cuda = torch.cuda.is_available()
     if asked.shape != "tiny" and not cuda:
-        raise UserError(
-            f"--shape {asked.shape}", "needs a GPU, and none is here.", "Try --shape tiny."
-        )
+        raise UserError(f"--shape {asked.shape}", "needs a GPU, and none is here.", "Try --shape tiny.")
     config = configured(asked, cuda)
     shape = find_shape(config.model)
     watch = Timer(cuda, asked.steps or asked.out / "scale_benchmark_steps.json")
@@ -103,8 +101,11 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python -m pipelines.bench.scale {' '.join(asked.line)}",
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "shape": asked.shape, "parameters": shape.parameters, "trained": run.trained,
-        "tokens": asdict(at), "gpu": gpu.name if gpu else None,
+        "shape": asked.shape,
+        "parameters": shape.parameters,
+        "trained": run.trained,
+        "tokens": asdict(at),
+        "gpu": gpu.name if gpu else None,
         "config": config.model_dump(mode="json"),
         "stages": {
             stage: {
@@ -114,14 +115,12 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                 "flops": flops[stage].total,
                 "bytes": max(watch.peak[stage, i] for i in steps) if cuda else None,
                 "bytes_predicted": memory[stage].total - OVERHEAD,
-                "parts_predicted": {
-                    f.name: getattr(memory[stage], f.name) for f in fields(memory[stage])
-                },
+                "parts_predicted": {f.name: getattr(memory[stage], f.name) for f in fields(memory[stage])},
             }
             for stage in STAGES
         },
         "peak_flops": gpu and 1e12 * (gpu.bfloat16 if run.half else gpu.float32),
-    }  # fmt: skip
+    }
 
 
 class Timer(Silent):
@@ -168,24 +167,40 @@ def configured(asked: argparse.Namespace, cuda: bool) -> Config:
         if not (model / "config.json").is_file():
             write_model(KNOWN[SHAPES[asked.shape]], model)
     side = find_shape(ModelConfig(path=model_path)).vision
-    area = write_questions(data, asked.prompts * (2 + asked.repeats), asked.image_tokens,
-                           side.patch * side.merge)  # fmt: skip
-    return settings.load(None, [
-        f"data.source={data}", "data.validation_count=0", f"data.min_pixels={area}",
-        f"data.max_pixels={area}", f"data.max_prompt_tokens={4 * (asked.image_tokens + TEXT_TOKENS)}",
-        "data.instruction=''", f"model.path={model_path}",
-        f"model.dtype={'bfloat16' if cuda else 'float32'}",
-        f"rollout.engine={asked.rollout}", f"rollout.prompts_per_step={asked.prompts}",
-        f"rollout.samples_per_prompt={asked.samples}", f"rollout.batch_prompts={asked.prompts}",
-        f"rollout.max_new_tokens={asked.response_tokens}", "rollout.dynamic_sampling=false",
-        "rollout.top_p=0.99", "score.looks=0",  # the paper's, and what is no part of a step's work
-        "reward.function=pipelines.bench.scale:alternating",
-        "score.batch_prompts=1", f"update.engine={asked.update}", f"update.batch_prompts={asked.prompts}",
-        "update.micro_batch_prompts=1", "update.gradient_checkpointing=true",
-        f"update.lora_rank={asked.lora_rank}", "update.learning_rate=1e-6",
-        f"run.steps={NEVER}", f"checkpoint.every={NEVER}", "checkpoint.validation_samples=0",
-        "eval.benchmarks=[]",
-    ])  # fmt: skip
+    area = write_questions(data, asked.prompts * (2 + asked.repeats), asked.image_tokens, side.patch * side.merge)
+    return settings.load(
+        None,
+        [
+            f"data.source={data}",
+            "data.validation_count=0",
+            f"data.min_pixels={area}",
+            f"data.max_pixels={area}",
+            f"data.max_prompt_tokens={4 * (asked.image_tokens + TEXT_TOKENS)}",
+            "data.instruction=''",
+            f"model.path={model_path}",
+            f"model.dtype={'bfloat16' if cuda else 'float32'}",
+            f"rollout.engine={asked.rollout}",
+            f"rollout.prompts_per_step={asked.prompts}",
+            f"rollout.samples_per_prompt={asked.samples}",
+            f"rollout.batch_prompts={asked.prompts}",
+            f"rollout.max_new_tokens={asked.response_tokens}",
+            "rollout.dynamic_sampling=false",
+            "rollout.top_p=0.99",
+            "score.looks=0",  # the paper's, and what is no part of a step's work
+            "reward.function=pipelines.bench.scale:alternating",
+            "score.batch_prompts=1",
+            f"update.engine={asked.update}",
+            f"update.batch_prompts={asked.prompts}",
+            "update.micro_batch_prompts=1",
+            "update.gradient_checkpointing=true",
+            f"update.lora_rank={asked.lora_rank}",
+            "update.learning_rate=1e-6",
+            f"run.steps={NEVER}",
+            f"checkpoint.every={NEVER}",
+            "checkpoint.validation_samples=0",
+            "eval.benchmarks=[]",
+        ],
+    )
 
 
 def write_model(shape: Shape, folder: Path) -> None:
@@ -212,24 +227,38 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> tupl
     section, apart = shape.head_dim // 2, seen.layers // seen.full_layers
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": shape.vocab, "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
-            "max_position_embeddings": 32768, "tie_word_embeddings": shape.tied,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
-                                "mrope_section": [section // 4, section * 3 // 8, section * 3 // 8]},
-            "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
+            "vocab_size": shape.vocab,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": shape.tied,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [section // 4, section * 3 // 8, section * 3 // 8],
+            },
+            "bos_token_id": None,
+            "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
         },
         vision_config={
-            "depth": seen.layers, "hidden_size": seen.hidden, "intermediate_size": seen.intermediate,
-            "num_heads": 16, "out_hidden_size": seen.out, "window_size": seen.window,
+            "depth": seen.layers,
+            "hidden_size": seen.hidden,
+            "intermediate_size": seen.intermediate,
+            "num_heads": 16,
+            "out_hidden_size": seen.out,
+            "window_size": seen.window,
             "fullatt_block_indexes": list(range(apart - 1, seen.layers, apart)),
         },
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=shape.tied,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     with device:
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype)
@@ -287,12 +316,16 @@ def show(found: dict[str, Any]) -> None:
     for stage, row in found["stages"].items():
         speed, peak = row["flops"] / row["seconds"], found["peak_flops"]
         table.add_row(
-            stage, f"{row['seconds']:.2f}", _number(row["seconds_predicted"], 1),
-            f"{row['tokens'] / row['seconds']:,.0f}", f"{speed / 1e12:.3g}",
-            f"{speed / peak:.0%}" if peak else "", _number(row["bytes"], GIB),
+            stage,
+            f"{row['seconds']:.2f}",
+            _number(row["seconds_predicted"], 1),
+            f"{row['tokens'] / row['seconds']:,.0f}",
+            f"{speed / 1e12:.3g}",
+            f"{speed / peak:.0%}" if peak else "",
+            _number(row["bytes"], GIB),
             _number(row["bytes_predicted"], GIB),
             f"{row['bytes'] / row['bytes_predicted']:.2f}" if row["bytes"] else "",
-        )  # fmt: skip
+        )
     console.print(table)
 
 

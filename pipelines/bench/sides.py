@@ -55,15 +55,25 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
     from pipelines.watch import Silent
 
     noise = _noise(work, folder) if work.image_tokens else []
-    config = settings.load(None, [
-        f"seed={work.seed}", f"run.threads={work.threads}", f"run.steps={work.steps}",
-        f"data.glyphs.train={work.prompts * work.steps}", "rollout.dynamic_sampling=false",
-        f"rollout.prompts_per_step={work.prompts}", f"rollout.samples_per_prompt={work.samples}",
-        f"rollout.max_new_tokens={work.max_new_tokens}", f"update.batch_prompts={work.prompts}",
-        f"update.micro_batch_prompts={work.micro_prompts}",
-        f"update.learning_rate={work.learning_rate}", *noise,
-        f"score.estimator={'kl' if work.scored else 'entropy'}", f"score.looks={work.looks}",
-    ])  # fmt: skip
+    config = settings.load(
+        None,
+        [
+            f"seed={work.seed}",
+            f"run.threads={work.threads}",
+            f"run.steps={work.steps}",
+            f"data.glyphs.train={work.prompts * work.steps}",
+            "rollout.dynamic_sampling=false",
+            f"rollout.prompts_per_step={work.prompts}",
+            f"rollout.samples_per_prompt={work.samples}",
+            f"rollout.max_new_tokens={work.max_new_tokens}",
+            f"update.batch_prompts={work.prompts}",
+            f"update.micro_batch_prompts={work.micro_prompts}",
+            f"update.learning_rate={work.learning_rate}",
+            *noise,
+            f"score.estimator={'kl' if work.scored else 'entropy'}",
+            f"score.looks={work.looks}",
+        ],
+    )
     chain = Chain(config, folder / "run")
     write_config(chain.run, config)
     session = Session(chain, Silent(), chain.config)
@@ -97,11 +107,15 @@ def _noise(work: Work, folder: Path) -> list[str]:
     cell = seen.patch * seen.merge
     area = write_questions(data, work.prompts * work.steps, work.image_tokens, cell)
     return [
-        f"data.source={data}", "data.validation_count=0", f"data.min_pixels={area}",
-        f"data.max_pixels={area}", "data.max_prompt_tokens=4096",
-        "reward.function=pipelines.bench.scale:alternating", "rollout.temperature=3",
+        f"data.source={data}",
+        "data.validation_count=0",
+        f"data.min_pixels={area}",
+        f"data.max_pixels={area}",
+        "data.max_prompt_tokens=4096",
+        "reward.function=pipelines.bench.scale:alternating",
+        "rollout.temperature=3",
         f"score.batch_prompts={work.micro_prompts}",
-    ]  # fmt: skip
+    ]
 
 
 def trl_steps(work: Work, folder: Path) -> Iterator[Step]:
@@ -150,15 +164,11 @@ def _trl_trainer(work: Work, folder: Path, turns: Any, answers: Any) -> Any:
     where = str(shipped_config("tiny_model"))
     samples = make_samples("train", work.prompts * work.steps, work.seed, GlyphsOptions())
     by_name = {sample.id: sample for sample in samples}
-    rows = [
-        {"prompt": messages(s, ""), "image": open_image(s.images[0]), "name": s.id} for s in samples
-    ]
+    rows = [{"prompt": messages(s, ""), "image": open_image(s.images[0]), "name": s.id} for s in samples]
     grade = make_reward("outcome", "mathruler", 5.0, 1)
     counted = {"tokens": 0}
 
-    def reward(
-        completions: list[Any], name: list[str], completion_ids: list[list[int]], **_: Any
-    ) -> Any:
+    def reward(completions: list[Any], name: list[str], completion_ids: list[list[int]], **_: Any) -> Any:
         counted["tokens"] = sum(map(len, completion_ids))
         texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
         cut = [len(ids) >= work.max_new_tokens for ids in completion_ids]
@@ -175,25 +185,44 @@ def _trl_trainer(work: Work, folder: Path, turns: Any, answers: Any) -> Any:
             turns.get()
             self.begun = time.perf_counter()
 
-    model = AutoModelForImageTextToText.from_pretrained(
-        where, dtype="float32", trust_remote_code=False
-    )
+    model = AutoModelForImageTextToText.from_pretrained(where, dtype="float32", trust_remote_code=False)
     each = work.micro_prompts * work.samples
     processor = AutoProcessor.from_pretrained(where, padding_side="left", trust_remote_code=False)
     return GRPOTrainer(
-        model=model, reward_funcs=reward, train_dataset=Dataset.from_list(rows),
-        processing_class=processor, callbacks=[Turns()],
+        model=model,
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+        callbacks=[Turns()],
         args=GRPOConfig(
-            output_dir=str(folder / "trl"), per_device_train_batch_size=each,
+            output_dir=str(folder / "trl"),
+            per_device_train_batch_size=each,
             gradient_accumulation_steps=work.prompts // work.micro_prompts,
-            num_generations=work.samples, max_completion_length=work.max_new_tokens,
-            learning_rate=work.learning_rate, weight_decay=0.01, lr_scheduler_type="constant",
-            max_grad_norm=1.0, temperature=1.0, top_p=1.0, top_k=0, beta=0.0, loss_type="dapo",
-            epsilon=0.2, epsilon_high=0.28, bf16=False, use_cpu=True, gradient_checkpointing=False,
-            max_steps=work.steps, save_strategy="no", logging_strategy="no", report_to="none",
-            disable_tqdm=True, dataloader_num_workers=0, seed=work.seed,
+            num_generations=work.samples,
+            max_completion_length=work.max_new_tokens,
+            learning_rate=work.learning_rate,
+            weight_decay=0.01,
+            lr_scheduler_type="constant",
+            max_grad_norm=1.0,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            beta=0.0,
+            loss_type="dapo",
+            epsilon=0.2,
+            epsilon_high=0.28,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            max_steps=work.steps,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            seed=work.seed,
         ),
-    )  # fmt: skip
+    )
 
 
 SIDES = {"vppo": vppo_steps, "trl": trl_steps}
@@ -231,14 +260,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def command(side: str, work: Work, folder: Path) -> list[str]:
     """How a side is started."""
-    return [
-        sys.executable,
-        "-m",
-        "pipelines.bench.sides",
-        side,
-        str(folder),
-        json.dumps(asdict(work)),
-    ]
+    return [sys.executable, "-m", "pipelines.bench.sides", side, str(folder), json.dumps(asdict(work))]
 
 
 if __name__ == "__main__":

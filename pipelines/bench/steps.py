@@ -17,9 +17,7 @@ from pipelines.bench.sides import Work, command
 from pipelines.errors import UserError
 
 
-def against_trl(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def against_trl(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A VPPO step on tiny.yaml, scoring included, and TRL's GRPO step on the same work, in turn."""
     work = Work(steps=repeats + 2)
     found = take_turns({"vppo": work, "trl": work}, repeats, say, "trl")
@@ -27,27 +25,29 @@ def against_trl(
     seconds = {side: [row["seconds"] for row in rows] for side, rows in found.items()}
     tokens = {side: median(row["tokens"] for row in rows) for side, rows in found.items()}
     yield {
-        "work": vars(work), "turns": found,
+        "work": vars(work),
+        "turns": found,
         "seconds": {side: median(times) for side, times in seconds.items()},
         "tokens": tokens,
-        "stages": {
-            name: median(row["stages"][name] for row in vppo) for name in vppo[0]["stages"]
-        },
+        "stages": {name: median(row["stages"][name] for row in vppo) for name in vppo[0]["stages"]},
         "faster": ratio(seconds["trl"], seconds["vppo"]),
         "peak_bytes": {side: max(row["peak"] for row in rows) for side, rows in found.items()},
         "memory": max(r["peak"] for r in vppo) / max(r["peak"] for r in trl),
-    }  # fmt: skip
+    }
 
 
-def scoring(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A step at long-prompt shapes with exact scoring and without (old log-probs only), in turn."""
     at = LONG_PROMPT
     base = Work(
-        prompts=4 * at.prompts, samples=at.samples, max_new_tokens=at.response, steps=repeats + 2,
-        image_tokens=at.image, micro_prompts=at.prompts, looks=0,
-    )  # fmt: skip
+        prompts=4 * at.prompts,
+        samples=at.samples,
+        max_new_tokens=at.response,
+        steps=repeats + 2,
+        image_tokens=at.image,
+        micro_prompts=at.prompts,
+        looks=0,
+    )
     sides = {"with": base, "without": Work(**{**vars(base), "scored": False})}
     found = take_turns(sides, repeats, say, "scoring", side="vppo")
     seconds = {name: [row["seconds"] for row in rows] for name, rows in found.items()}
@@ -59,7 +59,7 @@ def scoring(
             for name, rows in found.items()
         },
         "added": ratio(seconds["with"], seconds["without"]) - 1,
-    }  # fmt: skip
+    }
 
 
 def need_trl() -> None:
@@ -73,9 +73,8 @@ def need_trl() -> None:
 
 
 def take_turns(
-    sides: dict[str, Work], repeats: int, say: Callable[[str], None], label: str,
-    side: str | None = None,
-) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    sides: dict[str, Work], repeats: int, say: Callable[[str], None], label: str, side: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """Let each side make a step, then the other, ``repeats`` times after one that warms up."""
     processes: dict[str, subprocess.Popen[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,9 +83,12 @@ def take_turns(
                 place = Path(folder) / name
                 place.mkdir()
                 processes[name] = subprocess.Popen(
-                    command(side or name, work, place), text=True, stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=(place / "errors").open("w"),
-                )  # fmt: skip
+                    command(side or name, work, place),
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=(place / "errors").open("w"),
+                )
                 _answer(processes[name], place)  # it is ready
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
             for turn in range(repeats + 1):

@@ -37,9 +37,11 @@ def inputs(tokens: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     head = torch.randn(VOCABULARY, width, generator=rng) / width**0.5
     token = torch.randint(VOCABULARY, (tokens,), generator=rng)
     return (
-        hidden.to(device, dtype), (hidden + 0.1 * other).to(device, dtype), head.to(device, dtype),
+        hidden.to(device, dtype),
+        (hidden + 0.1 * other).to(device, dtype),
+        head.to(device, dtype),
         token.to(device),
-    )  # fmt: skip
+    )
 
 
 def streamed(hidden: Tensor, other: Tensor, head: Tensor, token: Tensor) -> Tensor:
@@ -77,22 +79,25 @@ def naive_backward(hidden: Tensor, other: Tensor, head: Tensor, token: Tensor) -
 
 
 WAYS: dict[str, Callable[..., Tensor]] = {
-    "streamed": streamed, "naive": naive,
-    "streamed_backward": streamed_backward, "naive_backward": naive_backward,
-}  # fmt: skip
+    "streamed": streamed,
+    "naive": naive,
+    "streamed_backward": streamed_backward,
+    "naive_backward": naive_backward,
+}
 
 
-def compare(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def compare(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Both ways on as many tokens as the naive one can take; the streamed one on 16,384 as well."""
     rows: list[dict[str, Any]] = []
     found = {"vocabulary": VOCABULARY, "width": WIDTH, "rows": rows}
     for way, tokens in (
-        ("streamed", NAIVE_TOKENS), ("naive", NAIVE_TOKENS), ("streamed", TOKENS),
-        ("streamed_backward", NAIVE_TOKENS), ("naive_backward", NAIVE_TOKENS),
+        ("streamed", NAIVE_TOKENS),
+        ("naive", NAIVE_TOKENS),
+        ("streamed", TOKENS),
+        ("streamed_backward", NAIVE_TOKENS),
+        ("naive_backward", NAIVE_TOKENS),
         ("streamed_backward", TOKENS),
-    ):  # fmt: skip
+    ):
         say(f"streamed: {way}, {tokens} tokens")
         line = [sys.executable, "-m", "pipelines.bench.streamed", way, str(tokens), str(repeats)]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
@@ -128,10 +133,18 @@ def main(way: str, tokens: str, repeats: str) -> None:
         seconds.append(time.perf_counter() - begun)
     peak = torch.cuda.max_memory_allocated() if cuda else _peak()
     logits = 4 * int(tokens) * VOCABULARY
-    print(json.dumps({
-        "way": way, "tokens": int(tokens), "seconds": median(seconds), "extra_bytes": peak - before,
-        "logits_bytes": logits, "values": values[:256].tolist(),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "way": way,
+                "tokens": int(tokens),
+                "seconds": median(seconds),
+                "extra_bytes": peak - before,
+                "logits_bytes": logits,
+                "values": values[:256].tolist(),
+            }
+        )
+    )
 
 
 def _forget_peak() -> int:

@@ -28,25 +28,33 @@ def tower() -> Any:
     """Random weights from a seed."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64,
-            "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
-    sight = {"hidden_size": 256, "depth": 8, "num_heads": 4, "intermediate_size": 512,
-             "out_hidden_size": 64, "fullatt_block_indexes": [3, 7]}  # fmt: skip
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    }
+    sight = {
+        "hidden_size": 256,
+        "depth": 8,
+        "num_heads": 4,
+        "intermediate_size": 512,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [3, 7],
+    }
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(text_config=text, vision_config=sight)
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def compare(
-    shape: str, repeats: int, out: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def compare(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Every size of image, without and with gradients; the figures so far after each."""
     model, rng = tower(), torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    conv, product = (
-        nn.Conv3d(PATCH[0], WIDTH, PATCH[1:], PATCH[1:], bias=False).to(device) for _ in range(2)
-    )
+    conv, product = (nn.Conv3d(PATCH[0], WIDTH, PATCH[1:], PATCH[1:], bias=False).to(device) for _ in range(2))
     vision.patches_by_product(product)
     rows: list[dict[str, Any]] = []
     for height, width in GRIDS:
@@ -54,25 +62,34 @@ def compare(
         patches = torch.randn(height * width, *PATCH, generator=rng).to(device)
         grid = torch.tensor([[1, height, width]], device=device)
         for back in (False, True):
-            windows = alternate({
-                "loop": partial(_seen, model, vision.leave_windows, patches.flatten(1), grid, back),
-                "one call": partial(_seen, model, vision.attend_in_windows, patches.flatten(1), grid, back),
-            }, repeats)  # fmt: skip
-            embedding = alternate({
-                "convolution": partial(_pass, partial(conv, patches), back),
-                "product": partial(_pass, partial(product, patches), back),
-            }, repeats)  # fmt: skip
-            rows.append({
-                "patches": height * width, "gradients": back, "windows": windows, "embedding": embedding,
-                "windows_faster": ratio(windows["loop"], windows["one call"]),
-                "embedding_faster": ratio(embedding["convolution"], embedding["product"]),
-            })  # fmt: skip
+            windows = alternate(
+                {
+                    "loop": partial(_seen, model, vision.leave_windows, patches.flatten(1), grid, back),
+                    "one call": partial(_seen, model, vision.attend_in_windows, patches.flatten(1), grid, back),
+                },
+                repeats,
+            )
+            embedding = alternate(
+                {
+                    "convolution": partial(_pass, partial(conv, patches), back),
+                    "product": partial(_pass, partial(product, patches), back),
+                },
+                repeats,
+            )
+            rows.append(
+                {
+                    "patches": height * width,
+                    "gradients": back,
+                    "windows": windows,
+                    "embedding": embedding,
+                    "windows_faster": ratio(windows["loop"], windows["one call"]),
+                    "embedding_faster": ratio(embedding["convolution"], embedding["product"]),
+                }
+            )
             yield {"rows": rows}
 
 
-def _seen(
-    model: Any, attend: Callable[[Any], None], patches: Tensor, grid: Tensor, back: bool
-) -> None:
+def _seen(model: Any, attend: Callable[[Any], None], patches: Tensor, grid: Tensor, back: bool) -> None:
     attend(model)
     _pass(lambda: model.base_model.visual(patches, grid_thw=grid).pooler_output, back)
 

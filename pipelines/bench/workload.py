@@ -47,30 +47,32 @@ class Workload:
             tower: kernels do not care how often they are called.
     """
 
-    def __init__(
-        self, at: Lengths, shape: str, folder: Path, *overrides: str, layers: int | None = None
-    ) -> None:
+    def __init__(self, at: Lengths, shape: str, folder: Path, *overrides: str, layers: int | None = None) -> None:
         self.at = at
         known = SHAPES[shape]
         side = find_shape(ModelConfig(path=known or "tiny")).vision
         self.cell = side.patch * side.merge
-        self.config = settings.load(None, [
-            f"model.path={known or 'tiny'}", "data.max_prompt_tokens=100000", "data.instruction=''",
-            *(("model.dtype=bfloat16", "update.gradient_checkpointing=true")
-              if shape != "tiny" else ()),
-            f"rollout.samples_per_prompt={at.samples}", f"rollout.max_new_tokens={at.response}",
-            f"update.batch_prompts={at.prompts}", f"update.micro_batch_prompts={at.prompts}",
-            "data.min_pixels=1", "data.max_pixels=100000000", *overrides,
-        ])  # fmt: skip
-        self.policy = (
-            random_policy(KNOWN[known], self.config, layers) if known else load_policy(self.config)
+        self.config = settings.load(
+            None,
+            [
+                f"model.path={known or 'tiny'}",
+                "data.max_prompt_tokens=100000",
+                "data.instruction=''",
+                *(("model.dtype=bfloat16", "update.gradient_checkpointing=true") if shape != "tiny" else ()),
+                f"rollout.samples_per_prompt={at.samples}",
+                f"rollout.max_new_tokens={at.response}",
+                f"update.batch_prompts={at.prompts}",
+                f"update.micro_batch_prompts={at.prompts}",
+                "data.min_pixels=1",
+                "data.max_pixels=100000000",
+                *overrides,
+            ],
         )
+        self.policy = random_policy(KNOWN[known], self.config, layers) if known else load_policy(self.config)
         samples = [self._sample(number) for number in range(at.prompts)]
         write_samples(folder / "questions.parquet", samples)
         self.samples = SampleTable(folder / "questions.parquet")
-        allowed = sorted(
-            set(range(len(self.policy.tokenizer))) - set(self.policy.suppressed_ids.tolist())
-        )
+        allowed = sorted(set(range(len(self.policy.tokenizer))) - set(self.policy.suppressed_ids.tolist()))
         self.rollouts = [self._rollout(number, allowed) for number in range(at.prompts)]
         self.trainer = TorchTrainer(self.policy, self.config)
 
@@ -88,10 +90,18 @@ class Workload:
         drawn = generator(0, "bench responses", number).choice(allowed, (count, length)).tolist()
         prompt = self.policy.encoder.encode(self.samples[number])
         return Rollout(
-            str(number), number, drawn, [""] * count, [[0.0] * length] * count, [False] * count,
-            [""] * count, ["wrong"] * count, [float(i % 2) for i in range(count)], 1,
+            str(number),
+            number,
+            drawn,
+            [""] * count,
+            [[0.0] * length] * count,
+            [False] * count,
+            [""] * count,
+            ["wrong"] * count,
+            [float(i % 2) for i in range(count)],
+            1,
             len(prompt["input_ids"]),
-        )  # fmt: skip
+        )
 
     def with_settings(self, **model: object) -> Config:
         """The config with other settings of its model."""
@@ -118,11 +128,16 @@ class Passes:
         shape = [[0.0] * work.at.response] * work.at.samples
         self.scores = [
             Scored(
-                str(n), n, shape, shape, shape, [[True] * work.at.response] * work.at.samples,
+                str(n),
+                n,
+                shape,
+                shape,
+                shape,
+                [[True] * work.at.response] * work.at.samples,
                 [float(i) for i in range(work.at.samples)],
             )
             for n in range(work.at.prompts)
-        ]  # fmt: skip
+        ]
 
     def old_logp(self) -> object:
         """The trainer's own log-probs: one view."""
@@ -133,9 +148,7 @@ class Passes:
         return self._statistics(perturbed=True)
 
     def _statistics(self, perturbed: bool) -> object:
-        return group_statistics(
-            self.config, 1, self.work.rollouts, self.owners, self.policy, perturbed=perturbed
-        )
+        return group_statistics(self.config, 1, self.work.rollouts, self.owners, self.policy, perturbed=perturbed)
 
     def update(self) -> object:
         """Forward, backward, and the optimizer's step."""

@@ -85,19 +85,16 @@ def count(config: Mapping[str, Any], place: str) -> Shape:
     except Exception as error:  # whatever its own code makes of wrong sizes
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            place, f"models of type {kind} cannot be counted ({detail[:200]}).",
+            place,
+            f"models of type {kind} cannot be counted ({detail[:200]}).",
             "The plan needs a vision-language model that this version of transformers knows.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _shape(model: Any, config: Any) -> CountedShape:
     import torch
 
-    text, decoder, head = (
-        config.get_text_config(),
-        model.get_decoder(),
-        model.get_output_embeddings(),
-    )
+    text, decoder, head = (config.get_text_config(), model.get_decoder(), model.get_output_embeddings())
     known = {id(p): p for p in (*decoder.parameters(), *head.parameters())}
     ends = {id(head.weight), id(model.get_input_embeddings().weight)}
     layers = [p for index, p in known.items() if index not in ends]
@@ -108,19 +105,21 @@ def _shape(model: Any, config: Any) -> CountedShape:
     active = (_first(text, "num_experts_per_tok") or 1) if experts > 1 else 1
     ffn = _first(text, "moe_intermediate_size") if experts > 1 else None
     share = [active / experts if p.dim() == 3 and len(p) == experts else 1.0 for p in layers]
-    vision = _vision(
-        config, sum(p.numel() for p in seen), sum(p.numel() for p in seen if p.dim() > 1)
-    )
+    vision = _vision(config, sum(p.numel() for p in seen), sum(p.numel() for p in seen if p.dim() > 1))
     return CountedShape(
-        layers=text.num_hidden_layers, hidden=text.hidden_size, heads=heads,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        heads=heads,
         kv_heads=_first(text, "num_key_value_heads") or heads,
         head_dim=_first(text, "head_dim") or text.hidden_size // heads,
         intermediate=ffn * active if ffn else text.intermediate_size,
-        vocab=head.weight.shape[0], tied=head.weight is model.get_input_embeddings().weight,
-        vision=vision, weights=sum(p.numel() for p in known.values()),
+        vocab=head.weight.shape[0],
+        tied=head.weight is model.get_input_embeddings().weight,
+        vision=vision,
+        weights=sum(p.numel() for p in known.values()),
         matrices=round(sum(p.numel() * s for p, s in zip(layers, share, strict=True) if p.dim() > 1)),
         adapted=sum(m.in_features + m.out_features for m in linear),
-    )  # fmt: skip
+    )
 
 
 def _vision(config: Any, weights: int, matrices: int) -> CountedVision:
@@ -130,10 +129,16 @@ def _vision(config: Any, weights: int, matrices: int) -> CountedVision:
     patch = _side(_first(seen, "patch_size"))
     wide = _first(seen, "intermediate_size") or int(hidden * (_first(seen, "mlp_ratio") or 4))
     return CountedVision(
-        layers=layers, hidden=hidden, intermediate=wide, out=config.get_text_config().hidden_size,
-        patch=patch, merge=_merge(config, seen, patch), full_layers=layers, weights=weights,
+        layers=layers,
+        hidden=hidden,
+        intermediate=wide,
+        out=config.get_text_config().hidden_size,
+        patch=patch,
+        merge=_merge(config, seen, patch),
+        full_layers=layers,
+        weights=weights,
         matrices=matrices,
-    )  # fmt: skip
+    )
 
 
 def _merge(config: Any, seen: Any, patch: int) -> int:

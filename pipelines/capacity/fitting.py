@@ -14,15 +14,7 @@ from itertools import product
 from typing import Any
 
 from pipelines.capacity.gpus import GPUS, Gpu
-from pipelines.capacity.work import (
-    BANDWIDTH_UTILISATION,
-    GIB,
-    INFORMATIVE,
-    UTILISATION,
-    VLLM_UTILISATION,
-    Memory,
-    Run,
-)
+from pipelines.capacity.work import BANDWIDTH_UTILISATION, GIB, INFORMATIVE, UTILISATION, VLLM_UTILISATION, Memory, Run
 
 RANKS = (64, 32, 16, 8)
 """LoRA ranks to propose, the largest that fits."""
@@ -30,12 +22,7 @@ NODE = 8
 """GPUs of a machine, at most; one vLLM engine is on one."""
 FRACTIONS = tuple(n / 20 for n in range(19, 0, -1))
 """Values of rollout.memory_fraction to propose."""
-COSTS = {
-    "update.zero_stage": 1,
-    "rollout.tensor_parallel": 2,
-    "model.shared_prefix": 4,
-    "update.offload": 8,
-}
+COSTS = {"update.zero_stage": 1, "rollout.tensor_parallel": 2, "model.shared_prefix": 4, "update.offload": 8}
 """Of several ways with equally few changes, the one that costs least time is taken."""
 
 Settings = dict[str, Any]
@@ -52,26 +39,23 @@ class Advice:
     def lines(self) -> list[str]:
         """As ``--set`` takes them."""
         return [
-            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in self.settings.items()
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in self.settings.items()
         ]
 
     @property
     def deciding(self) -> list[str]:
         """Those of them that decide results."""
         named = [key.partition(".")[::2] for key in self.settings]
-        return [
-            f"{section}.{name}" for section, name in named
-            if name not in getattr(self.run.config, section).unkeyed
-        ]  # fmt: skip
+        return [f"{section}.{name}" for section, name in named if name not in getattr(self.run.config, section).unkeyed]
 
 
 def problems(run: Run) -> list[str]:
     """Why it does not fit; empty if it does."""
     found = [
         f"{stage} takes {memory.total / GIB:.1f} of {run.gpu.memory:.1f} GiB"
-        for stage, memory in run.memory().items() if memory.total > run.gpu.memory * GIB
-    ]  # fmt: skip
+        for stage, memory in run.memory().items()
+        if memory.total > run.gpu.memory * GIB
+    ]
     if run.own_vllm and not _room(run):
         found.append("vLLM's share leaves no room for a response beside its weights")
     return found
@@ -92,9 +76,7 @@ def changed(run: Run, settings: Mapping[str, Any], gpu: Gpu | None = None) -> Ru
         section, _, name = key.partition(".")
         parts.setdefault(section, {})[name] = value
     config = run.config.model_copy(
-        update={
-            name: getattr(run.config, name).model_copy(update=part) for name, part in parts.items()
-        }
+        update={name: getattr(run.config, name).model_copy(update=part) for name, part in parts.items()}
     )
     return Run(config, run.shape, gpu or run.gpu, run.count, run.expected.response)
 
@@ -127,26 +109,25 @@ def _deciding(run: Run) -> list[Settings]:
     choices: dict[str, list[Any]] = {
         "update.lora_rank": [rank, *(r for r in RANKS if not rank or r < rank)],
         "model.dtype": [config.model.dtype, "bfloat16", "float32"],
-        "update.engine": [
-            update,
-            *(("torch", "deepspeed") if update in ("torch", "deepspeed") else ()),
-        ],
+        "update.engine": [update, *(("torch", "deepspeed") if update in ("torch", "deepspeed") else ())],
         "rollout.engine": [rollout, *(() if fixed else ("hf", "vllm"))],
     }
-    return sorted(_combinations(config, choices), key=lambda changes: [
-        "update.lora_rank" in changes, -changes.get("update.lora_rank", 0), "model.dtype" in changes,
-        len(changes),
-    ])  # fmt: skip
+    return sorted(
+        _combinations(config, choices),
+        key=lambda changes: [
+            "update.lora_rank" in changes,
+            -changes.get("update.lora_rank", 0),
+            "model.dtype" in changes,
+            len(changes),
+        ],
+    )
 
 
 def _combinations(config: Any, choices: Mapping[str, list[Any]]) -> Iterator[Settings]:
     """Every combination of values, as the settings that it changes; the first value is the present one."""
     several = [list(dict.fromkeys(values)) for values in choices.values()]
     for values in product(*several):
-        yield {
-            key: value for key, value, all_ in zip(choices, values, several, strict=True)
-            if value != all_[0]
-        }  # fmt: skip
+        yield {key: value for key, value, all_ in zip(choices, values, several, strict=True) if value != all_[0]}
 
 
 def _quiet(run: Run) -> Settings | None:
@@ -164,9 +145,7 @@ def _quiet(run: Run) -> Settings | None:
 def _shared(run: Run) -> list[Settings]:
     """Changes that all stages feel, the fewest first, and of those the cheapest."""
     config = run.config
-    choices: dict[str, list[Any]] = {
-        "model.shared_prefix": [config.model.shared_prefix, "auto", True, False]
-    }
+    choices: dict[str, list[Any]] = {"model.shared_prefix": [config.model.shared_prefix, "auto", True, False]}
     if config.update.engine == "deepspeed":
         choices["update.zero_stage"] = [config.update.zero_stage, 2, 3, 1]
         choices["update.offload"] = [config.update.offload, True, False]
@@ -174,9 +153,7 @@ def _shared(run: Run) -> list[Settings]:
         node, heads = min(run.world, NODE), run.shape.heads
         whole = [n for n in (1, 2, 4, 8) if node % n == 0 and heads % n == 0]
         choices["rollout.tensor_parallel"] = [config.rollout.tensor_parallel, *whole]
-    return sorted(
-        _combinations(config, choices), key=lambda c: (len(c), sum(COSTS[key] for key in c))
-    )
+    return sorted(_combinations(config, choices), key=lambda c: (len(c), sum(COSTS[key] for key in c)))
 
 
 def _by_stage(run: Run) -> Settings | None:
@@ -208,9 +185,7 @@ def _rollout(run: Run) -> Iterator[Settings]:
     if run.own_vllm:
         yield from ({"rollout.memory_fraction": f} for f in FRACTIONS)
     elif run.config.rollout.engine == "hf":
-        yield from _smaller(
-            run, "rollout", "rollout.batch_prompts", run.config.rollout.batch_prompts
-        )
+        yield from _smaller(run, "rollout", "rollout.batch_prompts", run.config.rollout.batch_prompts)
 
 
 def _score(run: Run) -> Iterator[Settings]:
@@ -228,9 +203,7 @@ def _update(run: Run) -> Iterator[Settings]:
         yield from _smaller(run, "update", key, update.micro_batch_prompts, more)
 
 
-def _smaller(
-    run: Run, stage: str, key: str, number: int, more: Settings | None = None
-) -> Iterator[Settings]:
+def _smaller(run: Run, stage: str, key: str, number: int, more: Settings | None = None) -> Iterator[Settings]:
     """Half the batch, a quarter ...; nothing where even one prompt is too much."""
     values = _halves(number)
     if values and _fits(changed(run, (more or {}) | {key: 1}), stage):
@@ -261,27 +234,35 @@ def report(run: Run) -> dict[str, Any]:
     }
     host = run.host(NODE)
     return {
-        "gpu": run.gpu.name, "gpus": run.count, "gpus_used": run.world,
+        "gpu": run.gpu.name,
+        "gpus": run.count,
+        "gpus_used": run.world,
         "gpu_memory": run.gpu.memory * GIB,
-        "parameters": run.shape.parameters, "parameters_trained": run.trained,
+        "parameters": run.shape.parameters,
+        "parameters_trained": run.trained,
         "assumed": {
-            "prompt_tokens": at.prompt, "image_tokens": at.image, "response_tokens": at.response,
-            "utilisation": UTILISATION, "vllm_utilisation": VLLM_UTILISATION,
+            "prompt_tokens": at.prompt,
+            "image_tokens": at.image,
+            "response_tokens": at.response,
+            "utilisation": UTILISATION,
+            "vllm_utilisation": VLLM_UTILISATION,
             "bandwidth_utilisation": BANDWIDTH_UTILISATION,
             "informative_share": INFORMATIVE if run.config.rollout.dynamic_sampling else 1.0,
         },
         "memory_per_gpu": {stage: _parts(memory) for stage, memory in run.memory().items()},
-        "host_memory_per_node": sum(host.values()), "host_memory_parts": host,
+        "host_memory_per_node": sum(host.values()),
+        "host_memory_parts": host,
         "tokens_per_step": tokens,
         "flops_per_step": {
-            stage: {f.name: getattr(x, f.name) for f in fields(x)} | {"total": x.total}
-            for stage, x in flops.items()
+            stage: {f.name: getattr(x, f.name) for f in fields(x)} | {"total": x.total} for stage, x in flops.items()
         },
         "seconds_per_step": seconds | {"total": sum(seconds.values())},
         "seconds": run.config.run.steps * sum(seconds.values()),
         "disk": run.disk(),
-        "fits": not wrong, "problems": wrong, "advice": _advised(run) if wrong else [],
-    }  # fmt: skip
+        "fits": not wrong,
+        "problems": wrong,
+        "advice": _advised(run) if wrong else [],
+    }
 
 
 def _parts(memory: Memory) -> dict[str, float]:
@@ -294,10 +275,14 @@ def _advised(run: Run) -> list[dict[str, Any]]:
     ways = [(run.gpu, here)] if here else list(larger(run))
     return [
         {
-            "gpu": gpu.name, "set": found.lines, "changes_results": found.deciding,
-            "fullest": spare(found.run)[0], "spare": spare(found.run)[1],
-            "seconds_per_step": sum(found.run.seconds().values()), "gpus_used": found.run.world,
+            "gpu": gpu.name,
+            "set": found.lines,
+            "changes_results": found.deciding,
+            "fullest": spare(found.run)[0],
+            "spare": spare(found.run)[1],
+            "seconds_per_step": sum(found.run.seconds().values()),
+            "gpus_used": found.run.world,
             "host_memory_per_node": sum(found.run.host(NODE).values()),
         }
         for gpu, found in ways
-    ]  # fmt: skip
+    ]

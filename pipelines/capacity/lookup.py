@@ -38,35 +38,38 @@ def from_config(config: Mapping[str, Any], place: str) -> Shape:
     try:
         layers = int(seen["depth"] if qwen3 else seen.get("depth", 32))
         vision = Vision(
-            layers=layers, hidden=seen["hidden_size"], intermediate=seen["intermediate_size"],
-            out=seen["out_hidden_size"], patch=seen.get("patch_size", 16 if qwen3 else 14),
-            merge=seen.get("spatial_merge_size", 2), temporal=seen.get("temporal_patch_size", 2),
+            layers=layers,
+            hidden=seen["hidden_size"],
+            intermediate=seen["intermediate_size"],
+            out=seen["out_hidden_size"],
+            patch=seen.get("patch_size", 16 if qwen3 else 14),
+            merge=seen.get("spatial_merge_size", 2),
+            temporal=seen.get("temporal_patch_size", 2),
             full_layers=layers if qwen3 else len(seen.get("fullatt_block_indexes", (7, 15, 23, 31))),
-            window=seen.get("window_size", 112), qwen3=qwen3,
+            window=seen.get("window_size", 112),
+            qwen3=qwen3,
             positions=seen.get("num_position_embeddings", 2304) if qwen3 else 0,
             deepstack=len(seen.get("deepstack_visual_indexes", (8, 16, 24))) if qwen3 else 0,
-        )  # fmt: skip
+        )
         heads = text["num_attention_heads"]
         return Shape(
-            layers=text["num_hidden_layers"], hidden=text["hidden_size"], heads=heads,
+            layers=text["num_hidden_layers"],
+            hidden=text["hidden_size"],
+            heads=heads,
             kv_heads=text["num_key_value_heads"],
             head_dim=text.get("head_dim") or text["hidden_size"] // heads,
-            intermediate=text["intermediate_size"], vocab=text["vocab_size"],
+            intermediate=text["intermediate_size"],
+            vocab=text["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-            vision=vision, qwen3=qwen3,
-        )  # fmt: skip
+            vision=vision,
+            qwen3=qwen3,
+        )
     except KeyError as error:
-        raise UserError(
-            place, f"has no {error.args[0]}.", "Is it a whole vision-language model?"
-        ) from error
+        raise UserError(place, f"has no {error.args[0]}.", "Is it a whole vision-language model?") from error
 
 
-def _qwen2_5(
-    hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, seen: int
-) -> Shape:
-    return Shape(
-        layers, hidden, heads, kv, 128, ffn, vocab, vocab == 151936, Vision(32, 1280, seen, hidden)
-    )
+def _qwen2_5(hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, seen: int) -> Shape:
+    return Shape(layers, hidden, heads, kv, 128, ffn, vocab, vocab == 151936, Vision(32, 1280, seen, hidden))
 
 
 KNOWN: dict[str, Shape] = {
@@ -74,11 +77,18 @@ KNOWN: dict[str, Shape] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": _qwen2_5(3584, 28, 28, 4, 18944, 152064, 3420),
     "Qwen/Qwen2.5-VL-32B-Instruct": _qwen2_5(5120, 64, 40, 8, 27648, 152064, 3456),
     "Qwen/Qwen3-VL-8B-Instruct": Shape(
-        36, 4096, 32, 8, 128, 12288, 151936, False, qwen3=True,
-        vision=Vision(27, 1152, 4304, 4096, patch=16, full_layers=27, qwen3=True, positions=2304,
-                      deepstack=3),
+        36,
+        4096,
+        32,
+        8,
+        128,
+        12288,
+        151936,
+        False,
+        qwen3=True,
+        vision=Vision(27, 1152, 4304, 4096, patch=16, full_layers=27, qwen3=True, positions=2304, deepstack=3),
     ),
-}  # fmt: skip
+}
 """The models that are known without the hub, from their config.json there."""
 
 
@@ -105,11 +115,7 @@ def _from_hub(model: ModelConfig) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def file(*, local: bool) -> Path:
-        return Path(
-            hf_hub_download(
-                model.path, "config.json", revision=model.revision, local_files_only=local
-            )
-        )
+        return Path(hf_hub_download(model.path, "config.json", revision=model.revision, local_files_only=local))
 
     try:
         with contextlib.suppress(LocalEntryNotFoundError):
@@ -118,6 +124,7 @@ def _from_hub(model: ModelConfig) -> Path:
         return file(local=False)
     except Exception as error:  # the HTTP client's own types, which change between versions
         raise UserError(
-            f"model.path {model.path}", "no folder here, and the hub does not give its config.json.",
+            f"model.path {model.path}",
+            "no folder here, and the hub does not give its config.json.",
             f"Known without the hub: {', '.join(KNOWN)}.",
-        ) from error  # fmt: skip
+        ) from error

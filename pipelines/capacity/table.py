@@ -27,11 +27,20 @@ COUNTS = (1, 2, 4, 8)
 RANK = 64
 
 SHORT = {
-    "update.gradient_checkpointing": "C", "update.micro_batch_prompts": "M", "score.batch_prompts": "S",
-    "rollout.batch_prompts": "R", "rollout.memory_fraction": "F", "rollout.tensor_parallel": "T",
-    "model.shared_prefix": "P", "update.zero_stage": "Z", "update.offload": "O",
-    "update.engine": "", "rollout.engine": "", "model.dtype": "", "update.lora_rank": "LoRA ",
-}  # fmt: skip
+    "update.gradient_checkpointing": "C",
+    "update.micro_batch_prompts": "M",
+    "score.batch_prompts": "S",
+    "rollout.batch_prompts": "R",
+    "rollout.memory_fraction": "F",
+    "rollout.tensor_parallel": "T",
+    "model.shared_prefix": "P",
+    "update.zero_stage": "Z",
+    "update.offload": "O",
+    "update.engine": "",
+    "rollout.engine": "",
+    "model.dtype": "",
+    "update.lora_rank": "LoRA ",
+}
 """Setting -> what a cell calls it; engines and compute types are called by their values."""
 
 INTRODUCTION = f"""# What fits where
@@ -65,10 +74,7 @@ def configs() -> Iterator[tuple[str, Config]]:
         file = Path(folder) / "my.yaml"
         file.write_text(found[1], encoding="utf-8")
         yield "README's my.yaml (hf, torch, float32; prompts of 4,096 tokens)", settings.load(file)
-    yield (
-        "configs/qwen2_5_vl_7b.yaml (vllm, deepspeed, bfloat16)",
-        settings.load(Path("qwen2_5_vl_7b.yaml")),
-    )
+    yield ("configs/qwen2_5_vl_7b.yaml (vllm, deepspeed, bfloat16)", settings.load(Path("qwen2_5_vl_7b.yaml")))
 
 
 def cell(run: Run) -> str:
@@ -93,11 +99,7 @@ def table() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     for title, config in configs():
-        lines = [
-            f"## {title}\n",
-            f"| | {' | '.join(map(str, COUNTS))} |",
-            "|---" * (len(COUNTS) + 1) + "|",
-        ]
+        lines = [f"## {title}\n", f"| | {' | '.join(map(str, COUNTS))} |", "|---" * (len(COUNTS) + 1) + "|"]
         for size in SIZES:
             for rank in (0, RANK):
                 update = config.update.model_copy(update={"lora_rank": rank})

@@ -152,13 +152,12 @@ def group_flops(shape: Shape, at: Lengths, samples: int, shared: bool) -> Flops:
 def rollout_flops(shape: Shape, at: Lengths, samples: int) -> tuple[Flops, Flops]:
     """One group: reading the prompt once, and decoding its responses."""
     tokens, each = samples * at.response, costs(shape, at.image)
-    read = Flops(
-        each.image, each.token * at.prompt, each.pair * at.prompt**2 / 2, 2 * shape.head_matrix
-    )
+    read = Flops(each.image, each.token * at.prompt, each.pair * at.prompt**2 / 2, 2 * shape.head_matrix)
     decode = Flops(
-        layers=each.token * tokens, attention=each.pair * tokens * (at.prompt + at.response / 2),
+        layers=each.token * tokens,
+        attention=each.pair * tokens * (at.prompt + at.response / 2),
         head=2 * shape.head_matrix * tokens,
-    )  # fmt: skip
+    )
     return read, decode
 
 
@@ -175,9 +174,11 @@ def update_flops(config: Config, forward: Flops) -> Flops:
     seen = 1 if update.freeze_vision or adapted else again
     reference = 1 if update.kl_coefficient else 0
     return Flops(
-        forward.vision * (seen + reference), forward.layers * (again - adapted + reference),
-        forward.attention * (again + reference), forward.head * (4 - adapted + reference),
-    )  # fmt: skip
+        forward.vision * (seen + reference),
+        forward.layers * (again - adapted + reference),
+        forward.attention * (again + reference),
+        forward.head * (4 - adapted + reference),
+    )
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -221,9 +222,7 @@ class Run:
         response: expected tokens of a response; none: half of the longest.
     """
 
-    def __init__(
-        self, config: Config, shape: Shape, gpu: Gpu, count: int, response: float | None = None
-    ) -> None:
+    def __init__(self, config: Config, shape: Shape, gpu: Gpu, count: int, response: float | None = None) -> None:
         self.config, self.shape, self.gpu, self.count = config, shape, gpu, count
         self.deepspeed = config.update.engine != "torch"
         self.world = count if self.deepspeed else 1
@@ -351,8 +350,9 @@ class Run:
         if not update.gradient_checkpointing:
             saved = rows * length * shape.layers * layer
             return saved + (0 if frozen else patches * seen.layers * eye) + common, 0.0
-        inputs = self.value * (rows * length * shape.layers * shape.hidden
-                               + (0 if frozen else patches * seen.layers * seen.hidden))  # fmt: skip
+        inputs = self.value * (
+            rows * length * shape.layers * shape.hidden + (0 if frozen else patches * seen.layers * seen.hidden)
+        )
         return inputs + common, 1.5 * max(rows * length * layer, 0 if frozen else patches * eye)
 
     def vllm(self) -> tuple[float, float]:
@@ -374,18 +374,13 @@ class Run:
 
         Gradients are gone after the optimizer's step.
         """
-        return {
-            "rollout": self.rollout_memory(), "score": self.score_memory(),
-            "update": self.update_memory(),
-        }  # fmt: skip
+        return {"rollout": self.rollout_memory(), "score": self.score_memory(), "update": self.update_memory()}
 
     def kept(self) -> Memory:
         """What is there in every stage."""
         state = self._state
         asleep = VLLM_ASLEEP if self.own_vllm else 0
-        return Memory(
-            weights=state["weights"], optimizer=state["optimizer"], overhead=OVERHEAD + asleep
-        )
+        return Memory(weights=state["weights"], optimizer=state["optimizer"], overhead=OVERHEAD + asleep)
 
     @property
     def _live(self) -> float:
@@ -420,10 +415,13 @@ class Run:
         tokens = count * (at.prompt + self.samples * at.response)  # a prompt is kept once
         drawn = min(LOGITS_ELEMENTS, count * self.samples * shape.vocab)
         return replace(
-            kept, weights=kept.weights + whole, copies=self.copies(),
+            kept,
+            weights=kept.weights + whole,
+            copies=self.copies(),
             activations=self._one_layer(count * at.prompt, count),
-            kv_cache=tokens * self.kv_bytes, logits=SORTED_BYTES * drawn,
-        )  # fmt: skip
+            kv_cache=tokens * self.kv_bytes,
+            logits=SORTED_BYTES * drawn,
+        )
 
     def score_memory(self) -> Memory:
         """In the forward pass, or in the head."""
@@ -441,26 +439,22 @@ class Run:
         shape, update, kept = self.shape, self.config.update, self.kept()
         kept = replace(kept, weights=kept.weights + self._live, gradients=self._state["gradients"])
         groups = self._groups(
-            min(update.micro_batch_prompts, ceil(update.batch_prompts / self.world)),
-            update.micro_batch_tokens,
+            min(update.micro_batch_prompts, ceil(update.batch_prompts / self.world)), update.micro_batch_tokens
         )
         saved, layer = self.update_activations(groups)
         again = update.gradient_checkpointing
         copies = self.copies(saved=not again)
         # The head's gradient adds up in float32; in the end the embedding's is there too, and where
         # both are one weight, their sum.
-        first = (
-            0.0 if update.lora_rank else (4.0 + (2 if self.value == 2 else 0)) * shape.head_matrix
-        )
+        first = 0.0 if update.lora_rank else (4.0 + (2 if self.value == 2 else 0)) * shape.head_matrix
         last = (2.0 if shape.tied else 1.0) * self.value * shape.head_matrix if first else 0.0
         one = 2.0 * shape.layer_matrices if again and copies else copies
         return max(
             replace(kept, copies=copies, activations=saved, logits=self._tiles),
-            replace(kept, copies=one, activations=saved + layer, logits=self._tiles,
-                    gradients=kept.gradients + first),
+            replace(kept, copies=one, activations=saved + layer, logits=self._tiles, gradients=kept.gradients + first),
             replace(kept, gradients=kept.gradients + first + last),
             key=lambda memory: memory.total,
-        )  # fmt: skip
+        )
 
     @property
     def _tiles(self) -> float:
@@ -495,8 +489,12 @@ class Run:
         joins queries, keys and values, and gate and up; small ones go by 20 MiB in blocks of 32."""
         shape, number = self.shape, 2.0 if self.half else 4.0
         channels = shape.head_dim * (shape.heads + 2 * shape.kv_heads)
-        layer = (shape.hidden * channels, shape.hidden * shape.heads * shape.head_dim,
-                 2 * shape.hidden * shape.intermediate, shape.hidden * shape.intermediate)  # fmt: skip
+        layer = (
+            shape.hidden * channels,
+            shape.hidden * shape.heads * shape.head_dim,
+            2 * shape.hidden * shape.intermediate,
+            shape.hidden * shape.intermediate,
+        )
         large = [*layer * shape.layers, *[shape.head_matrix] * (1 if shape.tied else 2)]
         small = max(0, shape.parameters - sum(large))
         share = number / self.parallel

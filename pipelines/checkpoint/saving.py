@@ -51,6 +51,7 @@ def _check_saved(step: int, weights: dict[str, torch.Tensor]) -> None:
     """Refuse to save what is no number: good checkpoints would be deleted for it."""
     if found := first_not_finite(weights.items()):
         raise UserError(
-            f"checkpoint {step}", f"the weights are not finite ({found[0]}: {found[1]}).",
+            f"checkpoint {step}",
+            f"the weights are not finite ({found[0]}: {found[1]}).",
             "Lower update.learning_rate or update.weight_decay; earlier checkpoints are kept.",
-        )  # fmt: skip
+        )

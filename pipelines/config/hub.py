@@ -40,10 +40,15 @@ def named_on_hub(config: Config) -> Iterator[Named]:
     data, model = config.data, config.model
     for named in (
         Named("data.source", "dataset", data.source, "data.revision", data.revision),
-        Named("data.validation_source", "dataset", data.validation_source or "",
-              "data.validation_revision", data.validation_revision),
+        Named(
+            "data.validation_source",
+            "dataset",
+            data.validation_source or "",
+            "data.validation_revision",
+            data.validation_revision,
+        ),
         Named("model.path", "model", model.path, "model.revision", model.revision),
-    ):  # fmt: skip
+    ):
         ours = named.name in ("", "glyphs" if named.kind == "dataset" else "tiny")
         local = named.name.endswith(_FILES) or Path(named.name).expanduser().exists()
         if not ours and not local and _ID.fullmatch(named.name):
@@ -118,9 +123,10 @@ def check_commit(table: Any, revision: str | None, place: str) -> None:
     others = {name for name in names if _COMMIT.fullmatch(name) and name != revision}
     if revision and _COMMIT.fullmatch(revision) and others:
         raise UserError(
-            place, f"revision {revision} is asked for, and the cache of this machine holds {min(others)}.",
+            place,
+            f"revision {revision} is asked for, and the cache of this machine holds {min(others)}.",
             "Give the command once where the hub can be reached, or ask for what is there.",
-        )  # fmt: skip
+        )
 
 
 def commit_of(kind: Kind, name: str, place: str) -> str:

@@ -42,23 +42,23 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"{setting}: {name}", "no such part.",
+            f"{setting}: {name}",
+            "no such part.",
             f"{hint}Known: {' '.join(known)}; or an import path package.module:name.",
-        )  # fmt: skip
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise UserError(
-            f"{setting}: {name}", f"cannot be imported ({type(error).__name__}: {error}).",
+            f"{setting}: {name}",
+            f"cannot be imported ({type(error).__name__}: {error}).",
             "Name a module that Python finds from the current folder or the environment.",
-        ) from error  # fmt: skip
+        ) from error
     part = getattr(module, attribute, None)
     if not callable(part):
-        near = difflib.get_close_matches(
-            attribute, [n for n, v in vars(module).items() if callable(v)]
-        )
+        near = difflib.get_close_matches(attribute, [n for n, v in vars(module).items() if callable(v)])
         fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
         raise UserError(f"{setting}: {name}", f"{module_name} has no function {attribute!r}.", fix)
     return _telling(f"{setting}: {name}", part) if inspect.isfunction(part) else part
@@ -87,9 +87,10 @@ def _telling(place: str, part: Callable[..., Any]) -> Callable[..., Any]:
             lines = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
             said = str(error) or "no message"
             raise UserError(
-                place, "\n".join([f"raised {type(error).__name__}: {said}", *lines[-LINES:]]),
+                place,
+                "\n".join([f"raised {type(error).__name__}: {said}", *lines[-LINES:]]),
                 "Mend it and give the same command again; what was committed is kept.",
-            ) from error  # fmt: skip
+            ) from error
 
     return call
 

@@ -27,9 +27,7 @@ MOST_ROWS, MOST_PIXELS = 10**9, 10**9
 class Section(BaseModel):
     """A group of settings."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     shapes: ClassVar[frozenset[str]] = frozenset()
     introduced: ClassVar[dict[str, Any]] = {}
@@ -194,8 +192,7 @@ class RolloutConfig(Section):
     def _a_group_compares(cls, value: int) -> int:
         if value < 2:
             raise ValueError(
-                f"{value} is too few: advantages compare the responses of one prompt, "
-                "so at least 2 are needed"
+                f"{value} is too few: advantages compare the responses of one prompt, so at least 2 are needed"
             )
         return value
 
@@ -250,9 +247,9 @@ class ScoreConfig(Section):
         """As every section, but for an estimator whose name meant another one once."""
         flat = super().keyed(prefix)
         name = f"{prefix}.estimator"
-        flat[name] = {
-            "argmax_drop": "top1_drop", "top1_drop": "top1_drop of the sampled token",
-        }.get(self.estimator, self.estimator)  # fmt: skip
+        flat[name] = {"argmax_drop": "top1_drop", "top1_drop": "top1_drop of the sampled token"}.get(
+            self.estimator, self.estimator
+        )
         return flat
 
 
@@ -260,13 +257,7 @@ class UpdateConfig(Section):
     """The policy update."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {
-            "micro_batch_prompts",
-            "micro_batch_tokens",
-            "gradient_checkpointing",
-            "zero_stage",
-            "offload",
-        }
+        {"micro_batch_prompts", "micro_batch_tokens", "gradient_checkpointing", "zero_stage", "offload"}
     )
     shapes: ClassVar[frozenset[str]] = unkeyed
     introduced: ClassVar[dict[str, Any]] = {"beta_max": None}
@@ -370,10 +361,15 @@ class PublishedConfig(Section):
     """What the authors' code does otherwise, each by itself; ``mode: published`` sets them all."""
 
     introduced: ClassVar[dict[str, Any]] = {
-        "resize_first": False, "strip_question": False, "drop_surplus": False, "choice_rule": True,
-        "filter_text_only": False, "mini_batch_responses": None, "micro_batch_responses": None,
+        "resize_first": False,
+        "strip_question": False,
+        "drop_surplus": False,
+        "choice_rule": True,
+        "filter_text_only": False,
+        "mini_batch_responses": None,
+        "micro_batch_responses": None,
         "decay_all": False,
-    }  # fmt: skip
+    }
 
     resize_first: bool = False
     """Resize each image into ``data.min_pixels`` to ``data.max_pixels`` by PIL's bicubic filter before the
@@ -428,9 +424,7 @@ def profile_name(recorded: str) -> str:
 class EvalConfig(Section):
     """Evaluation of the starting model and of the last checkpoint."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {"batch_prompts", "benchmarks", "baseline", "data_dir"}
-    )
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "baseline", "data_dir"})
     shapes: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
 
     benchmarks: tuple[str, ...] = ("glyphs",)
@@ -519,14 +513,8 @@ class StagesConfig(Section):
     @field_validator("*")
     @classmethod
     def _not_the_packages_own(cls, value: str | None) -> str | None:
-        if value and value.partition(":")[0].partition(".")[0] in (
-            "pipelines",
-            "evals",
-            "vppo_cli",
-        ):
-            raise ValueError(
-                f"{value} is the package's own; leave the setting out, or name a module of yours"
-            )
+        if value and value.partition(":")[0].partition(".")[0] in ("pipelines", "evals", "vppo_cli"):
+            raise ValueError(f"{value} is the package's own; leave the setting out, or name a module of yours")
         return value
 
 
@@ -585,9 +573,10 @@ class Config(Section):
     def holds(self, *names: str) -> dict[str, Any]:
         """These sections and single settings, as keys hold them."""
         return {
-            key: value for key, value in self.keyed("").items()
+            key: value
+            for key, value in self.keyed("").items()
             if any(key == name or key.startswith(f"{name}.") for name in names)
-        }  # fmt: skip
+        }
 
     @model_validator(mode="after")
     def _own_data_are_evaluated_on_their_own(self) -> Config:

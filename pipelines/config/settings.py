@@ -135,9 +135,7 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in parts)
     if known[id(node)] >= MOST_VALUES:
-        raise NotPlain(
-            "it comes to too many values (its aliases repeat each other)", node.start_mark.line + 1
-        )
+        raise NotPlain("it comes to too many values (its aliases repeat each other)", node.start_mark.line + 1)
     return known[id(node)]
 
 
@@ -215,9 +213,10 @@ def load(
             asked.put(key.strip(), plain_yaml(value), key.strip())
         except NotPlain as error:
             raise UserError(
-                f"--set {shortened(text)}", f"{shortened(value)!r} is not YAML: {error}.",
+                f"--set {shortened(text)}",
+                f"{shortened(value)!r} is not YAML: {error}.",
                 "Quote it, or mind the brackets.",
-            ) from error  # fmt: skip
+            ) from error
     return _validate(_with_mode(asked).over(layer))
 
 
@@ -230,10 +229,11 @@ def _with_mode(layer: _Layer) -> _Layer:
     preset = _Layer()
     if (old := layer.values.get("mode")) in OLD_MODES:
         raise UserError(
-            layer.places["mode"], f"{old!r} is called otherwise now.",
+            layer.places["mode"],
+            f"{old!r} is called otherwise now.",
             "mode: exact is our own variant (paper, earlier); mode: published is what the authors ran "
             "(more of it than reference was).",
-        )  # fmt: skip
+        )
     for key, value in MODES.get(str(layer.values.get("mode")), {}).items():
         preset.put(key, value, f"mode {layer.values['mode']}, {key}")
     return layer.over(preset)
@@ -267,16 +267,15 @@ def _read_file(path: Path, seen: tuple[Path, ...], stored: bool = False) -> _Lay
     found = next((p for p in (path, *shipped) if _is_file(p)), None)
     place = shortened(str(path))
     if found is None:
-        raise UserError(
-            place, "no such config file.", f"Shipped ones: {' '.join(shipped_configs())}."
-        )
+        raise UserError(place, "no such config file.", f"Shipped ones: {' '.join(shipped_configs())}.")
     if found in seen:
         raise UserError(place, "base: goes round in a circle.", "Remove one of the base: lines.")
     if len(seen) > MOST_BASES:
         raise UserError(
-            place, f"is the base of a base, {len(seen)} files deep; {MOST_BASES} are read.",
+            place,
+            f"is the base of a base, {len(seen)} files deep; {MOST_BASES} are read.",
             "Write their settings into one file.",
-        )  # fmt: skip
+        )
     try:
         with found.open(encoding="utf-8") as file:
             text = file.read(LARGEST_CONFIG + 1)
@@ -295,9 +294,7 @@ def _read_file(path: Path, seen: tuple[Path, ...], stored: bool = False) -> _Lay
     if root is None:
         return layer
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path}, line 1", "expected settings (key: value).", "See configs/tiny.yaml."
-        )
+        raise UserError(f"{path}, line 1", "expected settings (key: value).", "See configs/tiny.yaml.")
     lines = dict(_lines(root))
     base = values.pop("base", None)
     for key, value in _flatten(values):
@@ -367,9 +364,10 @@ def _validate(layer: _Layer) -> Config:
             raise _unknown(shortened(key), shortened(layer.places[key]), list(known))
         if (wrong := _no_text(value)) is not None:
             raise UserError(
-                layer.places[key], f"{shortened(ascii(wrong))} is not text: it holds half of a surrogate "
-                "pair, or a null character.", "Write it again.",
-            )  # fmt: skip
+                layer.places[key],
+                f"{shortened(ascii(wrong))} is not text: it holds half of a surrogate pair, or a null character.",
+                "Write it again.",
+            )
         *sections, name = key.split(".")
         holder = nested
         for section in sections:
@@ -377,16 +375,15 @@ def _validate(layer: _Layer) -> Config:
         holder[name] = value
     if layer.values.get("eval.profile") == OLD_PROFILE:
         raise UserError(
-            layer.places["eval.profile"], f"{OLD_PROFILE!r} is called otherwise now.",
+            layer.places["eval.profile"],
+            f"{OLD_PROFILE!r} is called otherwise now.",
             "eval.profile: published, or matched (as in training).",
-        )  # fmt: skip
+        )
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
         first = error.errors()[0]
-        key = next(
-            (k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places), ""
-        )
+        key = next((k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places), "")
         section = ".".join(map(str, first["loc"]))
         place = layer.places.get(key) or _file_of(section, layer.places) + (section or "config")
         problem = first["msg"].removeprefix("Value error, ")
@@ -432,9 +429,7 @@ def _prefixes(key: str) -> Iterator[str]:
 
 def _unknown(key: str, place: str, known: list[str]) -> UserError:
     if any(name.startswith(f"{key}.") for name in known):
-        return UserError(
-            place, "is a section, not a setting.", f"Set its fields one by one (vppo config {key})."
-        )
+        return UserError(place, "is a section, not a setting.", f"Set its fields one by one (vppo config {key}).")
     last = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.rpartition(".")[2] == last]

@@ -38,30 +38,39 @@ TABLES: dict[str, dict[str, type]] = {
 }
 """Stage -> its Parquet files and their rows."""
 
-OTHERS = {
-    "rollout": ("next.json",),
-    "checkpoint": ("model/config.json", "trainer"),
-    "eval": (RESULTS,),
-}
+OTHERS = {"rollout": ("next.json",), "checkpoint": ("model/config.json", "trainer"), "eval": (RESULTS,)}
 """Stage -> its other files and folders."""
 
 MAY_BE_MISSING = {"test.parquet", "looks.parquet", ADVANTAGES}
 
 FIELDS = (
-    "benchmark", "title", "questions", "samples", "profile", "warnings", "rows", "settings",
-    "training", "grader", "graders", "accuracy", "interval", "outcomes", "cluster", "clusters",
-    "pass_at_k", "majority_at_k", "breakdowns", "scores", "response_tokens_mean", "right",
-)  # fmt: skip
+    "benchmark",
+    "title",
+    "questions",
+    "samples",
+    "profile",
+    "warnings",
+    "rows",
+    "settings",
+    "training",
+    "grader",
+    "graders",
+    "accuracy",
+    "interval",
+    "outcomes",
+    "cluster",
+    "clusters",
+    "pass_at_k",
+    "majority_at_k",
+    "breakdowns",
+    "scores",
+    "response_tokens_mean",
+    "right",
+)
 """What results.json has to have."""
 
-OF_TOKENS = {
-    Rollout: ("response_ids", "logp"),
-    Scored: ("old_logp", "entropy", "perception", "keep"),
-}
-OF_RESPONSES = {
-    Rollout: ("response", "truncated", "answer", "outcome", "reward"),
-    Scored: ("dependency",),
-}
+OF_TOKENS = {Rollout: ("response_ids", "logp"), Scored: ("old_logp", "entropy", "perception", "keep")}
+OF_RESPONSES = {Rollout: ("response", "truncated", "answer", "outcome", "reward"), Scored: ("dependency",)}
 
 
 def check(stage: str, out: Path, inputs: Mapping[str, Path]) -> None:
@@ -116,11 +125,7 @@ def _check_prompts(scores: Path, rollouts: Path) -> None:
     if not ours["position"].equals(theirs["position"]):
         raise UserError(f"{scores}, column position", "is not that of rollouts.parquet.", _PAGE)
     if not _tokens(ours["perception"]).equals(_tokens(theirs["response_ids"])):
-        raise UserError(
-            f"{scores}, column perception",
-            "has not one value for each token of the responses.",
-            _PAGE,
-        )
+        raise UserError(f"{scores}, column perception", "has not one value for each token of the responses.", _PAGE)
 
 
 def _check_responses(advantages: Path, rollouts: Path) -> None:
@@ -132,9 +137,7 @@ def _check_responses(advantages: Path, rollouts: Path) -> None:
     responses = pc.list_value_length(theirs["reward"])
     for column in ("advantage", "shaped_advantage"):
         if not pc.list_value_length(ours[column]).equals(responses):
-            raise UserError(
-                f"{advantages}, column {column}", "has not one value for each response.", _PAGE
-            )
+            raise UserError(f"{advantages}, column {column}", "has not one value for each response.", _PAGE)
 
 
 def _tokens(column: pa.ChunkedArray) -> pa.Array:

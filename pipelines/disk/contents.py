@@ -67,12 +67,7 @@ def file_hash(path: Path, *, lasting: bool = True) -> str:
 
 
 def remembered(
-    what: str,
-    path: Path,
-    files: Sequence[Path | str],
-    make: Callable[[], str],
-    *,
-    lasting: bool = True,
+    what: str, path: Path, files: Sequence[Path | str], make: Callable[[], str], *, lasting: bool = True
 ) -> str:
     """``make()``, or what it gave for the same files when they were as they are now.
 

@@ -24,18 +24,41 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 FAILING = {
-    errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO, errno.ENOTCONN,
-    errno.ESHUTDOWN, errno.EBADMSG, errno.ENOLINK, errno.EHOSTDOWN, errno.EUCLEAN,
-}  # fmt: skip
-PASSING = {errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM, errno.ENOLCK, errno.EDEADLK,
-           errno.ETXTBSY, errno.ENOBUFS}  # fmt: skip
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EREMOTEIO,
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.EBADMSG,
+    errno.ENOLINK,
+    errno.EHOSTDOWN,
+    errno.EUCLEAN,
+}
+PASSING = {
+    errno.EINTR,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ENOMEM,
+    errno.ENOLCK,
+    errno.EDEADLK,
+    errno.ETXTBSY,
+    errno.ENOBUFS,
+}
 OF_THE_SYSTEM = NO_SPACE | NO_PERMISSION | TOO_MANY_FILES | FAILING | PASSING
 """Errors that say nothing of what a file holds: it may be whole, and must not be given up for them."""
 
 NOT_FOR_FOLDERS = {
-    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES,
-    errno.EPERM, errno.EISDIR,
-}  # fmt: skip
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+}
 """What file systems say that cannot sync a folder (SMB, FUSE): there it needs none, or has none."""
 
 LONG_GONE_S = 3600.0
@@ -90,18 +113,18 @@ def told(path: Path, error: BaseException) -> UserError | None:
         return UserError(str(where), problem, f"Free some space and {kept}")
     if code in NO_PERMISSION:
         return UserError(
-            str(where), f"no permission to read or write there ({reason}).",
+            str(where),
+            f"no permission to read or write there ({reason}).",
             "Allow it, or set VPPO_RUNS to a folder of yours.",
-        )  # fmt: skip
+        )
     if code in TOO_MANY_FILES:
         return UserError(
-            str(where), f"too many files are open ({reason}).",
+            str(where),
+            f"too many files are open ({reason}).",
             f"Allow more (ulimit -n 4096), or end other programs, and {kept}",
-        )  # fmt: skip
-    if code in FAILING:
-        return UserError(
-            str(where), f"the disk failed ({reason}).", f"Check the disk or its mount, and {kept}"
         )
+    if code in FAILING:
+        return UserError(str(where), f"the disk failed ({reason}).", f"Check the disk or its mount, and {kept}")
     return UserError(str(where), f"the system refused it ({reason}).", f"Try again: {kept}")
 
 

@@ -179,9 +179,8 @@ def _parquet_texts(path: Path) -> Iterator[str]:
         with pq.ParquetFile(path) as file:
             leaves = [file.schema.column(i) for i in range(len(file.schema))]
             texts = [
-                leaf.path for leaf in leaves
-                if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "NONE"
-            ]  # fmt: skip
+                leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "NONE"
+            ]
             for group in range(file.num_row_groups if texts else 0):
                 for batch in file.iter_batches(1024, row_groups=[group], columns=texts):
                     for column in batch.columns:

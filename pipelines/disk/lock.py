@@ -137,13 +137,15 @@ def is_running(run: Path) -> int | None:
 # -- taking it -------------------------------------------------------------------------------------
 
 
-def _acquire(
-    path: Path, what: str, fix: str, wait: bool, tell: Callable[[str], None]
-) -> tuple[Owner, IO[bytes]]:
+def _acquire(path: Path, what: str, fix: str, wait: bool, tell: Callable[[str], None]) -> tuple[Owner, IO[bytes]]:
     mine = Owner(
-        os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"),
-        secrets.token_hex(16), _machine(), _started(os.getpid()),
-    )  # fmt: skip
+        os.getpid(),
+        socket.gethostname(),
+        time.strftime("%Y-%m-%d %H:%M:%S"),
+        secrets.token_hex(16),
+        _machine(),
+        _started(os.getpid()),
+    )
     watched: Owner | None = None  # on another machine, and when it was first looked at:
     since = time.monotonic()
     waits, dead = False, ""
@@ -184,10 +186,10 @@ def _in_use(path: Path, what: str, owner: Owner, held: str, fix: str) -> UserErr
     if owner.token:
         return UserError(what, f"{held[:-1]} on {owner.host}.", fix)
     return UserError(
-        str(path), f"was taken by process {owner.pid} on {owner.host} at {owner.since} and not "
-        "released.",
+        str(path),
+        f"was taken by process {owner.pid} on {owner.host} at {owner.since} and not released.",
         f"If nothing runs there any more, remove the file: rm {path}",
-    )  # fmt: skip
+    )
 
 
 def _claim(
@@ -297,8 +299,7 @@ def _check(path: Path, mine: Owner, what: str) -> None:
     if found is None or found.token != mine.token:
         by = f"process {found.pid} on {found.host}" if found else "someone, who removed its lock,"
         raise LockLost(
-            f"{what} was taken over by {by} while this process gave no sign. It ends, and writes "
-            "nothing more."
+            f"{what} was taken over by {by} while this process gave no sign. It ends, and writes nothing more."
         )
 
 
@@ -321,11 +322,7 @@ def _holder(path: Path, now: Callable[[], float], dead: str = "") -> Owner | Non
 
 
 def _owner_of(
-    file: IO[bytes],
-    path: Path,
-    now: Callable[[], float],
-    young_s: float = 0.0,
-    how: int = fcntl.LOCK_SH,
+    file: IO[bytes], path: Path, now: Callable[[], float], young_s: float = 0.0, how: int = fcntl.LOCK_SH
 ) -> Owner | None:
     """The owner, if it lives, that an open file names; without a name, held while it is so young."""
     owner = _parse(file)

@@ -57,9 +57,10 @@ def require_module(setting: str, part: str) -> None:
     module = part.partition(":")[0]
     if _find(module) is None:
         raise UserError(
-            f"{setting}: {part}", f"there is no module {module}.",
+            f"{setting}: {part}",
+            f"there is no module {module}.",
             "Name a module that Python finds from the current folder or the environment.",
-        )  # fmt: skip
+        )
 
 
 def _files(module: str) -> dict[str, Path] | None:
@@ -125,9 +126,7 @@ def _places(spec: ModuleSpec) -> list[Path]:
 
 def _local(place: Path, homes: set[Path]) -> bool:
     paths = sysconfig.get_paths()
-    installed = {
-        Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    }
+    installed = {Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     if any(place.is_relative_to(folder) for folder in installed):
         return False
     return any(place.is_relative_to(home) for home in homes)
@@ -223,10 +222,22 @@ def check_part_sources(config: Config) -> None:
 
 
 SETTINGS = (
-    "rollout.engine", "reward.function", "reward.grader", "score.estimator", "score.perturbation",
-    "update.engine", "update.objective", "eval.graders", "run.trackers", "stages.prepare",
-    "stages.rollout", "stages.score", "stages.update", "stages.checkpoint", "stages.eval",
-)  # fmt: skip
+    "rollout.engine",
+    "reward.function",
+    "reward.grader",
+    "score.estimator",
+    "score.perturbation",
+    "update.engine",
+    "update.objective",
+    "eval.graders",
+    "run.trackers",
+    "stages.prepare",
+    "stages.rollout",
+    "stages.score",
+    "stages.update",
+    "stages.checkpoint",
+    "stages.eval",
+)
 """Where an import path may stand. Trackers change no result, and are in no key."""
 
 

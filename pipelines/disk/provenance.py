@@ -7,17 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = (
-    "vppo",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "mathruler",
-    "math-verify",
-    "vllm",
-    "deepspeed",
-)
+PACKAGES = ("vppo", "torch", "transformers", "tokenizers", "datasets", "mathruler", "math-verify", "vllm", "deepspeed")
 
 
 def provenance() -> dict[str, str]:
@@ -32,8 +22,10 @@ def provenance() -> dict[str, str]:
     if (root / ".git").exists():
         result = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if result.returncode == 0:
             found["commit"] = result.stdout.strip()
     return found

@@ -218,16 +218,11 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
     if row_type in (Rollout, Scored):
         check_finite(path.name, table)
     repeated = [_leaf(field) for field in table.schema if "float" not in str(field.type)]
-    pq.write_table(
-        table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated
-    )
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated)
 
 
 def _table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
-    columns = [
-        pa.array([getattr(row, column.name) for row in rows], type=column.type)
-        for column in schema(row_type)
-    ]
+    columns = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in schema(row_type)]
     return pa.Table.from_arrays(columns, schema=schema(row_type))
 
 
@@ -240,11 +235,12 @@ def check_finite(name: str, table: pa.Table) -> None:
             if not np.isfinite(values).all():
                 bad = values[~np.isfinite(values)][0]
                 raise UserError(
-                    f"{name}, column {column}", f"holds {bad} for prompt {table['sample_id'][row]}.",
+                    f"{name}, column {column}",
+                    f"holds {bad} for prompt {table['sample_id'][row]}.",
                     "The policy's numbers overflow, or a part of yours (score.estimator, rollout.engine) "
                     "gives such numbers: look at update.learning_rate, update.weight_decay, "
                     "rollout.temperature.",
-                )  # fmt: skip
+                )
 
 
 def _numbers(column: pa.ChunkedArray) -> Any:
@@ -263,9 +259,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> int:
     """Write samples as one Parquet file (zstd), in small row groups; returns their number."""
     total, size = 0, 0
     group: list[Sample] = []
-    with pq.ParquetWriter(
-        path, schema(Sample), compression="zstd", write_page_checksum=True
-    ) as writer:
+    with pq.ParquetWriter(path, schema(Sample), compression="zstd", write_page_checksum=True) as writer:
         for sample in samples:
             group.append(sample)
             size += sum(map(len, sample.images))
@@ -298,9 +292,7 @@ class SampleTable(Sequence[Sample]):
         self.path = path
         with parquet_errors(path):
             self._file = check_columns(path, Sample)
-            counts = [
-                self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
-            ]
+            counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
             self.ids: list[str] = self._file.read(columns=["id"])["id"].to_pylist()
         self._starts = list(accumulate(counts, initial=0))
         self._place = {sample_id: index for index, sample_id in enumerate(self.ids)}
@@ -323,9 +315,7 @@ class SampleTable(Sequence[Sample]):
             UserError: there is none.
         """
         if sample_id not in self._place:
-            raise UserError(
-                str(self.path), f"has no sample {sample_id}.", "Prepare the data again."
-            )
+            raise UserError(str(self.path), f"has no sample {sample_id}.", "Prepare the data again.")
         return self[self._place[sample_id]]
 
     def without_images(self) -> list[Sample]:
@@ -351,9 +341,10 @@ def check_columns(path: Path, row_type: type) -> pq.ParquetFile:
         kind = found.field(column.name).type if column.name in found.names else "none"
         if kind != column.type:
             raise UserError(
-                f"{path}, column {column.name}", f"expected {column.type}, found {kind}.",
+                f"{path}, column {column.name}",
+                f"expected {column.type}, found {kind}.",
                 f"It should be a file of {row_type.__name__} rows.",
-            )  # fmt: skip
+            )
     return file
 
 
@@ -367,12 +358,12 @@ def parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(
-            str(path), "no such file.", "Run the stage that writes it again."
-        ) from error
+        raise UserError(str(path), "no such file.", "Run the stage that writes it again.") from error
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise unreadable(
-            path, error, f"not a readable Parquet file ({detail}).",
+            path,
+            error,
+            f"not a readable Parquet file ({detail}).",
             "Delete its folder; it is made again when it is needed.",
-        ) from error  # fmt: skip
+        ) from error

@@ -34,7 +34,7 @@ from pipelines.disk.files import (
     sync_file,
     told,
     write_atomic,
-)  # fmt: skip
+)
 from pipelines.disk.provenance import provenance
 from pipelines.errors import UserError
 from pipelines.ranks.ranks import ranks
@@ -74,9 +74,13 @@ class Step:
     def key(self) -> str:
         """Hash of all that decides the content (hex, 64 digits)."""
         content = {
-            "format": FORMAT, "step": self.name, "index": self.index, "version": self.version,
-            "settings": self.settings, "inputs": self.inputs,
-        }  # fmt: skip
+            "format": FORMAT,
+            "step": self.name,
+            "index": self.index,
+            "version": self.version,
+            "settings": self.settings,
+            "inputs": self.inputs,
+        }
         text = json.dumps(content, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -98,17 +102,13 @@ class Step:
             return None
         manifest = read_manifest(self.path)
         if manifest["key"] != self.key:
-            raise UserError(
-                str(self.path / MANIFEST), "belongs to another step (its key differs).", _redo(self.path)
-            )  # fmt: skip
+            raise UserError(str(self.path / MANIFEST), "belongs to another step (its key differs).", _redo(self.path))
         for name, entry in manifest["files"].items():
             file = self.path / name
             size = _size(file)
             if size != entry["bytes"] and not manifest.get(PRUNED):
                 found = "missing" if size is None else f"{size} bytes"
-                raise UserError(
-                    str(file), f"should hold {entry['bytes']} bytes, found {found}.", _redo(self.path)
-                )  # fmt: skip
+                raise UserError(str(file), f"should hold {entry['bytes']} bytes, found {found}.", _redo(self.path))
         return manifest
 
     def verify(self) -> None:
@@ -215,9 +215,8 @@ def _size(path: Path) -> int | None:
 
 def _not_listed(path: Path) -> UserError:
     return UserError(
-        str(path), "is not one of the files that were committed there.",
-        f"Move it elsewhere, or delete it: rm {path}",
-    )  # fmt: skip
+        str(path), "is not one of the files that were committed there.", f"Move it elsewhere, or delete it: rm {path}"
+    )
 
 
 def _redo(path: Path) -> str:
@@ -235,9 +234,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_bytes())
         _check_manifest(manifest)
     except (OSError, ValueError, RecursionError) as error:
-        raise unreadable(
-            path / MANIFEST, error, f"corrupt manifest ({error}).", _redo(path)
-        ) from error
+        raise unreadable(path / MANIFEST, error, f"corrupt manifest ({error}).", _redo(path)) from error
     spent.seconds += time.perf_counter() - began
     return dict(manifest)
 
@@ -287,16 +284,21 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield partial, metrics
             files = _finish(partial)
             manifest = {
-                "format": MANIFEST_FORMAT, "step": step.name, "index": step.index,
-                "version": step.version, "key": step.key, "settings": step.settings,
-                "inputs": step.inputs, "shape": step.shape,
-                "metrics": metrics, "files": files,
+                "format": MANIFEST_FORMAT,
+                "step": step.name,
+                "index": step.index,
+                "version": step.version,
+                "key": step.key,
+                "settings": step.settings,
+                "inputs": step.inputs,
+                "shape": step.shape,
+                "metrics": metrics,
+                "files": files,
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "seconds": round(time.time() - started, 3), "provenance": _provenance(),
-            }  # fmt: skip
-            write_atomic(
-                partial / MANIFEST, json.dumps(sealed(manifest), indent=1, ensure_ascii=False)
-            )
+                "seconds": round(time.time() - started, 3),
+                "provenance": _provenance(),
+            }
+            write_atomic(partial / MANIFEST, json.dumps(sealed(manifest), indent=1, ensure_ascii=False))
             _replace(partial, step.path)
         except BaseException:
             remove(partial)
@@ -333,9 +335,7 @@ def _finish(partial: Path) -> dict[str, dict[str, Any]]:
         entries = list(pool.map(finish, files))
     for folder in {partial, *(path for path in found if path.is_dir())}:
         sync_file(folder)
-    return {
-        str(file.relative_to(partial)): entry for file, entry in zip(files, entries, strict=True)
-    }
+    return {str(file.relative_to(partial)): entry for file, entry in zip(files, entries, strict=True)}
 
 
 def _replace(partial: Path, path: Path) -> None:
@@ -365,16 +365,11 @@ def plan(step: Step) -> tuple[Status, str]:
     """
     if step.manifest() is not None:
         return "keep", "same key"
-    others = [
-        p for p in step.parent.glob(f"{step.name}-*")
-        if p.suffix != ".partial" and (p / MANIFEST).is_file()
-    ]  # fmt: skip
+    others = [p for p in step.parent.glob(f"{step.name}-*") if p.suffix != ".partial" and (p / MANIFEST).is_file()]
     if not others:
         return "run", "not made yet"
     others.sort(key=lambda p: (p / MANIFEST).stat().st_mtime, reverse=True)
-    nearest = min(
-        (differences(read_manifest(p), step) for p in others), key=len
-    )  # of equals, newest
+    nearest = min((differences(read_manifest(p), step) for p in others), key=len)  # of equals, newest
     return "stale", "; ".join(nearest) or "its format changed"
 
 
@@ -385,9 +380,7 @@ def differences(manifest: dict[str, Any], step: Step) -> list[str]:
         reasons.append(f"its code changed (version {manifest.get('version')} -> {step.version})")
     old, new = manifest.get("settings", {}), step.settings
     for name in sorted(old.keys() | new.keys()):
-        if " " in name and old.get(name) != new.get(
-            name
-        ):  # not a setting: a hash of what one names
+        if " " in name and old.get(name) != new.get(name):  # not a setting: a hash of what one names
             reasons.append(f"{name} changed" if name in old else f"{name} was not part of its key")
         elif old.get(name) != new.get(name):
             reasons.append(f"{name} {_short(old.get(name))} -> {_short(new.get(name))}")

@@ -242,53 +242,51 @@ def _reason_spread(writer: Writer, values: list[int], puzzle: Puzzle) -> int:
 
 TASKS = {
     "add": Task(
-        1, _some(2),
-        lambda p: f"What is {p.cells[0]} + {p.cells[1]}?",
-        lambda w, v, p: w.equation(v[0], "+", v[1]),
+        1, _some(2), lambda p: f"What is {p.cells[0]} + {p.cells[1]}?", lambda w, v, p: w.equation(v[0], "+", v[1])
     ),
     "larger": Task(
-        1, _some(2),
+        1,
+        _some(2),
         lambda p: f"What is the larger of {p.cells[0]} and {p.cells[1]}?",
         lambda w, v, p: w.compare(v[0], v[1])[0],
     ),
     "apart": Task(
-        1, _some(2),
+        1,
+        _some(2),
         lambda p: f"How far apart are {p.cells[0]} and {p.cells[1]}?",
         lambda w, v, p: w.equation(*_signed(w.compare(v[0], v[1]))),
     ),
-    "sum_line": Task(
-        2, _line,
-        lambda p: f"What is the sum of {_line_name(p)}?",
-        lambda w, v, p: w.total(v),
-    ),
+    "sum_line": Task(2, _line, lambda p: f"What is the sum of {_line_name(p)}?", lambda w, v, p: w.total(v)),
     "largest_in_line": Task(
-        2, _line,
+        2,
+        _line,
         lambda p: f"What is the largest digit in {_line_name(p)}?",
         lambda w, v, p: w.finding("largest", max(v)),
     ),
     "count": Task(
-        2, _every,
+        2,
+        _every,
         lambda p: f"How many cells show {p.digit}?",
         lambda w, v, p: w.finding("count", v.count(p.digit)),
         shapes=((2, 2), (2, 3), (3, 2)),
     ),
     "larger_row": Task(
-        3, _two_rows,
+        3,
+        _two_rows,
         lambda p: f"What is the larger sum, row {p.cells[0][1]} or row {p.cells[-1][1]}?",
         _reason_two_rows,
         shapes=((2, 2), (3, 2)),
     ),
     "spread": Task(
-        3, _line,
-        lambda p: f"What is the largest minus the smallest digit in {_line_name(p)}?",
-        _reason_spread,
+        3, _line, lambda p: f"What is the largest minus the smallest digit in {_line_name(p)}?", _reason_spread
     ),
     "add_larger": Task(
-        3, _some(3),
+        3,
+        _some(3),
         lambda p: f"Add {p.cells[0]} to the larger of {p.cells[1]} and {p.cells[2]}.",
         lambda w, v, p: w.equation(v[0], "+", w.compare(v[1], v[2])[0]),
     ),
-}  # fmt: skip
+}
 """Every kind of question; adding one is one entry (and its words, if new, in ``GRAMMAR``)."""
 
 
@@ -316,14 +314,16 @@ def make_sample(split: str, index: int, seed: int, options: GlyphsOptions) -> Sa
     rows, columns = TASKS[task].shapes[random.integers(len(TASKS[task].shapes))]
     scans = random.choice(_scan_order()[slice(*SPLITS[split])], size=(rows, columns))
     digits = _scans()[1]
-    puzzle = _draw_puzzle(task, tuple(tuple(int(digits[s]) for s in row) for row in scans),
-                          options, random)  # fmt: skip
+    puzzle = _draw_puzzle(task, tuple(tuple(int(digits[s]) for s in row) for row in scans), options, random)
     png = _draw(scans, random)
     pieces, answer = write(puzzle, Slips(), random)
     details = {
-        **asdict(puzzle), "level": level, "scans": scans.tolist(),
-        "solution": "".join(text for text, _ in pieces), "roles": pieces,
-    }  # fmt: skip
+        **asdict(puzzle),
+        "level": level,
+        "scans": scans.tolist(),
+        "solution": "".join(text for text, _ in pieces),
+        "roles": pieces,
+    }
     return Sample(
         id=f"{split}-{index:06d}",
         problem=f"<image>{_question(puzzle)}",
@@ -333,9 +333,7 @@ def make_sample(split: str, index: int, seed: int, options: GlyphsOptions) -> Sa
     )
 
 
-def _draw_puzzle(
-    task: str, grid: Grid, options: GlyphsOptions, random: np.random.Generator
-) -> Puzzle:
+def _draw_puzzle(task: str, grid: Grid, options: GlyphsOptions, random: np.random.Generator) -> Puzzle:
     rows, columns = len(grid), len(grid[0])
     cells = TASKS[task].choose(random, rows, columns)
     present = [digit for row in grid for digit in row]

@@ -34,9 +34,14 @@ if TYPE_CHECKING:  # the module imports torchvision: see torchvision_ops
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 """Qwen's names; ``<|im_end|>`` ends a response and ``<|endoftext|>`` pads."""
 
 WORDS = r" ?</?think>| ?\\boxed\{| ?[abc][123](?!\d)| ?\d| ?[A-Za-z]+| ?[^\s\w]|\s+|."
@@ -89,10 +94,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     corpus = [text for s in samples for text in (s.problem, glyphs.solution(s))]
     corpus += ["user\nassistant\nsystem\n"] * 20
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=1000,  # never reached: merges end when every word is whole
@@ -134,11 +141,7 @@ def build_processor() -> Any:
 def build_model(tokenizer: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """The model with random weights, about one million parameters, fp32."""
     ensure_importable()
-    from transformers import (
-        GenerationConfig,
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-    )
+    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     token = tokenizer.convert_tokens_to_ids
     hidden = 128
@@ -151,9 +154,7 @@ def build_model(tokenizer: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6],
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
@@ -173,14 +174,18 @@ def build_model(tokenizer: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
-        eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"), do_sample=True,
-        top_k=0, top_p=1.0, temperature=1.0,
-    )  # fmt: skip
+        eos_token_id=token("<|im_end|>"),
+        pad_token_id=token("<|endoftext|>"),
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+    )
     return model
 
 
@@ -253,9 +258,7 @@ class CellReader(nn.Module):
         self.digit = nn.Linear(hidden, 10)
         self.name = nn.Linear(hidden, self.NAMES)
 
-    def forward(
-        self, vision_ND: torch.Tensor, middle_ND: torch.Tensor, samples: Sequence[Sample]
-    ) -> torch.Tensor:
+    def forward(self, vision_ND: torch.Tensor, middle_ND: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
         """Mean cross-entropy over the N image tokens of a batch, in nats."""
         digits, names = [], []
         for sample in samples:
@@ -287,10 +290,7 @@ def kept_outputs(**modules: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def losses(
-    model: Qwen2_5_VLForConditionalGeneration,
-    reader: CellReader,
-    batch: dict[str, Any],
-    samples: Sequence[Sample],
+    model: Qwen2_5_VLForConditionalGeneration, reader: CellReader, batch: dict[str, Any], samples: Sequence[Sample]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(next-token loss on the responses, cell-reading loss), means in nats."""
     inputs = {key: value for key, value in batch.items() if key != "response_mask"}
@@ -314,9 +314,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def draw_batch(
-    lengths: Sequence[int], step: int, batch: int, seed: int, pool: int = 4
-) -> list[int]:
+def draw_batch(lengths: Sequence[int], step: int, batch: int, seed: int, pool: int = 4) -> list[int]:
     """The samples of a step, of about equal length: ``pool`` batches are drawn at once and sorted.
 
     Without sorting a third of the work is padding.
@@ -348,10 +346,7 @@ def warm_start(
     # Other samples than a run's own, which start from the run's seed.
     samples = glyphs.make_samples("train", recipe.samples, seed + 1_000_003, options)
     prompts = Prompts(processor, samples)
-    lengths = [
-        len(ids) + len(json.loads(s.metadata)["roles"])
-        for ids, s in zip(prompts.ids, samples, strict=True)
-    ]
+    lengths = [len(ids) + len(json.loads(s.metadata)["roles"]) for ids, s in zip(prompts.ids, samples, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = CellReader(model.lm_head.in_features)
@@ -404,16 +399,15 @@ def answer_all(
         torch.manual_seed(seed)
         for start in range(0, len(samples), 256):
             part = samples[start : start + 256]
-            texts = processor.apply_chat_template(
-                [messages_of(sample) for sample in part], add_generation_prompt=True
-            )
+            texts = processor.apply_chat_template([messages_of(sample) for sample in part], add_generation_prompt=True)
             inputs = processor(
-                text=texts, images=[[open_image(sample.images[0])] for sample in part], padding=True,
-                padding_side="left", return_tensors="pt",
-            )  # fmt: skip
-            ids_BL = engine.generate(
-                **inputs, max_new_tokens=64, do_sample=sampled, suppress_tokens=banned
+                text=texts,
+                images=[[open_image(sample.images[0])] for sample in part],
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
             )
+            ids_BL = engine.generate(**inputs, max_new_tokens=64, do_sample=sampled, suppress_tokens=banned)
             new_BT = ids_BL[:, inputs["input_ids"].shape[1] :]
             responses += tokenizer.batch_decode(new_BT, skip_special_tokens=True)
     return responses
@@ -460,9 +454,7 @@ def rebuild(
     started = time.monotonic()
     processor = build_processor()
     model = build_model(processor.tokenizer, seed)
-    metrics = warm_start(
-        model, processor, seed=seed, steps=steps, recipe=recipe, progress=progress
-    )  # fmt: skip
+    metrics = warm_start(model, processor, seed=seed, steps=steps, recipe=recipe, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     save(model, processor, out)
     metrics["seconds"] = time.monotonic() - started

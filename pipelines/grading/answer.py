@@ -97,9 +97,7 @@ _LEAD = re.compile(
     r"|(?:故|应)?(?:正确)?(?:答案|选项|选择|选)(?:应?[是为选])? ?:? ?(?=\S)",
     re.IGNORECASE,
 )
-_TAIL = re.compile(
-    r" is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?", re.IGNORECASE
-)
+_TAIL = re.compile(r" is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?", re.IGNORECASE)
 _ONLY = re.compile(r"(.*[^A-Za-z][A-Za-z]\)?) only")  # of several: "only D" is an option's text
 
 _RUN = re.compile(r"[A-J]{2,10}")  # "BD"; no benchmark here offers more than ten options
@@ -144,8 +142,7 @@ _LAST = re.compile(
     r"(?:answer|option|choice)(?: is)?:? )\(?([A-J])\)?)"
 )
 _DENIES = re.compile(
-    r"\b(?:not|neither|nor|but|except|instead|rather|unlike|never|is (?:wrong|incorrect|false))\b|n't",
-    re.IGNORECASE,
+    r"\b(?:not|neither|nor|but|except|instead|rather|unlike|never|is (?:wrong|incorrect|false))\b|n't", re.IGNORECASE
 )
 
 _LONGEST_CHOICE = 2_000  # characters; what is longer names an option nowhere near clearly
@@ -221,17 +218,10 @@ def _labelled(plain: str) -> frozenset[str] | None:
         letters = _ONE.fullmatch(beside[2]) or not _balanced(beside[2])
         return None if letters or _DENIES.match(beside[2]) else frozenset(beside[1])
     if numbered := _NUMBERED.fullmatch(plain):
-        letter, rest = (
-            numbered.group(1) or numbered.group(3),
-            numbered.group(2) or numbered.group(4),
-        )
+        letter, rest = (numbered.group(1) or numbered.group(3), numbered.group(2) or numbered.group(4))
         words = re.search(r"[a-z]{3}|\d-[a-z]", re.sub(r"\\[a-z]+", "", rest))
         several = _SEVERAL_OPTIONS.search(rest)
-        return (
-            None
-            if several or (letter == "A" and words and "," not in plain[:2])
-            else frozenset(letter)
-        )
+        return None if several or (letter == "A" and words and "," not in plain[:2]) else frozenset(letter)
     if dashed := _DASHED.match(plain):
         return None if _OTHERWISE.search(plain) else frozenset(dashed[1])
     last = _LAST.fullmatch(plain)

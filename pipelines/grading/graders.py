@@ -51,17 +51,19 @@ def check_grader(name: str, setting: str = "reward.grader") -> str:
         near = difflib.get_close_matches(name.lower(), GRADERS, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"{setting}: {name}", "no such grader.",
+            f"{setting}: {name}",
+            "no such grader.",
             f"{hint}Known: {' '.join(GRADERS)}; or an import path package.module:function.",
-        )  # fmt: skip
+        )
     function = find_part(setting, name, dict.fromkeys(GRADERS))
     try:
         inspect.signature(function).bind("answer", "gold")
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{setting}: {name}", f"cannot be called with two texts ({error}).",
+            f"{setting}: {name}",
+            f"cannot be called with two texts ({error}).",
             "A grader is a function (answer: str, gold: str) -> bool.",
-        ) from error  # fmt: skip
+        ) from error
     return name
 
 
@@ -119,9 +121,8 @@ class GraderPool(Closing):
     """
 
     def __init__(
-        self, workers: int = 2, deadline_s: float = 5.0, memory_mb: int = 1024,
-        walls: Walls | None = None,
-    ) -> None:  # fmt: skip
+        self, workers: int = 2, deadline_s: float = 5.0, memory_mb: int = 1024, walls: Walls | None = None
+    ) -> None:
         for name, value in (("workers", workers), ("deadline_s", deadline_s)):
             if not value > 0:
                 raise UserError(name, f"{value} is not above 0.", "Grading needs at least some.")
@@ -152,9 +153,7 @@ class GraderPool(Closing):
         with self._lock:
             return self._processes[0].try_walls()
 
-    def grade(
-        self, items: Sequence[Item], grader: str, *, alone: bool = False
-    ) -> list[bool | None]:
+    def grade(self, items: Sequence[Item], grader: str, *, alone: bool = False) -> list[bool | None]:
         """One verdict per item, in order: True, False, or None.
 
         Args:
@@ -176,18 +175,18 @@ class GraderPool(Closing):
             if alone or grader not in GRADERS:
                 return verdicts
             parts = [
-                (i, side) for i, (answer, gold, kind) in enumerate(items)
-                if kind == "value" and verdicts[i] for side in sides(answer, gold)
-            ]  # fmt: skip
+                (i, side)
+                for i, (answer, gold, kind) in enumerate(items)
+                if kind == "value" and verdicts[i]
+                for side in sides(answer, gold)
+            ]
             pairs = [(side, items[i][1]) for i, side in parts]
             found = self._asked(pairs, [None] * len(pairs), grader)
             for (i, _), verdict in zip(parts, found, strict=True):
                 verdicts[i] = verdicts[i] and verdict
             return verdicts
 
-    def _asked(
-        self, pairs: Sequence[tuple[str, str]], known: Sequence[bool | None], grader: str
-    ) -> list[bool | None]:
+    def _asked(self, pairs: Sequence[tuple[str, str]], known: Sequence[bool | None], grader: str) -> list[bool | None]:
         """The verdicts that are known; of the others what is remembered, or what the grader says."""
         verdicts = list(known)
         places: dict[tuple[str, str], list[int]] = {}

@@ -33,9 +33,7 @@ _NAME = re.compile(rf"(?!.*__)[A-Za-z_{_GREEK}][A-Za-z0-9_{_GREEK}]*")
 _OPERATORS = _words("+ - * / // % ** ^ ! ( ) , < > <= >= << >> & | ~ == !=")
 _NO_FORMULA = _words("= : ; @")
 """What ordinary answers hold (``x=5``, ``1:2``) and no expression can: wrong, and no refusal."""
-_LAYOUT = frozenset(
-    (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-)
+_LAYOUT = frozenset((tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER))
 
 _CONSTANTS = _words("pi E I oo zoo nan GoldenRatio EulerGamma Catalan TribonacciConstant")
 _PLAIN_FUNCTIONS = _words("sqrt cbrt root real_root gcd lcm abs max min round Mod Min Max")
@@ -45,13 +43,33 @@ _BUILDERS = _TAKE_TEXT | _words("Add Mul Pow Eq Ne Lt Le Gt Ge And Or Not")
 """What formulas are built of; the operators are those of ``evaluate=False``."""
 _HARMLESS_BUILTINS = _words("abs max min pow round sum complex float int range")
 _NODES = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Name, ast.Constant, ast.Tuple,
-    ast.List, ast.Set, ast.Load, ast.operator, ast.unaryop, ast.cmpop,
-)  # fmt: skip
+    ast.Expression,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.Compare,
+    ast.Call,
+    ast.Name,
+    ast.Constant,
+    ast.Tuple,
+    ast.List,
+    ast.Set,
+    ast.Load,
+    ast.operator,
+    ast.unaryop,
+    ast.cmpop,
+)
 _COMPILED_NODES = (
-    *_NODES, ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.Store,
-    ast.Expr, ast.IfExp,
-)  # fmt: skip
+    *_NODES,
+    ast.Module,
+    ast.FunctionDef,
+    ast.arguments,
+    ast.arg,
+    ast.Return,
+    ast.Assign,
+    ast.Store,
+    ast.Expr,
+    ast.IfExp,
+)
 
 
 class Refused(Exception):
@@ -180,8 +198,7 @@ def _known_names() -> dict[str, Any]:
     return {
         name: thing
         for name, thing in _published_names().items()
-        if name in named
-        or (isinstance(thing, FunctionClass) and thing.__module__.startswith("sympy.functions."))
+        if name in named or (isinstance(thing, FunctionClass) and thing.__module__.startswith("sympy.functions."))
     }
 
 

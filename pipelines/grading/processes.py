@@ -29,9 +29,7 @@ from pipelines.errors import UserError
 _READY, _MISSING, _DONE, _TRIED, _TRUE, _FALSE = b"R", b"X", b"D", b"P", b"T", b"F"
 _REFUSED, _UNDECIDED, _OPEN = b"G", b"U", b"O"
 _REPLY = Struct(">cI")
-_VERDICTS: dict[bytes, bool | None] = {
-    _TRUE: True, _FALSE: False, _REFUSED: False, _UNDECIDED: None, _OPEN: None,
-}  # fmt: skip
+_VERDICTS: dict[bytes, bool | None] = {_TRUE: True, _FALSE: False, _REFUSED: False, _UNDECIDED: None, _OPEN: None}
 
 _WORKER = "pipelines.grading.worker"
 _OF_PYTHON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
@@ -183,10 +181,7 @@ class GraderProcess:
         """
         self.kill()
         self._start(grader)
-        with (
-            socket.create_server(("127.0.0.1", 0)) as server,
-            tempfile.TemporaryDirectory() as folder,
-        ):
+        with socket.create_server(("127.0.0.1", 0)) as server, tempfile.TemporaryDirectory() as folder:
             attempt = [server.getsockname()[1], str(Path(folder, "written")), os.getpid()]
             self._write(json.dumps({"attempt": attempt}).encode("ascii") + b"\n")
             found = self._tried()
@@ -223,10 +218,13 @@ class GraderProcess:
 
     def _start(self, grader: str) -> None:
         order: dict[str, Any] = {
-            "grader": grader, "deadline_s": self._deadline_s, "memory_mb": self._memory_mb,
-            "parent": os.getpid(), "guarded": self._walls.guarded,
+            "grader": grader,
+            "deadline_s": self._deadline_s,
+            "memory_mb": self._memory_mb,
+            "parent": os.getpid(),
+            "guarded": self._walls.guarded,
             "contained": self._walls.contained,
-        }  # fmt: skip
+        }
         self._grader, self._next = grader, 0
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-X", "utf8", "-m", _WORKER, json.dumps(order)],
@@ -262,9 +260,7 @@ def _environment() -> dict[str, str]:
 class Dispatch:
     """One call's pairs, graded by the given processes; see :func:`grade_pairs`."""
 
-    def __init__(
-        self, processes: list[GraderProcess], grader: str, pairs: Sequence[tuple[str, str]]
-    ) -> None:
+    def __init__(self, processes: list[GraderProcess], grader: str, pairs: Sequence[tuple[str, str]]) -> None:
         self._processes, self._grader, self._pairs = processes, grader, pairs
         self._waiting = deque(range(len(pairs)))
         self._alone: set[int] = set()
@@ -294,11 +290,7 @@ class Dispatch:
 
     def _next_batch(self, size: int) -> list[int]:
         indices = [self._waiting.popleft()]
-        while (
-            self._waiting
-            and len(indices) < size
-            and not self._alone & {indices[0], self._waiting[0]}
-        ):
+        while self._waiting and len(indices) < size and not self._alone & {indices[0], self._waiting[0]}:
             indices.append(self._waiting.popleft())
         return indices
 
@@ -326,11 +318,12 @@ class Dispatch:
         for code, number in replies:
             if code == _MISSING and not process.ready:
                 raise UserError(
-                    f"grader {self._grader}", f"cannot be loaded ({process.text(number)}).",
+                    f"grader {self._grader}",
+                    f"cannot be loaded ({process.text(number)}).",
                     "Name a function that Python finds from the current folder or the environment."
-                    if ":" in self._grader else
-                    "Run: pip install mathruler 'math-verify[antlr4_9_3]' sympy pylatexenc",
-                )  # fmt: skip
+                    if ":" in self._grader
+                    else "Run: pip install mathruler 'math-verify[antlr4_9_3]' sympy pylatexenc",
+                )
             if not self._accept(process, code, number):
                 self._distrust(process)
                 return
@@ -370,10 +363,11 @@ class Dispatch:
             self._give_back(process)
             if self._failed_starts >= _ATTEMPTS * len(self._processes):
                 raise UserError(
-                    f"grader {self._grader}", "its worker process ends while it loads.",
+                    f"grader {self._grader}",
+                    "its worker process ends while it loads.",
                     f"Run it by hand to see why: {sys.executable} -c 'import sympy, mathruler, "
                     "math_verify'; if that works, raise the memory limit (memory_mb).",
-                )  # fmt: skip
+                )
             return
         batch, answered = list(process.batch), process.answered
         if batch and (process.kill() == -signal.SIGPROF or overdue):
@@ -403,9 +397,7 @@ class Dispatch:
         process.kill()
 
 
-def grade_pairs(
-    processes: list[GraderProcess], grader: str, pairs: Sequence[tuple[str, str]]
-) -> list[bool | None]:
+def grade_pairs(processes: list[GraderProcess], grader: str, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     """Verdicts on ``pairs`` of (answer, gold), in order; None: undecided within the limits.
 
     Raises:

@@ -53,9 +53,7 @@ class Graded:
 class RewardFunction(Closing):
     """Grades and rewards responses; a context manager, as it owns grading processes."""
 
-    def __init__(
-        self, reward: str, grader: str, pool: GraderPool, choice_rule: bool = True
-    ) -> None:
+    def __init__(self, reward: str, grader: str, pool: GraderPool, choice_rule: bool = True) -> None:
         self._choice_rule = choice_rule
         self._name, self._grader, self._pool = reward, check_grader(grader), pool
         self._scorer: RewardScorer | None = None
@@ -66,9 +64,7 @@ class RewardFunction(Closing):
         """End the grading processes."""
         self._pool.close()
 
-    def __call__(
-        self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]
-    ) -> list[Graded]:
+    def __call__(self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]) -> list[Graded]:
         """Grade and reward responses; the three sequences run in parallel, one entry a response.
 
         A truncated response is graded if it holds an answer all the same.
@@ -97,9 +93,8 @@ class RewardFunction(Closing):
 
 
 def outcomes_of(
-    answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool],
-    pool: GraderPool, grader: str,
-) -> list[Outcome]:  # fmt: skip
+    answers: Sequence[str | None], samples: Sequence[Sample], truncated: Sequence[bool], pool: GraderPool, grader: str
+) -> list[Outcome]:
     """What came of each answer, by the project's rules and the grader; None is a response that holds none.
 
     Of several golds any counts.
@@ -125,9 +120,12 @@ def outcomes_of(
 
 
 def published_outcomes(
-    responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool],
-    pool: GraderPool, grader: str = "mathruler",
-) -> list[Outcome]:  # fmt: skip
+    responses: Sequence[str],
+    samples: Sequence[Sample],
+    truncated: Sequence[bool],
+    pool: GraderPool,
+    grader: str = "mathruler",
+) -> list[Outcome]:
     """What came of each response as published: by the grader alone (theirs is mathruler), on the boxed
     text, against the gold as the data set has it.
 
@@ -137,16 +135,16 @@ def published_outcomes(
     answers = [published_answer(response) for response in responses]
     # "None", where there is no box, is graded like any other text; spared where it cannot be right.
     asked = [
-        i for i, (answer, sample) in enumerate(zip(answers, samples, strict=True))
+        i
+        for i, (answer, sample) in enumerate(zip(answers, samples, strict=True))
         if answer != NO_BOX or "none" in sample.answer.lower()
-    ]  # fmt: skip
+    ]
     items = [(answers[i], samples[i].answer, samples[i].kind) for i in asked]
     verdicts = dict(zip(asked, pool.grade(items, grader, alone=True), strict=True))
     return [
-        _OF_VERDICT[verdicts[i]] if verdicts.get(i) or answer != NO_BOX
-        else ("truncated" if cut else "no_answer")
+        _OF_VERDICT[verdicts[i]] if verdicts.get(i) or answer != NO_BOX else ("truncated" if cut else "no_answer")
         for i, (answer, cut) in enumerate(zip(answers, truncated, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 GOLDS = "golds"

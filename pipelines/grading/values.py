@@ -12,14 +12,59 @@ _GROUP = re.compile(r"\\(?:text|math(?:rm|bf|it|sf|tt)|mbox|operatorname)[a-z]*\
 _BLANK_GROUP = re.compile(r"\\(?:text|math(?:rm|bf|it|sf|tt)|mbox|operatorname)[a-z]*\s*\{[\s~]*\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
-_OTHER_VALUE = frozenset((
-    "not", "no", "nor", "neither", "never", "wrong", "incorrect", "false", "untrue", "isn't",
-    "isn", "aren't", "aren", "wasn't", "but", "except", "unless", "maybe", "perhaps", "possibly",
-    "cannot", "can't", "instead", "rather", "than", "more", "less", "fewer", "greater", "larger",
-    "smaller", "least", "most", "above", "below", "half", "halves", "hundred", "hundreds",
-    "thousand", "thousands", "million", "millions", "billion", "billions", "trillion", "trillions",
-    "dozen", "dozens",
-))  # fmt: skip
+_OTHER_VALUE = frozenset(
+    (
+        "not",
+        "no",
+        "nor",
+        "neither",
+        "never",
+        "wrong",
+        "incorrect",
+        "false",
+        "untrue",
+        "isn't",
+        "isn",
+        "aren't",
+        "aren",
+        "wasn't",
+        "but",
+        "except",
+        "unless",
+        "maybe",
+        "perhaps",
+        "possibly",
+        "cannot",
+        "can't",
+        "instead",
+        "rather",
+        "than",
+        "more",
+        "less",
+        "fewer",
+        "greater",
+        "larger",
+        "smaller",
+        "least",
+        "most",
+        "above",
+        "below",
+        "half",
+        "halves",
+        "hundred",
+        "hundreds",
+        "thousand",
+        "thousands",
+        "million",
+        "millions",
+        "billion",
+        "billions",
+        "trillion",
+        "trillions",
+        "dozen",
+        "dozens",
+    )
+)
 """Words that deny a value, or make it another one."""
 _ALTERNATIVES = frozenset(("or", "and", "either"))
 _VERBS = frozenset(["is", "are", "was", "were", "would", "should", "could", "can"])
@@ -34,9 +79,7 @@ _RELATION = re.compile(r"(?<!<)<(?!<)|(?<!>)>(?!>)|[≠≤≥]|!=|\\(?:neq?|geq?
 _OPEN = re.compile(rf"{_RELATION.pattern}|[\[(]|infty")
 _TAG = re.compile(r"</?[a-z]+>")
 _NAME = re.compile(r"\s*\$?\s*([A-Za-z])\s*=[^=]")
-_CONFIRMS = re.compile(
-    r"\bis (?:(?:the|my) (?:(?:correct|right|final) )?(?:answer|value|result)|correct|right)\b"
-)
+_CONFIRMS = re.compile(r"\bis (?:(?:the|my) (?:(?:correct|right|final) )?(?:answer|value|result)|correct|right)\b")
 _FIRST = re.compile(r"[\s~]*(?:squared|cubed|doubled|tripled|halved|factorial)\b")
 _LONGEST_VALUE = 2_000
 
@@ -113,9 +156,7 @@ def _is_number(side: str) -> bool:
 # --- short facts -----------------------------------------------------------------------------------
 
 _ARTICLES = frozenset(("a", "an", "the"))
-_HEDGES = frozenset(
-    ["or", "nor", "neither", "either", "not", "maybe", "perhaps", "possibly", "isn"]
-)
+_HEDGES = frozenset(["or", "nor", "neither", "either", "not", "maybe", "perhaps", "possibly", "isn"])
 
 
 def fact_verdict(answer: str, gold: str) -> bool:

@@ -30,37 +30,102 @@ Numbers = tuple[int | None, int | None]
 # Harmless whatever the arguments are: reading, memory, clocks, the process's own signals and waits.
 # The first ones are those of every answer.
 _ALLOWED: dict[str, Numbers] = {
-    "write": (1, 64), "setitimer": (38, 103), "read": (0, 63), "close": (3, 57), "fstat": (5, 80),
-    "newfstatat": (262, 79), "lseek": (8, 62), "mmap": (9, 222), "munmap": (11, 215),
-    "brk": (12, 214), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
-    "mincore": (27, 232), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137),
-    "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "pread64": (17, 67), "readv": (19, 65),
-    "writev": (20, 66), "readlinkat": (267, 78), "faccessat": (269, 48), "faccessat2": (439, 439),
-    "statx": (332, 291), "getdents64": (217, 61), "getcwd": (79, 17), "statfs": (137, 43),
-    "fstatfs": (138, 44), "fadvise64": (221, 223), "dup": (32, 23), "dup3": (292, 24),
-    "pipe2": (293, 59), "eventfd2": (290, 19), "ppoll": (271, 73), "pselect6": (270, 72),
-    "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113),
-    "clock_getres": (229, 114), "gettimeofday": (96, 169), "times": (100, 153),
-    "getitimer": (36, 102), "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178),
-    "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177),
-    "getgroups": (115, 158), "getpgid": (121, 155), "getsid": (124, 156), "uname": (63, 160),
-    "sysinfo": (99, 179), "getrlimit": (97, 163), "getrusage": (98, 165),
-    "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "getrandom": (318, 278),
-    "futex": (202, 98), "futex_waitv": (449, 449), "set_robust_list": (273, 99),
-    "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
-    "restart_syscall": (219, 128), "exit": (60, 93), "exit_group": (231, 94),
-    "stat": (4, None), "lstat": (6, None), "poll": (7, None), "select": (23, None),
-    "pipe": (22, None), "access": (21, None), "alarm": (37, None), "dup2": (33, None),
-    "getdents": (78, None), "readlink": (89, None), "getpgrp": (111, None), "time": (201, None),
-}  # fmt: skip
+    "write": (1, 64),
+    "setitimer": (38, 103),
+    "read": (0, 63),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "mprotect": (10, 226),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "mincore": (27, 232),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137),
+    "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132),
+    "pread64": (17, 67),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "readlinkat": (267, 78),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "statx": (332, 291),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "fadvise64": (221, 223),
+    "dup": (32, 23),
+    "dup3": (292, 24),
+    "pipe2": (293, 59),
+    "eventfd2": (290, 19),
+    "ppoll": (271, 73),
+    "pselect6": (270, 72),
+    "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "gettimeofday": (96, 169),
+    "times": (100, 153),
+    "getitimer": (36, 102),
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "getgid": (104, 176),
+    "geteuid": (107, 175),
+    "getegid": (108, 177),
+    "getgroups": (115, 158),
+    "getpgid": (121, 155),
+    "getsid": (124, 156),
+    "uname": (63, 160),
+    "sysinfo": (99, 179),
+    "getrlimit": (97, 163),
+    "getrusage": (98, 165),
+    "sched_getaffinity": (204, 123),
+    "sched_yield": (24, 124),
+    "getrandom": (318, 278),
+    "futex": (202, 98),
+    "futex_waitv": (449, 449),
+    "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96),
+    "rseq": (334, 293),
+    "membarrier": (324, 283),
+    "restart_syscall": (219, 128),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "poll": (7, None),
+    "select": (23, None),
+    "pipe": (22, None),
+    "access": (21, None),
+    "alarm": (37, None),
+    "dup2": (33, None),
+    "getdents": (78, None),
+    "readlink": (89, None),
+    "getpgrp": (111, None),
+    "time": (201, None),
+}
 _ABSENT: dict[str, Numbers] = {"clone3": (435, 435), "openat2": (437, 437)}
 """Answered as by a kernel that lacks them: a filter cannot read their arguments, and the C library
 then takes ``clone`` and ``openat``."""
 _BY_ARGUMENT: dict[str, Numbers] = {
-    "open": (2, None), "openat": (257, 56), "ioctl": (16, 29), "fcntl": (72, 25),
-    "prlimit64": (302, 261), "clone": (56, 220),
-}  # fmt: skip
+    "open": (2, None),
+    "openat": (257, 56),
+    "ioctl": (16, 29),
+    "fcntl": (72, 25),
+    "prlimit64": (302, 261),
+    "clone": (56, 220),
+}
 # Any access but reading, or O_CREAT, O_TRUNC, O_APPEND, O_TMPFILE.
 _WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # what a terminal is; close on exec
@@ -93,23 +158,14 @@ def _program(column: int, machine: int, threads: bool) -> list[tuple[int, int, i
     for numbers in _ALLOWED.values():
         when(numbers[column], returns(_ALLOW))
     for name, argument in (("open", 1), ("openat", 2)):
-        when(
-            by_argument[name],
-            low(argument), (_JUMP_ANY, 0, 1, _WRITING), returns(refuse), returns(_ALLOW),
-        )  # fmt: skip
+        when(by_argument[name], low(argument), (_JUMP_ANY, 0, 1, _WRITING), returns(refuse), returns(_ALLOW))
     for name, values in (("ioctl", _IOCTLS), ("fcntl", _FCNTLS)):
         tests = [step for value in values for step in ((_JUMP_EQUAL, 0, 1, value), returns(_ALLOW))]
         when(by_argument[name], low(1), *tests, returns(refuse))
     new_limit = low(2), (_JUMP_EQUAL, 0, 2, 0), (_LOAD, 0, 0, 16 + 8 * 2 + 4)
-    when(
-        by_argument["prlimit64"],
-        *new_limit, (_JUMP_EQUAL, 1, 0, 0), returns(refuse), returns(_ALLOW),
-    )  # fmt: skip
+    when(by_argument["prlimit64"], *new_limit, (_JUMP_EQUAL, 1, 0, 0), returns(refuse), returns(_ALLOW))
     if threads:
-        when(
-            by_argument["clone"],
-            low(0), (_JUMP_ANY, 1, 0, _CLONE_THREAD), returns(refuse), returns(_ALLOW),
-        )  # fmt: skip
+        when(by_argument["clone"], low(0), (_JUMP_ANY, 1, 0, _CLONE_THREAD), returns(refuse), returns(_ALLOW))
     for numbers in _ABSENT.values():
         when(numbers[column], returns(absent))
     return [*program, returns(refuse)]
@@ -122,9 +178,7 @@ def _filter_system_calls(threads: bool) -> str:
     column, machine = _MACHINES[platform.machine()]
     steps = _program(column, machine, threads)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    program = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
-    )
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
     call = ctypes.c_long(_SECCOMP[column])
     # For all threads; and, where the kernel knows it, without slowing the processor down.
     for flags in (1 | 4, 1):
@@ -165,18 +219,12 @@ def _landlock() -> str:
     files = 0x1FF3  # all of version 1 but reading files and folders
     files |= (0x2000 if version >= 2 else 0) | (0x4000 if version >= 3 else 0)
     network, scoped = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
-    rules = struct.pack("QQQ", files, network, scoped)[
-        : 24 if version >= 6 else 16 if version >= 4 else 8
-    ]
+    rules = struct.pack("QQQ", files, network, scoped)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     ruleset = libc.syscall(create, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint32(0))
     if ruleset < 0:
         return _reason()
     try:
-        return (
-            ""
-            if libc.syscall(restrict, ctypes.c_long(ruleset), ctypes.c_uint32(0)) == 0
-            else _reason()
-        )
+        return "" if libc.syscall(restrict, ctypes.c_long(ruleset), ctypes.c_uint32(0)) == 0 else _reason()
     finally:
         os.close(ruleset)
 

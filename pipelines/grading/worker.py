@@ -234,10 +234,7 @@ def _load_path(name: str) -> Compare:
 
 def _guard_what_it_uses() -> None:
     """Where a grader of one's own calls one of ours, that is guarded there as well."""
-    for package, load in (
-        ("mathruler.grader", _load_mathruler),
-        ("math_verify", _load_math_verify),
-    ):
+    for package, load in (("mathruler.grader", _load_mathruler), ("math_verify", _load_math_verify)):
         if package in sys.modules:
             load()
 
@@ -262,10 +259,7 @@ def _load_published(name: str) -> Compare:
     return compare
 
 
-_LOADERS: dict[str, Callable[[], Compare]] = {
-    "mathruler": _load_mathruler,
-    "math-verify": _load_math_verify,
-}
+_LOADERS: dict[str, Callable[[], Compare]] = {"mathruler": _load_mathruler, "math-verify": _load_math_verify}
 
 
 def _load(name: str, guarded: bool) -> Compare:

@@ -48,8 +48,15 @@ def render(processor: Any, chat: Chat, *, ask: bool = True) -> str:
 
     try:
         text: str = processor.apply_chat_template(chat, add_generation_prompt=ask, tokenize=False)
-    except (TemplateError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError,
-            MemoryError) as error:  # fmt: skip
+    except (
+        TemplateError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise ValueError(f"the chat template fails ({_said(error)})") from error
     if len(text) > LONGEST + 100 * sum(len(str(turn)) for turn in chat):
         raise ValueError(f"the chat template makes {len(text):,} characters of it")
@@ -86,12 +93,12 @@ def check(processor: Any, where: str) -> None:
     """
     if not getattr(processor, "chat_template", None):
         raise UserError(
-            f"model.path {where}", "has no chat template.",
+            f"model.path {where}",
+            "has no chat template.",
             "Put the family's chat_template.jinja into the folder, or take the instruct model.",
-        )  # fmt: skip
+        )
     chats = [
-        [{"role": "user", "content": [*images, _QUESTION, _QUESTION]}]
-        for images in ([_IMAGE], [], [_IMAGE, _IMAGE])
+        [{"role": "user", "content": [*images, _QUESTION, _QUESTION]}] for images in ([_IMAGE], [], [_IMAGE, _IMAGE])
     ]
     problems = json.loads(_in_child(lambda: json.dumps([_problem(processor, c) for c in chats])))
     # One refused of several is for the question that is asked so, if there is any.
@@ -138,8 +145,7 @@ def _in_child(work: Callable[[], str]) -> str:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return text or json.dumps(
-        f"the chat template does not end within {CPU_S} s of computing, or takes more than "
-        f"{MEMORY / 2**20:.0f} MiB"
+        f"the chat template does not end within {CPU_S} s of computing, or takes more than {MEMORY / 2**20:.0f} MiB"
     )
 
 

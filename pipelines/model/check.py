@@ -47,8 +47,15 @@ LENGTHS = (12, 1, 7)
 GENERATED = 12
 PICTURE = (160, 128)
 """Width and height, in pixels."""
-_CODE = (__file__, decoding.__file__, divergence.__file__, packing.__file__, policies.__file__,
-         shared_prefix.__file__, vision.__file__)  # fmt: skip
+_CODE = (
+    __file__,
+    decoding.__file__,
+    divergence.__file__,
+    packing.__file__,
+    policies.__file__,
+    shared_prefix.__file__,
+    vision.__file__,
+)
 
 Dtype = Literal["float32", "bfloat16"]
 Group = tuple[Encoded, list[list[int]]]
@@ -80,8 +87,7 @@ def settled(policy: Policy) -> Policy:
     within = f"log-probs within {way.difference:.0e} nats of its own forward"
     if way.plain:
         policy.notes.append(
-            f"this model takes the plain way (padded rows, its own masks and generate): {way.reason}; "
-            f"{within}"
+            f"this model takes the plain way (padded rows, its own masks and generate): {way.reason}; {within}"
         )
     elif new:
         policy.notes.append(f"first use of this model here: {within}, shared prompts and all")
@@ -120,8 +126,15 @@ def _key(policy: Policy) -> str:
     code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _CODE]
     settings = policy.config.model
     processor = [type(policy.processor).__name__, type(policy.processor.image_processor).__name__]
-    about = [_architecture(policy.model.config.to_dict()), settings.dtype, settings.attention, device,
-             processor, versions, code]  # fmt: skip
+    about = [
+        _architecture(policy.model.config.to_dict()),
+        settings.dtype,
+        settings.attention,
+        device,
+        processor,
+        versions,
+        code,
+    ]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -129,13 +142,7 @@ def _architecture(config: Any) -> Any:
     """A config without what differs between copies of one model."""
     if not isinstance(config, dict):
         return config
-    passing = (
-        "_name_or_path",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "_attn_implementation",
-    )
+    passing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
     return {n: _architecture(value) for n, value in config.items() if n not in passing}
 
 
@@ -160,17 +167,19 @@ def find_way(policy: Policy) -> Way:
             own_N = _own_logp(policy, groups)
         except Exception as error:  # a model of another family fails wherever it fails
             raise UserError(
-                where, f"its own forward fails on a picture and a question ({_said(error)}).",
+                where,
+                f"its own forward fails on a picture and a question ({_said(error)}).",
                 "Its config, weights and processor must belong together.",
-            ) from error  # fmt: skip
+            ) from error
         (prompt, answers), *_ = groups
         other = prompt | {"pixel_values": -prompt["pixel_values"]}
         first_N = own_N[: sum(map(len, answers))]
         if torch.equal(_own_logp(policy, [(other, answers)]), first_N):
             raise UserError(
-                where, "does not look at the picture: another one gives the same answers to the last bit.",
+                where,
+                "does not look at the picture: another one gives the same answers to the last bit.",
                 "Its config's image token must be the one that its processor writes.",
-            )  # fmt: skip
+            )
         reason = _windows(policy) or ""
         for plain in (False, True):
             if reason and not plain:
@@ -181,9 +190,10 @@ def find_way(policy: Policy) -> Way:
                 return Way(plain, difference, reason)
             reason = f"{reason}; the plain way {wrong}" if plain else f"the fast way {wrong}"
         raise UserError(
-            where, f"is not computed right ({reason}).",
+            where,
+            f"is not computed right ({reason}).",
             "docs/method.md lists the families that are; please report this one.",
-        )  # fmt: skip
+        )
     finally:
         policy.dtype = dtype
 
@@ -198,9 +208,7 @@ def _windows(policy: Policy) -> str | None:
     return f"some of its layers attend in a window of {window} tokens"
 
 
-def _measured(
-    policy: Policy, groups: Sequence[Group], own_N: torch.Tensor, dtype: Dtype
-) -> tuple[float, str]:
+def _measured(policy: Policy, groups: Sequence[Group], own_N: torch.Tensor, dtype: Dtype) -> tuple[float, str]:
     """The largest difference to the model's own log-probs, and what is wrong if that is too large."""
     try:
         found_N = _logp(policy, groups)
@@ -240,10 +248,7 @@ def _groups(policy: Policy) -> list[Group]:
     never = {*policy.suppressed_ids.tolist(), *policy.eos_ids}
     usual = [i for i in range(len(policy.head_weight)) if i not in never]
     groups: list[Group] = []
-    for text, images in (
-        (f"{IMAGE}What does the picture show?", [picture]),
-        ("What is 3 + 4?", []),
-    ):
+    for text, images in ((f"{IMAGE}What does the picture show?", [picture]), ("What is 3 + 4?", [])):
         asked = Sample("", text, [], "")
         try:
             prompt = encode_images(policy.processor, policy.encoder.instruction, asked, images)
@@ -259,13 +264,8 @@ def _groups(policy: Policy) -> list[Group]:
 def _logp(policy: Policy, groups: Sequence[Group]) -> torch.Tensor:
     """Log-probs of all answers [N] as scoring and training compute them: one pass, one row a group."""
     rows = [Row(prompt, responses) for prompt, responses in groups]
-    token_N = torch.tensor(
-        [token for _, answers in groups for ids in answers for token in ids], device=policy.device
-    )
-    return token_logp(
-        policy.hidden_states(rows), policy.head_weight, token_N,
-        suppressed_ids=policy.suppressed_ids,
-    )[0]  # fmt: skip
+    token_N = torch.tensor([token for _, answers in groups for ids in answers for token in ids], device=policy.device)
+    return token_logp(policy.hidden_states(rows), policy.head_weight, token_N, suppressed_ids=policy.suppressed_ids)[0]
 
 
 def _own_logp(policy: Policy, groups: Sequence[Group]) -> torch.Tensor:
@@ -274,10 +274,7 @@ def _own_logp(policy: Policy, groups: Sequence[Group]) -> torch.Tensor:
     for prompt, answers in groups:
         for ids in answers:
             batch = policy.copies(prompt, 1)
-            text = {
-                name: value[None].to(policy.device)
-                for name, value in policy.joined(prompt, ids).items()
-            }
+            text = {name: value[None].to(policy.device) for name, value in policy.joined(prompt, ids).items()}
             batch |= text | {"attention_mask": torch.ones_like(text["input_ids"])}
             with policy.compute_type():
                 logits_LV = policy.model(**batch, use_cache=False).logits[0]

@@ -78,9 +78,12 @@ def sample(
                 row_R, token_R, ended_R = row_R[kept], token_R[kept], ended_R[kept]
             at_1R = (position_R[row_R] + t)[None]
             hidden_RD = _hidden_ND(
-                policy, input_ids=token_R[None], attention_mask=torch.ones(1, 1, 1, 1, device=device),
-                position_ids=at_1R if axes == 1 else at_1R.expand(axes, 1, -1), prefix_layout=cache,
-            )  # fmt: skip
+                policy,
+                input_ids=token_R[None],
+                attention_mask=torch.ones(1, 1, 1, 1, device=device),
+                position_ids=at_1R if axes == 1 else at_1R.expand(axes, 1, -1),
+                prefix_layout=cache,
+            )
             cache.length += 1
     return ids_RT[:, : t + 1].tolist(), logp_RT[:, : t + 1].tolist()
 
@@ -89,9 +92,7 @@ def _hidden_ND(policy: Policy, **batch: Any) -> Tensor:
     return policy.model.base_model(**batch, use_cache=False).last_hidden_state[0]
 
 
-def _draw(
-    policy: Policy, hidden_RD: Tensor, uniform_R: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor]:
+def _draw(policy: Policy, hidden_RD: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The next token of each response and its log-prob."""
     head = Head(policy.head_weight, None, sampling.temperature, policy.suppressed_ids)
     rows = max(1, DEFAULT_MAX_ELEMENTS // len(head.weight_VD))
@@ -111,20 +112,20 @@ def _generate(
 
     model, ids, logp = policy.model, [], []
     # The model's own settings have no say: a repetition penalty would sample from another policy.
-    own, model.generation_config = model.generation_config, GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=policy.eos_ids,
-        pad_token_id=policy.eos_ids[0],
-    )  # fmt: skip
+    own, model.generation_config = (
+        model.generation_config,
+        GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            eos_token_id=policy.eos_ids,
+            pad_token_id=policy.eos_ids[0],
+        ),
+    )
     try:
         for prompt, uniform_GT in zip(prompts, uniform_RT.split(sampling.samples), strict=True):
-            batch, sampler = (
-                policy.copies(prompt, sampling.samples),
-                _Sampler(policy, uniform_GT, sampling),
-            )
+            batch, sampler = (policy.copies(prompt, sampling.samples), _Sampler(policy, uniform_GT, sampling))
             with policy.compute_type():
-                model.generate(
-                    **batch, logits_processor=LogitsProcessorList([sampler]), use_cache=True
-                )
+                model.generate(**batch, logits_processor=LogitsProcessorList([sampler]), use_cache=True)
             ids += torch.stack(sampler.token_TG, 1).tolist()
             logp += torch.stack(sampler.logp_TG, 1).tolist()
     finally:
@@ -158,9 +159,7 @@ class Prefill:
         self.lengths_B = torch.tensor(lengths, device=device)
         self.read: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(
-        self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
-    ) -> Tensor:
+    def attend(self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float) -> Tensor:
         """Attention of every token to its prompt [N, H, D]."""
         places_BP = self.layout.prompt_BP.clamp(max=len(key_NHD) - 1)
         # As the steps want them: [B, K, D, P] and [B, K, P, D].
@@ -185,9 +184,9 @@ class KVCache:
         self._prompts = prefill.read
         lengths_B, longest = prefill.lengths_B, prefill.layout.prompt_BP.shape[1]
         past_BP = torch.arange(longest, device=lengths_B.device) >= lengths_B[:, None]
-        self._bias_B11P = torch.zeros(past_BP.shape, device=past_BP.device).masked_fill(
-            past_BP, -torch.inf
-        )[:, None, None]
+        self._bias_B11P = torch.zeros(past_BP.shape, device=past_BP.device).masked_fill(past_BP, -torch.inf)[
+            :, None, None
+        ]
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._set(torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(samples))
 
@@ -204,9 +203,7 @@ class KVCache:
         """Go on with these responses alone (ascending places)."""
         left_B, owner_R = self._owner_R[place_R].unique(return_inverse=True)
         if len(left_B) < len(self._bias_B11P):
-            self._prompts = {
-                layer: (key[left_B], value[left_B]) for layer, (key, value) in self._prompts.items()
-            }
+            self._prompts = {layer: (key[left_B], value[left_B]) for layer, (key, value) in self._prompts.items()}
             self._bias_B11P = self._bias_B11P[left_B]
         self._set(owner_R)
         for layer, kept in self._own.items():
@@ -230,9 +227,7 @@ class KVCache:
         self._own[layer] = kept  # type: ignore[assignment]
         return [x[:, :, : self.length + 1] for x in kept]
 
-    def attend(
-        self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
-    ) -> Tensor:
+    def attend(self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float) -> Tensor:
         """Attention of each response's newest token, which joins what was said [R, H, D]."""
         rows, heads, channels = query_NHD.shape
         own_RKTD, value_RKTD = self._append(layer, key_NHD, value_NHD)

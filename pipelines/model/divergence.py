@@ -96,9 +96,7 @@ class Head:
         bias_V, suppressed = self.bias_V, self.suppressed_ids
         if suppressed is not None:
             suppressed = suppressed[(suppressed >= ids.start) & (suppressed < ids.stop)] - ids.start
-        return Head(
-            self.weight_VD[ids], None if bias_V is None else bias_V[ids], self.temperature, suppressed
-        )  # fmt: skip
+        return Head(self.weight_VD[ids], None if bias_V is None else bias_V[ids], self.temperature, suppressed)
 
     def logits_NV(self, hidden_ND: Tensor) -> Tensor:
         """Logits over the temperature, float32. Both passes use it, so both get the same bits."""
@@ -165,9 +163,7 @@ class _Sums:
         below_NV = logits_NV.sub_(top_N.unsqueeze(1))
         weight_NV = below_NV.exp()
         shrink_N = fall_N.exp()
-        self.spread_N = (self.spread_N + self.mass_N * fall_N) * shrink_N + _dot(
-            weight_NV, below_NV
-        )
+        self.spread_N = (self.spread_N + self.mass_N * fall_N) * shrink_N + _dot(weight_NV, below_NV)
         self.mass_N = self.mass_N * shrink_N + weight_NV.sum(-1)
         return below_NV, weight_NV, fall_N
 
@@ -200,9 +196,7 @@ def _one_view(hidden_ND: Tensor, parts: _Parts, token_N: Tensor) -> _Sums:
     return p
 
 
-def _two_views(
-    hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: Tensor, jsd: bool
-) -> TokenStatistics:
+def _two_views(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: Tensor, jsd: bool) -> TokenStatistics:
     """The statistics of one range of tokens, both views in one pass over the vocabulary."""
     p, q = _Sums(token_N), _Sums(token_N)
     apart_N = torch.zeros_like(p.mass_N)  # sum(e^(a - top) ((a - top) - (b - top of b)))
@@ -224,14 +218,10 @@ def _two_views(
     jsd_N = None
     if jsd:
         jsd_N = _jsd(hidden_ND, perturbed_ND, parts, p.total_N, q.total_N)
-    return TokenStatistics(
-        logp_N, p.entropy_N, logq_N, kl_N, jsd_N, argmax_drop_N, logp_N - logq_N
-    )  # fmt: skip
+    return TokenStatistics(logp_N, p.entropy_N, logq_N, kl_N, jsd_N, argmax_drop_N, logp_N - logq_N)
 
 
-def _jsd(
-    hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, total_N: Tensor, total_q_N: Tensor
-) -> Tensor:
+def _jsd(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, total_N: Tensor, total_q_N: Tensor) -> Tensor:
     """(KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2: a second pass, as m needs both sums."""
     jsd_N = torch.zeros_like(total_N)
     for _, head in parts.parts:
@@ -312,24 +302,18 @@ class _TokenLogp(torch.autograd.Function):
         suppressed_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
-        sums = [
-            _one_view(hidden_ND[part], parts, token_N[part]) for part in parts.tokens(len(token_N))
-        ]
+        sums = [_one_view(hidden_ND[part], parts, token_N[part]) for part in parts.tokens(len(token_N))]
         logp_N = torch.cat([p.logp_N for p in sums])
         entropy_N = torch.cat([p.entropy_N for p in sums])
         total_N = torch.cat([p.total_N for p in sums])
-        ctx.save_for_backward(
-            hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N
-        )
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N)
         ctx.temperature, ctx.max_elements = temperature, max_elements
         return logp_N, entropy_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_logp_N: Tensor, d_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N = (
-            ctx.saved_tensors
-        )
+        hidden_ND, weight_VD, bias_V, token_N, suppressed_ids, entropy_N, total_N = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         parts = _Parts(Head(weight_VD, bias_V, ctx.temperature, suppressed_ids), ctx.max_elements)
         d_hidden = torch.zeros_like(hidden_ND, dtype=torch.float32) if need_hidden else None
@@ -353,7 +337,7 @@ class _TokenLogp(torch.autograd.Function):
                 here_N1 = (place_N1 >= 0) & (place_N1 < len(head.weight_VD))
                 d_logits_NV.scatter_add_(
                     1, place_N1.clamp(0, len(head.weight_VD) - 1), torch.where(here_N1, d_logp_N1, 0.0)
-                )  # fmt: skip
+                )
                 if head.suppressed_ids is not None:  # a suppressed logit is a constant
                     d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
                 if ctx.temperature != 1:

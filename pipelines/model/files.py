@@ -15,9 +15,14 @@ from pipelines.errors import UserError
 
 INDEX = ".safetensors.index.json"
 OBJECTS = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 """JSON files that hold an object each. (tokenizer.json is large, and read by a parser of its own.)"""
 LISTED = 3
 """Tensors that a message names."""
@@ -64,8 +69,11 @@ def _check_index(file: Path, content: dict[str, Any]) -> None:
 
 
 def _broken(file: Path, problem: str) -> UserError:
-    return UserError(f"model.path {file.parent}", f"is not a usable model folder: {file.name} {problem}",
-                     "Download or save the model again.")  # fmt: skip
+    return UserError(
+        f"model.path {file.parent}",
+        f"is not a usable model folder: {file.name} {problem}",
+        "Download or save the model again.",
+    )
 
 
 @contextlib.contextmanager
@@ -90,18 +98,21 @@ def cannot_load(where: str, error: Exception) -> UserError:
         detail = f"{type(error).__name__}: {detail}"
     if "trust_remote_code" in str(error):
         return UserError(
-            f"model.path {where}", "needs code of its own (auto_map), which is never run.",
+            f"model.path {where}",
+            "needs code of its own (auto_map), which is never run.",
             "Take a model whose family transformers knows; many have a copy that says -hf.",
-        )  # fmt: skip
+        )
     if not Path(where).is_dir():
         return UserError(
-            f"model.path {where}", f"cannot be loaded: {detail}",
+            f"model.path {where}",
+            f"cannot be loaded: {detail}",
             "Give a folder in Hugging Face format, or a hub id this machine can reach.",
-        )  # fmt: skip
+        )
     return UserError(
-        f"model.path {where}", f"is not a usable model folder: {detail}",
+        f"model.path {where}",
+        f"is not a usable model folder: {detail}",
         "It needs config.json, weights as safetensors, a processor and a chat template.",
-    )  # fmt: skip
+    )
 
 
 def check_weights(where: str, info: dict[str, Any]) -> None:
@@ -120,9 +131,10 @@ def check_weights(where: str, info: dict[str, Any]) -> None:
     ):
         if found := sorted(info[kind]):
             raise UserError(
-                f"model.path {where}", f"{problem.format(len(found))}: {_listed(found)}.",
+                f"model.path {where}",
+                f"{problem.format(len(found))}: {_listed(found)}.",
                 "Download or save the model again; its config.json must be that of the weights.",
-            )  # fmt: skip
+            )
 
 
 def other_sizes(where: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -33,9 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-logging.getLogger("PIL").addHandler(
-    logging.NullHandler()
-)  # what it says before it raises is in the error
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says before it raises is in the error
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """Larger encoded images are left out."""
@@ -55,9 +53,19 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _PHOTOMETRIC = 262  # the TIFF tag; 0: the value 0 is white
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _UNDECODABLE = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 """What PIL's decoders raise on damaged data."""
 
 
@@ -113,9 +121,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     return found.height, found.width
 
 
-def limited_size(
-    height: int, width: int, min_pixels: int | None, max_pixels: int | None
-) -> tuple[int, int]:
+def limited_size(height: int, width: int, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
     """(height, width) of an image shrunk to ``max_pixels``, or enlarged to ``min_pixels``, before the
     processor sees it: sides by one factor, rounded down, as EasyR1 does. None is no limit."""
     if max_pixels is not None and height * width > max_pixels:
@@ -274,15 +280,15 @@ def _narrowed(image: Image.Image) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         low, high = float(values.min()), float(values.max())  # NaN if any is NaN
         if not (low >= 0 and high <= 255):
-            raise Unusable("unknown brightness", f"real numbers from {low:g} to {high:g}; expected "
-                           "0 to 1, or 0 to 255")  # fmt: skip
+            raise Unusable("unknown brightness", f"real numbers from {low:g} to {high:g}; expected 0 to 1, or 0 to 255")
         grey = values * (255 if high <= 1 else 1)
     else:
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > WHITE_16 or 255 < high < DARKEST_WHITE_16:
-            raise Unusable("unknown brightness", f"grey values from {low} to {high}; expected up to "
-                           f"{WHITE_16} (white), or 8 bits")  # fmt: skip
+            raise Unusable(
+                "unknown brightness", f"grey values from {low} to {high}; expected up to {WHITE_16} (white), or 8 bits"
+            )
         grey = values / (WHITE_16 / 255 if high > 255 else 1)
     grey = np.rint(grey).astype(np.uint8)
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
@@ -339,13 +345,9 @@ class ImageTally:
         """One line each for what was found."""
         lines = []
         if n := self.single_colour:
-            lines.append(
-                f"{n} images are a single colour" if n > 1 else "1 image is a single colour"
-            )
+            lines.append(f"{n} images are a single colour" if n > 1 else "1 image is a single colour")
         if self.warned:
             (example, _), *_ = self._warned.most_common(1)
             what = "images" if self.warned > 1 else "image"
-            lines.append(
-                f"Pillow warns of {self.warned} {what} ({' '.join(example.split())[:120]})"
-            )
+            lines.append(f"Pillow warns of {self.warned} {what} ({' '.join(example.split())[:120]})")
         return lines

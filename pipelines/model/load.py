@@ -56,9 +56,9 @@ def _check_ids(where: str, model: Any, processor: Any) -> None:
     if vocabulary and vocabulary[token] >= have:
         raise UserError(
             f"model.path {where}",
-            f"its tokenizer has the token {token!r} with id {vocabulary[token]}, and the model has "
-            f"{have} tokens.", "Take the tokenizer that came with the weights.",
-        )  # fmt: skip
+            f"its tokenizer has the token {token!r} with id {vocabulary[token]}, and the model has {have} tokens.",
+            "Take the tokenizer that came with the weights.",
+        )
 
 
 def _pretrained(where: str, config: Config) -> Any:
@@ -67,11 +67,15 @@ def _pretrained(where: str, config: Config) -> Any:
     with reading(where):
         try:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                where, revision=config.model.revision, dtype=torch.float32,
-                attn_implementation=config.model.attention, use_safetensors=True,
-                local_files_only=only_local(where), trust_remote_code=False,
+                where,
+                revision=config.model.revision,
+                dtype=torch.float32,
+                attn_implementation=config.model.attention,
+                use_safetensors=True,
+                local_files_only=only_local(where),
+                trust_remote_code=False,
                 output_loading_info=True,
-            )  # fmt: skip
+            )
         except RuntimeError as error:
             if "mismatched" in str(error):
                 _tell_sizes(where, config)
@@ -79,9 +83,7 @@ def _pretrained(where: str, config: Config) -> Any:
     model, info = loaded
     check_weights(where, info)
     if found := first_not_finite(model.named_parameters()):
-        raise cannot_load(
-            where, ValueError(f"its weights are not finite ({found[0]}: {found[1]}).")
-        )
+        raise cannot_load(where, ValueError(f"its weights are not finite ({found[0]}: {found[1]})."))
     return model.requires_grad_(True).eval()
 
 
@@ -102,12 +104,10 @@ def _shapes(where: str, config: Config) -> Any:
 
     with reading(where):
         described = AutoConfig.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where),
-            trust_remote_code=False,
-        )  # fmt: skip
+            where, revision=config.model.revision, local_files_only=only_local(where), trust_remote_code=False
+        )
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(
-                described, dtype=torch.float32, attn_implementation=config.model.attention,
-                trust_remote_code=False,
-            )  # fmt: skip
+                described, dtype=torch.float32, attn_implementation=config.model.attention, trust_remote_code=False
+            )
     return model.requires_grad_(True).eval()

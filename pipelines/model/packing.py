@@ -58,9 +58,7 @@ def share(setting: Setting, costs: Costs, prompt: float, responses: Sequence[flo
     return operations(costs, prompt, responses, True) <= operations(costs, prompt, responses, False)
 
 
-def fill(
-    tokens: Sequence[int], most: int, budget: int | None, passes: int = 1, step: int = 1
-) -> list[list[int]]:
+def fill(tokens: Sequence[int], most: int, budget: int | None, passes: int = 1, step: int = 1) -> list[list[int]]:
     """Which groups each pass takes: all of about the same number of tokens, none above the budget.
 
     Args:

@@ -72,9 +72,10 @@ class OnMain(Placement):
         if here.world == 1:
             return value.detach().to(self.device)
         whole = (
-            value.detach().to(self.device).contiguous() if here.main
+            value.detach().to(self.device).contiguous()
+            if here.main
             else torch.empty(value.shape, dtype=value.dtype, device=self.device)
-        )  # fmt: skip
+        )
         torch.distributed.broadcast(whole, 0)
         return whole
 

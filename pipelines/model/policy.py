@@ -29,13 +29,7 @@ from pipelines.errors import UserError
 from pipelines.model import chat_template, determinism, shared_prefix, vision
 from pipelines.model.packing import Costs, Setting, share, tokens
 from pipelines.model.placement import OnMain, Placement, copied
-from pipelines.model.prompts import (
-    IMAGE,
-    Before,
-    PixelLimits,
-    PromptEncoder,
-    limit_pixels,
-)
+from pipelines.model.prompts import IMAGE, Before, PixelLimits, PromptEncoder, limit_pixels
 from pipelines.model.ragged import join
 from pipelines.ranks.ranks import ranks
 
@@ -70,9 +64,7 @@ class Policy:
         notes: what a user should know of it.
     """
 
-    def __init__(
-        self, model: Any, processor: Any, config: Config, placement: Placement | None = None
-    ) -> None:
+    def __init__(self, model: Any, processor: Any, config: Config, placement: Placement | None = None) -> None:
         self.model, self.processor, self.config = model, processor, config
         self.placement = placement or Placement()
         self.costs = _costs(model)
@@ -81,15 +73,10 @@ class Policy:
         self.stand_in: Row | None = None
         self.take(plain=False)
         self.encoder = PromptEncoder(
-            processor,
-            config.data.instruction,
-            workers=config.data.workers,
-            before=Before.of(config),
+            processor, config.data.instruction, workers=config.data.workers, before=Before.of(config)
         )
         self.tokenizer = processor.tokenizer
-        self.device = (
-            next(model.parameters()).device if placement is None else choose_device(config)
-        )
+        self.device = next(model.parameters()).device if placement is None else choose_device(config)
         known = model.get_output_embeddings().weight.shape[0]
         self.eos_ids = _end_ids(model, processor, known)
         special = set(self.tokenizer.all_special_ids) | {
@@ -213,9 +200,7 @@ class Policy:
                 fed_ids += response[:-1]
                 fed_positions += range(after, after + count)
                 segment += [number] * count
-                where += [
-                    (index, column) for column in (length - 1, *range(column, column + count))
-                ]
+                where += [(index, column) for column in (length - 1, *range(column, column + count))]
             ids.append(torch.cat([prompt_L, torch.tensor(fed_ids, dtype=torch.long)]))
             fed_AL = torch.tensor(fed_positions, dtype=torch.long).expand(axes, -1)
             positions.append(torch.cat([position_AL, fed_AL], dim=1))
@@ -229,7 +214,7 @@ class Policy:
                     [[len(response) - 1 for response in row.responses] for row in rows],
                 ),
                 "where": torch.stack([torch.zeros_like(where_2N[0]), starts[where_2N[0]] + where_2N[1]]),
-            }  # fmt: skip
+            }
         else:
             batch = self._padded(ids, positions, segments) | {"where": where_2N}
         batch |= self._images([row.prompt for row in rows])
@@ -245,12 +230,11 @@ class Policy:
         first_N = (length_B - fed_B).repeat_interleave(fed_B)
         within_N = torch.cat([torch.arange(count) for count in fed_B])
         batch = {
-            name: torch.stack([
-                torch.nn.functional.pad(text[name], (0, longest - len(text[name])), value=value)
-                for text in texts
-            ])
+            name: torch.stack(
+                [torch.nn.functional.pad(text[name], (0, longest - len(text[name])), value=value) for text in texts]
+            )
             for name, value in self._padding(texts[0]).items()
-        }  # fmt: skip
+        }
         batch["attention_mask"] = (torch.arange(longest) < length_B[:, None]).long()
         batch |= self._images([prompt for prompt, _ in flat])
         batch["where"] = torch.stack([row_N, first_N + within_N])
@@ -262,19 +246,13 @@ class Policy:
         text = {"input_ids": torch.cat([prompt["input_ids"], tokens])}
         for name in TYPES:
             if name in prompt and name in self._accepted:
-                kind = (
-                    RESPONSE_TYPES.get(self.model.config.model_type, 0)
-                    if name == "token_type_ids"
-                    else 0
-                )
+                kind = RESPONSE_TYPES.get(self.model.config.model_type, 0) if name == "token_type_ids" else 0
                 text[name] = torch.cat([prompt[name], torch.full_like(tokens, kind)])
         return text
 
     def _padding(self, text: Encoded) -> dict[str, int]:
         """What fills up each of these, where nothing looks."""
-        return {
-            name: self.eos_ids[0] if name == "input_ids" else int(text[name][-1]) for name in text
-        }
+        return {name: self.eos_ids[0] if name == "input_ids" else int(text[name][-1]) for name in text}
 
     @cached_property
     def _accepted(self) -> set[str]:
@@ -294,9 +272,7 @@ class Policy:
         batch = self._sequence(ids, [prompt["position_ids"] for prompt in prompts])
         return {n: v.to(self.device) for n, v in (batch | self._images(prompts)).items()}
 
-    def _sequence(
-        self, ids: Sequence[torch.Tensor], positions: Sequence[torch.Tensor]
-    ) -> dict[str, Any]:
+    def _sequence(self, ids: Sequence[torch.Tensor], positions: Sequence[torch.Tensor]) -> dict[str, Any]:
         position_AN = torch.cat(list(positions), dim=1)
         return {
             "input_ids": torch.cat(list(ids))[None],
@@ -310,9 +286,7 @@ class Policy:
         longest = max(map(len, ids))
 
         def pad(items: list[torch.Tensor], value: int) -> torch.Tensor:
-            return torch.stack(
-                [torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items]
-            )
+            return torch.stack([torch.nn.functional.pad(x, (0, longest - x.shape[-1]), value=value) for x in items])
 
         mask_B1LL = _block_mask(pad([torch.tensor(x) for x in segments], -1))[:, None]
         lowest = torch.finfo(torch.float32).min  # eager attention adds the mask to its scores
@@ -320,16 +294,12 @@ class Policy:
         return {
             "input_ids": pad(ids, self.tokenizer.pad_token_id),
             "attention_mask": torch.zeros(mask_B1LL.shape).masked_fill(~mask_B1LL, lowest),
-            "position_ids": (
-                position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]
-            ),
+            "position_ids": (position_BAL.transpose(0, 1) if position_BAL.shape[1] > 1 else position_BAL[:, 0]),
         }
 
     def _images(self, prompts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """The prompts' images; a question without one has none of their tensors."""
-        names = dict.fromkeys(
-            name for prompt in prompts for name in prompt if name not in PER_TOKEN
-        )
+        names = dict.fromkeys(name for prompt in prompts for name in prompt if name not in PER_TOKEN)
         return {name: join([p[name] for p in prompts if name in p]) for name in names}
 
     def rows(self, prompt: Encoded, responses: Sequence[Sequence[int]]) -> list[Row]:
@@ -394,9 +364,10 @@ def _end_ids(model: Any, processor: Any, known: int) -> list[int]:
                 found[index] = None
     if not found:
         raise UserError(
-            f"model.path {model.config.name_or_path}", "names no token that ends a response.",
+            f"model.path {model.config.name_or_path}",
+            "names no token that ends a response.",
             "Set eos_token in its tokenizer_config.json.",
-        )  # fmt: skip
+        )
     return list(found)
 
 
@@ -418,9 +389,10 @@ def choose_device(config: Config) -> torch.device:
     """The device named by ``run.device``, settled."""
     if config.run.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            f"run.device: {config.run.device}", "torch finds no GPU here.",
+            f"run.device: {config.run.device}",
+            "torch finds no GPU here.",
             "Set run.device=cpu, or look at vppo doctor.",
-        )  # fmt: skip
+        )
     name = config.run.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

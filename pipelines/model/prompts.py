@@ -47,14 +47,14 @@ def load_processor(config: Config, location: str | Path | None = None) -> Any:
     check_folder(where)
     with reading(where):
         processor: Any = AutoProcessor.from_pretrained(
-            where, revision=config.model.revision, local_files_only=only_local(where),
-            trust_remote_code=False,
-        )  # fmt: skip
+            where, revision=config.model.revision, local_files_only=only_local(where), trust_remote_code=False
+        )
     if not hasattr(processor, "image_processor"):
         raise UserError(
-            f"model.path {where}", "is a model of text alone: it has no image processor.",
+            f"model.path {where}",
+            "is a model of text alone: it has no image processor.",
             "Name a vision-language model, such as Qwen/Qwen2.5-VL-3B-Instruct.",
-        )  # fmt: skip
+        )
     if not config.published.resize_first:
         limit_pixels(processor.image_processor, config.data)
     chat_template.check(processor, where)
@@ -77,7 +77,7 @@ def _check_picture(processor: Any, where: str) -> None:
             f"model.path {where}",
             f"its processor cannot read a picture ({type(error).__name__}: {detail}).",
             "Take the processor's files and the chat template that came with the weights.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 @cache
@@ -130,7 +130,7 @@ def limit_pixels(image_processor: Any, pixels: PixelLimits, section: str = "data
             f"{section}.min_pixels, {section}.max_pixels",
             f"{type(image_processor).__name__} does not limit images by area.",
             "Leave them unset." if section == "data" else "Use --profile matched.",
-        )  # fmt: skip
+        )
     if "num_frames" in signature(resize).parameters:  # GLM-4V counts the pixels of all frames
         given = {name: value * image_processor.temporal_patch_size for name, value in given.items()}
     image_processor.size = size | given
@@ -173,9 +173,7 @@ class Before:
 NOTHING = Before()
 
 
-def messages(
-    sample: Sample, instruction: str, processor: Any = None, *, strip: bool = False
-) -> list[dict[str, Any]]:
+def messages(sample: Sample, instruction: str, processor: Any = None, *, strip: bool = False) -> list[dict[str, Any]]:
     """The chat turn: images where ``<image>`` stands (or first), the question, the instruction.
 
     Args:
@@ -213,9 +211,8 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, processor: Any, instruction: str, capacity: int = 1024, workers: int = 0,
-        before: Before = NOTHING,
-    ) -> None:  # fmt: skip
+        self, processor: Any, instruction: str, capacity: int = 1024, workers: int = 0, before: Before = NOTHING
+    ) -> None:
         self.processor, self.instruction, self.capacity = processor, instruction, capacity
         self.before = before
         self._cache: dict[Key, dict[str, torch.Tensor]] = {}
@@ -271,9 +268,8 @@ def encode_sample(
 
 
 def encode_images(
-    processor: Any, instruction: str, sample: Sample, images: list[Image.Image], *,
-    strip: bool = False,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    processor: Any, instruction: str, sample: Sample, images: list[Image.Image], *, strip: bool = False
+) -> dict[str, torch.Tensor]:
     """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
     chat = messages(sample, instruction, processor, strip=strip)
     text = chat_template.render(processor, chat)
@@ -281,11 +277,7 @@ def encode_images(
     shown = [images] if images else None
     batch = processor(text=[text], images=shown, return_tensors="pt")
     bos = processor.tokenizer.bos_token
-    if (
-        bos
-        and text.startswith(bos)
-        and (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() > 1
-    ):
+    if bos and text.startswith(bos) and (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() > 1:
         text = text.removeprefix(bos)  # the processor itself adds one, as PaliGemma's does
         batch = processor(text=[text], images=shown, return_tensors="pt")
     encoded = {n: value for n, value in batch.items() if n not in ("attention_mask", "labels")}

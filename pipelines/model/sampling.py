@@ -34,9 +34,7 @@ class Sampling:
 def uniforms(sampling: Sampling, name: tuple[int | str, ...], device: torch.device) -> torch.Tensor:
     """The numbers that draw the responses to one prompt [G, T], in [0, 1)."""
     rows = [
-        torch.from_numpy(
-            generator(sampling.seed, "sampling", *name, sample).random(sampling.max_new_tokens)
-        )
+        torch.from_numpy(generator(sampling.seed, "sampling", *name, sample).random(sampling.max_new_tokens))
         for sample in range(sampling.first, sampling.first + sampling.samples)
     ]
     return torch.stack(rows).to(device)
@@ -69,9 +67,7 @@ def draw(logp_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
 
 
-def next_token(
-    logp_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor]:
+def next_token(logp_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """The token that each number draws, and its log-prob before top-k and top-p, [B] each.
 
     Args:

@@ -32,9 +32,7 @@ SIMILAR = 0.7
 class Attends(Protocol):
     """What says who attends to whom in a pass; the models hand it on as ``prefix_layout``."""
 
-    def attend(
-        self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
-    ) -> Tensor:
+    def attend(self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float) -> Tensor:
         """Attention of every token [N, H, D]; keys and values may have fewer heads."""
 
 
@@ -57,9 +55,7 @@ class ResponseBucket:
 
     def to(self, device: torch.device) -> ResponseBucket:
         """The same on a device."""
-        return ResponseBucket(
-            self.owner_C.to(device), self.index_CR.to(device), self.seen_CRK.to(device)
-        )
+        return ResponseBucket(self.owner_C.to(device), self.index_CR.to(device), self.seen_CRK.to(device))
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """[C, 1, R, K]: 0 where a key is seen, else -inf. Made once, for the layers of a pass."""
@@ -88,9 +84,7 @@ class Layout:
         parts = tuple(part.to(device) for part in self.responses)
         return Layout(self.prompt_BP.to(device), parts, self.back_N.to(device))
 
-    def attend(
-        self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float
-    ) -> Tensor:
+    def attend(self, layer: int, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scale: float) -> Tensor:
         """Attention of every token to what its row lets it see -> [N, H, D]."""
         count, heads, channels = query_NHD.shape
 
@@ -104,24 +98,25 @@ class Layout:
         for part in self.responses:
             longest = part.seen_CRK.shape[2] - part.index_CR.shape[1]
 
-            def behind(
-                own_NHD: Tensor, prompt_BPHD: Tensor, part: ResponseBucket, longest: int
-            ) -> Tensor:
+            def behind(own_NHD: Tensor, prompt_BPHD: Tensor, part: ResponseBucket, longest: int) -> Tensor:
                 """Keys or values: the prompt's, and the response's own."""
                 before = prompt_BPHD[:, :longest].index_select(0, part.owner_C)
                 return torch.cat([before, taken(own_NHD, part.index_CR)], dim=1)
 
-            found.append(_attention(
-                taken(query_NHD, part.index_CR), behind(key_NHD, key_BPHD, part, longest),
-                behind(value_NHD, value_BPHD, part, longest), scale, part.bias(query_NHD.dtype),
-            ))  # fmt: skip
+            found.append(
+                _attention(
+                    taken(query_NHD, part.index_CR),
+                    behind(key_NHD, key_BPHD, part, longest),
+                    behind(value_NHD, value_BPHD, part, longest),
+                    scale,
+                    part.bias(query_NHD.dtype),
+                )
+            )
         whole = torch.cat([x.reshape(-1, heads * channels) for x in found])
         return whole.index_select(0, self.back_N).view(count, heads, channels)
 
 
-def _attention(
-    query_BLHD: Tensor, key_BKHD: Tensor, value_BKHD: Tensor, scale: float, bias: Tensor | None
-) -> Tensor:
+def _attention(query_BLHD: Tensor, key_BKHD: Tensor, value_BKHD: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """SDPA of a batch -> [B, L, H, D]; causal where there is no bias."""
     query, key, value = (x.transpose(1, 2) for x in (query_BLHD, key_BKHD, value_BKHD))
     repeats = query.shape[1] // key.shape[1]
@@ -166,28 +161,32 @@ def layout(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> Layout
     return Layout(prompt_BP, tuple(parts), back_N[:total])
 
 
-def _bucket(
-    fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int
-) -> ResponseBucket:
+def _bucket(fed: Sequence[tuple[int, int, int]], prompts: Sequence[int], total: int) -> ResponseBucket:
     """Responses (fed tokens, row, place of the first), the longest first."""
     count_C1, owner_C, place_C1 = (torch.tensor(x) for x in zip(*fed, strict=True))
     prompt_C1 = torch.tensor(prompts)[owner_C, None]
     longest, most = int(prompt_C1.max()), fed[0][0]
     step_R = torch.arange(most)
     index_CR = place_C1[:, None] + step_R
-    seen_CRK = torch.cat([
-        (torch.arange(longest) < prompt_C1)[:, None].expand(-1, most, -1),
-        torch.ones(most, most, dtype=torch.bool).tril().expand(len(fed), -1, -1),
-    ], dim=-1)  # fmt: skip
-    return ResponseBucket(
-        owner_C, index_CR.masked_fill(step_R >= count_C1[:, None], total), seen_CRK
+    seen_CRK = torch.cat(
+        [
+            (torch.arange(longest) < prompt_C1)[:, None].expand(-1, most, -1),
+            torch.ones(most, most, dtype=torch.bool).tril().expand(len(fed), -1, -1),
+        ],
+        dim=-1,
     )
+    return ResponseBucket(owner_C, index_CR.masked_fill(step_R >= count_C1[:, None], total), seen_CRK)
 
 
 def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    prefix_layout: Attends | None = None, **settings: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prefix_layout: Attends | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
     """What the library's models call: [1, heads, N, D] and fewer key heads -> [1, N, heads, D]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -55,6 +55,4 @@ def _by_prefixes(tokenizer: Any, ids: Sequence[int], whole: str) -> list[str]:
 
 def _common(a: str, b: str) -> int:
     """How many characters they begin with in common."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -89,9 +89,15 @@ def _in_windows(model: Any) -> bool:
 
 
 def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    cu_seq_lens_q: Tensor | None = None, scaling: float | None = None, **settings: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None = None,
+    scaling: float | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
     """What the library's towers call: [1, heads, N, D] each -> [1, N, heads, D], within windows.
 
     Args:
@@ -100,9 +106,7 @@ def attention(
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **settings
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
     lengths, order_N, back_N = _windows(cu_seq_lens_q)
     parts, place = [], 0
     if order_N is not None:
@@ -135,9 +139,7 @@ def _windows(starts: Tensor) -> Windows:
     for begin, end in itertools.pairwise(starts.tolist()):
         if end > begin:
             by_length.setdefault(end - begin, []).append(begin)
-    order = [
-        torch.tensor(begins)[:, None] + torch.arange(length) for length, begins in by_length.items()
-    ]
+    order = [torch.tensor(begins)[:, None] + torch.arange(length) for length, begins in by_length.items()]
     order_N = torch.cat([x.flatten() for x in order])
     found: Windows = [(length, len(begins)) for length, begins in by_length.items()], None, None
     if not torch.equal(order_N, torch.arange(len(order_N))):

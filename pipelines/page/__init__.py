@@ -19,9 +19,7 @@ from typing import Any
 
 from pipelines.disk.step import disk_errors, write_atomic
 
-SCRIPTS = (
-    "theme.js", "base.js", "charts.js", "sections.js", "tokens.js", "viewer.js", "start.js",
-)  # fmt: skip
+SCRIPTS = ("theme.js", "base.js", "charts.js", "sections.js", "tokens.js", "viewer.js", "start.js")
 """In the order in which they run: each uses only what stands before it."""
 
 
@@ -59,9 +57,12 @@ def page(title: str, sections: dict[str, Any]) -> str:
     if "viewer" in sections:
         data["viewer"] = packed(embedded_json(sections["viewer"]))
     parts = {
-        "policy": _policy(style, script), "title": html.escape(title), "style": style,
-        "data": embedded_json(data), "script": script,
-    }  # fmt: skip
+        "policy": _policy(style, script),
+        "title": html.escape(title),
+        "style": style,
+        "data": embedded_json(data),
+        "script": script,
+    }
     before, *pieces = _asset("template.html").split("{{")
     names_and_texts = (piece.split("}}", 1) for piece in pieces)
     return before + "".join(parts[name] + text for name, text in names_and_texts)
@@ -84,9 +85,7 @@ def embedded_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode("utf-8", "backslashreplace").decode(
-        "utf-8"
-    )  # a lone surrogate: \udxxx is JSON
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate: \udxxx is JSON
 
 
 def _policy(style: str, script: str) -> str:

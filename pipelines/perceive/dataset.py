@@ -44,9 +44,7 @@ PAGE_BYTES = 12 * 2**20
 """Of images in the page, which so stays well below 20 MB."""
 
 
-def perceive_dataset(
-    config: Config, policy: Policy, masks: int, out: Path, watch: Watch
-) -> dict[str, Any]:
+def perceive_dataset(config: Config, policy: Policy, masks: int, out: Path, watch: Watch) -> dict[str, Any]:
     """Write the perception of every row of ``data.source`` into the new folder ``out``.
 
     Responses are those of the column ``response`` if the source has one (or ``data.columns`` names
@@ -121,11 +119,14 @@ class Tally:
         right = found.get("correct", [])
         wrong = [d for name, ds in found.items() if name not in (None, "correct") for d in ds]
         return {
-            "responses": self.responses, "truncated": self.truncated,
-            "graded": len(right) + len(wrong), "correct": len(right),
+            "responses": self.responses,
+            "truncated": self.truncated,
+            "graded": len(right) + len(wrong),
+            "correct": len(right),
             "dependency": _mean([d for ds in found.values() for d in ds]),
-            "dependency_correct": _mean(right), "dependency_wrong": _mean(wrong),
-        }  # fmt: skip
+            "dependency_correct": _mean(right),
+            "dependency_wrong": _mean(wrong),
+        }
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -135,11 +136,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _grade(rows: Sequence[Perception], samples: Sequence[Sample], grader: RewardFunction) -> None:
     """Fill in answer, outcome and reward of the rows whose question has an answer."""
     known = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.gold]
-    marks = grader(
-        [row.response for row, _ in known],
-        [s for _, s in known],
-        [row.truncated for row, _ in known],
-    )
+    marks = grader([row.response for row, _ in known], [s for _, s in known], [row.truncated for row, _ in known])
     for (row, _), mark in zip(known, marks, strict=True):
         row.answer, row.outcome, row.reward = mark.answer, mark.outcome, mark.reward
 

@@ -53,9 +53,7 @@ def encoded_image(image: ImageLike, place: str) -> bytes:
         about(image)
     except Unusable as why:
         raise UserError(
-            place,
-            f"{why.reason}: {why.detail}.",
-            "PNG, JPEG, WebP, GIF, BMP, TIFF and PPM are read.",
+            place, f"{why.reason}: {why.detail}.", "PNG, JPEG, WebP, GIF, BMP, TIFF and PPM are read."
         ) from why
     return image
 

@@ -78,30 +78,38 @@ class Perception(Perceived):
         """What the viewer of pipelines/page/ shows; plain JSON values."""
         two = bool(self.logp_perturbed)
         return {
-            "step": None, "position": None, "sample_id": self.id, "problem": self.problem,
-            "gold": self.gold, "images": [_address(png) for png in self.images],
+            "step": None,
+            "position": None,
+            "sample_id": self.id,
+            "problem": self.problem,
+            "gold": self.gold,
+            "images": [_address(png) for png in self.images],
             "perturbed": [[_address(png) for png in self.perturbed_images]] if two else [],
-            "responses": [{
-                "tokens": self.tokens, "perception": self.perception, "keep": self.keep,
-                "logp": self.logp, "logp_perturbed": self.logp_perturbed if two else None,
-                "entropy": self.entropy, "top": self.alternatives(),
-                "top_perturbed": self.alternatives(perturbed=True) if two else None,
-                "dependency": self.dependency, "reward": self.reward, "outcome": self.outcome,
-                "answer": self.answer, "truncated": self.truncated,
-                "advantage": None, "shaped_advantage": None,
-            }],
-        }  # fmt: skip
+            "responses": [
+                {
+                    "tokens": self.tokens,
+                    "perception": self.perception,
+                    "keep": self.keep,
+                    "logp": self.logp,
+                    "logp_perturbed": self.logp_perturbed if two else None,
+                    "entropy": self.entropy,
+                    "top": self.alternatives(),
+                    "top_perturbed": self.alternatives(perturbed=True) if two else None,
+                    "dependency": self.dependency,
+                    "reward": self.reward,
+                    "outcome": self.outcome,
+                    "answer": self.answer,
+                    "truncated": self.truncated,
+                    "advantage": None,
+                    "shaped_advantage": None,
+                }
+            ],
+        }
 
-    def alternatives(
-        self, *, perturbed: bool = False
-    ) -> list[list[tuple[str, float, float | None]]]:
+    def alternatives(self, *, perturbed: bool = False) -> list[list[tuple[str, float, float | None]]]:
         """Per token the likeliest ones, with the image or with the perturbed one: (text, its
         probability with the image, with the perturbed one or None)."""
-        columns: tuple[Any, ...] = (
-            self.top,
-            self.top_p,
-            self.top_q or [[None] * len(t) for t in self.top],
-        )
+        columns: tuple[Any, ...] = (self.top, self.top_p, self.top_q or [[None] * len(t) for t in self.top])
         if perturbed:
             columns = (self.top_perturbed, self.top_perturbed_p, self.top_perturbed_q)
         return [list(zip(*token, strict=True)) for token in zip(*columns, strict=True)]
@@ -150,10 +158,13 @@ def perceive(
     sample = example(image, prompt)
     base = model.config.model_dump(mode="json") if isinstance(model, Policy) else {}
     asked: dict[str, Any] = {
-        "score.estimator": estimator, "score.perturbation": perturbation,
-        "score.probability": probability, "rollout.temperature": temperature,
-        "rollout.max_new_tokens": max_new_tokens, "seed": seed,
-    }  # fmt: skip
+        "score.estimator": estimator,
+        "score.perturbation": perturbation,
+        "score.probability": probability,
+        "rollout.temperature": temperature,
+        "rollout.max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
     defaults: Sequence[str] = ()
     if not isinstance(model, Policy):
         asked["model.path"], defaults = str(model), DEFAULTS
@@ -178,14 +189,16 @@ def check(config: Config, masks: int) -> None:
         raise UserError(f"masks: {masks}", "at least one is needed.")
     if masks > 1 and not needs_two_views(config):
         raise UserError(
-            f"masks: {masks}", f"the estimator {score.estimator} looks at no perturbed image.",
+            f"masks: {masks}",
+            f"the estimator {score.estimator} looks at no perturbed image.",
             "Leave it at 1, or take the estimator kl.",
-        )  # fmt: skip
+        )
     if masks > 1 and score.perturbation in SAME_EVERY_TIME:
         raise UserError(
-            f"masks: {masks}", f"{score.perturbation} draws nothing at random: all would be the same.",
+            f"masks: {masks}",
+            f"{score.perturbation} draws nothing at random: all would be the same.",
             "Leave it at 1, or take the perturbation patch_black.",
-        )  # fmt: skip
+        )
 
 
 def remembering(policy: Policy, prompts: int) -> Policy:
@@ -200,9 +213,13 @@ def remembering(policy: Policy, prompts: int) -> Policy:
 
 
 def see(
-    config: Config, policy: Policy, samples: Sequence[Sample], responses: Sequence[str | None],
-    masks: int = 1, first: int = 0,
-) -> list[Perception]:  # fmt: skip
+    config: Config,
+    policy: Policy,
+    samples: Sequence[Sample],
+    responses: Sequence[str | None],
+    masks: int = 1,
+    first: int = 0,
+) -> list[Perception]:
     """The perception of one response to each of a few questions, in one batch.
 
     Args:
@@ -217,12 +234,19 @@ def see(
     found = _responses(config, policy, samples, responses, first)
     groups = [
         Rollout(
-            sample_id=sample.id, position=first + index, response_ids=[one.ids],
-            response=[one.text], logp=[one.logp], truncated=[one.truncated],
-            answer=[], outcome=[], reward=[], step=0,
+            sample_id=sample.id,
+            position=first + index,
+            response_ids=[one.ids],
+            response=[one.text],
+            logp=[one.logp],
+            truncated=[one.truncated],
+            answer=[],
+            outcome=[],
+            reward=[],
+            step=0,
         )
         for index, (sample, one) in enumerate(zip(samples, found, strict=True))
-    ]  # fmt: skip
+    ]
     views = both_views(config, 0, groups, samples, policy)
     statistics = view_statistics(config, views, policy)
     perception_N = make_estimator(config, 0, policy)(statistics, groups, samples)
@@ -231,43 +255,41 @@ def see(
         again = view_statistics(config, replace(views, perturbed_ND=other_ND), policy)
         perception_N = perception_N + make_estimator(config, mask, policy)(again, groups, samples)
     looks = token_looks(
-        policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
-        config.rollout.temperature, {group.position for group in groups},
-    )  # fmt: skip
+        policy,
+        groups,
+        statistics,
+        views.hidden_ND,
+        views.perturbed_ND,
+        config.rollout.temperature,
+        {group.position for group in groups},
+    )
     rows = scored_rows(config, 0, groups, samples, statistics, perception_N / masks)
     return [
         _joined(sample, group, row, shown, given is not None)
         for sample, group, row, shown, given in zip(
-            samples, groups, rows,
+            samples,
+            groups,
+            rows,
             (
                 look(policy, sample, group, tokens, scored_views(config, 0, policy, group, sample))
-                for sample, group, tokens in zip(samples, groups, looks, strict=True) if tokens
+                for sample, group, tokens in zip(samples, groups, looks, strict=True)
+                if tokens
             ),
-            responses, strict=True,
+            responses,
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _responses(
-    config: Config,
-    policy: Policy,
-    samples: Sequence[Sample],
-    given: Sequence[str | None],
-    first: int,
+    config: Config, policy: Policy, samples: Sequence[Sample], given: Sequence[str | None], first: int
 ) -> list[Response]:
     """Those that were given, as tokens, and sampled ones for the others."""
     asked = [index for index, text in enumerate(given) if text is None]
     sampled: list[list[Response]] = []
     if asked:
         rollout = config.rollout
-        sampling = Sampling(
-            rollout.temperature,
-            rollout.top_p,
-            rollout.top_k,
-            rollout.max_new_tokens,
-            1,
-            config.seed,
-        )
+        sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens, 1, config.seed)
         names: list[Name] = [("perceive", first + index) for index in asked]
         engine = HuggingFaceEngine(policy)
         sampled = engine.generate([samples[index] for index in asked], names, sampling)
@@ -291,9 +313,10 @@ def as_response(policy: Policy, text: str) -> Response:
     for token in ids:
         if token in never:
             raise UserError(
-                "response", f"holds the model's special token {policy.tokenizer.decode([token])!r}.",
+                "response",
+                f"holds the model's special token {policy.tokenizer.decode([token])!r}.",
                 "Give the text of the response alone.",
-            )  # fmt: skip
+            )
     ids.append(policy.eos_ids[0])
     return Response(ids, [], policy.tokenizer.decode(ids, skip_special_tokens=True), False)
 
@@ -302,13 +325,24 @@ def _joined(sample: Sample, group: Rollout, row: Scored, shown: Look, given: boo
     """The rows of a group of one, as one flat row."""
     columns = {f.name for f in fields(Look)} & {f.name for f in fields(Perceived)}
     return Perception(
-        id=sample.id, problem=sample.problem, gold=sample.answer or None,
-        response=group.response[0], given=given, truncated=group.truncated[0],
-        answer=None, outcome=None, reward=None, dependency=row.dependency[0],
-        token_ids=group.response_ids[0], perception=row.perception[0], keep=row.keep[0],
-        entropy=row.entropy[0], **{name: getattr(shown, name)[0] for name in columns},
-        images=shown.images, perturbed_images=shown.perturbed_images[0] if shown.perturbed_images else [],
-    )  # fmt: skip
+        id=sample.id,
+        problem=sample.problem,
+        gold=sample.answer or None,
+        response=group.response[0],
+        given=given,
+        truncated=group.truncated[0],
+        answer=None,
+        outcome=None,
+        reward=None,
+        dependency=row.dependency[0],
+        token_ids=group.response_ids[0],
+        perception=row.perception[0],
+        keep=row.keep[0],
+        entropy=row.entropy[0],
+        **{name: getattr(shown, name)[0] for name in columns},
+        images=shown.images,
+        perturbed_images=shown.perturbed_images[0] if shown.perturbed_images else [],
+    )
 
 
 def _address(png: bytes) -> str:

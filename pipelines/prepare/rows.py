@@ -50,14 +50,10 @@ _LIKELY = {
 }
 """What others call our columns: only ever suggested, never assumed."""
 
-_IMAGE_LIKE = re.compile(
-    r"image|img|pic|photo|figure|diagram|screenshot|^file|path$", re.IGNORECASE
-)
+_IMAGE_LIKE = re.compile(r"image|img|pic|photo|figure|diagram|screenshot|^file|path$", re.IGNORECASE)
 """Names of columns that may hold images."""
 
-_IMAGE_FILE = re.compile(
-    r"(?s)data:image/.*|.*\.(png|jpe?g|webp|gif|bmp|tiff?|p[gpn]m)", re.IGNORECASE
-)
+_IMAGE_FILE = re.compile(r"(?s)data:image/.*|.*\.(png|jpe?g|webp|gif|bmp|tiff?|p[gpn]m)", re.IGNORECASE)
 
 SHORTEST_BASE64 = 64
 """Shorter texts are taken for paths only; no image fits into fewer characters."""
@@ -103,12 +99,7 @@ class UniqueNames:
 
 
 def match_columns(
-    asked: Mapping[str, str],
-    found: Sequence[str],
-    place: str,
-    *,
-    examples: bool = False,
-    ragged: bool = False,
+    asked: Mapping[str, str], found: Sequence[str], place: str, *, examples: bool = False, ragged: bool = False
 ) -> dict[str, tuple[str, ...]]:
     """Our column -> theirs, for the columns a source has: the names that may hold it, best first.
 
@@ -127,9 +118,10 @@ def match_columns(
     for ours in asked:
         if ours not in columns:
             raise UserError(
-                f"data.columns, {ours}", f"not one of our columns ({', '.join(columns)}).",
+                f"data.columns, {ours}",
+                f"not one of our columns ({', '.join(columns)}).",
                 "Write ours first, then theirs: --set data.columns='{problem: question}'.",
-            )  # fmt: skip
+            )
     matched, missing = {}, {}
     for ours, names in columns.items():
         candidates = (asked[ours],) if ours in asked else names
@@ -146,17 +138,13 @@ def match_columns(
 def _missing_columns(
     missing: Mapping[str, str], asked: Mapping[str, str], found: Sequence[str], place: str
 ) -> UserError:
-    guesses = {
-        ours: next((name for name in _LIKELY.get(ours, ()) if name in found), "THEIR_NAME")
-        for ours in missing
-    }
+    guesses = {ours: next((name for name in _LIKELY.get(ours, ()) if name in found), "THEIR_NAME") for ours in missing}
     mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**asked, **guesses}.items())
     lacking = ", ".join(f"no column {theirs!r} (our {ours!r})" for ours, theirs in missing.items())
     return UserError(
         place,
         f"{lacking}; columns found: {listed(found) or 'none'}.",
-        f"Say which {'they are' if len(missing) > 1 else 'one it is'}: "
-        f"--set data.columns='{{{mapping}}}'.",
+        f"Say which {'they are' if len(missing) > 1 else 'one it is'}: --set data.columns='{{{mapping}}}'.",
     )
 
 
@@ -264,12 +252,14 @@ class RowParser:
     """
 
     def __init__(
-        self, columns: Mapping[str, Sequence[str]], roots: Sequence[Path], prefix: str,
-        strict_kind: bool, examples: bool = False,
-    ) -> None:  # fmt: skip
-        self.columns = {
-            ours: (n,) if isinstance(n, str) else tuple(n) for ours, n in columns.items()
-        }
+        self,
+        columns: Mapping[str, Sequence[str]],
+        roots: Sequence[Path],
+        prefix: str,
+        strict_kind: bool,
+        examples: bool = False,
+    ) -> None:
+        self.columns = {ours: (n,) if isinstance(n, str) else tuple(n) for ours, n in columns.items()}
         self.prefix, self.strict_kind, self.examples = prefix, strict_kind, examples
         self.images = ImageReader(roots)
         self._theirs = {name for names in self.columns.values() for name in names}

@@ -71,13 +71,12 @@ def prepare(config: Config, out: Path, watch: Watch) -> dict[str, float | int]:
                 "Set it lower, or name a data.validation_source.",
             )
         counts["validation"] = write_samples(out / "validation.parquet", held)
-    reasons = {
-        f"rejected_{why.replace(' ', '_')}": n for why, n in sorted(filtered.reasons.items())
-    }
+    reasons = {f"rejected_{why.replace(' ', '_')}": n for why, n in sorted(filtered.reasons.items())}
     odd = {
-        "defused": filtered.defused, "single_colour": filtered.images.single_colour,
+        "defused": filtered.defused,
+        "single_colour": filtered.images.single_colour,
         "warned": filtered.images.warned,
-    }  # fmt: skip
+    }
     odd = {name: n for name, n in odd.items() if n}
     return {**counts, "rejected": filtered.reasons.total(), **reasons, **odd}
 
@@ -88,10 +87,7 @@ def _open_sources(data: DataConfig) -> dict[str, Source]:
         made = data.glyphs
         options = glyphs.GlyphsOptions(levels=made.levels, guessable=made.guessable)
         sizes = {"train": made.train, "validation": made.validation, "test": made.test}
-        return {
-            split: Source("glyphs", size, _drawn(split, size, options))
-            for split, size in sizes.items()
-        }
+        return {split: Source("glyphs", size, _drawn(split, size, options)) for split, size in sizes.items()}
     sources = {"train": read_source(data, split="train")}
     if data.validation_source:
         sources["validation"] = read_source(data, split="validation")
@@ -172,8 +168,7 @@ class Filter:
             raise _nothing_left(source.name, rows, reasons, example)
         if reasons:
             self.watch.note(
-                f"{split}: {reasons.total()} of {rows} rows left out ({_listed(reasons)}); "
-                "rejected.jsonl lists them"
+                f"{split}: {reasons.total()} of {rows} rows left out ({_listed(reasons)}); rejected.jsonl lists them"
             )
         usable = rows - reasons.total()
         told = source.remarks()
@@ -185,9 +180,7 @@ class Filter:
                 "apart: <|name|> as < |name| >"
             )
         if golds:
-            told.append(
-                f"control tokens of the model in {golds} answer{'s' * (golds > 1)}: compared as text"
-            )
+            told.append(f"control tokens of the model in {golds} answer{'s' * (golds > 1)}: compared as text")
         if 0 < pictured < usable:
             told.append(f"{usable - pictured} of {usable} questions have no image")
         for line in [*told, *images.told()]:
@@ -211,9 +204,7 @@ def _listed(reasons: Counter[str]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
 
 
-def _nothing_left(
-    name: str, rows: int, reasons: Counter[str], example: Rejected | None
-) -> UserError:
+def _nothing_left(name: str, rows: int, reasons: Counter[str], example: Rejected | None) -> UserError:
     if example is None:
         return UserError(name, "the data set has no rows.", "Check data.source and data.split.")
     return UserError(

@@ -89,9 +89,7 @@ class Source:
     remarks: Callable[[], list[str]] = list
 
 
-def read_source(
-    data: DataConfig, *, split: Literal["train", "validation"], examples: bool = False
-) -> Source:
+def read_source(data: DataConfig, *, split: Literal["train", "validation"], examples: bool = False) -> Source:
     """Open ``data.source`` (split train) or ``data.validation_source`` (split validation).
 
     A source is a file (.parquet, .jsonl, .ndjson, .json with one object a line, .csv), a folder of
@@ -192,10 +190,7 @@ def check_place(what: str, path: Path) -> None:
     if not (real.is_file() or real.is_dir()):
         raise UserError(what, "is neither a file nor a folder.", "Devices and pipes are not read.")
     if real.is_dir() and (real == home or real in home.parents):
-        raise UserError(
-            what, "is a home folder, or holds one: all of it would be read.",
-            "Name a folder in it.",
-        )  # fmt: skip
+        raise UserError(what, "is a home folder, or holds one: all of it would be read.", "Name a folder in it.")
 
 
 def check_places(config: Config) -> None:
@@ -212,9 +207,7 @@ def check_places(config: Config) -> None:
         try:
             there = path.exists()
         except OSError as error:  # too long
-            raise UserError(
-                f"{setting} {where[:100]}...", f"is no path ({error.strerror}).", "Check it."
-            ) from error
+            raise UserError(f"{setting} {where[:100]}...", f"is no path ({error.strerror}).", "Check it.") from error
         if there:
             check_place(f"{setting} {where}", path)
 
@@ -223,15 +216,11 @@ def _matched(data: DataConfig, part: Part, examples: bool) -> dict[str, tuple[st
     """Our columns -> a part's; where rows differ, all of them are asked if need be."""
     ragged = part.scan is not None
     try:
-        return match_columns(
-            data.columns, part.columns, part.place, examples=examples, ragged=ragged
-        )
+        return match_columns(data.columns, part.columns, part.place, examples=examples, ragged=ragged)
     except UserError:
         if part.scan is None:
             raise
-        return match_columns(
-            data.columns, part.scan(), part.place, examples=examples, ragged=ragged
-        )
+        return match_columns(data.columns, part.scan(), part.place, examples=examples, ragged=ragged)
 
 
 def _parsed(
@@ -261,9 +250,10 @@ def _local(path: Path, split: str, told: list[str]) -> list[Part]:
         opener = FILES.get(path.suffix.lower())
         if opener is None:
             raise UserError(
-                str(path), f"files of type {path.suffix or '(none)'} are not read.",
+                str(path),
+                f"files of type {path.suffix or '(none)'} are not read.",
                 f"Give one of {' '.join(FILES)}, or a folder.",
-            )  # fmt: skip
+            )
         return [opener(path, path.parent)]
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return [_saved(path, split)]
@@ -277,10 +267,11 @@ def _local(path: Path, split: str, told: list[str]) -> list[Part]:
     if (path / split).is_dir():
         return _local(path / split, split, told)
     raise UserError(
-        str(path), "this folder holds no data set.",
+        str(path),
+        "this folder holds no data set.",
         "Expected Parquet files, metadata.jsonl or metadata.csv beside the images, or what "
         "datasets' save_to_disk writes.",
-    )  # fmt: skip
+    )
 
 
 def is_hidden(path: Path) -> bool:
@@ -338,9 +329,10 @@ def _split_of(shard: Path) -> str | None:
 
 def _no_split(place: Path, split: str, found: Sequence[str]) -> UserError:
     return UserError(
-        str(place), f"no split {split!r}; splits found: {', '.join(found)}.",
+        str(place),
+        f"no split {split!r}; splits found: {', '.join(found)}.",
         "Choose one with --set data.split=NAME (or data.validation_split).",
-    )  # fmt: skip
+    )
 
 
 def parquet(path: Path, root: Path) -> Part:
@@ -370,9 +362,8 @@ class broken:
         if isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)):
             detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(
-                str(self.path), f"not a readable {self.format_name} file ({detail}).",
-                "Copy or download it again.",
-            ) from error  # fmt: skip
+                str(self.path), f"not a readable {self.format_name} file ({detail}).", "Copy or download it again."
+            ) from error
 
 
 def json_lines(path: Path, root: Path) -> Part:
@@ -383,9 +374,13 @@ def json_lines(path: Path, root: Path) -> Part:
         return list(found)
 
     return Part(
-        str(path), columns(itertools.islice(_read_json_lines(path), PEEK)), None, (root,),
-        lambda wanted: _read_json_lines(path), lambda: columns(_read_json_lines(path)),
-    )  # fmt: skip
+        str(path),
+        columns(itertools.islice(_read_json_lines(path), PEEK)),
+        None,
+        (root,),
+        lambda wanted: _read_json_lines(path),
+        lambda: columns(_read_json_lines(path)),
+    )
 
 
 def _read_json_lines(path: Path) -> RawRows:
@@ -400,14 +395,16 @@ def _read_json_lines(path: Path) -> RawRows:
             except (ValueError, RecursionError) as error:
                 detail = getattr(error, "msg", None) or "not UTF-8, or nested too deeply"
                 raise UserError(
-                    f"{path}, line {number}", f"not JSON: {detail}.",
-                    "Each line holds one object: {\"problem\": ..., \"images\": [...], ...}.",
-                ) from error  # fmt: skip
+                    f"{path}, line {number}",
+                    f"not JSON: {detail}.",
+                    'Each line holds one object: {"problem": ..., "images": [...], ...}.',
+                ) from error
             if not isinstance(row, dict):
                 raise UserError(
-                    f"{path}, line {number}", f"expected an object, found a {type(row).__name__}.",
+                    f"{path}, line {number}",
+                    f"expected an object, found a {type(row).__name__}.",
                     "Write one object a line (JSON Lines), not one list of all.",
-                )  # fmt: skip
+                )
             yield row
 
 
@@ -421,18 +418,13 @@ def json_file(path: Path, root: Path) -> Part:
     if content is None:
         return json_lines(path, root)
     columns = dict.fromkeys(name for row in content for name in row)
-    return Part(
-        str(path), list(columns), len(content), (root,),
-        lambda wanted: iter(content), lambda: list(columns),
-    )  # fmt: skip
+    return Part(str(path), list(columns), len(content), (root,), lambda wanted: iter(content), lambda: list(columns))
 
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a file's first line is a row of its own."""
     with broken(path, "JSON"), path.open("rb") as file:
-        line = next(
-            (line for line in iter(lambda: file.readline(LONGEST_LINE), b"") if line.strip()), b""
-        )
+        line = next((line for line in iter(lambda: file.readline(LONGEST_LINE), b"") if line.strip()), b"")
     try:
         first = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -443,9 +435,7 @@ def _is_json_lines(path: Path) -> bool:
 def _json(path: Path) -> list[Mapping[str, Any]] | None:
     """The rows of one JSON value; None where lines are to be read, which say what is wrong with which."""
     if path.stat().st_size > LARGEST_JSON:
-        raise UserError(
-            str(path), "one JSON value is too large to be read.", "Write one object a line."
-        )
+        raise UserError(str(path), "one JSON value is too large to be read.", "Write one object a line.")
     try:
         with broken(path, "JSON"):
             text = path.read_text(encoding="utf-8-sig")
@@ -547,11 +537,7 @@ def _hub_id(name: str, *, validation: bool) -> str:
         UserError: the name can be none.
     """
     key = _setting(validation)
-    if (
-        not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name)
-        or Path(name).suffix in FILES
-        or name == ".."
-    ):
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or Path(name).suffix in FILES or name == "..":
         raise UserError(f"{key} {name[:200]}", "no such file or folder.", "Check the path.")
     return key
 
@@ -572,10 +558,8 @@ def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"{key} {name}",
-            f"no such file or folder here, and as a hub data set ({tried}) it cannot be loaded: "
-            f"{detail}.",
-            f"Without a connection, point to a local copy: --set {key}=PATH (a Parquet or JSONL "
-            "file, or a folder).",
+            f"no such file or folder here, and as a hub data set ({tried}) it cannot be loaded: {detail}.",
+            f"Without a connection, point to a local copy: --set {key}=PATH (a Parquet or JSONL file, or a folder).",
         ) from error
     check_commit(table, revision, f"{key} {name}")
     return arrow(table, f"{key} {name}", hub_caches())

@@ -38,14 +38,16 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
     """
     if how.nnodes > 1 and not how.master:
         raise UserError(
-            "--nnodes", f"{how.nnodes} nodes need an address where they meet.",
+            "--nnodes",
+            f"{how.nnodes} nodes need an address where they meet.",
             "Add --master HOST[:PORT], the first node's, on every node.",
-        )  # fmt: skip
+        )
     if how.node_rank >= how.nnodes:
         raise UserError(
-            f"--node-rank {how.node_rank}", f"there are {how.nnodes} nodes, counted from 0.",
+            f"--node-rank {how.node_rank}",
+            f"there are {how.nnodes} nodes, counted from 0.",
             "Give each node its own number, and all of them --nnodes N.",
-        )  # fmt: skip
+        )
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -56,13 +58,16 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
     host, _, port = (how.master or "localhost").partition(":")
     several = how.nnodes > 1
     config = LaunchConfig(
-        min_nodes=how.nnodes, max_nodes=how.nnodes, nproc_per_node=how.nproc_per_node,
+        min_nodes=how.nnodes,
+        max_nodes=how.nnodes,
+        nproc_per_node=how.nproc_per_node,
         run_id="vppo" if several else uuid.uuid4().hex,
         rdzv_backend="static" if several else "c10d",
         rdzv_endpoint=f"{host}:{port or 29500}" if several else f"{host}:0",
         rdzv_configs={"rank": how.node_rank} if several else {},
-        max_restarts=0, monitor_interval=0.1,
-    )  # fmt: skip
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "vppo_cli", *arguments)
     except ChildFailedError as error:

@@ -89,9 +89,7 @@ class Ranks:
         assert result is not None
         return result
 
-    def share(
-        self, items: Sequence[T], work: Callable[[list[T]], list[R]], engine: int = 1
-    ) -> list[R]:
+    def share(self, items: Sequence[T], work: Callable[[list[T]], list[R]], engine: int = 1) -> list[R]:
         """Do ``work`` on this rank's share; every rank gets all results, in the order of ``items``.
 
         Every rank calls ``work`` on equally many items, since divided weights are put together by all
@@ -129,9 +127,10 @@ class Ranks:
         """
         if self.world % engine:
             raise UserError(
-                f"rollout.tensor_parallel: {engine}", f"does not divide the {self.world} ranks.",
+                f"rollout.tensor_parallel: {engine}",
+                f"does not divide the {self.world} ranks.",
                 "Choose a divisor of --nproc-per-node.",
-            )  # fmt: skip
+            )
         return self.world // engine
 
     def barrier(self) -> None:
@@ -163,17 +162,19 @@ def ranks() -> Ranks:
         me = Ranks(*(int(env[name] or "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     except ValueError:
         raise UserError(
-            "ranks", f"the launcher set only {', '.join(n for n, v in env.items() if v)}.",
+            "ranks",
+            f"the launcher set only {', '.join(n for n, v in env.items() if v)}.",
             "Start with vppo train --nproc-per-node N, torchrun, deepspeed or srun.",
-        ) from None  # fmt: skip
+        ) from None
     if me.world > 1:
         for name, value in env.items():
             os.environ.setdefault(name, str(value))
         if "MASTER_ADDR" not in os.environ:
             raise UserError(
-                "MASTER_ADDR", "is not set: the ranks cannot find each other.",
+                "MASTER_ADDR",
+                "is not set: the ranks cannot find each other.",
                 "Set MASTER_ADDR and MASTER_PORT to the first node; docs/cluster.md has a script.",
-            )  # fmt: skip
+            )
         os.environ.setdefault("MASTER_PORT", "29500")
         _join(me)
     return me
@@ -190,9 +191,7 @@ def _join(me: Ranks) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(me.local)
         backend = "cpu:gloo,cuda:nccl"
-    torch.distributed.init_process_group(
-        backend, store=store, rank=me.rank, world_size=me.world, timeout=TIMEOUT
-    )
+    torch.distributed.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=TIMEOUT)
 
 
 def join_alone(device: Any) -> None:

@@ -31,9 +31,7 @@ class Response:
 class Engine(Protocol):
     """Generates ``sampling.samples`` responses to each prompt with the policy's current weights."""
 
-    def generate(
-        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
-    ) -> list[list[Response]]:
+    def generate(self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling) -> list[list[Response]]:
         """One list of responses per sample; ``names`` seed them (see pipelines/model/sampling.py)."""
 
 
@@ -64,10 +62,11 @@ def encoded(policy: Policy, sample: Sample) -> dict[str, torch.Tensor]:
         return policy.encoder.encode(sample)
     except (ValueError, StopIteration, IndexError) as error:  # the processor's own checks
         raise UserError(
-            f"question {sample.id}", f"the model's processor refuses it ({error or 'no reason told'}).",
+            f"question {sample.id}",
+            f"the model's processor refuses it ({error or 'no reason told'}).",
             "Images far longer than wide, or a model's own special tokens in the text, are the "
             "usual reasons: leave the row out of the data.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def cut(policy: Policy, ids: list[int], logp: list[float], prompt_tokens: int) -> Response:

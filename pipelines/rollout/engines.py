@@ -22,8 +22,5 @@ def _vllm(policy: Policy) -> LiveEngine:
     return VLLMServer(policy) if policy.config.rollout.server else VLLMEngine(policy)
 
 
-ENGINES: dict[str, Callable[[Policy], Engine | LiveEngine]] = {
-    "hf": HuggingFaceEngine,
-    "vllm": _vllm,
-}
+ENGINES: dict[str, Callable[[Policy], Engine | LiveEngine]] = {"hf": HuggingFaceEngine, "vllm": _vllm}
 """An import path ``package.module:factory`` works as well."""

@@ -15,15 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config.schema import Config
-from pipelines.disk.records import (
-    ROLLOUTS,
-    SURPLUS,
-    Rollout,
-    Sample,
-    SampleTable,
-    read_rows,
-    write_rows,
-)
+from pipelines.disk.records import ROLLOUTS, SURPLUS, Rollout, Sample, SampleTable, read_rows, write_rows
 from pipelines.disk.step import checked, unreadable
 from pipelines.errors import UserError
 from pipelines.grading.reward import RewardFunction
@@ -65,10 +57,16 @@ class Counts:
 
 
 def rollout(
-    config: Config, step: int, samples: SampleTable, previous: Path | None, engine: Engine,
-    reward: RewardFunction, out: Path, watch: Watch,
+    config: Config,
+    step: int,
+    samples: SampleTable,
+    previous: Path | None,
+    engine: Engine,
+    reward: RewardFunction,
+    out: Path,
+    watch: Watch,
     expect: Callable[[Sequence[Sample]], None] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Sample until the step has its groups; write them, and the surplus for the next step.
 
     Args:
@@ -108,8 +106,7 @@ def rollout(
         expect(mine(parts[0]))
         for part, following in zip_longest(parts, parts[1:], fillvalue=()):
             expect(mine([*part, *following]))
-            watch.progress("groups", min(len(groups), settings.prompts_per_step),
-                           settings.prompts_per_step)  # fmt: skip
+            watch.progress("groups", min(len(groups), settings.prompts_per_step), settings.prompts_per_step)
             for group in everyone.share(part, sample, together):
                 informative = is_informative(config, group)
                 counts.add(group, informative)
@@ -145,9 +142,11 @@ def _go_on(previous: Path) -> tuple[int, float]:
             raise ValueError(f"position {position!r}, informative_share {share!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise unreadable(
-            path, error, f"does not say where to go on ({error}).",
+            path,
+            error,
+            f"does not say where to go on ({error}).",
             "Delete its folder; it is made again when it is needed.",
-        ) from error  # fmt: skip
+        ) from error
     return position, float(share)
 
 
@@ -170,35 +169,41 @@ def _warn(config: Config, step: int, used: Sequence[Rollout], counts: Counts, wa
 
 
 def sample_groups(
-    config: Config, step: int, samples: SampleTable, positions: list[int], engine: Engine,
-    reward: RewardFunction,
-) -> list[Rollout]:  # fmt: skip
+    config: Config, step: int, samples: SampleTable, positions: list[int], engine: Engine, reward: RewardFunction
+) -> list[Rollout]:
     """Generate and grade the groups at these positions of the run's order of prompts."""
     chosen = [samples[prompt_at(config.seed, position, len(samples))] for position in positions]
     settings = config.rollout
     sampling = Sampling(
-        settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens,
-        settings.samples_per_prompt, config.seed,
-    )  # fmt: skip
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        settings.max_new_tokens,
+        settings.samples_per_prompt,
+        config.seed,
+    )
     generated = engine.generate(chosen, [(step, position) for position in positions], sampling)
     flat = [response for responses in generated for response in responses]
-    owners: list[Sample] = [
-        s for s, responses in zip(chosen, generated, strict=True) for _ in responses
-    ]
+    owners: list[Sample] = [s for s, responses in zip(chosen, generated, strict=True) for _ in responses]
     graded = iter(reward([r.text for r in flat], owners, [r.truncated for r in flat]))
     groups = []
     for sample, position, responses in zip(chosen, positions, generated, strict=True):
         marks = [next(graded) for _ in responses]
         groups.append(
             Rollout(
-                sample_id=sample.id, position=position,
-                response_ids=[r.ids for r in responses], response=[r.text for r in responses],
-                logp=[r.logp for r in responses], truncated=[r.truncated for r in responses],
-                answer=[m.answer for m in marks], outcome=[m.outcome for m in marks],
-                reward=[m.reward for m in marks], step=step,
+                sample_id=sample.id,
+                position=position,
+                response_ids=[r.ids for r in responses],
+                response=[r.text for r in responses],
+                logp=[r.logp for r in responses],
+                truncated=[r.truncated for r in responses],
+                answer=[m.answer for m in marks],
+                outcome=[m.outcome for m in marks],
+                reward=[m.reward for m in marks],
+                step=step,
                 prompt_tokens=responses[0].prompt_tokens,
             )
-        )  # fmt: skip
+        )
     return groups
 
 
@@ -220,9 +225,8 @@ def is_informative(config: Config, group: Rollout) -> bool:
 
 
 def _metrics(
-    counts: Counts, used: list[Rollout], carried: int, surplus: int, position: int, tries: int,
-    share: float,
-) -> dict[str, Any]:  # fmt: skip
+    counts: Counts, used: list[Rollout], carried: int, surplus: int, position: int, tries: int, share: float
+) -> dict[str, Any]:
     seen = counts
     if not counts.groups:  # the surplus of earlier steps was enough: report what is used
         seen = Counts()

@@ -19,9 +19,7 @@ class HuggingFaceEngine:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
-    def generate(
-        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
-    ) -> list[list[Response]]:
+    def generate(self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling) -> list[list[Response]]:
         policy = self.policy
         prompts = [encoded(policy, sample) for sample in samples]
         uniform_RT = torch.cat([uniforms(sampling, name, policy.device) for name in names])
@@ -29,6 +27,5 @@ class HuggingFaceEngine:
             ids_RT, logp_RT = decoding.sample(policy, prompts, uniform_RT, sampling)
         found = zip(ids_RT, logp_RT, strict=True)
         return [
-            [cut(policy, *next(found), len(prompt["input_ids"])) for _ in range(sampling.samples)]
-            for prompt in prompts
+            [cut(policy, *next(found), len(prompt["input_ids"])) for _ in range(sampling.samples)] for prompt in prompts
         ]

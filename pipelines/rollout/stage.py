@@ -8,9 +8,7 @@ from pipelines.stages import Ask, Live, Metrics
 
 VERSION = 4
 """Raised when the same policy and questions give other rollouts."""
-READS = (
-    "rollout", "reward", "seed", "published.drop_surplus", "published.choice_rule",
-)  # fmt: skip
+READS = ("rollout", "reward", "seed", "published.drop_surplus", "published.choice_rule")
 """The settings that its key holds."""
 PARTS = ("rollout.engine", "reward.function", "reward.grader")
 """Those that may be an import path: its source is in the key."""
@@ -22,6 +20,13 @@ def rollout(ask: Ask, live: Live, out: Path) -> Metrics:
 
     engine = live.engine(ask.step - 1)
     return groups.rollout(
-        ask.config, ask.step, live.samples, ask.inputs.get("previous"), engine, live.reward, out,
-        ask.watch, live.policy(ask.step - 1).encoder.expect,
-    )  # fmt: skip
+        ask.config,
+        ask.step,
+        live.samples,
+        ask.inputs.get("previous"),
+        engine,
+        live.reward,
+        out,
+        ask.watch,
+        live.policy(ask.step - 1).encoder.expect,
+    )

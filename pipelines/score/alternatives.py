@@ -37,9 +37,13 @@ class Alternatives:
 
 @torch.no_grad()
 def top_alternatives(
-    hidden_ND: Tensor, head: Head, count: int, *, perturbed_ND: Tensor | None = None,
+    hidden_ND: Tensor,
+    head: Head,
+    count: int,
+    *,
+    perturbed_ND: Tensor | None = None,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
-) -> Alternatives:  # fmt: skip
+) -> Alternatives:
     """The ``count`` likeliest tokens under each view; no gradient.
 
     Args:
@@ -59,9 +63,6 @@ def top_alternatives(
         if perturbed_ND is not None:
             logq_NV = head.logits_NV(perturbed_ND[part]).log_softmax(-1)
             best_NK, other_NK = logq_NV.topk(count, dim=-1)
-            found += (
-                logq_NV.gather(1, top_NK).exp(), other_NK, logp_NV.gather(1, other_NK).exp(),
-                best_NK.exp(),
-            )  # fmt: skip
+            found += (logq_NV.gather(1, top_NK).exp(), other_NK, logp_NV.gather(1, other_NK).exp(), best_NK.exp())
         chunks.append(found)
     return Alternatives(*(torch.cat(columns) for columns in zip(*chunks, strict=True)))

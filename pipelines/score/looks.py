@@ -43,9 +43,14 @@ class TokenLooks:
 
 
 def token_looks(
-    policy: Policy, groups: Sequence[Rollout], statistics: TokenStatistics, hidden_ND: Tensor,
-    perturbed_ND: Tensor | None, temperature: float, positions: Container[int],
-) -> list[TokenLooks | None]:  # fmt: skip
+    policy: Policy,
+    groups: Sequence[Rollout],
+    statistics: TokenStatistics,
+    hidden_ND: Tensor,
+    perturbed_ND: Tensor | None,
+    temperature: float,
+    positions: Container[int],
+) -> list[TokenLooks | None]:
     """What is kept of the groups at these positions; None for the others.
 
     Args:
@@ -62,9 +67,8 @@ def token_looks(
             found.append(None)
             continue
         others = top_alternatives(
-            hidden_ND[here], head, ALTERNATIVES,
-            perturbed_ND=None if perturbed_ND is None else perturbed_ND[here],
-        )  # fmt: skip
+            hidden_ND[here], head, ALTERNATIVES, perturbed_ND=None if perturbed_ND is None else perturbed_ND[here]
+        )
         logq_N = statistics.logp_perturbed
         columns = [statistics.logp[here], None if logq_N is None else logq_N[here]]
         columns += [getattr(others, field.name) for field in fields(others)]
@@ -76,9 +80,7 @@ def _lists(values: Tensor | None, responses: Sequence[Sequence[int]]) -> list[An
     return [[] for _ in responses] if values is None else split_like(values, [responses])[0]
 
 
-def look(
-    policy: Policy, sample: Sample, group: Rollout, looks: TokenLooks, views: Sequence[Encoded]
-) -> Look:
+def look(policy: Policy, sample: Sample, group: Rollout, looks: TokenLooks, views: Sequence[Encoded]) -> Look:
     """One row: images and ids become pictures and texts.
 
     Args:
@@ -88,28 +90,35 @@ def look(
     names: dict[int, str] = {}
 
     def named(ids_GTK: list[Any]) -> list[Any]:
-        for token in {
-            token for ids_TK in ids_GTK for ids in ids_TK for token in ids
-        } - names.keys():
+        for token in {token for ids_TK in ids_GTK for ids in ids_TK for token in ids} - names.keys():
             names[token] = token_name(policy.tokenizer, token)
         return [[[names[token] for token in ids] for ids in ids_TK] for ids_TK in ids_GTK]
 
     return Look(
-        sample_id=sample.id, position=group.position,
+        sample_id=sample.id,
+        position=group.position,
         images=pictures(policy.encoder.encode(sample), *shown),
         perturbed_images=[pictures(view, *shown) for view in views],
         tokens=[token_texts(policy.tokenizer, ids) for ids in group.response_ids],
-        logp=looks.logp, logp_perturbed=looks.logq,
-        top=named(looks.top), top_perturbed=named(looks.perturbed),
-        top_p=looks.top_p, top_q=looks.top_q,
-        top_perturbed_p=looks.perturbed_p, top_perturbed_q=looks.perturbed_q,
-    )  # fmt: skip
+        logp=looks.logp,
+        logp_perturbed=looks.logq,
+        top=named(looks.top),
+        top_perturbed=named(looks.perturbed),
+        top_p=looks.top_p,
+        top_q=looks.top_q,
+        top_perturbed_p=looks.perturbed_p,
+        top_perturbed_q=looks.perturbed_q,
+    )
 
 
 def write_looks(
-    out: Path, groups: Sequence[Rollout], samples: SampleTable, policy: Policy,
-    found: Sequence[TokenLooks | None], views: Callable[[Rollout, Sample], Sequence[Encoded]],
-) -> None:  # fmt: skip
+    out: Path,
+    groups: Sequence[Rollout],
+    samples: SampleTable,
+    policy: Policy,
+    found: Sequence[TokenLooks | None],
+    views: Callable[[Rollout, Sample], Sequence[Encoded]],
+) -> None:
     """Write a row for each of the groups that has its alternatives.
 
     Args:

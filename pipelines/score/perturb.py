@@ -123,20 +123,17 @@ def _find(how: str) -> _Perturbation:
         if not isinstance(result, Tensor) or list(result.shape) != shape or result.isnan().any():
             found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise UserError(
-                f"score.perturbation: {how}", f"returned {found} for an image of {shape}, or NaN.",
+                f"score.perturbation: {how}",
+                f"returned {found} for an image of {shape}, or NaN.",
                 "Return a tensor of the same shape, [frames, channels, height, width], of 0..255.",
-            )  # fmt: skip
+            )
         return scale.normalize(result.to(image_FCHW))
 
     return own
 
 
 def patches_to_image(
-    patches: Tensor,
-    grid: tuple[int, int, int],
-    patch_size: int,
-    temporal_patch_size: int = 2,
-    merge_size: int = 2,
+    patches: Tensor, grid: tuple[int, int, int], patch_size: int, temporal_patch_size: int = 2, merge_size: int = 2
 ) -> Tensor:
     """One image from its Qwen patches -> [F, C, H, W]; the inverse of :func:`image_to_patches`.
 
@@ -155,9 +152,7 @@ def patches_to_image(
     return blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * f, c, y * p, x * p)
 
 
-def image_to_patches(
-    image_FCHW: Tensor, patch_size: int, temporal_patch_size: int = 2, merge_size: int = 2
-) -> Tensor:
+def image_to_patches(image_FCHW: Tensor, patch_size: int, temporal_patch_size: int = 2, merge_size: int = 2) -> Tensor:
     """An image cut into Qwen's patches -> [T * Y * X, C * f * p * p].
 
     H and W are multiples of ``patch_size * merge_size``, F of ``temporal_patch_size``.
@@ -214,11 +209,10 @@ def perturb(
         if how == "patch_black":  # whole patches: no image has to be put together
             done = [
                 torch.where(
-                    _black_rows(grid, rng, probability, merge_size).to(part.device),
-                    _black_row(scale, part), part,
+                    _black_rows(grid, rng, probability, merge_size).to(part.device), _black_row(scale, part), part
                 )
                 for part, grid in zip(parts, grids, strict=True)
-            ]  # fmt: skip
+            ]
             return torch.cat(done).to(pixel_values.dtype)
         done = [
             image_to_patches(function(patches_to_image(part, grid, *cut), rng, scale), *cut)
@@ -236,9 +230,7 @@ def perturb(
     return torch.where(pixel_mask.bool().unsqueeze(-3), result, pixel_values)
 
 
-def _black_rows(
-    grid: tuple[int, int, int], rng: np.random.Generator, probability: float, merge_size: int
-) -> Tensor:
+def _black_rows(grid: tuple[int, int, int], rng: np.random.Generator, probability: float, merge_size: int) -> Tensor:
     """Which of an image's Qwen patches are black [T * Y * X, 1]: the draws of ``_patch_black``."""
     black_T1YX = torch.from_numpy(rng.random(grid) < probability).unsqueeze(1)
     return image_to_patches(black_T1YX, 1, 1, merge_size)

@@ -25,9 +25,7 @@ _CUT = re.compile(r"<row_(\d+)_col_(\d+)>|<global-img>")
 """How Idefics3 and SmolVLM announce a tile, and the overview that ends an image."""
 
 
-def pictures(
-    prompt: dict[str, Tensor], processor: Any, model_config: Any, images: Sequence[bytes]
-) -> list[bytes]:
+def pictures(prompt: dict[str, Tensor], processor: Any, model_config: Any, images: Sequence[bytes]) -> list[bytes]:
     """The images of an encoded prompt as PNG, in order; none for a prompt without.
 
     Args:
@@ -39,12 +37,9 @@ def pictures(
     if "pixel_values" not in prompt:
         return []
     scale = processor.image_processor
-    mean_C11, std_C11 = (
-        torch.tensor(list(values)).view(-1, 1, 1) for values in (scale.image_mean, scale.image_std)
-    )
+    mean_C11, std_C11 = (torch.tensor(list(values)).view(-1, 1, 1) for values in (scale.image_mean, scale.image_std))
     return [
-        _png((image_CHW * std_C11 + mean_C11) * 255)
-        for image_CHW in _images(prompt, processor, model_config, images)
+        _png((image_CHW * std_C11 + mean_C11) * 255) for image_CHW in _images(prompt, processor, model_config, images)
     ]
 
 
@@ -55,9 +50,7 @@ def _png(pixels_CHW: Tensor) -> bytes:
     return data.getvalue()
 
 
-def _images(
-    prompt: dict[str, Tensor], processor: Any, model_config: Any, images: Sequence[bytes]
-) -> Iterator[Tensor]:
+def _images(prompt: dict[str, Tensor], processor: Any, model_config: Any, images: Sequence[bytes]) -> Iterator[Tensor]:
     """Normalised pictures [C, H, W] float32."""
     values = prompt["pixel_values"].detach().float().cpu()
     if "image_grid_thw" in prompt:

@@ -20,12 +20,7 @@ from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
 from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, write_rows
 from pipelines.errors import UserError
-from pipelines.model.divergence import (
-    ESTIMATORS,
-    ONE_VIEW,
-    TokenStatistics,
-    token_statistics,
-)
+from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_statistics
 from pipelines.model.packing import fill
 from pipelines.model.policy import Encoded, Policy, Row
 from pipelines.model.ragged import pad_lists, split_like
@@ -37,9 +32,14 @@ from pipelines.watch import Watch
 
 
 def score(
-    config: Config, step: int, rollouts: Sequence[Rollout], samples: SampleTable, policy: Policy,
-    out: Path, watch: Watch,
-) -> dict[str, Any]:  # fmt: skip
+    config: Config,
+    step: int,
+    rollouts: Sequence[Rollout],
+    samples: SampleTable,
+    policy: Policy,
+    out: Path,
+    watch: Watch,
+) -> dict[str, Any]:
     """Score every response token of a step's rollouts and write one row per group.
 
     The first ``score.looks`` groups are written once more, to be looked at (pipelines/score/looks.py).
@@ -56,9 +56,7 @@ def score(
             policy.encoder.expect([owners[i] for i in (*chosen, *following)])
             watch.progress("groups", len(done), len(groups))
             part, asked = [groups[i] for i in chosen], [owners[i] for i in chosen]
-            statistics, looks = policy.placement.forward(
-                _measure, config, step, part, asked, policy, looked_at
-            )
+            statistics, looks = policy.placement.forward(_measure, config, step, part, asked, policy, looked_at)
             perception_N = estimator(statistics, part, asked)
             rows = scored_rows(config, step, part, asked, statistics, perception_N)
             done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
@@ -73,9 +71,7 @@ def score(
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
         found = [done[i][1] for i in range(len(rollouts))]
-        write_looks(
-            out, rollouts, samples, policy, found, partial(scored_views, config, step, policy)
-        )
+        write_looks(out, rollouts, samples, policy, found, partial(scored_views, config, step, policy))
     return _metrics(step, rollouts, scored)
 
 
@@ -101,8 +97,9 @@ def make_estimator(config: Config, step: int, policy: Policy) -> Estimator:
     def random(statistics: TokenStatistics, groups: Sequence[Rollout], _: object) -> torch.Tensor:
         draws = [
             torch.from_numpy(generator(config.seed, "random-k", step, g.position, i).random(len(ids)))
-            for g in groups for i, ids in enumerate(g.response_ids)
-        ]  # fmt: skip
+            for g in groups
+            for i, ids in enumerate(g.response_ids)
+        ]
         return torch.cat(draws).float()
 
     def oracle(_: object, groups: Sequence[Rollout], owners: Sequence[Sample]) -> torch.Tensor:
@@ -127,17 +124,16 @@ def _checked(name: str, estimator: Estimator) -> Estimator:
         UserError: it does not return one finite number for each response token.
     """
 
-    def checked(
-        statistics: TokenStatistics, groups: Sequence[Rollout], samples: Sequence[Sample]
-    ) -> torch.Tensor:
+    def checked(statistics: TokenStatistics, groups: Sequence[Rollout], samples: Sequence[Sample]) -> torch.Tensor:
         found, wanted = estimator(statistics, groups, samples), list(statistics.logp.shape)
         shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         if shape != wanted or not bool(torch.isfinite(found).all()):
             bad = f"{shape}" if shape != wanted else "numbers that are not finite"
             raise UserError(
-                f"score.estimator: {name}", f"returned {bad} for {wanted[0]} response tokens.",
+                f"score.estimator: {name}",
+                f"returned {bad} for {wanted[0]} response tokens.",
                 "Return a tensor of one finite number for each, in the order of statistics.logp.",
-            )  # fmt: skip
+            )
         return found.float()
 
     return checked
@@ -153,9 +149,10 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
 
     if "solution" not in json.loads(sample.metadata):
         raise UserError(
-            "score.estimator: oracle", f"sample {sample.id} has no known token roles.",
+            "score.estimator: oracle",
+            f"sample {sample.id} has no known token roles.",
             "Only the embedded data (data.source=glyphs) has them.",
-        )  # fmt: skip
+        )
     return roles_of([policy.tokenizer.decode([token]) for token in response_ids])
 
 
@@ -184,9 +181,14 @@ class Views:
 
 @torch.no_grad()
 def both_views(
-    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
-    *, perturbed: bool | None = None,
-) -> Views:  # fmt: skip
+    config: Config,
+    step: int,
+    groups: Sequence[Rollout],
+    samples: Sequence[Sample],
+    policy: Policy,
+    *,
+    perturbed: bool | None = None,
+) -> Views:
     """Read every response twice: with its images, and with them perturbed.
 
     Args:
@@ -196,12 +198,10 @@ def both_views(
         perturbed = needs_two_views(config)
     prompts = [policy.encoder.encode(sample) for sample in samples]
     clean = [
-        row for prompt, group in zip(prompts, groups, strict=True)
-        for row in policy.rows(prompt, group.response_ids)
-    ]  # fmt: skip
+        row for prompt, group in zip(prompts, groups, strict=True) for row in policy.rows(prompt, group.response_ids)
+    ]
     token_N = torch.tensor(
-        [token for group in groups for ids in group.response_ids for token in ids],
-        device=policy.device,
+        [token for group in groups for ids in group.response_ids for token in ids], device=policy.device
     )
     hidden_ND = policy.hidden_states(clean)
     if not perturbed:
@@ -212,9 +212,13 @@ def both_views(
 
 @torch.no_grad()
 def perturbed_states(
-    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    config: Config,
+    step: int,
+    groups: Sequence[Rollout],
+    samples: Sequence[Sample],
+    policy: Policy,
     hidden_ND: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it.
 
     Where a question has no image it is ``hidden_ND``, the clean view: one reading, and not two that may be
@@ -224,57 +228,74 @@ def perturbed_states(
     rows = perturbed_rows(config, step, groups, samples, prompts, policy)
     perturbed_ND = policy.hidden_states(rows)
     blind = [
-        not sample.images for sample, group in zip(samples, groups, strict=True)
-        for ids in group.response_ids for _ in ids
-    ]  # fmt: skip
+        not sample.images
+        for sample, group in zip(samples, groups, strict=True)
+        for ids in group.response_ids
+        for _ in ids
+    ]
     if any(blind):
         blind_N = torch.tensor(blind, device=policy.device)
         perturbed_ND[blind_N] = hidden_ND[blind_N]
     return perturbed_ND
 
 
-def view_statistics(
-    config: Config, views: Views, policy: Policy, jsd: bool | None = None
-) -> TokenStatistics:
+def view_statistics(config: Config, views: Views, policy: Policy, jsd: bool | None = None) -> TokenStatistics:
     """Log-probs, entropy and divergences of every response token, flat [N].
 
     Args:
         jsd: whether to compute it too; by default if the estimator needs it.
     """
     return token_statistics(
-        views.hidden_ND, policy.head_weight, views.token_N, perturbed_ND=views.perturbed_ND,
-        temperature=config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
+        views.hidden_ND,
+        policy.head_weight,
+        views.token_N,
+        perturbed_ND=views.perturbed_ND,
+        temperature=config.rollout.temperature,
+        suppressed_ids=policy.suppressed_ids,
         jsd=config.score.estimator == "jsd" if jsd is None else jsd,
-    )  # fmt: skip
+    )
 
 
 def group_statistics(
-    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
-    *, perturbed: bool | None = None, jsd: bool | None = None,
-) -> TokenStatistics:  # fmt: skip
+    config: Config,
+    step: int,
+    groups: Sequence[Rollout],
+    samples: Sequence[Sample],
+    policy: Policy,
+    *,
+    perturbed: bool | None = None,
+    jsd: bool | None = None,
+) -> TokenStatistics:
     """The statistics of both views; arguments as of ``both_views`` and ``view_statistics``."""
     views = both_views(config, step, groups, samples, policy, perturbed=perturbed)
     return view_statistics(config, views, policy, jsd)
 
 
 def _measure(
-    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample], policy: Policy,
+    config: Config,
+    step: int,
+    groups: Sequence[Rollout],
+    samples: Sequence[Sample],
+    policy: Policy,
     looked_at: Container[int],
-) -> tuple[TokenStatistics, list[TokenLooks | None]]:  # fmt: skip
+) -> tuple[TokenStatistics, list[TokenLooks | None]]:
     """The statistics, and the alternatives of the groups at the positions to be looked at."""
     views = both_views(config, step, groups, samples, policy)
     statistics = view_statistics(config, views, policy)
     looks = token_looks(
-        policy, groups, statistics, views.hidden_ND, views.perturbed_ND,
-        config.rollout.temperature, looked_at,
-    )  # fmt: skip
+        policy, groups, statistics, views.hidden_ND, views.perturbed_ND, config.rollout.temperature, looked_at
+    )
     return statistics, looks
 
 
 def perturbed_rows(
-    config: Config, step: int, groups: Sequence[Rollout], samples: Sequence[Sample],
-    prompts: Sequence[Encoded], policy: Policy,
-) -> list[Row]:  # fmt: skip
+    config: Config,
+    step: int,
+    groups: Sequence[Rollout],
+    samples: Sequence[Sample],
+    prompts: Sequence[Encoded],
+    policy: Policy,
+) -> list[Row]:
     """The groups again, with perturbed images: one view per prompt, or one per response."""
     rows = []
     for group, sample, prompt in zip(groups, samples, prompts, strict=True):
@@ -297,9 +318,7 @@ def perturbed_views(
     return [perturbed_prompt(config, sample, prompt, policy, *name) for name in names]
 
 
-def scored_views(
-    config: Config, step: int, policy: Policy, group: Rollout, sample: Sample
-) -> list[Encoded]:
+def scored_views(config: Config, step: int, policy: Policy, group: Rollout, sample: Sample) -> list[Encoded]:
     """The perturbed prompts that a group is scored with; none where the estimator needs none."""
     if not needs_two_views(config):
         return []
@@ -307,9 +326,7 @@ def scored_views(
     return perturbed_views(config, step, group, sample, prompt, policy)
 
 
-def perturbed_prompt(
-    config: Config, sample: Sample, prompt: Encoded, policy: Policy, *name: int
-) -> Encoded:
+def perturbed_prompt(config: Config, sample: Sample, prompt: Encoded, policy: Policy, *name: int) -> Encoded:
     """An encoded prompt with its images perturbed; ``name`` (step, position ...) seeds the mask."""
     rng = generator(config.seed, "perturb", *name)
     settings = config.score
@@ -324,13 +341,18 @@ def perturbed_prompt(
     vision = policy.model.config.vision_config
     sides = vision.patch_size  # InternVL names both
     pixels = perturb(
-        prompt["pixel_values"], settings.perturbation, rng,
-        image_mean=processor.image_mean, image_std=processor.image_std,
+        prompt["pixel_values"],
+        settings.perturbation,
+        rng,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
         patch_size=sides if isinstance(sides, int) else sides[0],
-        temporal_patch_size=getattr(vision, "temporal_patch_size", 2), grid_thw=grid_thw,
+        temporal_patch_size=getattr(vision, "temporal_patch_size", 2),
+        grid_thw=grid_thw,
         merge_size=getattr(vision, "spatial_merge_size", 2),
-        pixel_mask=prompt.get("pixel_attention_mask"), probability=settings.probability,
-    )  # fmt: skip
+        pixel_mask=prompt.get("pixel_attention_mask"),
+        probability=settings.probability,
+    )
     return prompt | {"pixel_values": pixels}
 
 
@@ -340,10 +362,7 @@ def _check_layout(prompt: Encoded, policy: Policy) -> None:
     Raises:
         UserError: they are not, or the sides of its patches are not told.
     """
-    pixels, mean = (
-        prompt.get("pixel_values"),
-        getattr(policy.processor.image_processor, "image_mean", None),
-    )
+    pixels, mean = (prompt.get("pixel_values"), getattr(policy.processor.image_processor, "image_mean", None))
     sides = getattr(getattr(policy.model.config, "vision_config", None), "patch_size", None)
     square = isinstance(sides, int) or (isinstance(sides, list | tuple) and len({*sides}) == 1)
     listed = "image_grid_thw" in prompt
@@ -355,9 +374,10 @@ def _check_layout(prompt: Encoded, policy: Policy) -> None:
         known = pixels.dim() >= 4 and pixels.shape[-3] == len(mean or ())
     if not (known and mean and square):
         raise UserError(
-            "score.perturbation", f"the pixels of a {policy.model.config.model_type} model are laid out "
-            "in a way that is not known here.", "Take score.perturbation=raw_black, which needs none.",
-        )  # fmt: skip
+            "score.perturbation",
+            f"the pixels of a {policy.model.config.model_type} model are laid out in a way that is not known here.",
+            "Take score.perturbation=raw_black, which needs none.",
+        )
 
 
 def scored_rows(
@@ -374,10 +394,7 @@ def scored_rows(
     """
     responses = [group.response_ids for group in groups]
     perception = split_like(perception_N, responses)
-    logp, entropy = (
-        split_like(statistics.logp, responses),
-        split_like(statistics.entropy, responses),
-    )
+    logp, entropy = (split_like(statistics.logp, responses), split_like(statistics.entropy, responses))
     rows = []
     for index, (group, sample) in enumerate(zip(groups, samples, strict=True)):
         perception_GT, mask_GT = pad_lists(perception[index])
@@ -385,13 +402,15 @@ def scored_rows(
         keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, fraction)
         rows.append(
             Scored(
-                sample_id=group.sample_id, position=group.position,
+                sample_id=group.sample_id,
+                position=group.position,
                 old_logp=logp[index] if group.step == step else group.logp,
-                entropy=entropy[index], perception=perception[index],
+                entropy=entropy[index],
+                perception=perception[index],
                 keep=[k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)],
                 dependency=vppo.trajectory_dependency(perception_GT, mask_GT).tolist(),
             )
-        )  # fmt: skip
+        )
     return rows
 
 

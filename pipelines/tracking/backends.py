@@ -63,18 +63,21 @@ class WandB:
         import wandb
 
         mode = os.environ.get("WANDB_MODE", "online")
-        if mode == "online" and not wandb.login(
-            prompt=False
-        ):  # it would ask, in the middle of a run
+        if mode == "online" and not wandb.login(prompt=False):  # it would ask, in the middle of a run
             raise UserError(
-                "run.trackers: wandb", "nobody is logged in to Weights & Biases.",
+                "run.trackers: wandb",
+                "nobody is logged in to Weights & Biases.",
                 "Log in (wandb login), or set WANDB_MODE=offline and send it later (wandb sync).",
-            )  # fmt: skip
+            )
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), id=run.id, name=run.folder.name,
-            dir=str(run.folder), config=dict(run.config), resume="allow",
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=run.id,
+            name=run.folder.name,
+            dir=str(run.folder),
+            config=dict(run.config),
+            resume="allow",
             settings=wandb.Settings(console="off", silent=True, init_timeout=30),
-        )  # fmt: skip
+        )
         # Not its own step, which only rises: evaluations come after the steps they are of.
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
@@ -94,9 +97,14 @@ class Trackio:
 
         with _silent():
             self._run = trackio.init(
-                project=PROJECT, name=run.id, config=dict(run.config), resume="allow", embed=False,
-                auto_log_gpu=False, auto_log_cpu=False,
-            )  # fmt: skip
+                project=PROJECT,
+                name=run.id,
+                config=dict(run.config),
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
@@ -114,9 +122,10 @@ class MLflow:
     def __init__(self, run: TrackedRun) -> None:
         for name, value in (
             ("MLFLOW_DISABLE_TELEMETRY", "true"),
-            ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+            ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
+            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
             ("MLFLOW_LOGGING_LEVEL", "ERROR"),
-        ):  # fmt: skip
+        ):
             os.environ.setdefault(name, value)
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
@@ -141,9 +150,7 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]
-        )
+        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
 
     def close(self) -> None:
         self._client.set_terminated(self._id)

@@ -40,9 +40,10 @@ def metrics_of(chain: Chain, step: Step) -> dict[str, float]:
     index = step.index or 0
     found = _training(chain, index) if step.name == "update" else _evaluation(step)
     return {
-        name: float(value) for name, value in (found | {STEP: index}).items()
+        name: float(value)
+        for name, value in (found | {STEP: index}).items()
         if isinstance(value, int | float) and math.isfinite(value)
-    }  # fmt: skip
+    }
 
 
 def _training(chain: Chain, index: int) -> dict[str, Any]:

@@ -55,9 +55,7 @@ class Recorder:
         name, index = self._at
         more = {"memory": memory.resident(), "gpu_memory": memory.gpu_peak(), **doing}
         with contextlib.suppress(OSError, UserError):
-            runs.record_state(
-                self.chain.run, state, name, index, self.chain.config.run.steps, **more
-            )
+            runs.record_state(self.chain.run, state, name, index, self.chain.config.run.steps, **more)
         self._written = time.monotonic()
 
 

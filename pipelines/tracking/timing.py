@@ -39,7 +39,4 @@ def tokens(row: Mapping[str, Any], epochs: int = 1) -> dict[str, int]:
 def rates(row: Mapping[str, Any], spent: Mapping[str, float], epochs: int = 1) -> dict[str, float]:
     """Stage -> response tokens a second; without stages that had nothing to do."""
     worked = tokens(row, epochs)
-    return {
-        name: worked[name] / spent[name]
-        for name in TIMED if worked.get(name) and spent.get(name)
-    }  # fmt: skip
+    return {name: worked[name] / spent[name] for name in TIMED if worked.get(name) and spent.get(name)}

@@ -50,15 +50,14 @@ def check_trackers(config: Config) -> None:
         find_part("run.trackers", name, TRACKERS)
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise UserError(
-                f"run.trackers: {name}", f"the package {name} is not installed.",
+                f"run.trackers: {name}",
+                f"the package {name} is not installed.",
                 f"pip install 'vppo[{name}]', or leave it out: --set run.trackers=[].",
-            )  # fmt: skip
+            )
 
 
 @contextlib.contextmanager
-def tracking(
-    chain: Chain, config: Config, steps: Sequence[Step], watch: Watch
-) -> Iterator[Tracked]:
+def tracking(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -> Iterator[Tracked]:
     """The trackers that ``config`` names, open while ``steps`` are made."""
     everyone, tracked = ranks(), Tracked(chain, watch)
     if any(step.name == "update" or is_evaluation(step) for step in steps):
@@ -90,10 +89,9 @@ class Tracked:
             with self._forgiven(name, but=(UserError,)):
                 self._open[name] = factory(
                     TrackedRun(
-                        self.chain.run, run_id(self.chain.run), flat(self.chain.config),
-                        _replaced_from(told, steps),
+                        self.chain.run, run_id(self.chain.run), flat(self.chain.config), _replaced_from(told, steps)
                     )
-                )  # fmt: skip
+                )
             for step in steps:
                 if step.path.is_dir():
                     self._tell(name, step)
@@ -179,8 +177,8 @@ def _replaced_from(told: set[str], steps: Sequence[Step]) -> int | None:
     """The first update that the tracker was told of and that is another one now."""
     known = {tuple(label.split()[:2]) for label in told}
     changed = [
-        step.index or 0 for step in steps
-        if step.name == "update" and (step.name, str(step.index)) in known
-        and _label(step) not in told
-    ]  # fmt: skip
+        step.index or 0
+        for step in steps
+        if step.name == "update" and (step.name, str(step.index)) in known and _label(step) not in told
+    ]
     return min(changed, default=None)

@@ -65,9 +65,8 @@ class DeepSpeedTrainer(TorchTrainer):
         if stage3:
             deepspeed.zero.register_external_parameter(forward, policy.head_weight)
         self.engine, optimizer, _, _ = deepspeed.initialize(
-            model=forward, optimizer=super()._make_optimizer(), config=_settings(self.config),
-            dist_init_required=False,
-        )  # fmt: skip
+            model=forward, optimizer=super()._make_optimizer(), config=_settings(self.config), dist_init_required=False
+        )
         if self._exact:
             self._set_masters(*self._exact)
             self._exact = None
@@ -97,9 +96,7 @@ class DeepSpeedTrainer(TorchTrainer):
                 parameter.copy_(value)
             safe_set_full_fp32_param(parameter, value)
 
-    def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
-    ) -> dict[str, Any]:
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable) -> dict[str, Any]:
         """As ``torch`` does."""
         # Gradients are summed up in the order they come: each rank needs all of them.
         language = of_language(self.policy.model)
@@ -170,8 +167,9 @@ class DeepSpeedTrainer(TorchTrainer):
         self._link()
         shapes = {
             f"{kind}/{name}": shape if kind in MOMENTS else ()
-            for name, shape in (self._shapes if self.updates else {}).items() for kind in KINDS
-        }  # fmt: skip
+            for name, shape in (self._shapes if self.updates else {}).items()
+            for kind in KINDS
+        }
         moments.write(folder / OPTIMIZER if ranks().main else None, self.updates, shapes, value)
         if self.settings.lora_rank:
             lora.save(self.policy, self.config, folder)
@@ -318,9 +316,8 @@ def _deepspeed(device: torch.device) -> Any:
         import deepspeed
     except ImportError as error:
         raise UserError(
-            "update.engine: deepspeed", f"DeepSpeed cannot be imported ({error}).",
-            "pip install 'vppo[gpu]'",
-        ) from error  # fmt: skip
+            "update.engine: deepspeed", f"DeepSpeed cannot be imported ({error}).", "pip install 'vppo[gpu]'"
+        ) from error
     # It would compile for a minute to gain nothing: gloo serves on a CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("ERROR")

@@ -17,9 +17,7 @@ from pipelines.update.torch_engine import TorchTrainer
 class Trainer(Protocol):
     """Applies policy updates, and saves and restores what they depend on besides the weights."""
 
-    def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
-    ) -> dict[str, Any]:
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable) -> dict[str, Any]:
         """Train the policy on one step's groups; returns the metrics.
 
         Where the trainer then has ``advantages_used`` (a records.Advantages for each group), they are kept.
@@ -53,9 +51,10 @@ def check_trainer(config: Config) -> None:
     """
     if config.update.engine == "torch" and ranks().world > 1:
         raise UserError(
-            "update.engine: torch", f"updates in one process, and there are {ranks().world}.",
+            "update.engine: torch",
+            f"updates in one process, and there are {ranks().world}.",
             "Add --set update.engine=deepspeed.",
-        )  # fmt: skip
+        )
     rank = config.update.lora_rank
     for package, wanted, place in (
         ("deepspeed", config.update.engine == "deepspeed", "update.engine: deepspeed"),

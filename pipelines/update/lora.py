@@ -41,9 +41,10 @@ def attach(policy: Policy, config: Config) -> None:
         from peft import inject_adapter_in_model
     except ImportError as error:
         raise UserError(
-            f"update.lora_rank: {config.update.lora_rank}", f"peft cannot be imported ({error}).",
+            f"update.lora_rank: {config.update.lora_rank}",
+            f"peft cannot be imported ({error}).",
             "pip install 'vppo[lora]'",
-        ) from error  # fmt: skip
+        ) from error
     if left := _left_out(policy):
         policy.notes.append(f"LoRA adapters reach linear layers alone: {left}")
     inject_adapter_in_model(_settings(policy, config), policy.model)
@@ -96,8 +97,7 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     """Parameter name -> value, as ``save`` wrote them."""
     found = load_file(folder / ADAPTER)
     return {
-        name.removeprefix(PREFIX).removesuffix(SUFFIX) + ".default" + SUFFIX: value
-        for name, value in found.items()
+        name.removeprefix(PREFIX).removesuffix(SUFFIX) + ".default" + SUFFIX: value for name, value in found.items()
     }
 
 
@@ -146,10 +146,13 @@ def _settings(policy: Policy, config: Config) -> Any:
 
     language = {id(module) for module in policy.model.get_decoder().modules()}
     layers = {
-        name.removesuffix(".base_layer") for name, module in policy.model.named_modules()
+        name.removesuffix(".base_layer")
+        for name, module in policy.model.named_modules()
         if isinstance(module, torch.nn.Linear) and id(module) in language and ".lora_" not in name
-    }  # fmt: skip
+    }
     return LoraConfig(
-        r=config.update.lora_rank, lora_alpha=config.update.lora_alpha, target_modules=sorted(layers),
+        r=config.update.lora_rank,
+        lora_alpha=config.update.lora_alpha,
+        target_modules=sorted(layers),
         base_model_name_or_path=config.model.path,
-    )  # fmt: skip
+    )

@@ -26,9 +26,7 @@ KINDS = (*MOMENTS, "step")
 Shapes = Mapping[str, Sequence[int]]
 
 
-def write(
-    path: Path | None, updates: int, shapes: Shapes, value: Callable[[str], torch.Tensor]
-) -> None:
+def write(path: Path | None, updates: int, shapes: Shapes, value: Callable[[str], torch.Tensor]) -> None:
     """Write the file; each tensor is asked for when its turn comes, and gone before the next.
 
     Args:
@@ -124,15 +122,17 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 def _foreign(path: Path, problem: str) -> UserError:
     return UserError(
-        str(path), f"is not the optimizer state of this run: it {problem}",
+        str(path),
+        f"is not the optimizer state of this run: it {problem}",
         f"Delete the folder {path.parent.parent}; it is made again when it is needed.",
-    )  # fmt: skip
+    )
 
 
 def _check_finite(where: str, key: str, value: torch.Tensor) -> None:
     """Refuse what is no number, before it is kept or gone on with."""
     if found := first_not_finite([(key, value)]):
         raise UserError(
-            where, f"its state is not finite ({key}: {found[1]}).",
+            where,
+            f"its state is not finite ({key}: {found[1]}).",
             "Lower update.learning_rate; earlier checkpoints are kept.",
-        )  # fmt: skip
+        )

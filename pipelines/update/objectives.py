@@ -53,9 +53,7 @@ class Terms:
 
 def dapo(batch: Batch, settings: UpdateConfig) -> Terms:
     """DAPO (arXiv 2503.14476): every token, advantages as they are."""
-    return Terms(
-        batch.adv_B, batch.mask_BT, settings.clip_low, settings.clip_high, settings.loss_average
-    )
+    return Terms(batch.adv_B, batch.mask_BT, settings.clip_low, settings.clip_high, settings.loss_average)
 
 
 def grpo(batch: Batch, settings: UpdateConfig) -> Terms:
@@ -98,10 +96,6 @@ def shaping(batch: Batch, settings: UpdateConfig) -> torch.Tensor:
         alpha_B[some_B] = vppo.shaping_weights(dependency_B, settings.beta_min, settings.beta_max)
         return alpha_B
     alpha_B[some_B] = vppo.shaping_weights_published(
-        dependency_B,
-        batch.mini_batch_B[some_B],
-        batch.micro_batch_B[some_B],
-        settings.beta_min,
-        settings.beta_max,
+        dependency_B, batch.mini_batch_B[some_B], batch.micro_batch_B[some_B], settings.beta_min, settings.beta_max
     )
     return alpha_B

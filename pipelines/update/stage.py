@@ -9,9 +9,12 @@ from pipelines.stages import Ask, Live, Metrics
 VERSION = 4
 """Raised when the same rollouts and scores give other weights."""
 READS = (
-    "update", "published.mini_batch_responses", "published.micro_batch_responses",
-    "published.filter_text_only", "published.decay_all",
-)  # fmt: skip
+    "update",
+    "published.mini_batch_responses",
+    "published.micro_batch_responses",
+    "published.filter_text_only",
+    "published.decay_all",
+)
 """The settings that its key holds."""
 PARTS = ("update.engine", "update.objective")
 """Those that may be an import path: its source is in the key."""
@@ -23,16 +26,7 @@ def update(ask: Ask, live: Live, out: Path) -> Metrics:
 
     Made again from the same files when a run goes on behind its last checkpoint.
     """
-    from pipelines.disk.records import (
-        ADVANTAGES,
-        ROLLOUTS,
-        SCORES,
-        Advantages,
-        Rollout,
-        Scored,
-        read_rows,
-        write_rows,
-    )
+    from pipelines.disk.records import ADVANTAGES, ROLLOUTS, SCORES, Advantages, Rollout, Scored, read_rows, write_rows
 
     rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
     scores = read_rows(ask.inputs["score"] / SCORES, Scored)
@@ -43,7 +37,6 @@ def update(ask: Ask, live: Live, out: Path) -> Metrics:
         write_rows(out / ADVANTAGES, Advantages, used)
     if skipped := metrics.get("updates_skipped"):
         ask.watch.note(
-            f"WARNING update {ask.step}: optimizer steps left out, as their gradients were not finite: "
-            f"{skipped}"
+            f"WARNING update {ask.step}: optimizer steps left out, as their gradients were not finite: {skipped}"
         )
     return metrics

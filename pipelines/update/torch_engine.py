@@ -54,9 +54,7 @@ class TorchTrainer:
         reference: the starting policy, needed only with ``update.kl_coefficient``; made on first use.
     """
 
-    def __init__(
-        self, policy: Policy, config: Config, reference: Callable[[], Policy] | None = None
-    ) -> None:
+    def __init__(self, policy: Policy, config: Config, reference: Callable[[], Policy] | None = None) -> None:
         self.policy, self.config, self.settings = policy, config, config.update
         self.objective = find_part("update.objective", self.settings.objective, OBJECTIVES)
         self._make_reference = reference
@@ -85,19 +83,20 @@ class TorchTrainer:
         shapes, least = self._shapes, 0 if self.config.published.decay_all else 2
         decayed = [p for name, p in self.named if len(shapes[name]) >= least]
         plain = [p for name, p in self.named if len(shapes[name]) < least]
-        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay},
-                  {"params": plain, "weight_decay": 0.0}]  # fmt: skip
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=self.settings.learning_rate, betas=self.settings.adam_betas,
+            lr=self.settings.learning_rate,
+            betas=self.settings.adam_betas,
             fused=self.policy.device.type == "cuda",
-        )  # fmt: skip
+        )
 
     # -- one step ------------------------------------------------------------------------------
 
-    def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
-    ) -> dict[str, Any]:
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable) -> dict[str, Any]:
         """Train on one step's groups: ``epochs`` passes, one optimizer step per update batch.
 
         Returns:
@@ -120,9 +119,7 @@ class TorchTrainer:
         found = {name: _mean(values) for name, values in sums.items()}
         return found | ({"updates_skipped": round(skipped)} if skipped else {})
 
-    def _optimizer_step(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
-    ) -> dict[str, float]:
+    def _optimizer_step(self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable) -> dict[str, float]:
         whole = self._tensors(groups)
         per_group = torch.tensor([len(rollout.response_ids) for rollout, _ in groups])
         group_B = torch.arange(len(groups)).repeat_interleave(per_group)
@@ -142,10 +139,9 @@ class TorchTrainer:
         # Training mode turns gradient checkpointing on; dropout is 0 in these models.
         self.policy.model.train(self.settings.gradient_checkpointing)
         totals: dict[str, float] = defaultdict(float)
-        mine = self._micro_batches([
-            self.policy.fed_tokens(rollout.prompt_tokens, rollout.response_ids)
-            for rollout, _ in groups
-        ])  # fmt: skip
+        mine = self._micro_batches(
+            [self.policy.fed_tokens(rollout.prompt_tokens, rollout.response_ids) for rollout, _ in groups]
+        )
         for number, (chosen, counts) in enumerate(mine, start=1):
             soon = [i for part, _ in mine[number - 1 : number + 1] for i in part]
             self.policy.encoder.expect([samples.by_id(groups[i][0].sample_id) for i in soon])
@@ -180,9 +176,8 @@ class TorchTrainer:
         }
 
     def _batch(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable, whole: Tokens,
-        group_B: torch.Tensor,
-    ) -> Batch:  # fmt: skip
+        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable, whole: Tokens, group_B: torch.Tensor
+    ) -> Batch:
         """What the objective sees of the update batch, the same on every rank."""
         sizes, place_B = self.config.published, torch.arange(len(group_B), device=group_B.device)
         mini_B = place_B // (sizes.mini_batch_responses or len(place_B))
@@ -191,9 +186,7 @@ class TorchTrainer:
         depends = [depends_on_image(self.config, samples.by_id(r.sample_id)) for r, _ in groups]
         return Batch(
             adv_B=whole.adv_B,
-            dependency_B=torch.tensor(
-                [d for _, scored in groups for d in scored.dependency], device=group_B.device
-            ),
+            dependency_B=torch.tensor([d for _, scored in groups for d in scored.dependency], device=group_B.device),
             keep_BT=whole.keep_BT,
             mask_BT=whole.mask_BT,
             mini_batch_B=mini_B,
@@ -202,9 +195,14 @@ class TorchTrainer:
         )
 
     def _loss(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable, t: Tokens, terms: Terms,
-        denominator: torch.Tensor, tokens: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
+        self,
+        groups: Sequence[tuple[Rollout, Scored]],
+        samples: SampleTable,
+        t: Tokens,
+        terms: Terms,
+        denominator: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of one micro-batch, and its share of the batch's metrics."""
         settings = self.settings
         logp_N, entropy_N = self._trained(groups, samples)
@@ -234,10 +232,13 @@ class TorchTrainer:
             metrics["reference_kl"] = kl.item()
         moved_BT = vppo.k3(logp_BT.detach(), t.old_logp_BT)
         for name, value_BT in {
-            "ratio_mean": clipping.ratio_BT, "clipped_low": clipping.low_BT,
-            "clipped_high": clipping.high_BT, "clipped_dual": clipping.dual_BT, "policy_kl": moved_BT,
+            "ratio_mean": clipping.ratio_BT,
+            "clipped_low": clipping.low_BT,
+            "clipped_high": clipping.high_BT,
+            "clipped_dual": clipping.dual_BT,
+            "policy_kl": moved_BT,
             **tis,
-        }.items():  # fmt: skip
+        }.items():
             metrics[name] = ((value_BT * t.loss_mask_BT).sum() / tokens).item()
         metrics["trained_share"] = ((terms.keep_BT & t.loss_mask_BT).sum() / tokens).item()
         return total, metrics
@@ -249,10 +250,7 @@ class TorchTrainer:
             tokens: what a pass feeds for each group.
         """
         settings = self.settings
-        return [
-            (part, 1.0)
-            for part in fill(tokens, settings.micro_batch_prompts, settings.micro_batch_tokens)
-        ]
+        return [(part, 1.0) for part in fill(tokens, settings.micro_batch_prompts, settings.micro_batch_tokens)]
 
     def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch; ``last``: the optimizer's step follows."""
@@ -311,19 +309,20 @@ class TorchTrainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy of every response token, flat [N], differentiable."""
         rows = [
-            row for rollout, _ in groups
-            for row in policy.rows(
-                policy.encoder.encode(samples.by_id(rollout.sample_id)), rollout.response_ids
-            )
-        ]  # fmt: skip
+            row
+            for rollout, _ in groups
+            for row in policy.rows(policy.encoder.encode(samples.by_id(rollout.sample_id)), rollout.response_ids)
+        ]
         token_N = torch.tensor(
-            [token for rollout, _ in groups for ids in rollout.response_ids for token in ids],
-            device=policy.device,
+            [token for rollout, _ in groups for ids in rollout.response_ids for token in ids], device=policy.device
         )
         return token_logp(
-            policy.hidden_states(rows), policy.head_weight, token_N,
-            temperature=self.config.rollout.temperature, suppressed_ids=policy.suppressed_ids,
-        )  # fmt: skip
+            policy.hidden_states(rows),
+            policy.head_weight,
+            token_N,
+            temperature=self.config.rollout.temperature,
+            suppressed_ids=policy.suppressed_ids,
+        )
 
     def _tensors(self, groups: Sequence[tuple[Rollout, Scored]]) -> Tokens:
         """The whole update batch as padded tensors."""
@@ -341,9 +340,8 @@ class TorchTrainer:
         if self.settings.mask_truncated:
             loss_mask_BT = vppo.without_truncated(mask_BT, truncated_B)
         tokens = Tokens(
-            old_BT, rollout_BT, mask_BT, loss_mask_BT, keep_BT.bool(),
-            vppo.group_advantages(reward_B, size).float(),
-        )  # fmt: skip
+            old_BT, rollout_BT, mask_BT, loss_mask_BT, keep_BT.bool(), vppo.group_advantages(reward_B, size).float()
+        )
         return _map(tokens, lambda x: x.to(self.policy.device))
 
     @property

@@ -82,10 +82,12 @@ def test_a_vision_tower_s_ways(monkeypatch, tmp_path):
     monkeypatch.setattr(vision, "GRIDS", ((8, 8), (6, 10)))
     *_, found = vision.compare("tiny", 2, tmp_path, quiet)
     assert [(row["patches"], row["gradients"]) for row in found["rows"]] == [
-        (64, False), (64, True), (60, False), (60, True),
-    ]  # fmt: skip
-    assert all(len(row["windows"]["loop"]) == len(row["embedding"]["product"]) == 2
-               for row in found["rows"])  # fmt: skip
+        (64, False),
+        (64, True),
+        (60, False),
+        (60, True),
+    ]
+    assert all(len(row["windows"]["loop"]) == len(row["embedding"]["product"]) == 2 for row in found["rows"])
 
 
 def test_what_is_beside_a_result(monkeypatch, tmp_path):

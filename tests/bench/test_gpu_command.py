@@ -33,16 +33,16 @@ def test_what_only_a_gpu_shows_is_left_out_by_name(place):
     assert not [name for name, figures in found.items() if "failed" in figures]
     missing = {name for name, figures in found.items() if figures == {"not measured": "needs CUDA"}}
     assert missing == {
-        "kernels started", "attention with a mask, cuDNN's kernel", "index_add",
+        "kernels started",
+        "attention with a mask, cuDNN's kernel",
+        "index_add",
         "products of bfloat16 in float32",
-    }  # fmt: skip
+    }
     for call in ("prompts", "responses", "windows", "image"):
         figures = found[f"attention, bfloat16: {call}"]
         assert figures["kernel"] == figures["in an update"] == "flash"
         assert figures["first_s"] > 0
-    assert (
-        found["head, 1,024 tokens"]["bfloat16 error"] > found["head, 1,024 tokens"]["float32 error"]
-    )
+    assert found["head, 1,024 tokens"]["bfloat16 error"] > found["head, 1,024 tokens"]["float32 error"]
     assert "TF32_s" not in found["head, 1,024 tokens"]
 
 
@@ -58,9 +58,10 @@ def test_a_finding_that_fails_costs_no_other():
     part.measure(iter(findings.items()), lambda found: told.append(dict(found)))
     assert [list(found) for found in told] == [["a"], ["a", "b"], ["a", "b", "c"]]
     assert told[-1] == {
-        "a": {"failed": "MemoryError: too little"}, "b": {"not measured": "needs CUDA"},
+        "a": {"failed": "MemoryError: too little"},
+        "b": {"not measured": "needs CUDA"},
         "c": {"works": True},
-    }  # fmt: skip
+    }
 
 
 def test_runs_that_differ_are_told(tmp_path):
@@ -88,9 +89,7 @@ def started(monkeypatch, tmp_path, script, *line):
     shim.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/part.py "$@"\n')
     shim.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(shim))
-    code = command.main(
-        [*line, "--shape", "tiny", "--device", "cpu", "--out", str(tmp_path / "out")]
-    )
+    code = command.main([*line, "--shape", "tiny", "--device", "cpu", "--out", str(tmp_path / "out")])
     return code, tmp_path / "out"
 
 
@@ -126,9 +125,7 @@ def test_a_part_that_crashes_or_hangs_costs_no_other(monkeypatch, tmp_path, caps
         while child.is_dir() and "(zombie)" not in (child / "status").read_text():
             assert time.monotonic() < deadline, "it goes on"
     text = (out / "summary.md").read_text()
-    assert text.startswith(
-        "a device, a day; torch 2; `python -m pipelines.bench.gpu bits profile probe"
-    )
+    assert text.startswith("a device, a day; torch 2; `python -m pipelines.bench.gpu bits profile probe")
     assert "|  | x | t 250 ms |" in text
     assert "exit code -11" in capsys.readouterr().out
 
@@ -143,13 +140,18 @@ def test_a_part_that_finds_nothing(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("forward_s", 0.0123, "forward 12.3 ms"), ("forward_s", 2e-6, "forward 2 us"),
-        ("work_flops", 3.1e13, "work 31 TFLOP/s"), ("memory_bytes", 2**31, "memory 2 GiB"),
-        ("copy_bytes_per_s", 3e12, "copy 3,000 GB/s"), ("tokens_per_s", 1234.5, "tokens 1,234 /s"),
-        ("of peak_share", 0.376, "of peak 37.6%"), ("the same bits", False, "the same bits: NO"),
-        ("memory_bytes", "needs CUDA", "memory: needs CUDA"), ("kl_max", 0.0, "kl max 0"),
+        ("forward_s", 0.0123, "forward 12.3 ms"),
+        ("forward_s", 2e-6, "forward 2 us"),
+        ("work_flops", 3.1e13, "work 31 TFLOP/s"),
+        ("memory_bytes", 2**31, "memory 2 GiB"),
+        ("copy_bytes_per_s", 3e12, "copy 3,000 GB/s"),
+        ("tokens_per_s", 1234.5, "tokens 1,234 /s"),
+        ("of peak_share", 0.376, "of peak 37.6%"),
+        ("the same bits", False, "the same bits: NO"),
+        ("memory_bytes", "needs CUDA", "memory: needs CUDA"),
+        ("kl_max", 0.0, "kl max 0"),
     ],
-)  # fmt: skip
+)
 def test_a_figure_has_its_unit(name, value, text):
     assert summary._figure(name, value) == text
 
@@ -169,11 +171,7 @@ def test_the_table_fits_a_terminal(width, capsys):
 
 def test_a_bundle_has_what_packages_say_less_what_is_there(monkeypatch, tmp_path):
     needs = {
-        "pydantic": [
-            "pydantic-core==2.1",
-            "typing-extensions>=4",
-            "email-validator; extra == 'email'",
-        ],
+        "pydantic": ["pydantic-core==2.1", "typing-extensions>=4", "email-validator; extra == 'email'"],
         "pydantic-core": ["typing-extensions"],
         "math-verify": ["reader[antlr4_9_3]==2; extra == 'antlr4_9_3'", "reader==2"],
         "reader": ["antlr==4.9.3; extra == 'antlr4_9_3'", "antlr==4.13; extra == 'new'", "sympy"],
@@ -187,9 +185,7 @@ def test_a_bundle_has_what_packages_say_less_what_is_there(monkeypatch, tmp_path
         folder = site / f"{name}-{version or 1}.dist-info"
         folder.mkdir(exist_ok=True)
         lines = [f"Requires-Dist: {need}" for need in needs.get(name, [])]
-        text = "\n".join(
-            ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version or 1}", *lines]
-        )
+        text = "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version or 1}", *lines])
         (folder / "METADATA").write_text(text)
 
     monkeypatch.setattr(bundle, "_install", install)

@@ -16,8 +16,24 @@ from pipelines.model.load import load_policy
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
-    main(["--out", str(out), "--shape", "tiny", "--prompts", "2", "--samples", "4", "--repeats", "1",
-          "--image-tokens", "64", "--response-tokens", "16"])  # fmt: skip
+    main(
+        [
+            "--out",
+            str(out),
+            "--shape",
+            "tiny",
+            "--prompts",
+            "2",
+            "--samples",
+            "4",
+            "--repeats",
+            "1",
+            "--image-tokens",
+            "64",
+            "--response-tokens",
+            "16",
+        ]
+    )
     return out, json.loads((out / "scale_benchmark.json").read_text())
 
 
@@ -40,9 +56,14 @@ def test_steps_are_written_as_they_end(measured):
     out, _ = measured
     rows = json.loads((out / "scale_benchmark_steps.json").read_text())
     assert [(row["stage"], row["step"]) for row in rows] == [
-        ("prepare", 0), ("rollout", 1), ("score", 1), ("update", 1),
-        ("rollout", 2), ("score", 2), ("update", 2),
-    ]  # fmt: skip
+        ("prepare", 0),
+        ("rollout", 1),
+        ("score", 1),
+        ("update", 1),
+        ("rollout", 2),
+        ("score", 2),
+        ("update", 2),
+    ]
     assert all(row["seconds"] > 0 for row in rows)
 
 

@@ -21,13 +21,13 @@ from pipelines.config import settings
 
 CARDS = ("RTX4090", "A100-40", "H100", "H200")  # 24, 40, 80, 141 GB
 QUIET = {
-    "zero_stage": (1, 2, 3), "offload": (False, True), "tensor_parallel": (1, 2, 4, 8),
-    "shared_prefix": (True, False), "memory_fraction": (0.1, 0.3, 0.5, 0.7, 0.9),
-}  # fmt: skip
-SHAPES = [
-    *KNOWN.values(),
-    Shape(48, 6144, 48, 8, 128, 16384, 100_000, False, Vision(24, 1024, 4096, 6144)),
-]
+    "zero_stage": (1, 2, 3),
+    "offload": (False, True),
+    "tensor_parallel": (1, 2, 4, 8),
+    "shared_prefix": (True, False),
+    "memory_fraction": (0.1, 0.3, 0.5, 0.7, 0.9),
+}
+SHAPES = [*KNOWN.values(), Shape(48, 6144, 48, 8, 128, 16384, 100_000, False, Vision(24, 1024, 4096, 6144))]
 
 
 def combined(run: Run, **changes: object) -> Run:
@@ -40,13 +40,18 @@ def combined(run: Run, **changes: object) -> Run:
     rollout |= {k: changes[k] for k in ("tensor_parallel", "memory_fraction") if k in changes}
     model = {"dtype": dtype, "shared_prefix": changes["shared_prefix"]}
     return Run(
-        config.model_copy(update={
-            "update": config.update.model_copy(update=update),
-            "rollout": config.rollout.model_copy(update=rollout),
-            "score": config.score.model_copy(update={"batch_prompts": 1}),
-            "model": config.model.model_copy(update=model),
-        }), run.shape, run.gpu, run.count,
-    )  # fmt: skip
+        config.model_copy(
+            update={
+                "update": config.update.model_copy(update=update),
+                "rollout": config.rollout.model_copy(update=rollout),
+                "score": config.score.model_copy(update={"batch_prompts": 1}),
+                "model": config.model.model_copy(update=model),
+            }
+        ),
+        run.shape,
+        run.gpu,
+        run.count,
+    )
 
 
 def some_fits(run: Run, **deciding: tuple) -> bool:
@@ -61,12 +66,13 @@ def some_fits(run: Run, **deciding: tuple) -> bool:
             "zero_stage": QUIET["zero_stage"] if zero else (1,),
             "offload": QUIET["offload"] if zero else (False,),
             "tensor_parallel": [
-                n for n in QUIET["tensor_parallel"]
-                if run.count % n == 0 and run.shape.heads % n == 0 and zero
-            ] if own and zero else (1,),
+                n for n in QUIET["tensor_parallel"] if run.count % n == 0 and run.shape.heads % n == 0 and zero
+            ]
+            if own and zero
+            else (1,),
             "memory_fraction": QUIET["memory_fraction"] if own else (0.4,),
             "shared_prefix": QUIET["shared_prefix"],
-        }  # fmt: skip
+        }
         for rest in product(*quiet.values()):
             if not problems(combined(run, **changes, **dict(zip(quiet, rest, strict=True)))):
                 return True
@@ -79,18 +85,28 @@ def runs(draw: st.DrawFn) -> Run:
         return draw(st.sampled_from(values))
 
     text = {
-        "update.engine": of("torch", "deepspeed"), "rollout.engine": of("hf", "vllm"),
-        "model.dtype": of("float32", "bfloat16"), "update.lora_rank": of(0, 0, 64, 256),
-        "update.zero_stage": of(1, 2, 3), "update.offload": of("true", "false"),
-        "update.gradient_checkpointing": of("true", "false"), "model.shared_prefix": of("auto", "false"),
-        "update.freeze_vision": of("true", "false"), "update.kl_coefficient": of(0, 0, 0.1),
-        "update.micro_batch_prompts": of(1, 6, 16), "score.batch_prompts": of(1, 16, 100),
-        "rollout.batch_prompts": of(1, 64, 512), "rollout.memory_fraction": of(0.03, 0.4, 0.93),
-        "update.micro_batch_tokens": of("null", 20480), "rollout.samples_per_prompt": of(2, 8, 32),
-        "rollout.max_new_tokens": of(512, 2048, 16384), "data.max_prompt_tokens": of(512, 4096, 16384),
-        "update.shaping_statistics": of("batch", "micro_batch"), "model.path": "Qwen/any",
+        "update.engine": of("torch", "deepspeed"),
+        "rollout.engine": of("hf", "vllm"),
+        "model.dtype": of("float32", "bfloat16"),
+        "update.lora_rank": of(0, 0, 64, 256),
+        "update.zero_stage": of(1, 2, 3),
+        "update.offload": of("true", "false"),
+        "update.gradient_checkpointing": of("true", "false"),
+        "model.shared_prefix": of("auto", "false"),
+        "update.freeze_vision": of("true", "false"),
+        "update.kl_coefficient": of(0, 0, 0.1),
+        "update.micro_batch_prompts": of(1, 6, 16),
+        "score.batch_prompts": of(1, 16, 100),
+        "rollout.batch_prompts": of(1, 64, 512),
+        "rollout.memory_fraction": of(0.03, 0.4, 0.93),
+        "update.micro_batch_tokens": of("null", 20480),
+        "rollout.samples_per_prompt": of(2, 8, 32),
+        "rollout.max_new_tokens": of(512, 2048, 16384),
+        "data.max_prompt_tokens": of(512, 4096, 16384),
+        "update.shaping_statistics": of("batch", "micro_batch"),
+        "model.path": "Qwen/any",
         "published.micro_batch_responses": of(16),
-    }  # fmt: skip
+    }
     config = settings.load(None, [f"{key}={value}" for key, value in text.items()])
     return Run(config, of(*SHAPES), GPUS[of(*CARDS)], draw(st.integers(1, 8)))
 
@@ -118,9 +134,8 @@ def test_whenever_some_combination_fits_the_advice_fits(tmp_path_factory, run):
     if found is None:
         ranks = (run.config.update.lora_rank, 8)
         assert not some_fits(
-            run, dtype=("float32", "bfloat16"), trainer=("torch", "deepspeed"), sampler=("hf", "vllm"),
-            lora_rank=ranks,
-        )  # fmt: skip
+            run, dtype=("float32", "bfloat16"), trainer=("torch", "deepspeed"), sampler=("hf", "vllm"), lora_rank=ranks
+        )
         return
     after = taken(run, found.lines, folder)
     assert problems(after) == []
@@ -177,16 +192,10 @@ def test_what_decides_as_published_is_left_alone():
 
 
 def test_an_engine_of_ones_own_stays(tmp_path):
-    own = [
-        "rollout.engine=mine:Engine",
-        "update.engine=mine:Trainer",
-        "data.max_prompt_tokens=4096",
-    ]
+    own = ["rollout.engine=mine:Engine", "update.engine=mine:Trainer", "data.max_prompt_tokens=4096"]
     run = Run(settings.load(None, own), KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"], GPUS["H100"], 8)
     found = advice(run)
-    assert found is None or not {"rollout.engine", "update.engine", "update.offload"} & set(
-        found.settings
-    )
+    assert found is None or not {"rollout.engine", "update.engine", "update.offload"} & set(found.settings)
 
 
 def test_the_table_in_docs_is_the_commands():

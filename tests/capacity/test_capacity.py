@@ -70,16 +70,26 @@ def test_a_qwen3_model_is_counted_exactly():
 
     config = Qwen3VLConfig(
         text_config={
-            "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 32,
-            "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 500,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "head_dim": 32,
+            "num_key_value_heads": 2,
+            "intermediate_size": 96,
+            "vocab_size": 500,
             "tie_word_embeddings": False,
         },
         vision_config={
-            "depth": 3, "hidden_size": 32, "intermediate_size": 80, "num_heads": 2,
-            "out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 80,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
         },
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     shape = from_config(config.to_dict(), "here")
@@ -106,11 +116,8 @@ def test_every_family_is_counted_exactly(family):
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     towers = [m for name, m in model.base_model.named_children() if name in VISION_TOWERS]
     assert shape.vision.parameters >= sum(p.numel() for m in towers for p in m.parameters()) > 0
-    assert changed(
-        Run(Config(), shape, GPUS["H100"], 1), {"update.freeze_vision": True}
-    ).trained == sum(
-        p.numel()
-        for p in {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
+    assert changed(Run(Config(), shape, GPUS["H100"], 1), {"update.freeze_vision": True}).trained == sum(
+        p.numel() for p in {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
     )
     assert all(m.total > 0 for m in Run(Config(), shape, GPUS["H100"], 1).memory().values())
 
@@ -131,9 +138,7 @@ def test_counting_a_model_gives_what_is_written_out_for_it(family):
 def test_of_a_mixture_a_token_goes_through_the_active_experts():
     config = FAMILIES["qwen3_vl_moe"]()[0].to_dict()
     two, four = (
-        from_config(
-            config | {"text_config": config["text_config"] | {"num_experts_per_tok": n}}, "here"
-        )
+        from_config(config | {"text_config": config["text_config"] | {"num_experts_per_tok": n}}, "here")
         for n in (2, 4)
     )
     # Three matrices of 64 x 48 for each of two more experts.
@@ -174,9 +179,7 @@ def test_operations_of_a_forward_pass_by_hand():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_operations_of_the_tiny_model_are_those_torch_counts(
-    configure, samples, packed, monkeypatch
-):
+def test_operations_of_the_tiny_model_are_those_torch_counts(configure, samples, packed, monkeypatch):
     policy = load_policy(configure())
     prompt = policy.encoder.encode(samples[0])
     length, answers = len(prompt["input_ids"]), [[10] * 40 for _ in range(4)]
@@ -275,17 +278,20 @@ def test_the_machines_memory_of_the_7b(monkeypatch):
     assert found["prompts"] == 8 * CACHED_BYTES
     assert [capacity.pinned(n) for n in (4096, 4097)] == [4096, 8192]
     monkeypatch.setattr(capacity, "SLEEP_LEVEL", 2)
-    assert planned("qwen2_5_vl_7b").host(8) == {
-        n: b for n, b in found.items() if n != "vLLM asleep"
-    }
+    assert planned("qwen2_5_vl_7b").host(8) == {n: b for n, b in found.items() if n != "vLLM asleep"}
 
 
 def test_what_is_there_at_once():
     """pipelines' own order: 3B, bfloat16 over float32 weights, by hand."""
     shape = KNOWN["Qwen/Qwen2.5-VL-3B-Instruct"]
-    own = ["model.dtype=bfloat16", "update.gradient_checkpointing=true", "update.micro_batch_prompts=1",
-           "rollout.max_new_tokens=512", "data.max_prompt_tokens=1440",
-           "rollout.batch_prompts=4"]  # fmt: skip
+    own = [
+        "model.dtype=bfloat16",
+        "update.gradient_checkpointing=true",
+        "update.micro_batch_prompts=1",
+        "rollout.max_new_tokens=512",
+        "data.max_prompt_tokens=1440",
+        "rollout.batch_prompts=4",
+    ]
     run = Run(settings.load(None, own), shape, GPUS["H100"], 1)
     update, matrix = run.memory()["update"], 151936 * 2048
     # At the end of the forward pass: copies of all matrices but the tied head; each layer's input.
@@ -304,9 +310,7 @@ def test_what_is_there_at_once():
     assert run.memory()["rollout"].kv_cache == 4 * (1440 + 8 * 512) * 2 * 36 * 2 * 128 * 2
 
 
-def test_bytes_of_a_checkpoint_and_of_the_trainers_state(
-    configure, fresh_policy, table, rollouts, scores, tmp_path
-):
+def test_bytes_of_a_checkpoint_and_of_the_trainers_state(configure, fresh_policy, table, rollouts, scores, tmp_path):
     config = configure()
     policy = fresh_policy(config)
     trainer = TorchTrainer(policy, config)
@@ -334,18 +338,19 @@ def test_logits_take_a_few_chunks_however_many_tokens():
         hidden_ND = torch.randn(count, 8)
         with Alive() as alive:
             divergence.token_statistics(
-                hidden_ND, torch.randn(vocabulary, 8), torch.zeros(count, dtype=torch.long),
-                perturbed_ND=hidden_ND + 0.1, max_elements=elements,
-            )  # fmt: skip
+                hidden_ND,
+                torch.randn(vocabulary, 8),
+                torch.zeros(count, dtype=torch.long),
+                perturbed_ND=hidden_ND + 0.1,
+                max_elements=elements,
+            )
         chunks = alive.most / (4 * elements)
         assert capacity.LOGITS_ALIVE - 2 < chunks <= capacity.LOGITS_ALIVE
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "mixed"])
 def test_activations_of_a_layer_are_those_autograd_saves(kind):
-    assert _saved_per_token(kind) == pytest.approx(
-        layer_activations(256, 768, 256, 64, kind), rel=0.1
-    )
+    assert _saved_per_token(kind) == pytest.approx(layer_activations(256, 768, 256, 64, kind), rel=0.1)
 
 
 def _saved_per_token(kind: str) -> float:
@@ -360,14 +365,19 @@ def _saved(kind: str, layers: int, tokens: int) -> int:
 
     config = Qwen2_5_VLConfig(
         text_config={
-            "hidden_size": 256, "num_hidden_layers": layers, "num_attention_heads": 8,
-            "num_key_value_heads": 2, "intermediate_size": 768, "vocab_size": 512,
+            "hidden_size": 256,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "intermediate_size": 768,
+            "vocab_size": 512,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
         },
-        vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32,
-                       "out_hidden_size": 256},
-    )  # fmt: skip
+        vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 256},
+    )
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     model = model.to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
     saved: dict[int, torch.Tensor] = {}
@@ -381,31 +391,38 @@ def _saved(kind: str, layers: int, tokens: int) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=kind == "mixed"),
     ):
         model.base_model(
-            input_ids=torch.full((1, tokens), 10), use_cache=False,
+            input_ids=torch.full((1, tokens), 10),
+            use_cache=False,
             attention_mask=torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril(),
             position_ids=torch.arange(tokens).expand(3, 1, -1),
-        )  # fmt: skip
+        )
     return sum(t.untyped_storage().nbytes() for t in saved.values())
 
 
 def test_bytes_of_a_steps_rows(tmp_path):
     rng, groups, samples, tokens = np.random.default_rng(0), 4, 8, 500
-    ids = [
-        [rng.integers(150_000, size=tokens).tolist() for _ in range(samples)] for _ in range(groups)
-    ]
+    ids = [[rng.integers(150_000, size=tokens).tolist() for _ in range(samples)] for _ in range(groups)]
 
     def numbers():
         return [rng.random(tokens).astype(np.float32).tolist() for _ in range(samples)]
 
     text = ["".join(rng.choice(list("abcdefghij "), 4 * tokens)) for _ in range(samples)]
-    write_rows(tmp_path / "r", Rollout, [
-        Rollout("a", 0, ids[g], text, numbers(), [False] * samples, [""] * samples,
-                ["wrong"] * samples, [0.0] * samples) for g in range(groups)
-    ])  # fmt: skip
+    write_rows(
+        tmp_path / "r",
+        Rollout,
+        [
+            Rollout(
+                "a", 0, ids[g], text, numbers(), [False] * samples, [""] * samples, ["wrong"] * samples, [0.0] * samples
+            )
+            for g in range(groups)
+        ],
+    )
     keep = [[bool(x) for x in rng.integers(2, size=tokens)] for _ in range(samples)]
-    write_rows(tmp_path / "s", Scored, [
-        Scored("a", 0, numbers(), numbers(), numbers(), keep, [0.0] * samples) for _ in range(groups)
-    ])  # fmt: skip
+    write_rows(
+        tmp_path / "s",
+        Scored,
+        [Scored("a", 0, numbers(), numbers(), numbers(), keep, [0.0] * samples) for _ in range(groups)],
+    )
     written = sum((tmp_path / name).stat().st_size for name in "rs")
     size = f"rollout.prompts_per_step={groups}"
     run = planned("qwen2_5_vl_7b", size, "score.looks=0")
@@ -422,9 +439,7 @@ def test_bytes_of_a_steps_rows(tmp_path):
 # -- whether it fits -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "gpus"), [("qwen2_5_vl_7b", 8), ("qwen3_vl_8b", 8), ("qwen2_5_vl_32b", 32)]
-)
+@pytest.mark.parametrize(("name", "gpus"), [("qwen2_5_vl_7b", 8), ("qwen3_vl_8b", 8), ("qwen2_5_vl_32b", 32)])
 def test_the_large_configs_fit_as_many_gpus_as_the_authors_had(name, gpus):
     assert problems(planned(name, gpus=gpus)) == []
     assert problems(planned(name, gpus=gpus, gpu="A100-80")) == []
@@ -448,8 +463,7 @@ def test_time_follows_the_gpu():
     assert seconds("update", gpu="H200") == seconds("update")
     assert seconds("rollout", gpu="H200") < seconds("rollout")
     # 17.0 hours on 8 H800 in the paper (Table 14), a card between these two.
-    hours = [202 * sum(planned("qwen2_5_vl_7b", gpu=g).seconds().values()) / 3600
-             for g in ("H100", "A100-80")]  # fmt: skip
+    hours = [202 * sum(planned("qwen2_5_vl_7b", gpu=g).seconds().values()) / 3600 for g in ("H100", "A100-80")]
     assert hours[0] < 17 < hours[1]
 
 
@@ -468,28 +482,30 @@ def test_the_screen(tmp_path):
     lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 118
-    for part in (
-        "8.29 billion weights",
-        "8 x H100",
-        "KV cache",
-        "PFLOP",
-        "a checkpoint",
-        "result     fits",
-    ):
+    for part in ("8.29 billion weights", "8 x H100", "KV cache", "PFLOP", "a checkpoint", "result     fits"):
         assert part in text
 
 
 def test_the_numbers(tmp_path):
-    told = vppo(
-        "plan", "--config", "qwen2_5_vl_32b.yaml", "--gpu", "a100-80", "--gpus", "32",
-        "--response-tokens", "700", "--json", runs=tmp_path,
-    ).succeeded().json  # fmt: skip
-    found = told["capacity"]
-    assert (found["gpu"], found["gpus"], found["parameters"]) == (
-        "A100-80",
-        32,
-        THIRTY_TWO.parameters,
+    told = (
+        vppo(
+            "plan",
+            "--config",
+            "qwen2_5_vl_32b.yaml",
+            "--gpu",
+            "a100-80",
+            "--gpus",
+            "32",
+            "--response-tokens",
+            "700",
+            "--json",
+            runs=tmp_path,
+        )
+        .succeeded()
+        .json
     )
+    found = told["capacity"]
+    assert (found["gpu"], found["gpus"], found["parameters"]) == ("A100-80", 32, THIRTY_TWO.parameters)
     assert found["assumed"]["response_tokens"] == 700
     assert set(found["memory_per_gpu"]) == {"rollout", "score", "update"}
     assert found["gpu_memory"] == GPUS["A100-80"].memory * GIB
@@ -521,7 +537,10 @@ def test_planning_imports_no_torch(tmp_path):
         "print(sorted({'torch', 'transformers', 'vllm', 'deepspeed'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         env={"VPPO_RUNS": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert done.stdout.endswith("[]\n")

@@ -34,11 +34,16 @@ def small_model(processor: Any, vocabulary: int, tied: bool) -> Any:
 
     config = tiny.build_model(processor.tokenizer, 1).config.to_dict()
     config["text_config"] |= {
-        "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768, "num_attention_heads": 8,
-        "num_key_value_heads": 2, "vocab_size": vocabulary, "tie_word_embeddings": tied,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "intermediate_size": 768,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]},
         "layer_types": None,
-    }  # fmt: skip
+    }
     config["vision_config"] |= {"out_hidden_size": 256}
     config["tie_word_embeddings"] = tied
     made = type(tiny.build_model(processor.tokenizer, 1).config)(**config)
@@ -58,34 +63,41 @@ class Table:
     [
         (("model.dtype=bfloat16", "update.gradient_checkpointing=true"), 4096, True),
         (("model.dtype=float32",), 4096, False),
-        (
-            ("model.dtype=bfloat16", "update.lora_rank=8", "update.gradient_checkpointing=true"),
-            4096,
-            True,
-        ),
+        (("model.dtype=bfloat16", "update.lora_rank=8", "update.gradient_checkpointing=true"), 4096, True),
     ],
 )
 def test_memory_is_what_lives_at_once(monkeypatch, processor, overrides, vocabulary, tied):
-    for module, name in ((capacity, "LOGITS_ELEMENTS"), (divergence, "CPU_MAX_ELEMENTS"),
-                         (decoding, "DEFAULT_MAX_ELEMENTS")):  # fmt: skip
+    for module, name in (
+        (capacity, "LOGITS_ELEMENTS"),
+        (divergence, "CPU_MAX_ELEMENTS"),
+        (decoding, "DEFAULT_MAX_ELEMENTS"),
+    ):
         monkeypatch.setattr(module, name, TILE)
     model = small_model(processor, vocabulary, tied)
-    config = settings.load(None, [
-        f"rollout.samples_per_prompt={SAMPLES}", f"rollout.max_new_tokens={TOKENS}",
-        "update.micro_batch_prompts=1", f"score.batch_prompts={GROUPS}",
-        f"rollout.batch_prompts={GROUPS}", "run.device=cpu", *overrides,
-    ])  # fmt: skip
+    config = settings.load(
+        None,
+        [
+            f"rollout.samples_per_prompt={SAMPLES}",
+            f"rollout.max_new_tokens={TOKENS}",
+            "update.micro_batch_prompts=1",
+            f"score.batch_prompts={GROUPS}",
+            f"rollout.batch_prompts={GROUPS}",
+            "run.device=cpu",
+            *overrides,
+        ],
+    )
     policy = Policy(model, processor, config)
     samples, rng = make_samples("test", GROUPS, 0, GlyphsOptions()), random.Random(0)
     ids = [[rng.choices(range(20, 200), k=TOKENS) for _ in range(SAMPLES)] for _ in samples]
     numbers, words = [[-1.0] * TOKENS] * SAMPLES, [""] * SAMPLES
     rollouts = [
-        Rollout(s.id, i, ids[i], words, numbers, [False] * SAMPLES, words, ["wrong"] * SAMPLES,
-                [1.0, 0.0] * 2)
+        Rollout(s.id, i, ids[i], words, numbers, [False] * SAMPLES, words, ["wrong"] * SAMPLES, [1.0, 0.0] * 2)
         for i, s in enumerate(samples)
-    ]  # fmt: skip
-    scores = [Scored(s.id, i, numbers, numbers, numbers, [[True] * TOKENS] * SAMPLES, [0.1] * SAMPLES)
-              for i, s in enumerate(samples)]  # fmt: skip
+    ]
+    scores = [
+        Scored(s.id, i, numbers, numbers, numbers, [[True] * TOKENS] * SAMPLES, [0.1] * SAMPLES)
+        for i, s in enumerate(samples)
+    ]
     trainer, table = TorchTrainer(policy, config), Table(samples)
 
     @contextmanager
@@ -105,9 +117,7 @@ def test_memory_is_what_lives_at_once(monkeypatch, processor, overrides, vocabul
         token_N = torch.tensor([t for group in ids for response in group for t in response])
         with torch.no_grad():
             hidden_ND, perturbed_ND = policy.hidden_states(rows), policy.hidden_states(rows)
-        divergence.token_statistics(
-            hidden_ND, policy.head_weight, token_N, perturbed_ND=perturbed_ND, jsd=False
-        )
+        divergence.token_statistics(hidden_ND, policy.head_weight, token_N, perturbed_ND=perturbed_ND, jsd=False)
 
     trainer.update(rollouts, scores, table)  # makes the moments
     found: dict[str, float] = {}
@@ -117,9 +127,7 @@ def test_memory_is_what_lives_at_once(monkeypatch, processor, overrides, vocabul
         score()
     with peak(found, "rollout"):
         HuggingFaceEngine(policy).generate(
-            samples,
-            [(1, i) for i in range(GROUPS)],
-            Sampling(1.0, 0.99, 0, TOKENS, SAMPLES, seed=0),
+            samples, [(1, i) for i in range(GROUPS)], Sampling(1.0, 0.99, 0, TOKENS, SAMPLES, seed=0)
         )
     encoded = [policy.encoder.encode(sample)["input_ids"] for sample in samples]
     run = Run(config, from_config(model.config.to_dict(), "here"), GPUS["H100"], 1)

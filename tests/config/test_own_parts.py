@@ -67,10 +67,7 @@ def run(finished, tmp_path):
 
 
 def stage(run, name, *settings):
-    return vppo(
-        "train", "--run", run.name, "--stage", name, "--steps", "1", *given(*settings),
-        runs=run.parent,
-    )  # fmt: skip
+    return vppo("train", "--run", run.name, "--stage", name, "--steps", "1", *given(*settings), runs=run.parent)
 
 
 def test_what_a_part_raises_is_told_with_its_own_line(run):
@@ -91,9 +88,7 @@ def test_an_estimator_that_returns_nonsense_is_named(run, name, told):
     assert "Traceback" not in command.err
 
 
-@pytest.mark.parametrize(
-    "setting", ["score.estimator=ownparts:loud", "score.perturbation=ownparts:dark"]
-)
+@pytest.mark.parametrize("setting", ["score.estimator=ownparts:loud", "score.perturbation=ownparts:dark"])
 def test_an_estimator_and_a_perturbation_by_import_path(run, setting):
     before = {path.name for path in run.glob("steps/0001/score-*")}
     stage(run, "score", setting).succeeded()
@@ -114,9 +109,7 @@ def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
 
 
 def test_a_grader_that_always_fails_is_said(run):
-    command = stage(
-        run, "rollout", "reward.grader=ownparts:fails", "rollout.dynamic_sampling=false"
-    )
+    command = stage(run, "rollout", "reward.grader=ownparts:fails", "rollout.dynamic_sampling=false")
     assert "ownparts:fails came to no verdict on" in command.succeeded().out
 
 
@@ -156,9 +149,17 @@ def test_a_stage_alone_takes_its_own_settings_and_no_other(run):
     (first,) = run.glob("steps/0001/score-*")
     was = (first / SCORES).read_bytes()
     command = vppo(
-        "train", "--run", run.name, "--stage", "score", "--steps", "1", "--force",
-        *given("rollout.temperature=0.5"), runs=run.parent,
-    )  # fmt: skip
+        "train",
+        "--run",
+        run.name,
+        "--stage",
+        "score",
+        "--steps",
+        "1",
+        "--force",
+        *given("rollout.temperature=0.5"),
+        runs=run.parent,
+    )
     command.succeeded()
     assert (first / SCORES).read_bytes() == was
 
@@ -168,14 +169,14 @@ def test_an_evaluation_of_a_run_takes_the_engine_that_is_asked_for(finished):
     chain = Chain(runs.read_config(finished[0]), finished[0])
     asked = settings.load(
         base=chain.config.model_dump(),
-        overrides=["rollout.server=http://node7:8000", "rollout.memory_fraction=0.7",
-                   "rollout.tensor_parallel=2", "rollout.temperature=0.5"],
-    )  # fmt: skip
+        overrides=[
+            "rollout.server=http://node7:8000",
+            "rollout.memory_fraction=0.7",
+            "rollout.tensor_parallel=2",
+            "rollout.temperature=0.5",
+        ],
+    )
     with closing(Session(chain, Silent(), asked)) as session:
         ours = session.config.rollout
-    assert (ours.server, ours.memory_fraction, ours.tensor_parallel) == (
-        "http://node7:8000",
-        0.7,
-        2,
-    )
+    assert (ours.server, ours.memory_fraction, ours.tensor_parallel) == ("http://node7:8000", 0.7, 2)
     assert ours.temperature == chain.config.rollout.temperature

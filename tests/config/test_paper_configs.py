@@ -72,11 +72,14 @@ def test_every_row_names_a_setting_a_value_and_a_source():
 def test_paper_stands_only_where_the_paper_has_the_number():
     # None of these is in the paper, whole text read.
     others = {
-        "update.weight_decay": "Authors' code", "data.min_pixels": "Authors' code",
-        "data.max_pixels": "Authors' code", "data.max_prompt_tokens": "Authors' code",
-        "eval.top_k": "Authors' evaluation", "eval.min_pixels": "Authors' evaluation",
+        "update.weight_decay": "Authors' code",
+        "data.min_pixels": "Authors' code",
+        "data.max_pixels": "Authors' code",
+        "data.max_prompt_tokens": "Authors' code",
+        "eval.top_k": "Authors' evaluation",
+        "eval.min_pixels": "Authors' evaluation",
         "eval.max_pixels": "Authors' evaluation",
-    }  # fmt: skip
+    }
     helps = dict(settings.setting_names())
     for name, about in helps.items():
         sources = {row.source for row in constants() if row.setting == name}
@@ -85,8 +88,7 @@ def test_paper_stands_only_where_the_paper_has_the_number():
     for name, whose in others.items():
         assert f"{whose} (" in helps[name]
     assert cited("rollout.max_new_tokens") == (
-        "Paper (Table 9): 2048 for 7B, 4096 for 32B. "
-        "Authors' code (examples/configs/train_vppo_8b.sh): 8192 for 8B."
+        "Paper (Table 9): 2048 for 7B, 4096 for 32B. Authors' code (examples/configs/train_vppo_8b.sh): 8192 for 8B."
     )
 
 
@@ -105,9 +107,7 @@ def test_the_configs_have_the_constants(name, mode):
     assert config.mode == mode
     found, expected = flat(config), of_size(SIZES[name])
     if mode == "exact":
-        expected = {
-            key: value for key, value in expected.items() if key not in settings.MODES["exact"]
-        }
+        expected = {key: value for key, value in expected.items() if key not in settings.MODES["exact"]}
     own = {key for key in expected if key.startswith("eval.") and found[key] is None}
     assert {key: found[key] for key in expected.keys() - own} == {
         key: value for key, value in expected.items() if key not in own
@@ -141,10 +141,7 @@ def test_every_setting_of_a_config_that_decides_a_result_has_a_source(name):
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize(
     ("sibling", "changed"),
-    [
-        ("dapo", {"update.objective": "dapo"}),
-        ("grpo", {"update.objective": "grpo", "rollout.dynamic_sampling": False}),
-    ],
+    [("dapo", {"update.objective": "dapo"}), ("grpo", {"update.objective": "grpo", "rollout.dynamic_sampling": False})],
 )
 def test_siblings_differ_in_the_objective_only(name, sibling, changed):
     assert differing(load(f"{name}_{sibling}"), load(name)) == changed
@@ -203,6 +200,4 @@ def test_a_row_trains(name, tmp_path):
     few = ("rollout.prompts_per_step=4", "update.batch_prompts=4")
     steps = train_two_steps(f"{settings.PAPER}/{name}.yaml", tmp_path, *few)
     assert [step["step"] for step in steps] == [1, 2]
-    assert all(
-        math.isfinite(step["update/loss"]) and step["update/grad_norm"] > 0 for step in steps
-    )
+    assert all(math.isfinite(step["update/loss"]) and step["update/grad_norm"] > 0 for step in steps)

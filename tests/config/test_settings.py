@@ -34,9 +34,7 @@ def refused(path: Path | None, *overrides: str) -> UserError:
 def test_each_layer_beats_the_one_below(tmp_path):
     # The default of keep_fraction is 0.4, of top_p 0.99, of beta_min 0.9, of clip_low 0.2.
     write(tmp_path, "base.yaml", "rollout: {top_p: 0.5}\nupdate: {beta_min: 0.5, clip_low: 0.1}\n")
-    path = write(
-        tmp_path, "a.yaml", "base: base.yaml\nupdate:\n  beta_min: 0.6\n  clip_low: 0.15\n"
-    )
+    path = write(tmp_path, "a.yaml", "base: base.yaml\nupdate:\n  beta_min: 0.6\n  clip_low: 0.15\n")
     config = settings.load(path, ["update.clip_low=0.3"])
     assert config.score.keep_fraction == 0.4  # the default
     assert config.rollout.top_p == 0.5  # the base file
@@ -56,9 +54,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 def test_the_last_of_two_overrides_holds_and_values_are_yaml():
-    config = settings.load(
-        None, ["seed=1", "seed = 2", "data.glyphs.levels=[1, 2]", "data.columns={problem: q}"]
-    )
+    config = settings.load(None, ["seed=1", "seed = 2", "data.glyphs.levels=[1, 2]", "data.columns={problem: q}"])
     assert config.seed == 2
     assert config.data.glyphs.levels == (1, 2)
     assert config.data.columns == {"problem": "q"}
@@ -86,9 +82,15 @@ def test_published_mode_sets_what_the_authors_code_does():
     assert config.update.entropy_estimator == "sampled"  # tiny.yaml, below, says none
     assert config.rollout == settings.load(None).rollout  # of which the mode says nothing
     assert config.published == PublishedConfig(
-        resize_first=True, strip_question=True, drop_surplus=True, choice_rule=False,
-        filter_text_only=True, mini_batch_responses=128, micro_batch_responses=16, decay_all=True,
-    )  # fmt: skip
+        resize_first=True,
+        strip_question=True,
+        drop_surplus=True,
+        choice_rule=False,
+        filter_text_only=True,
+        mini_batch_responses=128,
+        micro_batch_responses=16,
+        decay_all=True,
+    )
 
 
 def test_both_modes_set_the_same_settings_and_exact_is_the_default():
@@ -141,9 +143,7 @@ def test_what_was_called_top1_drop_is_told_apart(tmp_path):
     old = settings.load(path, stored=True)
     new = settings.load(None, ["score.estimator=top1_drop"])
     assert old.score.estimator == "argmax_drop"
-    assert old.holds("score.estimator") == {
-        "score.estimator": "top1_drop"
-    }  # as its folders have it
+    assert old.holds("score.estimator") == {"score.estimator": "top1_drop"}  # as its folders have it
     assert new.holds("score.estimator") != old.holds("score.estimator")
 
 
@@ -265,9 +265,7 @@ def test_an_override_without_a_value_or_with_broken_yaml():
 
 def test_settings_that_contradict_each_other():
     error = refused(None, "rollout.accuracy_low=0.995")
-    assert (
-        "rollout.accuracy_low (0.995) must be below rollout.accuracy_high (0.99)" in error.problem
-    )
+    assert "rollout.accuracy_low (0.995) must be below rollout.accuracy_high (0.99)" in error.problem
     error = refused(None, "update.overlong_cache=65", "rollout.max_new_tokens=64")
     assert "longer than rollout.max_new_tokens (64)" in error.problem
     error = refused(None, "update.beta_max=0.8")
@@ -303,8 +301,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 """9 ** 9 values in 300 characters."""
 
 MERGED = "a: &a {x: 1}\n" + "".join(
-    f"{this}: &{this} {{<<: [{', '.join(['*' + below] * 9)}]}}\n"
-    for below, this in pairwise("abcdefghi")
+    f"{this}: &{this} {{<<: [{', '.join(['*' + below] * 9)}]}}\n" for below, this in pairwise("abcdefghi")
 )
 
 
@@ -326,7 +323,7 @@ MERGED = "a: &a {x: 1}\n" + "".join(
         ('eval: {benchmarks: ["a\\0b"]}', "null character"),
         ('"\\ud800": 1', "no such setting"),
     ],
-)  # fmt: skip
+)
 def test_bombs_and_broken_values_are_told(tmp_path, text, problem):
     error = refused(write(tmp_path, "a.yaml", text))
     assert problem in f"{error.place} {error.problem}"
@@ -357,7 +354,7 @@ def test_bombs_and_broken_values_are_told(tmp_path, text, problem):
         ("data.glyphs.train=99999999999", "less than or equal to 1000000000"),
         (f"seed={2**63}", f"less than or equal to {2**63 - 1}"),
     ],
-)  # fmt: skip
+)
 def test_values_beyond_all_sense_are_told(override, problem):
     error = refused(None, override)
     assert problem in error.problem
@@ -366,9 +363,10 @@ def test_values_beyond_all_sense_are_told(override, problem):
 
 def test_aliases_that_save_typing_are_fine(tmp_path):
     path = write(
-        tmp_path, "a.yaml", "eval: &how {samples: 2, limit: 5}\nname: a\nseed: 3\n"
-        "data: {limit: 7, glyphs: {levels: &l [1, 2]}}\n",
-    )  # fmt: skip
+        tmp_path,
+        "a.yaml",
+        "eval: &how {samples: 2, limit: 5}\nname: a\nseed: 3\ndata: {limit: 7, glyphs: {levels: &l [1, 2]}}\n",
+    )
     config = settings.load(path)
     assert (config.eval.samples, config.data.limit) == (2, 7)
 
@@ -383,9 +381,7 @@ def test_no_whole_number_is_without_a_bound():
 
     numbers = {name: info for name, info in fields(Config) if info.annotation in (int, int | None)}
     assert len(numbers) > 40
-    bounded = {
-        name for name, info in numbers.items() for limit in info.metadata if isinstance(limit, Le)
-    }
+    bounded = {name for name, info in numbers.items() for limit in info.metadata if isinstance(limit, Le)}
     assert bounded == numbers.keys()
 
 
@@ -402,9 +398,7 @@ def test_a_long_chain_of_bases(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".yaml", "a\0.yaml", "/dev/zero"])
 def test_a_base_that_can_be_no_file(tmp_path, name):
-    assert (
-        "no such config file" in refused(write(tmp_path, "a.yaml", f"base: {dumps(name)}")).problem
-    )
+    assert "no such config file" in refused(write(tmp_path, "a.yaml", f"base: {dumps(name)}")).problem
 
 
 # --- own data are evaluated on their own questions ------------------------------------------------
@@ -425,9 +419,7 @@ def test_benchmarks_of_own_data():
 # --- files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path", sorted(settings.shipped_config(".").glob("*.yaml")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted(settings.shipped_config(".").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_parses(path):
     config = settings.load(path)
     assert config.update.objective in OBJECTIVES
@@ -435,9 +427,7 @@ def test_every_shipped_config_parses(path):
 
 
 def test_dump_and_load_are_inverse(tmp_path):
-    config = settings.load(
-        None, ["mode=published", "data.columns={problem: q}", "update.tis_cap=2", "seed=4"]
-    )
+    config = settings.load(None, ["mode=published", "data.columns={problem: q}", "update.tis_cap=2", "seed=4"])
     path = write(tmp_path, "config.yaml", settings.dump(config))
     assert settings.load(path) == config
     assert set(yaml.safe_load(path.read_text())) == set(Config.model_fields)  # nothing is left out
@@ -454,30 +444,40 @@ def test_every_setting_has_a_help_text():
 @pytest.mark.parametrize(
     "override",
     [
-        "run.steps=7", "run.threads=1", "run.device=cpu", "rollout.batch_prompts=3",
-        "score.batch_prompts=3", "update.micro_batch_prompts=3", "model.shared_prefix=false",
-        "update.gradient_checkpointing=true", "reward.workers=3", "checkpoint.keep_last=9",
-        "eval.baseline=false", "eval.batch_prompts=3",
+        "run.steps=7",
+        "run.threads=1",
+        "run.device=cpu",
+        "rollout.batch_prompts=3",
+        "score.batch_prompts=3",
+        "update.micro_batch_prompts=3",
+        "model.shared_prefix=false",
+        "update.gradient_checkpointing=true",
+        "reward.workers=3",
+        "checkpoint.keep_last=9",
+        "eval.baseline=false",
+        "eval.batch_prompts=3",
     ],
-)  # fmt: skip
+)
 def test_a_run_keeps_its_name_when_no_result_can_change(override):
-    assert settings.run_name(settings.load(None, [override])) == settings.run_name(
-        settings.load(None)
-    )
+    assert settings.run_name(settings.load(None, [override])) == settings.run_name(settings.load(None))
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "data.glyphs.train=9", "model.dtype=bfloat16", "rollout.temperature=0.9",
-        "reward.grader=math-verify", "score.keep_fraction=0.2", "update.learning_rate=1e-3",
-        "checkpoint.validation_samples=1", "eval.samples=2",
+        "seed=1",
+        "data.glyphs.train=9",
+        "model.dtype=bfloat16",
+        "rollout.temperature=0.9",
+        "reward.grader=math-verify",
+        "score.keep_fraction=0.2",
+        "update.learning_rate=1e-3",
+        "checkpoint.validation_samples=1",
+        "eval.samples=2",
     ],
-)  # fmt: skip
+)
 def test_a_run_gets_another_name_when_a_result_changes(override):
-    assert settings.run_name(settings.load(None, [override])) != settings.run_name(
-        settings.load(None)
-    )
+    assert settings.run_name(settings.load(None, [override])) != settings.run_name(settings.load(None))
 
 
 def test_a_run_name_is_the_configs_and_a_hash():

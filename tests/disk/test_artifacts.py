@@ -10,12 +10,18 @@ from pipelines.errors import UserError
 
 GROUPS = [
     Rollout(
-        sample_id=f"s{position}", position=position, response_ids=[[1], [2]], response=["a", "b"],
-        logp=[[0.0], [0.0]], truncated=[False, False], answer=["", ""], outcome=["wrong", "wrong"],
+        sample_id=f"s{position}",
+        position=position,
+        response_ids=[[1], [2]],
+        response=["a", "b"],
+        logp=[[0.0], [0.0]],
+        truncated=[False, False],
+        answer=["", ""],
+        outcome=["wrong", "wrong"],
         reward=[1.0, 0.0],
     )
     for position in (5, 3)
-]  # fmt: skip
+]
 USED = [Advantages(g.sample_id, g.position, [0.7, -0.7], [0.8, -0.6]) for g in GROUPS]
 
 
@@ -47,7 +53,7 @@ def test_advantages_of_the_rollouts_pass(checked, rows):
         ([USED[0], replace(USED[1], advantage=[0.7])], "column advantage: has not one value for each"),
         ([replace(USED[0], shaped_advantage=[0.1] * 3), USED[1]], "column shaped_advantage: has not one"),
     ],
-)  # fmt: skip
+)
 def test_others_are_refused_by_column(checked, rows, told):
     with pytest.raises(UserError, match=told):
         checked(rows)

@@ -23,18 +23,26 @@ Finished = tuple[Path, Command]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "artifacts.md").read_text(encoding="utf-8")
 
-FILES = {"Sample": "train.parquet", "Rollout": "rollouts.parquet", "Scored": "scores.parquet",
-         "Look": "looks.parquet", "Advantages": "advantages.parquet",
-         "Perceived": "perception.parquet"}  # fmt: skip
+FILES = {
+    "Sample": "train.parquet",
+    "Rollout": "rollouts.parquet",
+    "Scored": "scores.parquet",
+    "Look": "looks.parquet",
+    "Advantages": "advantages.parquet",
+    "Perceived": "perception.parquet",
+}
 
 SOMETIMES = {
     "metrics.jsonl": {
-        "rollout/groups_thrown_away", "update/updates_skipped", "update/reference_kl",
-        "update/tis_weight_mean", "update/tis_capped",
+        "rollout/groups_thrown_away",
+        "update/updates_skipped",
+        "update/reference_kl",
+        "update/tis_weight_mean",
+        "update/tis_capped",
     },
     "manifest.json": {"pruned"},
     "results.json": {"clusters_of"},
-}  # fmt: skip
+}
 """Keys that only some runs have."""
 
 
@@ -75,10 +83,7 @@ def test_what_each_stage_writes_is_on_the_page() -> None:
     named = [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in rows]
     written = {row[0][0]: set(row[1]) for row in named}
     assert list(written) == list(STAGES)
-    assert written == {
-        stage: {*artifacts.TABLES.get(stage, ()), *artifacts.OTHERS.get(stage, ())}
-        for stage in STAGES
-    }
+    assert written == {stage: {*artifacts.TABLES.get(stage, ()), *artifacts.OTHERS.get(stage, ())} for stage in STAGES}
     assert {name for row in named for name in row[3]} == artifacts.MAY_BE_MISSING
 
 
@@ -87,9 +92,10 @@ def test_what_each_stage_writes_is_on_the_page() -> None:
 
 def test_every_row_type_is_on_the_page() -> None:
     kinds = {
-        name for name, kind in vars(records).items()
+        name
+        for name, kind in vars(records).items()
         if is_dataclass(kind) and fields(kind) and "arrow" in fields(kind)[0].metadata
-    }  # fmt: skip
+    }
     assert kinds == set(FILES)
 
 
@@ -110,11 +116,13 @@ def test_columns_of_answers(finished: Finished) -> None:
 @pytest.mark.parametrize(
     ("name", "pattern"),
     [
-        ("metrics.jsonl", "metrics.jsonl"), ("manifest.json", "steps/0001/score-*/manifest.json"),
-        ("results.json", "eval/0003/glyphs-*/results.json"), ("run.json", "run.json"),
+        ("metrics.jsonl", "metrics.jsonl"),
+        ("manifest.json", "steps/0001/score-*/manifest.json"),
+        ("results.json", "eval/0003/glyphs-*/results.json"),
+        ("run.json", "run.json"),
         ("journals/*.jsonl", "eval/0003/journals/*.jsonl"),
     ],
-)  # fmt: skip
+)
 def test_every_key_is_on_the_page_and_no_other(name: str, pattern: str, finished: Finished) -> None:
     found = keys(name)
     assert len(found) == len(set(found))
@@ -127,7 +135,7 @@ def test_the_tensors_of_an_optimizer_are_on_the_page(finished: Finished) -> None
         found = {
             f"{name.partition('/')[0]}/NAME" if "/" in name else name: file.get_slice(name).get_dtype()
             for name in file.keys()  # noqa: SIM118 (no dict)
-        }  # fmt: skip
+        }
     rows = table("optimizer.safetensors")
     assert {name.strip("`"): kind.strip("`") for name, kind, _ in rows} == found
 
@@ -169,9 +177,8 @@ def test_there_are_three_queries() -> None:
 
 @pytest.mark.parametrize("number", range(3))
 def test_a_query_runs_and_gives_the_columns_that_are_shown(
-    number: int, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    number: int, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("duckdb")
     code, shown = BLOCKS[number]
     (tmp_path / "runs").mkdir()

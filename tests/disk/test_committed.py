@@ -88,10 +88,7 @@ def silent_flip(path: Path) -> bytes:
     A page's header, which no checksum covers, says how many values it holds (a varint, then PLAIN).
     """
     whole, table = path.read_bytes(), pq.read_table(path)
-    counts = [
-        m.start(1)
-        for m in re.finditer(rb"\x1c\x15([\x80-\xff]*[\x00-\x7f])\x15\x00\x15\x06", whole)
-    ]
+    counts = [m.start(1) for m in re.finditer(rb"\x1c\x15([\x80-\xff]*[\x00-\x7f])\x15\x00\x15\x06", whole)]
     for place, mask in itertools.product(counts, [1 << bit for bit in range(7)]):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
         try:
@@ -131,9 +128,7 @@ def test_a_bit_that_parquet_does_not_notice_is_named_before_it_is_trained_on(beg
         ("eval/0000/glyphs-*/results.json", "train --run small"),
     ],
 )
-def test_any_file_with_a_changed_byte_is_named_by_what_would_use_it(
-    begun: Path, pattern: str, arguments: str
-) -> None:
+def test_any_file_with_a_changed_byte_is_named_by_what_would_use_it(begun: Path, pattern: str, arguments: str) -> None:
     file = one(begun, pattern)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -145,9 +140,10 @@ def test_a_file_that_was_not_committed_is_not_read(run: Path) -> None:
     model = one(run, "checkpoints/0003/*/model")
     (model / "special_tokens_map.json").write_text("{}")  # transformers would take it
     refused(
-        vppo("export", "out", runs=run.parent), model / "special_tokens_map.json",
+        vppo("export", "out", runs=run.parent),
+        model / "special_tokens_map.json",
         "is not one of the files that were committed there",
-    )  # fmt: skip
+    )
     assert not (run.parent.parent / "out").exists()
     looks = one(run, "steps/0002/score-*/looks.parquet")
     with pytest.raises(UserError, match="not one of the files"):
@@ -187,9 +183,7 @@ def test_the_hash_of_an_object_does_not_depend_on_how_it_is_written() -> None:
     assert len(sealed(content, 8)[SEAL]) == 8
 
 
-def test_a_damaged_line_of_a_journal_is_told_and_sampled_again(
-    run: Path, finished: Finished
-) -> None:
+def test_a_damaged_line_of_a_journal_is_told_and_sampled_again(run: Path, finished: Finished) -> None:
     journal = one(run, "eval/0003/journals/glyphs-*.jsonl")
     whole = journal.read_text().splitlines()
     number = next(i for i, line in enumerate(whole) if re.search(r"boxed\{\d", line))
@@ -246,13 +240,15 @@ CONFIGS: list[tuple[str, Callable[[str], str], str]] = [
     ("cut", lambda t: t[: t.index("seed:") + 7], "changed or cut short"),
     ("cut at a line", lambda t: t[: t.index("update:")], "changed or cut short"),
     ("a digit", lambda t: t.replace("seed: 0", "seed: 1"), "changed or cut short"),
-    ("old, cut at a line", lambda t: without_mark(t)[: without_mark(t).index("update:")],
-     "settings are missing"),
-    ("old, without its end", lambda t: without_mark(t).rpartition("  trackers")[0],
-     "1 settings are missing (run.trackers)"),
+    ("old, cut at a line", lambda t: without_mark(t)[: without_mark(t).index("update:")], "settings are missing"),
+    (
+        "old, without its end",
+        lambda t: without_mark(t).rpartition("  trackers")[0],
+        "1 settings are missing (run.trackers)",
+    ),
     ("one line", lambda t: "name: new\n", "settings are missing"),
     ("not text", lambda t: t.replace("seed", "se\udcff"), "config.yaml"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("how", "change", "expected"), CONFIGS, ids=lambda v: str(v)[:20])
@@ -266,16 +262,8 @@ def test_a_config_that_is_not_whole_is_refused(
     assert str(path) in caught.value.place
     if how == "emptied":
         before = contents(run)
-        for arguments in (
-            "train --run small",
-            "status",
-            "eval",
-            "report small",
-            "config --run small",
-        ):
-            refused(
-                vppo(*arguments.split(), runs=run.parent), path, "vppo train --run small --config"
-            )
+        for arguments in ("train --run small", "status", "eval", "report small", "config --run small"):
+            refused(vppo(*arguments.split(), runs=run.parent), path, "vppo train --run small --config")
         assert contents(run) == before
 
 
@@ -299,8 +287,7 @@ def test_settings_that_are_given_anew_mend_a_damaged_config(run: Path, finished:
 
 
 @pytest.mark.parametrize(
-    "damage_of",
-    [lambda b: b[:-20], lambda b: b"\xff" + b[1:], lambda b: b"", lambda b: b.replace(b"0", b"1")],
+    "damage_of", [lambda b: b[:-20], lambda b: b"\xff" + b[1:], lambda b: b"", lambda b: b.replace(b"0", b"1")]
 )
 def test_a_damaged_metrics_file_changes_nothing_and_is_mended(
     begun: Path, finished: Finished, damage_of: Callable[[bytes], bytes]
@@ -325,13 +312,24 @@ def test_a_torn_line_of_metrics_stops_no_command(begun: Path, finished: Finished
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", "\x00\x00", '{"state": 1}', '{"state": "running", "time": NaN}',
-        '{"state": "running", "step": "3"}', '{"state": "running", "done": 1e999}', "[" * 100_000,
-        '{"state": "running", "memory": ' + "9" * 400 + "}", '{"state": "running", "pid": -7}',
-        '{"state": "running", "time": null}', '{"state": ["running"]}', '{"state": "running", "pid": 1.5}',
+        "",
+        "{",
+        "[]",
+        "null",
+        "\x00\x00",
+        '{"state": 1}',
+        '{"state": "running", "time": NaN}',
+        '{"state": "running", "step": "3"}',
+        '{"state": "running", "done": 1e999}',
+        "[" * 100_000,
+        '{"state": "running", "memory": ' + "9" * 400 + "}",
+        '{"state": "running", "pid": -7}',
+        '{"state": "running", "time": null}',
+        '{"state": ["running"]}',
+        '{"state": "running", "pid": 1.5}',
     ],
     ids=range(15),
-)  # fmt: skip
+)
 def test_a_run_json_without_sense_is_told(run: Path, text: str) -> None:
     (run / runs.STATE).write_text(text)
     glance = look(run)
@@ -367,9 +365,7 @@ def as_earlier(run: Path) -> None:
         path.write_text(json.dumps(content, indent=1))
     for path in run.rglob("journals/*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text(
-            "".join(json.dumps({k: v for k, v in row.items() if k != SEAL}) + "\n" for row in rows)
-        )
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != SEAL}) + "\n" for row in rows))
 
 
 def test_a_run_without_hashes_opens_and_goes_on(begun: Path, finished: Finished) -> None:
@@ -390,12 +386,18 @@ def test_a_run_without_hashes_opens_and_goes_on(begun: Path, finished: Finished)
 @pytest.mark.parametrize(
     "setting",
     [
-        "update.learning_rate=.inf", "update.learning_rate=.nan", "rollout.temperature=.inf",
-        "update.weight_decay=1e30", "update.adam_betas=[.nan,0.9]", "eval.temperature=.inf",
-        "update.entropy_penalty=.inf", "reward.deadline=.inf", "update.learning_rate=1e999",
+        "update.learning_rate=.inf",
+        "update.learning_rate=.nan",
+        "rollout.temperature=.inf",
+        "update.weight_decay=1e30",
+        "update.adam_betas=[.nan,0.9]",
+        "eval.temperature=.inf",
+        "update.entropy_penalty=.inf",
+        "reward.deadline=.inf",
+        "update.learning_rate=1e999",
         "update.learning_rate=1e38",
     ],
-)  # fmt: skip
+)
 def test_settings_are_numbers(setting: str) -> None:
     with pytest.raises(UserError) as caught:
         settings.load(None, [setting])
@@ -416,12 +418,7 @@ def test_an_update_that_overflows_commits_nothing(run: Path, tmp_path: Path) -> 
         runs=run.parent,
         cwd=tmp_path,
     )
-    refused(
-        command,
-        "update 1: the gradients of 5 optimizer steps in a row",
-        "nan",
-        "look at the rewards",
-    )
+    refused(command, "update 1: the gradients of 5 optimizer steps in a row", "nan", "look at the rewards")
     assert kept.items() <= contents(run).items()
     assert set(run.glob("checkpoints/*/*")) == saved
 
@@ -463,9 +460,7 @@ def test_a_checkpoint_of_no_numbers_is_not_gone_on_with(run: Path) -> None:
         save_file(tensors, folder / name, metadata={"format": "pt"})
         content = json.loads((folder / MANIFEST).read_text())
         del content[SEAL]
-        content["files"][name] |= {
-            "sha256": file_hash(folder / name), "bytes": (folder / name).stat().st_size,
-        }  # fmt: skip
+        content["files"][name] |= {"sha256": file_hash(folder / name), "bytes": (folder / name).stat().st_size}
         (folder / MANIFEST).write_text(json.dumps(sealed(content)))
         command = vppo("train", "--run", "small", *given("run.steps=4"), runs=run.parent)
         refused(command, problem)
@@ -473,13 +468,8 @@ def test_a_checkpoint_of_no_numbers_is_not_gone_on_with(run: Path) -> None:
 
 def test_the_first_that_is_no_number_is_found() -> None:
     fine = torch.tensor([1.0, -3e38])
-    assert (
-        first_not_finite([("a", fine), ("b", torch.tensor([])), ("c", torch.tensor([7]))]) is None
-    )
-    assert first_not_finite([("a", fine), ("b", torch.tensor([0.0, -torch.inf]))]) == (
-        "b",
-        -torch.inf,
-    )
+    assert first_not_finite([("a", fine), ("b", torch.tensor([])), ("c", torch.tensor([7]))]) is None
+    assert first_not_finite([("a", fine), ("b", torch.tensor([0.0, -torch.inf]))]) == ("b", -torch.inf)
     found = first_not_finite([("n", torch.tensor([1.0, torch.nan, torch.inf]))])
     assert str(found) == "('n', nan)"
 
@@ -495,16 +485,11 @@ def test_a_reward_that_float32_cannot_hold_is_refused(
     import large_reward
 
     monkeypatch.setattr(large_reward, "VALUE", value)
-    with (
-        make_reward("large_reward:score") as reward,
-        pytest.raises(UserError, match="large_reward:score"),
-    ):
+    with make_reward("large_reward:score") as reward, pytest.raises(UserError, match="large_reward:score"):
         reward(["\\boxed{1}"], samples[:1], [False])
 
 
-@pytest.mark.parametrize(
-    ("kind", "column"), [("r", "logp"), ("r", "reward"), ("s", "perception"), ("s", "dependency")]
-)
+@pytest.mark.parametrize(("kind", "column"), [("r", "logp"), ("r", "reward"), ("s", "perception"), ("s", "dependency")])
 def test_rows_with_numbers_that_are_none_are_not_written(
     kind: str, column: str, rollouts: list[Rollout], scores: list[Scored], tmp_path: Path
 ) -> None:
@@ -513,9 +498,7 @@ def test_rows_with_numbers_that_are_none_are_not_written(
     inner = values[1] if isinstance(values[1], list) else values
     kept, inner[0] = inner[0], float("nan")
     try:
-        with pytest.raises(
-            UserError, match=f"column {column}: holds nan for prompt {row.sample_id}"
-        ):
+        with pytest.raises(UserError, match=f"column {column}: holds nan for prompt {row.sample_id}"):
             write_rows(tmp_path / "rows.parquet", type(row), [row])
     finally:
         inner[0] = kept
@@ -536,11 +519,7 @@ def test_too_many_open_files_is_no_reason_to_delete(tmp_path: Path) -> None:
     step = small_step(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_now = len(os.listdir("/proc/self/fd"))
-    for read in (
-        step.manifest,
-        step.verify,
-        lambda: read_rows(step.path / "scores.parquet", Scored),
-    ):
+    for read in (step.manifest, step.verify, lambda: read_rows(step.path / "scores.parquet", Scored)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(3, open_now), hard))
         try:
             with pytest.raises(UserError, match=r"[Tt]oo many") as caught:

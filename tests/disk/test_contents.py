@@ -86,12 +86,12 @@ def test_a_damaged_memory_only_costs_time(tmp_path, cache, damage):
 
 def test_without_a_folder_for_it_all_works(tmp_path):
     path = aged(tmp_path / "a", b"one")
-    script = (
-        "import sys, pathlib, pipelines.disk.contents as c; "
-        "print(c.file_hash(pathlib.Path(sys.argv[1])))"
-    )
+    script = "import sys, pathlib, pipelines.disk.contents as c; print(c.file_hash(pathlib.Path(sys.argv[1])))"
     ran = subprocess.run(
-        [sys.executable, "-c", script, path], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script, path],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "XDG_CACHE_HOME": "/dev/null/nowhere"},
-    )  # fmt: skip
+    )
     assert (ran.stdout.strip()[:8], ran.stderr) == ("7692c3ad", "")  # SHA-256 of "one"

@@ -69,8 +69,7 @@ def test_a_systems_error_is_known_whoever_wrapped_it(error: Exception, code: int
     assert system_error(wrapped) == code
 
 
-@pytest.mark.parametrize("code", ["EIO", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT", "EROFS", "EACCES",
-                                  "EINTR", "ESTALE"])  # fmt: skip
+@pytest.mark.parametrize("code", ["EIO", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EINTR", "ESTALE"])
 def test_an_error_is_told_with_path_and_reason(tmp_path: Path, code: str) -> None:
     number = getattr(errno, code)
     for given_path in (str(tmp_path / "a.parquet"), None):
@@ -86,20 +85,14 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
     step = Step("score", 1, tmp_path)
     with commit(step) as (out, _):
         write_rows(out / "rows", Sample, [Sample("a", "b", [], "1")])
-    for read in (
-        step.manifest,
-        lambda: read_rows(step.path / "rows", Sample),
-        lambda: SampleTable(step.path / "rows"),
-    ):
+    for read in (step.manifest, lambda: read_rows(step.path / "rows", Sample), lambda: SampleTable(step.path / "rows")):
         with pytest.raises(UserError, match="too many files are open") as caught, few_files():
             read()
         assert str(step.path) in caught.value.place
         assert DAMAGED not in caught.value.fix
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(
-    finished: tuple[Path, Command], tmp_path: Path
-) -> None:
+def test_a_file_that_may_not_be_read_is_not_called_damaged(finished: tuple[Path, Command], tmp_path: Path) -> None:
     run = copy_of(finished[0], tmp_path)
     for name in ("steps/0001/rollout-*/manifest.json", "steps/0001/score-*/manifest.json"):
         (file,) = run.glob(name)
@@ -155,9 +148,7 @@ def test_a_full_disk_is_told_of_the_step_that_filled_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES])
-def test_folders_that_cannot_be_synced_do_no_harm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_folders_that_cannot_be_synced_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     real = os.fsync
 
     def fsync(file: int) -> None:
@@ -173,9 +164,7 @@ def test_folders_that_cannot_be_synced_do_no_harm(
     assert Step("score", 1, tmp_path / "run" / "steps").manifest()
 
 
-def test_a_failing_disk_is_told_also_where_a_folder_is_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_disk_is_told_also_where_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -184,9 +173,7 @@ def test_a_failing_disk_is_told_also_where_a_folder_is_synced(
         sync_file(tmp_path)
 
 
-def test_every_rename_of_a_commit_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_rename_of_a_commit_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = os.fsync, {}
 
     def fsync(file: int) -> None:
@@ -233,10 +220,14 @@ def test_what_dead_processes_left_half_written_is_removed_by_the_next_run(
     dead = next(pid for pid in range(2, 1 << 22) if not psutil.pid_exists(pid))
     here, folder = disk.host(), "steps/0001/score-12345678"
     gone = [
-        f"run.json.{dead}.partial", f"metrics.jsonl.{dead}.partial", f"report.html.{dead}.partial",
-        f"eval/0003/report.json.{dead}-{here}.partial", f"lock.{dead}-{here}.partial",
-        f"eval/0003/journals/a.jsonl.{dead}-{here}.partial", f"{folder}.{dead}-{here}.partial/a",
-    ]  # fmt: skip
+        f"run.json.{dead}.partial",
+        f"metrics.jsonl.{dead}.partial",
+        f"report.html.{dead}.partial",
+        f"eval/0003/report.json.{dead}-{here}.partial",
+        f"lock.{dead}-{here}.partial",
+        f"eval/0003/journals/a.jsonl.{dead}-{here}.partial",
+        f"{folder}.{dead}-{here}.partial/a",
+    ]
     stay = [f"report.html.{os.getpid()}.partial", f"report.html.{dead}-elsewhere.partial"]
     for name in (*gone, *stay):
         (run / name).parent.mkdir(exist_ok=True)
@@ -248,9 +239,7 @@ def test_what_dead_processes_left_half_written_is_removed_by_the_next_run(
     assert {path.name for path in run.rglob("*.partial")} == {stay[0]}
 
 
-def test_settings_are_written_only_by_who_holds_the_run(
-    finished: tuple[Path, Command], tmp_path: Path
-) -> None:
+def test_settings_are_written_only_by_who_holds_the_run(finished: tuple[Path, Command], tmp_path: Path) -> None:
     run = copy_of(finished[0], tmp_path)
     before = stamps(run, "*")
     with run_lock(run):

@@ -52,9 +52,8 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
     def begin(host: str = "", locks: str = "flock") -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, host, locks, str(tmp_path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-c", HOLD, host, locks, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -112,9 +111,7 @@ def test_who_waits_for_a_sign_of_a_dead_owner_goes_on_by_itself(tmp_path, hold, 
 
 
 @pytest.mark.parametrize("locks", ["flock", "none"])
-def test_a_live_owner_on_another_machine_is_refused_at_its_next_sign(
-    tmp_path, hold, locks, monkeypatch
-):
+def test_a_live_owner_on_another_machine_is_refused_at_its_next_sign(tmp_path, hold, locks, monkeypatch):
     owner = hold("elsewhere", locks)
     beats = threading.Timer(0.5, os.utime, (tmp_path / "lock",))  # sooner than its own
     beats.start()
@@ -192,9 +189,7 @@ def test_a_process_id_that_is_anothers_by_now_holds_nothing(tmp_path, hold):
 
 @pytest.mark.parametrize("locks", ["flock", "none"])
 @pytest.mark.parametrize("ended", ["killed", "elsewhere", "claiming"])
-def test_of_many_that_take_a_dead_owners_lock_one_gets_it(
-    tmp_path, hold, ended, locks, monkeypatch
-):
+def test_of_many_that_take_a_dead_owners_lock_one_gets_it(tmp_path, hold, ended, locks, monkeypatch):
     owner = hold("elsewhere" if ended == "elsewhere" else "", locks)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
@@ -261,9 +256,7 @@ def appending(run: Path) -> None:
 def pruning(run: Path) -> None:
     from pipelines.chain import Chain
 
-    config = Config.model_validate(
-        {"run": {"steps": 3}, "checkpoint": {"every": 1, "keep_best": 0}}
-    )
+    config = Config.model_validate({"run": {"steps": 3}, "checkpoint": {"every": 1, "keep_best": 0}})
     prune(Chain(config, run), 3)
 
 
@@ -282,9 +275,7 @@ def pruning(run: Path) -> None:
 def test_an_owner_that_was_superseded_writes_nothing(tmp_path, write):
     from pipelines.chain import Chain
 
-    config = Config.model_validate(
-        {"run": {"steps": 3}, "checkpoint": {"every": 1, "keep_best": 0}}
-    )
+    config = Config.model_validate({"run": {"steps": 3}, "checkpoint": {"every": 1, "keep_best": 0}})
     for step in (1, 2, 3):
         with commit(Chain(config, tmp_path).checkpoint(step)) as (out, _):
             (out / "model").mkdir()
@@ -316,9 +307,10 @@ def test_one_that_was_superseded_while_it_made_a_step_leaves_nothing_of_it(tmp_p
 def written(run: Path) -> dict[str, tuple[int, int]]:
     """All that is whole in a run, but for the locks of evaluations: those may be given back."""
     return {
-        name: stamp for name, stamp in stamps(run, "**/*").items()
+        name: stamp
+        for name, stamp in stamps(run, "**/*").items()
         if (run / name).is_file() and not name.endswith(".lock")
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("stage", ["update", "validation"])
@@ -332,9 +324,7 @@ def test_a_run_that_is_taken_over_while_stopped_ends_when_it_wakes_and_writes_no
         time.sleep(0.002)
     owner.signal(signal.SIGSTOP)
     silent(run, lock.DEAD_S + 5)
-    monkeypatch.setattr(
-        lock.socket, "gethostname", lambda: "another"
-    )  # this machine, for the taker
+    monkeypatch.setattr(lock.socket, "gethostname", lambda: "another")  # this machine, for the taker
     with run_lock(run):
         before = written(run)
         owner.signal(signal.SIGCONT)

@@ -180,23 +180,24 @@ def test_a_run_is_looked_at_without_its_parts(project, tmp_path, monkeypatch):
 def test_plan_says_so_in_words(project, tmp_path):
     from command_line import given, vppo
 
-    project(
-        "rewards.py",
-        "def score(responses, samples):\n    return [float(len(r) % 2) for r in responses]\n",
-    )
+    project("rewards.py", "def score(responses, samples):\n    return [float(len(r) % 2) for r in responses]\n")
     command = given(
-        "reward.function=rewards:score", "data.glyphs.train=8", "data.glyphs.validation=2",
-        "data.glyphs.test=2", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=2",
-        "rollout.max_new_tokens=8", "rollout.dynamic_sampling=false", "update.batch_prompts=2",
-        "run.steps=1", "score.looks=0",
-    )  # fmt: skip
+        "reward.function=rewards:score",
+        "data.glyphs.train=8",
+        "data.glyphs.validation=2",
+        "data.glyphs.test=2",
+        "rollout.prompts_per_step=2",
+        "rollout.samples_per_prompt=2",
+        "rollout.max_new_tokens=8",
+        "rollout.dynamic_sampling=false",
+        "update.batch_prompts=2",
+        "run.steps=1",
+        "score.looks=0",
+    )
     runs = tmp_path / "runs"
     vppo("prepare", *command, runs=runs).succeeded()
     vppo("train", "--stage", "rollout", "--steps", "1", *command, runs=runs).succeeded()
-    project(
-        "rewards.py",
-        "def score(responses, samples):\n    return [float(len(r) % 3) for r in responses]\n",
-    )
+    project("rewards.py", "def score(responses, samples):\n    return [float(len(r) % 3) for r in responses]\n")
     plan = vppo("plan", *command, runs=runs).succeeded()
     assert "source of rewards:score changed" in " ".join(plan.out.split())
     # Before anything else of it is looked at: what train would refuse.

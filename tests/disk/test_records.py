@@ -6,15 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.disk.records import (
-    Rollout,
-    Sample,
-    SampleTable,
-    Scored,
-    read_rows,
-    schema,
-    write_rows,
-)
+from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_rows, schema, write_rows
 from pipelines.errors import UserError
 
 SAMPLES = [
@@ -23,17 +15,28 @@ SAMPLES = [
 ]
 ROLLOUTS = [
     Rollout(
-        sample_id="a", position=2**40, response_ids=[[5, 2], [7]], response=["é 5", ""],
-        logp=[[-0.5, -0.25], [0.0]], truncated=[False, True], answer=["5", ""],
-        outcome=["correct", "truncated"], reward=[1.0, 0.0],
+        sample_id="a",
+        position=2**40,
+        response_ids=[[5, 2], [7]],
+        response=["é 5", ""],
+        logp=[[-0.5, -0.25], [0.0]],
+        truncated=[False, True],
+        answer=["5", ""],
+        outcome=["correct", "truncated"],
+        reward=[1.0, 0.0],
     )
-]  # fmt: skip
+]
 SCORED = [
     Scored(
-        sample_id="a", position=0, old_logp=[[-0.5, -0.25], [0.0]], entropy=[[1.5, 0.0], [0.125]],
-        perception=[[2.0, 0.0], [-1.0]], keep=[[True, False], [True]], dependency=[1.0, -1.0],
+        sample_id="a",
+        position=0,
+        old_logp=[[-0.5, -0.25], [0.0]],
+        entropy=[[1.5, 0.0], [0.125]],
+        perception=[[2.0, 0.0], [-1.0]],
+        keep=[[True, False], [True]],
+        dependency=[1.0, -1.0],
     )
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("rows", [SAMPLES, ROLLOUTS, SCORED], ids=lambda r: type(r[0]).__name__)
@@ -55,9 +58,7 @@ def test_log_probs_are_kept_to_the_bit(tmp_path):
     # The on-policy ratio exp(logp - old_logp) is exactly 1 only if old_logp survives the disk:
     # float32 in, the same float32 out (here the one nearest to 0.1).
     value = 0.10000000149011612
-    write_rows(
-        tmp_path / "a", Scored, [dataclasses.replace(SCORED[0], old_logp=[[value, value], [0.0]])]
-    )
+    write_rows(tmp_path / "a", Scored, [dataclasses.replace(SCORED[0], old_logp=[[value, value], [0.0]])])
     assert read_rows(tmp_path / "a", Scored)[0].old_logp[0] == [value, value]
 
 
@@ -110,9 +111,7 @@ def opens(path):
 
 
 def without(column):
-    return pa.Table.from_pylist(
-        [dataclasses.asdict(s) for s in SAMPLES], schema=schema(Sample)
-    ).drop([column])
+    return pa.Table.from_pylist([dataclasses.asdict(s) for s in SAMPLES], schema=schema(Sample)).drop([column])
 
 
 def test_a_missing_column_is_named(tmp_path):

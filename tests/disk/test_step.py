@@ -17,9 +17,7 @@ from pipelines.errors import UserError
 
 
 def make_step(parent, **changes):
-    step = Step(
-        "score", 3, parent, 1, {"score.keep_fraction": 0.4, "seed": 0}, {"rollout": "a" * 64}
-    )
+    step = Step("score", 3, parent, 1, {"score.keep_fraction": 0.4, "seed": 0}, {"rollout": "a" * 64})
     return dataclasses.replace(step, **changes)
 
 
@@ -81,9 +79,7 @@ def test_a_committed_step_has_its_files_and_a_manifest_that_lists_them(tmp_path)
         metrics |= {"loss": 1.5}
         assert not step.path.exists()
     manifest = step.manifest()
-    assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
-        "empty": 0, "model/weights": 4,
-    }  # fmt: skip
+    assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {"empty": 0, "model/weights": 4}
     assert manifest["metrics"] == {"loss": 1.5}
     assert manifest["key"] == step.key
     assert manifest["provenance"]["torch"]
@@ -138,9 +134,7 @@ def test_a_failed_second_attempt_keeps_the_first(tmp_path):
 # --- damage ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"key": "1"}', "\x00\x00\x00"], ids=range(6)
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"key": "1"}', "\x00\x00\x00"], ids=range(6))
 def test_a_corrupt_manifest(tmp_path, text):
     step = write(make_step(tmp_path))
     (step.path / MANIFEST).write_text(text)
@@ -198,10 +192,7 @@ def test_plan_tells_keep_from_run(tmp_path):
     [
         ({"settings": {"score.keep_fraction": 0.2, "seed": 0}}, "score.keep_fraction 0.4 -> 0.2"),
         ({"settings": {"score.keep_fraction": 0.4, "seed": 0, "new": "x"}}, "new null -> x"),
-        (
-            {"settings": {"score.keep_fraction": 0.2, "seed": 1}},
-            "score.keep_fraction 0.4 -> 0.2; seed 0 -> 1",
-        ),
+        ({"settings": {"score.keep_fraction": 0.2, "seed": 1}}, "score.keep_fraction 0.4 -> 0.2; seed 0 -> 1"),
         ({"version": 2}, "its code changed (version 1 -> 2)"),
         ({"inputs": {"rollout": "b" * 64}}, "its input changed (rollout)"),
         (

@@ -116,9 +116,7 @@ def test_token_roles_of_arbitrary_text():
     assert glyphs.token_roles(broken) == expected
     assert glyphs.token_roles([]) == []
     # A tokenizer that cuts elsewhere: the token that holds the digit has the digit's role.
-    assert glyphs.token_roles(["b2 sho", "ws 4, ", "4 + 1", "2 = 16"]) == [
-        TEMPLATE, PERCEPTION, REASONING, REASONING,
-    ]  # fmt: skip
+    assert glyphs.token_roles(["b2 sho", "ws 4, ", "4 + 1", "2 = 16"]) == [TEMPLATE, PERCEPTION, REASONING, REASONING]
 
 
 def test_guessable_tells_values_and_leaves_something_to_read():

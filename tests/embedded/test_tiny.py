@@ -53,13 +53,10 @@ def test_digits_are_split(processor):
 
 
 def test_chat_is_in_the_format_of_qwen(processor, samples):
-    text = processor.apply_chat_template(
-        tiny.messages_of(samples[0]), add_generation_prompt=True, tokenize=False
-    )
+    text = processor.apply_chat_template(tiny.messages_of(samples[0]), add_generation_prompt=True, tokenize=False)
     question = samples[0].problem.removeprefix("<image>")
     assert text == (
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
-        f"{question}<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -78,9 +75,7 @@ def test_batch_masks_exactly_the_responses(processor, samples):
     ids_BL, mask_BL = batch["input_ids"], batch["response_mask"]
     assert ids_BL[0][mask_BL[0]].tolist() == [9, 8, 7]
     assert ids_BL[1][mask_BL[1]].tolist() == [6]
-    assert batch["attention_mask"].sum(-1).tolist() == [
-        len(prompts.ids[3]) + 3, len(prompts.ids[5]) + 1,
-    ]  # fmt: skip
+    assert batch["attention_mask"].sum(-1).tolist() == [len(prompts.ids[3]) + 3, len(prompts.ids[5]) + 1]
 
 
 def test_draw_batch_covers_the_pool_and_sorts_by_length():
@@ -114,9 +109,12 @@ def test_first_steps_of_a_rebuild_are_reproducible(tmp_path):
     steps = []
     for folder in folders:
         metrics = tiny.rebuild(
-            folder, steps=3, recipe=RECIPE, test_samples=0,
+            folder,
+            steps=3,
+            recipe=RECIPE,
+            test_samples=0,
             progress=lambda step, total, loss: steps.append((step, total)),
-        )  # fmt: skip
+        )
         assert metrics["steps"] == 3
     torch.set_num_threads(threads)
     assert steps == [(1, 3), (2, 3), (3, 3)] * 2
@@ -128,9 +126,7 @@ def test_first_steps_of_a_rebuild_are_reproducible(tmp_path):
 
 def test_shipped_processor_is_what_a_rebuild_builds(shipped, processor, samples):
     loaded = shipped[0]
-    assert loaded.tokenizer.backend_tokenizer.to_str() == (
-        processor.tokenizer.backend_tokenizer.to_str()
-    )
+    assert loaded.tokenizer.backend_tokenizer.to_str() == (processor.tokenizer.backend_tokenizer.to_str())
     assert loaded.tokenizer.all_special_ids == processor.tokenizer.all_special_ids
     assert loaded.chat_template == processor.chat_template
     one, other = tiny.Prompts(processor, samples), tiny.Prompts(loaded, samples)

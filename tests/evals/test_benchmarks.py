@@ -95,9 +95,7 @@ def test_mathverse_keeps_multiple_choice_in_five_versions(small):
     found = small["mathverse"]
     assert [sample.id for sample in found] == [str(n) for n in range(1, 11)]
     text = "Find angle 1.\nChoices:\nA:1°\nB:90° (0)"
-    about = {
-        "problem": "1", "version": "Text Dominant", "subject": "Plane Geometry", "subfield": "Angle"
-    }  # fmt: skip
+    about = {"problem": "1", "version": "Text Dominant", "subject": "Plane Geometry", "subfield": "Angle"}
     assert told(found[0]) == ("1", text, "A", "choice", about)
     assert told(found[4]) == ("5", "", "A", "choice", about | {"version": "Vision Only"})
     assert [groups(sample)["problem"] for sample in found] == ["1"] * 5 + ["2"] * 5
@@ -130,14 +128,10 @@ def test_mmk12_and_geo3k(small):
     assert [groups(sample) for sample in small["mmk12"]] == [
         {"subject": name} for name in ("math", "physics", "chemistry", "biology")
     ]
-    assert told(small["mmk12"][1])[:4] == (
-        "physics-0", "What is shown?\nA. 0\nB. none\nC. all\nD. half", "B", "choice"
-    )  # fmt: skip
+    assert told(small["mmk12"][1])[:4] == ("physics-0", "What is shown?\nA. 0\nB. none\nC. all\nD. half", "B", "choice")
     golds = [(sample.id, sample.answer, sample.kind) for sample in small["geo3k"]]
     # "B" is a value here, too: choices are not shown.
-    assert golds == [
-        ("2401", "7", "value"), ("2402", r"3 \sqrt { 2 }", "value"), ("2403", "B", "value")
-    ]  # fmt: skip
+    assert golds == [("2401", "7", "value"), ("2402", r"3 \sqrt { 2 }", "value"), ("2403", "B", "value")]
     assert small["geo3k"][2].problem == "<image>Find side 2."
 
 
@@ -148,11 +142,16 @@ def test_mathvision_places_and_options(small):
         ("2", "How far below zero is it?", "-3", "value"),
         ("3", "How long is it?\n<image>\n(A) $\\sqrt{17}$\n(B) 7\n(C) 8\n(D) 9\n(E) 10", "B", "choice"),
         ("4", "Which side?\n<image>", "E", "choice"),
-        ("5", "Which piece is left over?\n[image 1]\n(A) [image 2]\n(B) [image 3]\n(C) [image 4]\n"
-         "(D) [image 5]\n(E) [image 6]", "D", "choice"),
+        (
+            "5",
+            "Which piece is left over?\n[image 1]\n(A) [image 2]\n(B) [image 3]\n(C) [image 4]\n"
+            "(D) [image 5]\n(E) [image 6]",
+            "D",
+            "choice",
+        ),
         ("6", "The ant [image 1] walks to [image 2]. Where does [image 1] go?\n[image 3]", "4", "value"),
         ("7", "[image 1]\nWhich side is opposite?\n[image 2]", "C", "choice"),
-    ]  # fmt: skip
+    ]
     assert [sample.images for sample in small["mathvision"]] == [[png(n)] for n in range(1, 8)]
     assert groups(small["mathvision"][4]) == {"level": "5", "subject": "solid geometry"}
 
@@ -174,22 +173,16 @@ def test_wemath_joins_composites_with_their_steps(small):
 def test_logicvista_drops_the_empty_row_and_keeps_sets(small):
     found = [(sample.id, sample.answer, sample.kind) for sample in small["logicvista"]]
     # Ids are row numbers, so that 2, the empty one, is missing.
-    assert found == [
-        ("row-0", "A", "choice"), ("row-1", "B, D", "choice"), ("row-3", "A, C, E", "choice")
-    ]  # fmt: skip
+    assert found == [("row-0", "A", "choice"), ("row-1", "B, D", "choice"), ("row-3", "A, C, E", "choice")]
 
 
 def test_mmmu_pro_is_all_image_or_has_its_images_in_place(small):
-    assert told(small["mmmu_pro"][1]) == (
-        "test_Agriculture_1", READ_IMAGE, "B", "choice", {"subject": "Agriculture"}
-    )  # fmt: skip
+    assert told(small["mmmu_pro"][1]) == ("test_Agriculture_1", READ_IMAGE, "B", "choice", {"subject": "Agriculture"})
     one, two, three = small["mmmu_pro_standard4"]
     assert one.problem == (
         'What does <image> show?\n(A) the hero\'s debt\n(B) a "large" one\n(C) 0 dollars\n(D) 1 dollars'
     )
-    assert two.problem == (
-        "Which goes with <image>?\n(A) <image>\n(B) <image>\n(C) none of 0\n(D) none of 1"
-    )
+    assert two.problem == ("Which goes with <image>?\n(A) <image>\n(B) <image>\n(C) none of 0\n(D) none of 1")
     assert two.images == [png(1), png(2), png(3)]
     assert three.problem.startswith("[image 1] <image> Compare <image> with [image 1].\n(A)")
     assert three.images == [png(1), png(2)]
@@ -201,12 +194,7 @@ def test_mmmu_val_has_choices_and_open_questions(small):
     found = {sample.id: sample for sample in small["mmmu_val"]}
     assert len(found) == 30 + 3
     ratio = found["validation_Accounting_2"]
-    assert told(ratio)[1:] == (
-        "Find the ratio. <image>",
-        "1.06",
-        "value",
-        {"subject": "Accounting"},
-    )
+    assert told(ratio)[1:] == ("Find the ratio. <image>", "1.06", "value", {"subject": "Accounting"})
     several = found["validation_Math_2"]  # ['24/7', '3.429']: any counts
     assert (several.answer, golds(several)) == ("24/7", ["24/7", "3.429"])
     assert golds(ratio) == ["1.06"]
@@ -219,30 +207,16 @@ def test_mathverse_golds_are_letters_however_they_are_written(tmp_path):
     raw = rows_of("mathverse")
     asked = "Is it so?\nChoices:\nA:True\nB:False"
     about = {"question": asked, "question_for_eval": asked, "problem_index": "1"}
-    golds_of = {
-        "(C)": None,
-        "C\nD": None,
-        "A\nC": None,
-        "False": ["B"],
-        "090^\\circ T": None,
-        "no": None,
-    }
-    rows = [
-        plain_image(raw[0] | about | {"sample_index": str(i), "answer": gold})
-        for i, gold in enumerate(golds_of)
-    ]
+    golds_of = {"(C)": None, "C\nD": None, "A\nC": None, "False": ["B"], "090^\\circ T": None, "no": None}
+    rows = [plain_image(raw[0] | about | {"sample_index": str(i), "answer": gold}) for i, gold in enumerate(golds_of)]
     rows[4] |= {"question": "How far?\nA:N 20 E\nB:090^{\\circ} T", "problem_index": "2"}
     # The image alone: its choices are those of the problem's other versions.
     rows.append(rows[4] | {"sample_index": "6", "question": "", "question_for_eval": ""})
     (tmp_path / "mathverse.json").write_text(json.dumps(rows))
     found, metrics = gathered("mathverse", tmp_path)
     assert {sample.kind for sample in found} == {"choice"}
-    assert [sample.answer for sample in found[:6]] == list(
-        golds_of
-    )  # as published they are compared
-    assert [golds(sample) for sample in found] == [
-        ["(C)"], ["C\nD"], ["A\nC"], ["B"], ["B"], ["no"], ["B"]
-    ]  # fmt: skip
+    assert [sample.answer for sample in found[:6]] == list(golds_of)  # as published they are compared
+    assert [golds(sample) for sample in found] == [["(C)"], ["C\nD"], ["A\nC"], ["B"], ["B"], ["no"], ["B"]]
     assert options(found[0]) == ["True", "False"]
     assert options(found[6]) == ["N 20 E", "090^{\\circ} T"]
     assert "mathverse: 1 gold names no option; compared as text" in metrics["warnings"]
@@ -288,13 +262,17 @@ def test_options_are_kept(small):
     ("text", "found"),
     [
         ("Which?\nA. 10;B. 15 cm;C. 31.4; D. None", ["10", "15 cm", "31.4", "None"]),
-        ("Which?\nChoices:\nA:1\nB:2", ["1", "2"]), ("x (A) 5 (B) 6 (C) 7", ["5", "6", "7"]),
-        ("A) 5\nB) 6", ["5", "6"]), ("Select from A, B, C, D and E.", []), ("A. only", []), ("", []),
+        ("Which?\nChoices:\nA:1\nB:2", ["1", "2"]),
+        ("x (A) 5 (B) 6 (C) 7", ["5", "6", "7"]),
+        ("A) 5\nB) 6", ["5", "6"]),
+        ("Select from A, B, C, D and E.", []),
+        ("A. only", []),
+        ("", []),
         ("Point A. lies on B. Which?\nA. 1\nB. 2", ["1", "2"]),
         ("(A) A: 5.6; B: 6 (B) A: 1; B: 2", ["A: 5.6; B: 6", "A: 1; B: 2"]),
         ("B. 5\nC. 6", []),
     ],
-)  # fmt: skip
+)
 def test_options_that_a_text_lists(text, found):
     assert listed_options(text) == found
 
@@ -302,8 +280,11 @@ def test_options_that_a_text_lists(text, found):
 def test_the_two_sets_of_table_8(small):
     cat, dogs, number = small["aokvqa"]
     assert told(cat)[:4] == (
-        "question-0", "What is in picture 0?\n(A) a cat\n(B) two dogs\n(C) 0\n(D) G", "A", "choice",
-    )  # fmt: skip
+        "question-0",
+        "What is in picture 0?\n(A) a cat\n(B) two dogs\n(C) 0\n(D) G",
+        "A",
+        "choice",
+    )
     assert (dogs.answer, number.answer, dogs.images) == ("B", "C", [png(1)])
     assert [told(sample) for sample in small["simplevqa"]] == [
         ("0", "Which mountain is 0?", "Mount Fuji", "fact", {"category": "place"}),
@@ -339,13 +320,21 @@ def full(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "rows", "kept"),
     [
-        ("mathverse", 3940, 2180), ("dynamath", 5010, 3666), ("mmk12", 2000, 2000),
-        ("geo3k", 601, 601), ("mathvision", 3040, 2907), ("wemath", 1740, 1740),
-        ("logicvista", 448, 447), ("mmmu_pro", 1730, 1730), ("mmmu_val", 900, 900),
-        ("mmmu_pro_standard10", 1730, 1730), ("mmmu_pro_standard4", 1730, 1730),
-        ("aokvqa", 1145, 1145), ("simplevqa", 2025, 1013),
+        ("mathverse", 3940, 2180),
+        ("dynamath", 5010, 3666),
+        ("mmk12", 2000, 2000),
+        ("geo3k", 601, 601),
+        ("mathvision", 3040, 2907),
+        ("wemath", 1740, 1740),
+        ("logicvista", 448, 447),
+        ("mmmu_pro", 1730, 1730),
+        ("mmmu_val", 900, 900),
+        ("mmmu_pro_standard10", 1730, 1730),
+        ("mmmu_pro_standard4", 1730, 1730),
+        ("aokvqa", 1145, 1145),
+        ("simplevqa", 2025, 1013),
     ],
-)  # fmt: skip
+)
 def test_a_whole_split_is_filtered_to_the_published_number(full, name, rows, kept):
     watch = Notes()
     found, metrics = gathered(name, full, watch)
@@ -438,9 +427,7 @@ def as_list(hub, folder, name):
     (folder / f"{name}.json").write_text(json.dumps(_plain(folder, rows, counter), indent=1))
 
 
-LAYOUTS = [
-    as_named_folder, as_repository_name, as_cache, as_saved, as_one_parquet, as_lines, as_list
-]  # fmt: skip
+LAYOUTS = [as_named_folder, as_repository_name, as_cache, as_saved, as_one_parquet, as_lines, as_list]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -463,9 +450,7 @@ def test_the_authors_files_give_the_same_questions(authors, small):
         found, metrics = gathered(name, authors, watch)
         assert [(s.images, s.answer) for s in found] == [(s.images, s.answer) for s in small[name]]
         for ours, theirs in zip(small[name], found, strict=True):
-            assert (
-                theirs.problem.replace(IMAGE, "").strip() == ours.problem.replace(IMAGE, "").strip()
-            )
+            assert theirs.problem.replace(IMAGE, "").strip() == ours.problem.replace(IMAGE, "").strip()
             assert "think" not in theirs.problem  # their instruction: the runner adds its own
         # Already filtered: only what is kept is compared.
         expected = [f"{name}: {len(found)} questions, expected {BENCHMARKS[name].kept}"]
@@ -547,9 +532,7 @@ def test_the_hubs_tables_by_the_datasets_library(hub, small, tmp_path, monkeypat
         (place / "vision").mkdir(parents=True)
         file = "vision/test-00000-of-00001.parquet"
         (place / file).write_bytes((hub / benchmark.hub / file).read_bytes())
-        card = {
-            "configs": [{"config_name": "vision", "data_files": [{"split": "test", "path": file}]}]
-        }
+        card = {"configs": [{"config_name": "vision", "data_files": [{"split": "test", "path": file}]}]}
         (place / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     monkeypatch.setitem(BENCHMARKS, name, replace(benchmark, hub=str(place)))
     monkeypatch.setattr("evals.benchmarks.questions.commit_of_benchmark", lambda name: "0" * 40)
@@ -577,13 +560,14 @@ def test_an_unreachable_hub_is_told_at_once_and_named(tmp_path):
     assert done.returncode == 0, done.stderr
     place, problem, fix = done.stdout.strip().split("|")
     assert place == "benchmark mathverse"
-    assert problem.startswith(
-        "hub data set AI4Math/MathVerse (subset testmini, split testmini) cannot be loaded: "
-    )
+    assert problem.startswith("hub data set AI4Math/MathVerse (subset testmini, split testmini) cannot be loaded: ")
     for text in (
-        "--data-dir DIR", "DIR/AI4Math/MathVerse", "DIR/mathverse.parquet", ".jsonl",
+        "--data-dir DIR",
+        "DIR/AI4Math/MathVerse",
+        "DIR/mathverse.parquet",
+        ".jsonl",
         "DIR/papo/AI4Math_MathVerse.json",
-    ):  # fmt: skip
+    ):
         assert text in fix
 
 
@@ -617,19 +601,14 @@ def test_missing_columns_are_named_with_those_found(tmp_path):
     with pytest.raises(UserError) as caught:
         gathered("wemath", tmp_path)
     assert caught.value.place == f"benchmark wemath, {tmp_path / 'wemath.parquet'}"
-    assert (
-        "no column key, option; columns found: ID, split, knowledge concept,"
-        in caught.value.problem
-    )
+    assert "no column key, option; columns found: ID, split, knowledge concept," in caught.value.problem
 
 
 def test_an_incomplete_copy(hub, tmp_path):
     for subject in hub_schema.SUBJECTS[:-2]:
         (tmp_path / "mmmu_val").mkdir(exist_ok=True)
         (tmp_path / "mmmu_val" / subject).symlink_to(hub / "MMMU/MMMU" / subject)
-    with pytest.raises(
-        UserError, match=r"no file of Public_Health/validation, Sociology/validation"
-    ):
+    with pytest.raises(UserError, match=r"no file of Public_Health/validation, Sociology/validation"):
         gathered("mmmu_val", tmp_path)
 
 
@@ -668,9 +647,7 @@ def test_own_questions_have_to_be_made():
 
 
 def test_the_eight_are_those_that_the_paper_has_numbers_of():
-    assert EIGHT == (
-        "mathverse", "dynamath", "mmk12", "geo3k", "mathvision", "wemath", "logicvista", "mmmu_pro",
-    )  # fmt: skip
+    assert EIGHT == ("mathverse", "dynamath", "mmk12", "geo3k", "mathvision", "wemath", "logicvista", "mmmu_pro")
 
 
 # --- gathering ------------------------------------------------------------------------------------
@@ -700,10 +677,7 @@ def test_gathering_twice_does_nothing_and_changed_content_is_another_step(tmp_pa
 
 
 def test_the_hub_and_a_copy_are_different_steps(hub):
-    assert (
-        questions_step("geo3k", configured(None)).key
-        != questions_step("geo3k", configured(hub)).key
-    )
+    assert questions_step("geo3k", configured(None)).key != questions_step("geo3k", configured(hub)).key
 
 
 def test_another_process_that_gathers_is_waited_for(hub):
@@ -738,8 +712,7 @@ def listed(folder, images, name="geo3k.json"):
     rows = []
     for number, content in enumerate(images):
         (folder / f"pictures/{number}.png").write_bytes(content)
-        rows.append({"id": number, "problem": "How many?", "answer": "3",
-                     "images": [f"pictures/{number}.png"]})  # fmt: skip
+        rows.append({"id": number, "problem": "How many?", "answer": "3", "images": [f"pictures/{number}.png"]})
     text = json.dumps(rows)
     (folder / name).write_text(text if name.endswith("json") else text[1:-1].replace("}, ", "}\n"))
     return questions_step("geo3k", configured(folder)).key
@@ -769,17 +742,7 @@ def test_named_files_are_told_by_name_and_content(tmp_path):
         return fingerprint.named_files(listing, tmp_path)
 
     listing = tmp_path / "list.json"
-    names = [
-        "one",
-        "t\u00fc",
-        "../list.json",
-        str(listing),
-        "x\0",
-        "\ud800",
-        "\udc80",
-        "a" * 5000,
-        "",
-    ]
+    names = ["one", "t\u00fc", "../list.json", str(listing), "x\0", "\ud800", "\udc80", "a" * 5000, ""]
     listing.write_text(json.dumps({"long": "b" * 10**6, "images": names}) + '"')
     assert told_of() == ""
     first = told_of("one", b"1" * 20_000)
@@ -827,10 +790,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     # Row 5 (no image) has a question all the same; the second "1" gets a number.
     assert [sample.id for sample in found] == ["1", "5", "1-2"]
     assert (metrics["rows"], metrics["kept"], metrics["unreadable"]) == (11, 3, 8)
-    assert (
-        "geo3k: 8 rows left out (2 image outside the data folder, 2 unreadable image"
-        in (metrics["warnings"][1])
-    )
+    assert "geo3k: 8 rows left out (2 image outside the data folder, 2 unreadable image" in (metrics["warnings"][1])
     assert "Row 1, for one: image outside the data folder image 1: ../secret.png" in watch.notes[1]
 
 
@@ -841,11 +801,20 @@ def png_text(number):
 @pytest.mark.parametrize(
     "text",
     [
-        "['a', 'b'", "['a' * 10**9]", "__import__('os').system('true')", "{'a': 1}", "[1, 2]",
-        "[" * 50_000, "-" * 100_000 + "1", "['a'" + " " * 90_000 + "x", "['" + "\\" * 99_999,
-        "['" + "a" * 200_000 + "']", "", "A",
+        "['a', 'b'",
+        "['a' * 10**9]",
+        "__import__('os').system('true')",
+        "{'a': 1}",
+        "[1, 2]",
+        "[" * 50_000,
+        "-" * 100_000 + "1",
+        "['a'" + " " * 90_000 + "x",
+        "['" + "\\" * 99_999,
+        "['" + "a" * 200_000 + "']",
+        "",
+        "A",
     ],
-)  # fmt: skip
+)
 def test_options_that_are_no_list_of_texts(text):
     started = time.monotonic()
     with pytest.raises(Unusable, match="options"):
@@ -854,22 +823,11 @@ def test_options_that_are_no_list_of_texts(text):
 
 
 def test_options_as_mmmu_writes_them():
-    assert parse_options("['it\\'s', \"it's\", '$\\\\frac{1}{2}$', '']") == [
-        "it's",
-        "it's",
-        r"$\frac{1}{2}$",
-        "",
-    ]
+    assert parse_options("['it\\'s', \"it's\", '$\\\\frac{1}{2}$', '']") == ["it's", "it's", r"$\frac{1}{2}$", ""]
     assert parse_options("[ 'a' ,\n 'b', ]") == ["a", "b"]
     assert parse_options("[]") == []
     assert parse_options(["a", 2]) == ["a", "2"]
-    for nested in (
-        "[['a', 'b']]",
-        [["a", "b"]],
-        "['a', ['b']]",
-        ["a", ["b"]],
-        "[ ['a'] , ['b',] ]",
-    ):
+    for nested in ("[['a', 'b']]", [["a", "b"]], "['a', ['b']]", ["a", ["b"]], "[ ['a'] , ['b',] ]"):
         assert parse_options(nested) == ["a", "b"]
     assert parse_options(["a", None, "b"]) == ["a", "", "b"]  # letters stay with their options
 
@@ -891,9 +849,7 @@ def test_what_is_not_a_chat():
 
 
 def test_only_a_closing_instruction_is_taken_off():
-    assert (
-        without_instruction(f"<image>How many?\n\n{hub_schema.INSTRUCTION}") == "<image>How many?"
-    )
+    assert without_instruction(f"<image>How many?\n\n{hub_schema.INSTRUCTION}") == "<image>How many?"
     assert without_instruction("How many?") == "How many?"
     long = "You first think of a number. " + "Then another. " * 50
     assert without_instruction(long) == long
@@ -902,11 +858,15 @@ def test_only_a_closing_instruction_is_taken_off():
 @pytest.mark.parametrize(
     "card",
     [
-        "---\n: [\n---", "---\n" + "[" * 2000 + "\n---", "no card", "---\n- 1\n---", "---",
+        "---\n: [\n---",
+        "---\n" + "[" * 2000 + "\n---",
+        "no card",
+        "---\n- 1\n---",
+        "---",
         '---\n{"configs": [{"config_name": "default", "data_files": '
         '[{"split": "test", "path": ["../../outside*", "/etc/*", 7]}]}, 3]}\n---',
     ],
-)  # fmt: skip
+)
 def test_a_card_that_leads_elsewhere_is_not_followed(hub, tmp_path, card):
     place = tmp_path / "data" / "geo3k"
     place.mkdir(parents=True)
@@ -972,15 +932,26 @@ def test_no_special_token_of_the_model_is_left_in_a_prompt():
 @pytest.mark.parametrize(
     ("name", "lacking"),
     [
-        ("mmk12", ["subject"]), ("mathverse", ["problem_version", "problem_index", "metadata"]),
-        ("dynamath", ["subject", "knowledge_level"]), ("mathvision", ["subject", "level"]),
+        ("mmk12", ["subject"]),
+        ("mathverse", ["problem_version", "problem_index", "metadata"]),
+        ("dynamath", ["subject", "knowledge_level"]),
+        ("mathvision", ["subject", "level"]),
         ("mmmu_pro", ["subject"]),
     ],
-)  # fmt: skip
+)
 def test_what_only_a_breakdown_needs_may_be_missing(tmp_path, name, lacking):
-    columns = {"question_type": "multi-choice", "answer_type": "integer", "sample_index": 1,
-               "problem_index": 1, "problem_version": "Vision Only", "id": 1, "question": "How many?",
-               "options": [], "answer": "3", "ground_truth": "3"}  # fmt: skip
+    columns = {
+        "question_type": "multi-choice",
+        "answer_type": "integer",
+        "sample_index": 1,
+        "problem_index": 1,
+        "problem_version": "Vision Only",
+        "id": 1,
+        "question": "How many?",
+        "options": [],
+        "answer": "3",
+        "ground_truth": "3",
+    }
     images = dict.fromkeys(("image", "decoded_image"), png_text(1))
     row = {k: v for k, v in (columns | images).items() if k not in lacking}
     (tmp_path / f"{name}.json").write_text(json.dumps([row]))

@@ -13,9 +13,14 @@ from pipelines.errors import UserError
 
 def result(right, benchmark="geo3k", **other):
     return {
-        "benchmark": benchmark, "right": right, "samples": 2, "profile": "published",
-        "grader": "mathruler", "settings": {"top_p": 1.0, "limit": None}, **other,
-    }  # fmt: skip
+        "benchmark": benchmark,
+        "right": right,
+        "samples": 2,
+        "profile": "published",
+        "grader": "mathruler",
+        "settings": {"top_p": 1.0, "limit": None},
+        **other,
+    }
 
 
 def steady(before, after, questions=40, **other):
@@ -95,17 +100,31 @@ def test_nothing_to_compare():
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "null", '{"results": 1}', '{"right": {}}', '{"benchmark": 1, "right": {}}',
-     '{"benchmark": "a", "right": {"q": []}}', '{"benchmark": "a", "right": {"q": ["x"]}}', "[" * 99999,
-     '{"benchmark": "a", "right": {"q": 1}}', '{"benchmark": "a", "right": {"q": {"1": 1}}}',
-     *(f'{{"benchmark": "a", "right": {{"q": [1, {mark}]}}}}'
-       for mark in ("NaN", "Infinity", "2", "-1", "0.5", "1.0", "true", "null", '"x"', "[1]")),
-     '{"benchmark": "a", "right": {"": [1]}}', '{"benchmark": "a", "right": [["q", [1]]]}',
-     '{"benchmark": "a", "right": {"q": [1]}, "settings": []}',
-     '{"benchmark": "a", "right": {"q": [1]}, "settings": null}',
-     '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": ["q"]}',
-     '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": {"q": []}}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '{"results": 1}',
+        '{"right": {}}',
+        '{"benchmark": 1, "right": {}}',
+        '{"benchmark": "a", "right": {"q": []}}',
+        '{"benchmark": "a", "right": {"q": ["x"]}}',
+        "[" * 99999,
+        '{"benchmark": "a", "right": {"q": 1}}',
+        '{"benchmark": "a", "right": {"q": {"1": 1}}}',
+        *(
+            f'{{"benchmark": "a", "right": {{"q": [1, {mark}]}}}}'
+            for mark in ("NaN", "Infinity", "2", "-1", "0.5", "1.0", "true", "null", '"x"', "[1]")
+        ),
+        '{"benchmark": "a", "right": {"": [1]}}',
+        '{"benchmark": "a", "right": [["q", [1]]]}',
+        '{"benchmark": "a", "right": {"q": [1]}, "settings": []}',
+        '{"benchmark": "a", "right": {"q": [1]}, "settings": null}',
+        '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": ["q"]}',
+        '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": {"q": []}}',
+    ],
+)
 def test_files_that_are_no_evaluation(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(UserError, match=r"is not a report of vppo eval"):
@@ -153,9 +172,7 @@ def reports(tmp_path):
 )
 def test_the_exit_code_tells_a_regression(reports, before, after, options, code):
     folder = reports(*steady(before, after))
-    command = vppo(
-        "compare", "before.json", "after.json", *options, runs=folder / "runs", cwd=folder
-    )
+    command = vppo("compare", "before.json", "after.json", *options, runs=folder / "runs", cwd=folder)
     assert command.code == code, command.err
     assert ("regression" in command.out) == (code == 1)
     assert "the before" in command.out
@@ -167,9 +184,7 @@ def test_a_change_that_may_be_chance_is_no_regression(reports):
     before = result({str(i): [int(i < 5)] for i in range(10)})
     after = result({str(i): [int(i < 4)] for i in range(10)})
     folder = reports(before, after)
-    command = vppo(
-        "compare", "before.json", "after.json", "--json", runs=folder / "runs", cwd=folder
-    )
+    command = vppo("compare", "before.json", "after.json", "--json", runs=folder / "runs", cwd=folder)
     assert command.code == 0
     assert command.json["changes"][0]["change"]["mean"] == pytest.approx(-0.1)
     assert command.json["changes"][0]["change"]["high"] >= 0

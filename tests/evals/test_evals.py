@@ -53,9 +53,7 @@ def run(policy, configure, write_prepared, pool):
         cell = chain.cell(0, "glyphs")
         cell.results.path.mkdir(parents=True, exist_ok=True)
         engine = Counting(policy)
-        summary = complete(
-            cell, lambda: engine, batch_prompts, pool, None, cell.results.path, Silent()
-        )
+        summary = complete(cell, lambda: engine, batch_prompts, pool, None, cell.results.path, Silent())
         return cell, summary, engine.asked
 
     return evaluated
@@ -137,8 +135,7 @@ def test_two_verdicts_of_every_answer(pool, tmp_path, monkeypatch):
     assert found["differ"] == {"ours_only": 1, "as_published_only": 1, "by_content": 1}
     assert (found["accuracy"], found["as_published"]["accuracy"]) == (3 / 28, 3 / 28)
     assert found["as_published"]["outcomes"]["correct"] == 3
-    table = {(row["question"], row["sample"]): row
-             for row in pq.read_table(tmp_path / ANSWERS).to_pylist()}  # fmt: skip
+    table = {(row["question"], row["sample"]): row for row in pq.read_table(tmp_path / ANSWERS).to_pylist()}
     by_content = [table["3", i]["by_content"] for i in range(4)]
     assert by_content == [False, False, True, False]
     assert table["1", 0]["by_content"] is None  # no options
@@ -194,9 +191,7 @@ def test_an_interrupted_evaluation_ends_the_same(
     assert sorted(cell.journal.read_text().splitlines(keepends=True)) == sorted(whole)
 
 
-def test_a_journal_with_many_gaps_is_completed_in_full_batches(
-    undisturbed, run, configure, tmp_path
-):
+def test_a_journal_with_many_gaps_is_completed_in_full_batches(undisturbed, run, configure, tmp_path):
     # Every other question lacks all, the others the last sample: 4 + 4 questions, 3 in a batch.
     lines = undisturbed.journal.read_text().splitlines(keepends=True)
     entries = {(row["question"], row["sample"]): n for n, row in enumerate(map(json.loads, lines))}
@@ -205,9 +200,7 @@ def test_a_journal_with_many_gaps_is_completed_in_full_batches(
     cell = Chain(configure(*ASKED), tmp_path).cell(0, "glyphs")
     started(cell, "".join(kept))
     _, _, asked = run(tmp_path)
-    assert asked == [(name, n) for name in names[1::2] for n in range(3)] + [
-        (name, 2) for name in names[::2]
-    ]
+    assert asked == [(name, n) for name in names[1::2] for n in range(3)] + [(name, 2) for name in names[::2]]
     assert results(cell) == results(undisturbed)
 
 
@@ -228,10 +221,7 @@ def test_a_question_that_changed_is_asked_again(samples, tmp_path):
     path, asking = tmp_path / "journal.jsonl", replace(PUBLISHED, instruction="")
     for sample in samples[:2]:
         append(path, [Entry(sample.id, 0, "text", False, 1, prompt_digest(sample, asking))])
-    assert set(mend_journal(path, read_journal(path), samples, asking)) == {
-        samples[0].id,
-        samples[1].id,
-    }
+    assert set(mend_journal(path, read_journal(path), samples, asking)) == {samples[0].id, samples[1].id}
     changed = [samples[0], replace(samples[1], images=[b"another image"])]
     assert set(mend_journal(path, read_journal(path), changed, asking)) == {samples[0].id}
     assert set(read_journal(path)) == {samples[0].id}  # and the file forgets it
@@ -310,9 +300,7 @@ def test_grading_an_incomplete_journal_is_refused(undisturbed, configure, pool, 
 
 def test_the_published_profile_and_training_s(configure):
     config = configure("data.min_pixels=200704", "rollout.top_p=0.99", "data.instruction=Think.")
-    assert evaluation(config, "mathverse").asking == PromptSettings(
-        1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION
-    )
+    assert evaluation(config, "mathverse").asking == PromptSettings(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
     matched = evaluation(configure("eval.profile=matched", "rollout.top_p=0.99"), "mathverse")
     assert matched.asking == PromptSettings(1.0, 0.99, 0, 48, None, None, "")
     # The run's own questions are asked as in training, whatever the profile.

@@ -20,8 +20,10 @@ def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("story")
     done = subprocess.run(
         [sys.executable, Path(__file__).parents[1] / "tools/hub_story.py", folder],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), folder
 
@@ -52,14 +54,17 @@ def test_golds_of_a_benchmark_are_of_one_commit_and_results_say_which(story):
 
 def test_without_a_connection_another_commit_is_not_taken_for_the_one_asked_for(story):
     told, folder = story
-    env = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "hf"),
-        "VPPO_RUNS": str(folder / "off"),
-    }
-    command = [sys.executable, "-m", "vppo_cli", "prepare", "--set", "data.source=me/data",
-               "--set", f"data.revision={told['first']}"]  # fmt: skip
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "VPPO_RUNS": str(folder / "off")}
+    command = [
+        sys.executable,
+        "-m",
+        "vppo_cli",
+        "prepare",
+        "--set",
+        "data.source=me/data",
+        "--set",
+        f"data.revision={told['first']}",
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"cache of this machine holds {told['second']}" in " ".join(done.stderr.split())

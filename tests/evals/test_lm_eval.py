@@ -34,9 +34,7 @@ from pipelines.model.prompts import load_processor, messages, open_image
 from pipelines.watch import Silent
 
 TASKS = Path(__file__).parents[2] / "evals" / "lm_eval" / "tasks"
-METRICS = (
-    "avg@8", "avg@8_low", "avg@8_high", "avg@8_as_published", "pass@8", "avg@8_math-verify"
-)  # fmt: skip
+METRICS = ("avg@8", "avg@8_low", "avg@8_high", "avg@8_as_published", "pass@8", "avg@8_math-verify")
 TORCHVISION = "from pipelines.model.torchvision_ops import ensure_importable\nensure_importable()\n"
 
 
@@ -74,12 +72,8 @@ def chain(chain_of):
 
 def run(data, tasks, arguments, **more):
     """lm-eval in this process, without its own tasks."""
-    manager = TaskManager(
-        include_defaults=False, include_path=TASKS, metadata={"data_dir": str(data)}
-    )
-    return simple_evaluate(
-        "vppo", model_args=arguments, tasks=tasks, task_manager=manager, **more
-    )  # fmt: skip
+    manager = TaskManager(include_defaults=False, include_path=TASKS, metadata={"data_dir": str(data)})
+    return simple_evaluate("vppo", model_args=arguments, tasks=tasks, task_manager=manager, **more)
 
 
 def responses(found, task):
@@ -101,18 +95,10 @@ def test_every_benchmark_is_a_task_that_samples_as_the_paper_does():
     assert index["vppo_eight"].cfg["task"] == [f"vppo_{name}" for name in EIGHT]
     for name, benchmark in BENCHMARKS.items():
         task = index[f"vppo_{name}"].cfg
-        assert (task["dataset_kwargs"], task["task_alias"]) == (
-            {"benchmark": name},
-            benchmark.title,
-        )
+        assert (task["dataset_kwargs"], task["task_alias"]) == ({"benchmark": name}, benchmark.title)
         given = task["generation_kwargs"]
         asked = (given["temperature"], given["top_p"], given["top_k"], given["max_gen_toks"])
-        assert asked == (
-            PUBLISHED.temperature,
-            PUBLISHED.top_p,
-            PUBLISHED.top_k,
-            PUBLISHED.max_new_tokens,
-        )
+        assert asked == (PUBLISHED.temperature, PUBLISHED.top_p, PUBLISHED.top_k, PUBLISHED.max_new_tokens)
         assert (task["repeats"], given["do_sample"], given["until"]) == (8, True, [])
 
 
@@ -130,10 +116,12 @@ def test_both_surfaces_score_a_journal_alike(data, chain, tmp_path):
             assert ours["accuracy"] == pytest.approx(scores[-1])
             theirs = [found["results"][f"vppo_{name}"][f"{metric},all"] for metric in METRICS]
             assert theirs == [
-                pytest.approx(ours["accuracy"]), *ours["interval"],
-                pytest.approx(ours["as_published"]["accuracy"]), ours["pass_at_k"]["8"],
+                pytest.approx(ours["accuracy"]),
+                *ours["interval"],
+                pytest.approx(ours["as_published"]["accuracy"]),
+                ours["pass_at_k"]["8"],
                 pytest.approx(ours["graders"]["math-verify"]["accuracy"]),
-            ]  # fmt: skip
+            ]
             assert journalled(cell) == responses(found, f"vppo_{name}")
     assert 0 < min(scores) < max(scores) < 1
     group = found["groups"]["vppo_eight"]
@@ -144,17 +132,17 @@ def test_both_surfaces_score_a_journal_alike(data, chain, tmp_path):
 def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
     chain = chain_of(f"eval.profile={profile}", "eval.max_new_tokens=12", "eval.limit=3")
     found = run(
-        data, ["vppo_geo3k", "vppo_mathverse"],
+        data,
+        ["vppo_geo3k", "vppo_mathverse"],
         {"pretrained": "tiny", "profile": profile, "run.threads": 1},
-        gen_kwargs={"max_gen_toks": 12}, limit=3,
-    )  # fmt: skip
+        gen_kwargs={"max_gen_toks": 12},
+        limit=3,
+    )
     session = Session(chain, Silent(), chain.config)
     gather(chain.config, ["geo3k", "mathverse"], Silent())
     for name in ("geo3k", "mathverse"):
         cell = chain.cell(0, name)
-        sample_missing(
-            cell, questions(cell), lambda how=cell.how: engine(session, 0, how.asking), 2, Silent()
-        )
+        sample_missing(cell, questions(cell), lambda how=cell.how: engine(session, 0, how.asking), 2, Silent())
         theirs = responses(found, f"vppo_{name}")
         assert theirs == journalled(cell, 3)
         assert len({text for texts in theirs.values() for text in texts}) > 12  # 24 were drawn
@@ -163,9 +151,9 @@ def test_both_surfaces_sample_the_same_responses(data, chain_of, profile):
 
 def test_images_are_shown_as_our_encoder_sees_them(data):
     names = [f"vppo_{name}" for name in BENCHMARKS]
-    tasks = TaskManager(
-        include_defaults=False, include_path=TASKS, metadata={"data_dir": str(data)}
-    ).load(names)["tasks"]
+    tasks = TaskManager(include_defaults=False, include_path=TASKS, metadata={"data_dir": str(data)}).load(names)[
+        "tasks"
+    ]
     for task in tasks.values():
         for doc in task.eval_docs:
             shown, row = doc_to_image(doc), sample(doc)
@@ -243,16 +231,30 @@ def test_lm_evals_own_command_with_its_own_model(data, tmp_path):
     path = os.pathsep.join(map(str, [site, *filter(None, [os.environ.get("PYTHONPATH")])]))
     model = f"pretrained={shipped_config('tiny_model')},min_pixels=1024,max_pixels=589824"
     line = [
-        Path(sys.executable).with_name("lm_eval"), *ASKED, "--model", "hf-multimodal", "--model_args",
-        model, "--apply_chat_template", "--device", "cpu", "--batch_size", "8", "--gen_kwargs",
-        "max_gen_toks=8", "--log_samples", "--output_path", folder,
-    ]  # fmt: skip
+        Path(sys.executable).with_name("lm_eval"),
+        *ASKED,
+        "--model",
+        "hf-multimodal",
+        "--model_args",
+        model,
+        "--apply_chat_template",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "8",
+        "--gen_kwargs",
+        "max_gen_toks=8",
+        "--log_samples",
+        "--output_path",
+        folder,
+    ]
     environment = os.environ | {
-        "VPPO_DATA_DIR": str(data), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"
-    }  # fmt: skip
-    printed = subprocess.run(
-        list(map(str, line)), env=environment, capture_output=True, text=True, check=True
-    ).stdout
+        "VPPO_DATA_DIR": str(data),
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    printed = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, check=True).stdout
     assert "|Geometry3k|" in printed
     (file,) = folder.rglob("samples_vppo_geo3k_*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -27,9 +27,7 @@ def test_a_number_outside_its_band_is_told_in_words():
     assert judge.off == []
     judge.as_before("update 1", {"grad_norm": 0.412, "loss": 0.5}, lambda _: Band(0.01, 1e-6))
     (line,) = judge.off
-    assert line.split() == [
-        "update", "1", "grad_norm", "0.412,", "expected", "0.2", "+-", "1", "%", "and", "1e-06"
-    ]  # fmt: skip
+    assert line.split() == ["update", "1", "grad_norm", "0.412,", "expected", "0.2", "+-", "1", "%", "and", "1e-06"]
 
 
 @pytest.mark.parametrize("found", [math.nan, math.inf, -0.2, 0.0])
@@ -150,9 +148,7 @@ def test_a_wrongly_filtered_response_and_foreign_answers_are_seen(chain):
         write_rows(out / SCORES, Scored, rows)
     judge = Judge(None)
     regression.consistent(judge, chain)
-    assert [" ".join(line.split())[:20] for line in judge.off] == [
-        "score 2 kept tokens ", "score 2 responses fi"
-    ]  # fmt: skip
+    assert [" ".join(line.split())[:20] for line in judge.off] == ["score 2 kept tokens ", "score 2 responses fi"]
     cell = chain.cell(3, "glyphs")
     first = chain.cell(0, "glyphs")
     shutil.copy(first.journal, cell.journal)  # the evaluation of the starting weights

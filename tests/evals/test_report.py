@@ -16,15 +16,7 @@ from small_results import EIGHT, PAPER, TITLES, WHOLE, result
 from evals.benchmarks import published
 from evals.benchmarks.table import EIGHT as EIGHT_BENCHMARKS
 from evals.report.build import build, write
-from evals.report.formats import (
-    COLUMNS,
-    as_csv,
-    as_latex,
-    as_markdown,
-    csv_text,
-    latex_text,
-    markdown_text,
-)
+from evals.report.formats import COLUMNS, as_csv, as_latex, as_markdown, csv_text, latex_text, markdown_text
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
 from pipelines.disk.contents import SEAL, intact
@@ -66,9 +58,7 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 def latex_tables(text: str) -> list[tuple[str, list[list[str]]]]:
     """(column specification, rows of cells) of every tabular."""
     found = []
-    for spec, body in re.findall(
-        r"\\begin\{tabular\}\{((?:[lr]|p\{[^}]*\})+)\}\n(.*?)\\end\{tabular\}", text, re.S
-    ):
+    for spec, body in re.findall(r"\\begin\{tabular\}\{((?:[lr]|p\{[^}]*\})+)\}\n(.*?)\\end\{tabular\}", text, re.S):
         lines = [line for line in body.splitlines() if not re.fullmatch(r"\\\w+rule", line)]
         assert all(line.endswith(r" \\") for line in lines)
         cells = [[c.strip() for c in re.split(r"(?<!\\)&", line[:-3])] for line in lines]
@@ -103,12 +93,7 @@ TABLE_1 = {  # model -> its eight columns, in the order of EIGHT, and the averag
     "MM-Eureka-32B": (71.8, 72.0, 73.4, 51.0, 43.2, 75.0, 56.8, 43.1, 60.8),
     "NoisyRollout-32B": (73.0, 72.2, 60.2, 56.6, 27.9, 75.7, 56.2, 43.1, 58.1),
 }
-TABLE_8 = {
-    "": (84.2, 38.6),
-    " + GRPO": (87.4, 43.1),
-    " + DAPO": (87.9, 42.9),
-    " + VPPO": (87.9, 43.8),
-}
+TABLE_8 = {"": (84.2, 38.6), " + GRPO": (87.4, 43.1), " + DAPO": (87.9, 42.9), " + VPPO": (87.9, 43.8)}
 
 
 def test_others_rows_of_table_1_and_those_of_table_8():
@@ -129,9 +114,7 @@ def test_what_is_not_of_the_paper_says_so():
         assert "Qwen3-VL-8B: the authors' later release, not of the paper" in text
         assert all(row.model.partition(" ")[0] in text for row in published.ROWS)
     later = [row for row in tidy(report) if row["model"].startswith("Qwen3-VL-8B")]
-    assert {row["source"] for row in later} == {
-        "Qwen3-VL-8B: the authors' later release, not of the paper"
-    }
+    assert {row["source"] for row in later} == {"Qwen3-VL-8B: the authors' later release, not of the paper"}
 
 
 @pytest.mark.parametrize(
@@ -251,10 +234,7 @@ def test_nothing_to_warn_of():
 
 def test_warnings_say_what_differs_and_for_which_benchmarks():
     trained = TRAINING | {"top_p": 0.99, "min_pixels": None, "instruction": "Think."}
-    rows = [
-        result("geo3k", training=trained, warnings=["600 rows, expected 601."]),
-        result("mmk12", training=trained),
-    ]
+    rows = [result("geo3k", training=trained, warnings=["600 rows, expected 601."]), result("mmk12", training=trained)]
     assert build("m", rows)["warnings"] == [
         "Trained with top_p 0.99, evaluated with 1.0.",
         "Trained with min_pixels unset, evaluated with 1024.",
@@ -327,8 +307,10 @@ def test_json_holds_every_mark_and_the_paper_s_order():
     assert len(report["published"]["rows"]) == 18
     # results.json sorts its keys; here levels and ks are as people list them.
     assert list(report["results"][0]["breakdowns"]["version"]) == [
-        "Text Dominant", "Vision Intensive", "Vision Dominant",
-    ]  # fmt: skip
+        "Text Dominant",
+        "Vision Intensive",
+        "Vision Dominant",
+    ]
     assert list(report["results"][0]["pass_at_k"]) == ["1", "2", "4", "16"]
 
 
@@ -377,29 +359,29 @@ def test_markdown_tables():
     main, verdicts, counted, outcomes, scores, versions = markdown_tables(text)
     assert main[0] == ["model", *TITLES.values(), "average"]
     assert all(len(row) == 11 for row in main)
-    assert main[1] == ["Qwen2.5-VL-7B", "39.0", "55.7", "42.5", "37.1", "18.4", "46.4", "42.4",
-                       "25.1", "", "38.3"]  # fmt: skip
+    assert main[1] == ["Qwen2.5-VL-7B", "39.0", "55.7", "42.5", "37.1", "18.4", "46.4", "42.4", "25.1", "", "38.3"]
     assert len(main) == 1 + 18 + 1
     # As published, and that alone, is in the table with the printed rows.
     assert main[-1][:2] == ["**m (published profile)**", "**37.5 [5.0, 70.0]**"]
     assert not any("43.8" in cell for cell in main[-1])
     assert "graded as published (mathruler alone, on the boxed text)" in text
-    assert verdicts[1] == [
-        "MathVerse",
-        "43.8 [10.0, 80.0]",
-        "37.5 [5.0, 70.0]",
-        "16",
-        "1",
-        "1",
-        "0",
-        "2",
-    ]
+    assert verdicts[1] == ["MathVerse", "43.8 [10.0, 80.0]", "37.5 [5.0, 70.0]", "16", "1", "1", "0", "2"]
     assert verdicts[-1][0] == "average"
-    assert counted[1] == ["MathVerse", "4 x 4", "2 problems", "published", "mathruler", "43.8", "50.0",
-                          "60.0", "75.0", "90.0", "50.0"]  # fmt: skip
+    assert counted[1] == [
+        "MathVerse",
+        "4 x 4",
+        "2 problems",
+        "published",
+        "mathruler",
+        "43.8",
+        "50.0",
+        "60.0",
+        "75.0",
+        "90.0",
+        "50.0",
+    ]
     assert counted[2][2] == "4 questions"
-    assert outcomes[0] == ["benchmark", "correct", "wrong", "no answer", "timed out", "truncated",
-                           "tokens"]  # fmt: skip
+    assert outcomes[0] == ["benchmark", "correct", "wrong", "no answer", "timed out", "truncated", "tokens"]
     assert outcomes[1] == ["MathVerse", "7", "6", "2", "0", "1", "321"]
     assert scores[1][:3] == ["DynaMath", "worst case", "37.5 [20.0, 50.0]"]
     assert versions[2] == ["Vision Intensive", "40.0 [30.0, 50.0]", "2"]
@@ -437,11 +419,35 @@ def balanced(text: str) -> None:
 # --- hostile names --------------------------------------------------------------------------------
 
 HOSTILE = [
-    '=HYPERLINK("http://x","y")', "+1", "-1", "@SUM(A1)", "＝1", " \t=1", "a|b", "a\nb", "[x](http://y)",
-    "<script>alert(1)</script>", "`code`", "*a* _b_ **c** ~d~ # $e$", "a\\", "\\input{/etc/passwd}",
-    "100% & {more} ^~_#$", "[2cm]", "[1.0]", "%", "}", "\x1b[31mred", "a\u202eb", "é 中 😀", "a, \"b\"",
-    "[bold]x[/bold]", "\ud800", "--", "1 x 2\n| 3", "&amp;",
-]  # fmt: skip
+    '=HYPERLINK("http://x","y")',
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "＝1",
+    " \t=1",
+    "a|b",
+    "a\nb",
+    "[x](http://y)",
+    "<script>alert(1)</script>",
+    "`code`",
+    "*a* _b_ **c** ~d~ # $e$",
+    "a\\",
+    "\\input{/etc/passwd}",
+    "100% & {more} ^~_#$",
+    "[2cm]",
+    "[1.0]",
+    "%",
+    "}",
+    "\x1b[31mred",
+    "a\u202eb",
+    "é 中 😀",
+    'a, "b"',
+    "[bold]x[/bold]",
+    "\ud800",
+    "--",
+    "1 x 2\n| 3",
+    "&amp;",
+]
 
 
 def hostile_report(name: str) -> dict[str, Any]:
@@ -470,9 +476,7 @@ def test_a_hostile_name_leaves_every_format_whole(name, tmp_path, monkeypatch):
     assert not any(cell[:1] in tuple("=+-@＝\t") for row in rows for cell in row.values() if cell)
 
     found, wanted = markdown_tables(tables[1]), markdown_tables(as_markdown(harmless))
-    assert [[len(row) for row in table] for table in found] == [
-        [len(row) for row in table] for table in wanted
-    ]
+    assert [[len(row) for row in table] for table in found] == [[len(row) for row in table] for table in wanted]
     balanced(tables[2])
     found_tex, wanted_tex = latex_tables(tables[2]), latex_tables(as_latex(harmless))
     assert [[len(row) for row in table] for _, table in found_tex] == [
@@ -486,9 +490,7 @@ def test_cells_say_what_they_said():
     assert csv_text("plane = flat") == "plane = flat"
     assert latex_text("50% of A&B_c {x} \\d") == r"50\% of A\&B\_c \{x\} {\textbackslash}d"
     assert latex_text("[2] --x é") == r"{[}2{]} {-}-x \'e"
-    assert markdown_text("a|b *c* [d](e) <f> snake_case _g_") == (
-        r"a\|b \*c\* \[d\](e) &lt;f&gt; snake_case \_g\_"
-    )
+    assert markdown_text("a|b *c* [d](e) <f> snake_case _g_") == (r"a\|b \*c\* \[d\](e) &lt;f&gt; snake_case \_g\_")
 
 
 # --- the terminal ---------------------------------------------------------------------------------
@@ -512,16 +514,7 @@ def test_the_terminal_shows_whole_lines(width, monkeypatch):
     assert ours["MathVerse"][1:] == ["43.8", "[10.0,", "80.0]", "50.0"]
     assert ours["average"][1] == "43.8"
     # Printed numbers stand beside the verdict as published, and no other.
-    assert rows["MathVerse"][1:] == [
-        "37.5",
-        "[5.0,",
-        "70.0]",
-        "39.0",
-        "66.5",
-        "68.3",
-        "71.6",
-        "68.6",
-    ]
+    assert rows["MathVerse"][1:] == ["37.5", "[5.0,", "70.0]", "39.0", "66.5", "68.3", "71.6", "68.6"]
     assert "MMMU" in ours
     assert "MMMU" not in rows  # nothing printed
     assert rows["average"][1:2] == ["37.5"]
@@ -585,9 +578,7 @@ def test_results_of_earlier_versions_are_read_as_what_they_are(tmp_path, monkeyp
     assert {row["profile"] for row in report["results"]} == {"published"}
     assert report["average"]["accuracy"] == pytest.approx(0.4375)
     assert report["average"]["as_published"] is None
-    assert any(
-        "earlier version, which had no verdict as published" in w for w in report["warnings"]
-    )
+    assert any("earlier version, which had no verdict as published" in w for w in report["warnings"])
     (main, *_) = markdown_tables(as_markdown(report))
     assert main[-1][:2] == ["**m (published profile)**", "**43.8 [10.0, 80.0]**"]
     assert len(main) == 2  # and nothing printed beside it
@@ -604,24 +595,19 @@ def test_results_of_earlier_versions_are_read_as_what_they_are(tmp_path, monkeyp
 
 def test_warnings_of_row_counts_are_told_together(monkeypatch):
     counted = "15 rows before the filter, expected 3940; 10 after it, expected 2180"
-    rows = [
-        result(name, warnings=[counted.replace("15", str(20 + i))]) for i, name in enumerate(EIGHT)
-    ]
+    rows = [result(name, warnings=[counted.replace("15", str(20 + i))]) for i, name in enumerate(EIGHT)]
     rows[1]["warnings"] = ["7 questions, expected 3666", "2 rows left out (2 no image). First: x"]
     report = build("m", rows)
     assert f"MathVerse: {counted.replace('15', '20')}" in report["warnings"]
     for text in (as_markdown(report), as_latex(report)):
         assert text.count("rows before the filter, expected 3940; 10 after it") == 7
     lines = shown(report, 80, monkeypatch)
-    start = lines.index(
-        "           Numbers of rows other than expected (before the filter; after it):"
-    )
+    start = lines.index("           Numbers of rows other than expected (before the filter; after it):")
     assert lines[start + 1 :] == [
         "           MathVerse: 20, expected 3940; 10, expected 2180",
         "           DynaMath: 7 questions, expected 3666",
-        *(f"           {TITLES[name]}: {22 + i}, expected 3940; 10, expected 2180"
-          for i, name in enumerate(EIGHT[2:])),
-    ]  # fmt: skip
+        *(f"           {TITLES[name]}: {22 + i}, expected 3940; 10, expected 2180" for i, name in enumerate(EIGHT[2:])),
+    ]
     above = " ".join(" ".join(lines[:start]).split())
     assert "DynaMath: 2 rows left out (2 no image). First: x" in above
     assert "MathVerse: 2" not in above
@@ -638,9 +624,16 @@ def test_one_warning_of_row_counts_is_a_whole_sentence(monkeypatch):
 # --- untrusted text -------------------------------------------------------------------------------
 
 RAW = [
-    "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "\x9b31m", "\x90q\x9c", "a\u202eb\u2066c", "\ud800",
-    "\x00\x7f", "a\rb", "a\x0bb\u2028c",
-]  # fmt: skip
+    "\x1b[2J\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "\x90q\x9c",
+    "a\u202eb\u2066c",
+    "\ud800",
+    "\x00\x7f",
+    "a\rb",
+    "a\x0bb\u2028c",
+]
 
 
 def printed(console: Any, act: Any) -> str:
@@ -675,9 +668,7 @@ def test_columns_stay_columns():
 
 
 def test_a_line_break_cannot_begin_a_line_of_its_own():
-    found = printed(
-        display.console, lambda: display.line("note", "harmless\nerror      all is lost")
-    )
+    found = printed(display.console, lambda: display.line("note", "harmless\nerror      all is lost"))
     assert found == "note       harmless\n           error      all is lost\n"
     error = UserError("a\nerror  b", ":skull: [red]c[/red]\\", "d\ne")
     found = printed(display.errors, lambda: display.show_error(error))

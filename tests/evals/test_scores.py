@@ -18,9 +18,7 @@ from evals.numbers.statistics import bootstrap
 NUMBERS = itertools.count()
 
 
-def answered(
-    right: str, answers: str | None = None, kind: str = "value", **groups: str
-) -> Answered:
+def answered(right: str, answers: str | None = None, kind: str = "value", **groups: str) -> Answered:
     """``answered("10", "5 6")``: two samples, the first right."""
     marks = [mark == "1" for mark in right]
     given_ = answers.split(" ") if answers else [str(int(mark)) for mark in marks]
@@ -36,9 +34,7 @@ def test_pass_at_k_by_hand():
     # One of four right: 1 - C(3,1)/C(4,1) = 1/4, 1 - C(3,2)/C(4,2) = 1/2, 1 - 0/1 = 1.
     assert pass_at_k([answered("0100")]) == {"1": 0.25, "2": 0.5, "4": 1.0}
     # Two of four: 1/2, 1 - C(2,2)/C(4,2) = 5/6, 1. With the question above: 3/8, 2/3, 1.
-    assert pass_at_k([answered("0100"), answered("1001")]) == pytest.approx(
-        {"1": 0.375, "2": 2 / 3, "4": 1.0}
-    )
+    assert pass_at_k([answered("0100"), answered("1001")]) == pytest.approx({"1": 0.375, "2": 2 / 3, "4": 1.0})
     # Three samples: 1, 2 and all 3. One right of three: 1/3, 1 - C(2,2)/C(3,2) = 2/3, 1.
     assert pass_at_k([answered("010")]) == pytest.approx({"1": 1 / 3, "2": 2 / 3, "3": 1.0})
     assert pass_at_k([answered("1"), answered("0")]) == {"1": 0.5}
@@ -57,19 +53,7 @@ def test_pass_at_k_grows_from_accuracy_to_any(questions):
 # --- majorities -----------------------------------------------------------------------------------
 
 SAME = [
-    (
-        "5",
-        "$5$",
-        "5.",
-        "05",
-        "5.0",
-        "5.",
-        "+5",
-        r"\text{5}",
-        r" \left 5 \right",
-        r"\(5\)",
-        "005.00",
-    ),
+    ("5", "$5$", "5.", "05", "5.0", "5.", "+5", r"\text{5}", r" \left 5 \right", r"\(5\)", "005.00"),
     ("0", "-0", "0.0", "-0.00", "000"),
     ("0.5", ".5", "0.50", "00.5"),
     ("-0.5", "-.5", "- 0.5"),
@@ -88,9 +72,24 @@ def test_spellings_of_one_answer(spellings):
 
 def test_other_answers_stay_apart():
     different = [
-        *(spellings[0] for spellings in SAME), "11/2", "50", "5.5", "-5", "1/2", r"\frac12", "x=5",
-        "1.2.3", r"\leftarrow", "arrow", r"\frac{12}{3}", r"\frac{1}{23}", "no", ".", "(1,3)", "+",
-    ]  # fmt: skip
+        *(spellings[0] for spellings in SAME),
+        "11/2",
+        "50",
+        "5.5",
+        "-5",
+        "1/2",
+        r"\frac12",
+        "x=5",
+        "1.2.3",
+        r"\leftarrow",
+        "arrow",
+        r"\frac{12}{3}",
+        r"\frac{1}{23}",
+        "no",
+        ".",
+        "(1,3)",
+        "+",
+    ]
     assert len({normalise(text) for text in different}) == len(different)
 
 
@@ -131,10 +130,19 @@ def test_majorities_do_not_depend_on_order(answers, random):
 
 
 HOSTILE = [
-    "0" * 500_000 + "." + "0" * 500_000 + "x", r"\text{" * 160_000, " " * 1_000_000 + "x",
-    "1 " * 500_000, r"\ " * 500_000, "A," * 500_000, "{" * 1_000_000, "(" * 1_000_000,
-    "the answer is " * 70_000, r"\text   " * 125_000, "." * 1_000_000 + "1", "9" * 1_000_000,
-]  # fmt: skip
+    "0" * 500_000 + "." + "0" * 500_000 + "x",
+    r"\text{" * 160_000,
+    " " * 1_000_000 + "x",
+    "1 " * 500_000,
+    r"\ " * 500_000,
+    "A," * 500_000,
+    "{" * 1_000_000,
+    "(" * 1_000_000,
+    "the answer is " * 70_000,
+    r"\text   " * 125_000,
+    "." * 1_000_000 + "1",
+    "9" * 1_000_000,
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:6])
@@ -161,15 +169,23 @@ def test_a_summary_of_own_data():
 def test_a_summary_of_mathverse():
     # Two problems: in one version the first is right and the second wrong; and so on, see below.
     marks_ = {
-        "Vision Only": ("00", "00"), "Text Lite": ("10", "11"), "Vision Dominant": ("11", "11"),
-        "Text Dominant": ("11", "10"), "Vision Intensive": ("01", "00"),
-    }  # fmt: skip
+        "Vision Only": ("00", "00"),
+        "Text Lite": ("10", "11"),
+        "Vision Dominant": ("11", "11"),
+        "Text Dominant": ("11", "10"),
+        "Vision Intensive": ("01", "00"),
+    }
     rows = [
-        Answered(f"{version}-{i}", "choice", {"version": version, "problem": str(i), "subject": "s"},
-                 [mark == "1" for mark in right], ["A" if mark == "1" else "B" for mark in right])
+        Answered(
+            f"{version}-{i}",
+            "choice",
+            {"version": version, "problem": str(i), "subject": "s"},
+            [mark == "1" for mark in right],
+            ["A" if mark == "1" else "B" for mark in right],
+        )
         for version, both in marks_.items()
         for i, right in enumerate(both)
-    ]  # fmt: skip
+    ]
     found = summarise(BENCHMARKS["mathverse"], rows)
     assert found["accuracy"] == 11 / 20
     assert (found["cluster"], found["clusters"]) == ("problem", 2)
@@ -177,9 +193,12 @@ def test_a_summary_of_mathverse():
     assert found["interval"] == pytest.approx([0.5, 0.6])
     versions = found["breakdowns"]["version"]
     assert [(name, v["accuracy"], v["questions"]) for name, v in versions.items()] == [
-        ("Text Dominant", 0.75, 2), ("Text Lite", 0.75, 2), ("Vision Intensive", 0.25, 2),
-        ("Vision Dominant", 1.0, 2), ("Vision Only", 0.0, 2),
-    ]  # fmt: skip
+        ("Text Dominant", 0.75, 2),
+        ("Text Lite", 0.75, 2),
+        ("Vision Intensive", 0.25, 2),
+        ("Vision Dominant", 1.0, 2),
+        ("Vision Only", 0.0, 2),
+    ]
     assert versions["Text Lite"]["interval"] == [0.5, 1.0]
     assert versions["Vision Dominant"]["interval"] == [1.0, 1.0]
     subject = found["breakdowns"]["subject"]["s"]
@@ -229,12 +248,14 @@ def test_dynamath_by_hand():
     # Seed a: variant 3 is wrong in the second sample. Worst case: 1 in the first, 0 in the second
     # sample, 1/2; accuracy 19/20. Seed b: variant 1 is never right and has no answer: 0, and 18/20.
     # Seed c has nine variants only.
-    rows = [
-        answered("10" if v == 3 else "11", seed="a", variant=str(v)) for v in range(1, 11)
-    ] + [
-        answered("00", " ", seed="b", variant="1") if v == 1 else
-        answered("11", seed="b", variant=str(v)) for v in range(1, 11)
-    ] + [answered("11", seed="c", variant=str(v)) for v in range(1, 10)]  # fmt: skip
+    rows = (
+        [answered("10" if v == 3 else "11", seed="a", variant=str(v)) for v in range(1, 11)]
+        + [
+            answered("00", " ", seed="b", variant="1") if v == 1 else answered("11", seed="b", variant=str(v))
+            for v in range(1, 11)
+        ]
+        + [answered("11", seed="c", variant=str(v)) for v in range(1, 10)]
+    )
     found = summarise(BENCHMARKS["dynamath"], rows)["scores"]
     assert found["worst_case"]["value"] == 0.25
     assert found["worst_case"]["interval"] == [0.0, 0.5]
@@ -266,10 +287,7 @@ def composite(name: str, *right: str) -> list[Answered]:
     """The rows of one composite: its steps' marks, then its own."""
     steps = len(right) - 1
     parts = [*map(str, range(1, steps + 1)), "multi"]
-    return [
-        answered(marks_, id=name, key=f"{steps}steps_{part}")
-        for part, marks_ in zip(parts, right, strict=True)
-    ]
+    return [answered(marks_, id=name, key=f"{steps}steps_{part}") for part, marks_ in zip(parts, right, strict=True)]
 
 
 def values(rows: list[Answered]) -> dict[str, float]:
@@ -285,13 +303,21 @@ def test_we_math_by_hand():
     # The authors' score: run 1: (3 - RM 1 - IK 1) / 3 = 1/3, run 2: (3 - IG 1/2 - RM 1 - IK 1) / 3 =
     # 1/6, mean 1/4. Loosely: 1/3 and (3 - 1/2 - 0 - 1) / 3 = 1/2, mean 5/12.
     rows = [
-        *composite("a", "11", "10", "11"), *composite("b", "01", "01", "01", "10"),
-        *composite("c", "10", "00", "00"), *composite("d", "11", "11", "11")[:2],
-    ]  # fmt: skip
+        *composite("a", "11", "10", "11"),
+        *composite("b", "01", "01", "01", "10"),
+        *composite("c", "10", "00", "00"),
+        *composite("d", "11", "11", "11")[:2],
+    ]
     expected = {
-        "IK": 2 / 6, "IG": 1 / 6, "CM_strict": 1 / 6, "RM_strict": 2 / 3, "score_strict": 1 / 4,
-        "CM_loose": 2 / 6, "RM_loose": 1 / 3, "score_loose": 5 / 12,
-    }  # fmt: skip
+        "IK": 2 / 6,
+        "IG": 1 / 6,
+        "CM_strict": 1 / 6,
+        "RM_strict": 2 / 3,
+        "score_strict": 1 / 4,
+        "CM_loose": 2 / 6,
+        "RM_loose": 1 / 3,
+        "score_loose": 5 / 12,
+    }
     assert values(rows) == pytest.approx(expected)
     found = summarise(BENCHMARKS["wemath"], rows)["scores"]
     assert found["IK"]["interval"] == [0.0, 1.0]  # c alone is IK, in both samples
@@ -308,9 +334,15 @@ def test_we_math_gives_the_published_row_of_gpt_4o():
         for _ in range(count):
             rows += composite(str(len(rows)), first, second, multi)
     assert {name: round(100 * value, 2) for name, value in values(rows).items()} == {
-        "IK": 31.24, "IG": 15.24, "CM_strict": 35.24, "RM_strict": 34.16, "score_strict": 42.86,
-        "CM_loose": 52.95, "RM_loose": 1.07, "score_loose": 60.57,
-    }  # fmt: skip
+        "IK": 31.24,
+        "IG": 15.24,
+        "CM_strict": 35.24,
+        "RM_strict": 34.16,
+        "score_strict": 42.86,
+        "CM_loose": 52.95,
+        "RM_loose": 1.07,
+        "score_loose": 60.57,
+    }
 
 
 def test_one_id_in_both_lengths_is_two_composites():
@@ -340,10 +372,15 @@ def test_the_four_dimensions_cover_everything(problems):
 
 def test_all_of_a_large_benchmark_is_summarised_in_seconds():
     rows = [
-        Answered(str(i), "value", {"level": str(i % 5), "subject": str(i % 16)},
-                 [(i * j) % 3 == 0 for j in range(8)], [str((i * j) % 3) for j in range(8)])
+        Answered(
+            str(i),
+            "value",
+            {"level": str(i % 5), "subject": str(i % 16)},
+            [(i * j) % 3 == 0 for j in range(8)],
+            [str((i * j) % 3) for j in range(8)],
+        )
         for i in range(2907)
-    ]  # fmt: skip
+    ]
     start = time.process_time()
     summarise(BENCHMARKS["mathvision"], rows)
     assert time.process_time() - start < 5  # about one

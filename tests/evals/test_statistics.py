@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.numbers.statistics import (
-    RESAMPLES,
-    average,
-    bootstrap,
-    rate,
-    resampled,
-    resampled_ratio,
-)
+from evals.numbers.statistics import RESAMPLES, average, bootstrap, rate, resampled, resampled_ratio
 from pipelines.seeds import generator
 
 fractions = st.integers(0, 8).map(lambda right: right / 8)
@@ -64,9 +57,15 @@ def test_the_memory_of_a_bootstrap_is_bounded():
 # Upper bounds of the sampling error, in points: right or wrong by a coin in each of 8 samples, so
 # 100 * sqrt(0.25 / (8 * questions)). LogicVista: 50 / sqrt(3576) = 0.836.
 SAMPLING_ERRORS = [
-    (447, 0.84), (601, 0.72), (1730, 0.43), (1740, 0.42), (2000, 0.40), (2180, 0.38), (2907, 0.33),
+    (447, 0.84),
+    (601, 0.72),
+    (1730, 0.43),
+    (1740, 0.42),
+    (2000, 0.40),
+    (2180, 0.38),
+    (2907, 0.33),
     (3666, 0.29),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("questions", "points"), SAMPLING_ERRORS)

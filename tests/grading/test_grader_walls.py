@@ -31,9 +31,7 @@ from pipelines.grading.graders import GRADERS, GraderPool
 from pipelines.grading.guard import _GREEK, _NAME, Refused, check_code, check_compiled, check_text
 from pipelines.grading.processes import GraderProcess, Walls, grade_pairs
 
-GOLD = (
-    "0.7"  # no integer and no letter: mathruler hands any answer to sympy that its guard lets pass
-)
+GOLD = "0.7"  # no integer and no letter: mathruler hands any answer to sympy that its guard lets pass
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the walls are Linux's")
 
 
@@ -63,17 +61,14 @@ def letters() -> str:
 
 @linux
 def test_exploits_meet_two_walls(
-    letters: str, tmp_path: Path, listener: tuple[socket.socket, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    letters: str, tmp_path: Path, listener: tuple[socket.socket, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of them works where both walls are off, and either wall alone holds it."""
     monkeypatch.chdir(tmp_path)
     server, port = listener
     canary = tmp_path / "canary"
     pairs = []
-    for code in payloads(
-        "canary", port
-    ).values():  # written twice: sympy remembers what it evaluated
+    for code in payloads("canary", port).values():  # written twice: sympy remembers what it evaluated
         pairs += [(exploit(code, letters), GOLD), (GOLD, exploit(f"({code})", letters))]
 
     def harms(walls: Walls) -> list[bool]:
@@ -162,9 +157,7 @@ def probe(answer, gold):
 
 
 @linux
-def test_a_grader_of_ones_own_reads_and_computes_but_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_grader_of_ones_own_reads_and_computes_but_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("TOKEN", "secret")
@@ -188,8 +181,7 @@ def test_our_graders_are_guarded_within_a_grader_of_ones_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "wrapped.py").write_text(
-        "from mathruler.grader import grade_answer\n"
-        "def judge(answer, gold):\n    return grade_answer(answer, gold)\n"
+        "from mathruler.grader import grade_answer\ndef judge(answer, gold):\n    return grade_answer(answer, gold)\n"
     )
     attack = exploit(payloads("canary", 0)["write"], letters)
     with GraderPool(workers=1, walls=Walls(contained=False)) as pool:
@@ -225,21 +217,45 @@ def test_a_data_set_and_a_journal_run_nothing(tmp_path: Path, letters: str) -> N
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     vppo(
-        "perceive", "--dataset", tmp_path / "q.jsonl", "--columns", "response=response",
-        "--out", tmp_path / "seen", runs=runs,
-    ).succeeded()  # fmt: skip
+        "perceive",
+        "--dataset",
+        tmp_path / "q.jsonl",
+        "--columns",
+        "response=response",
+        "--out",
+        tmp_path / "seen",
+        runs=runs,
+    ).succeeded()
     about = json.loads((tmp_path / "seen" / "about.json").read_text())
     assert (about["graded"], about["correct"]) == (2, 0)
     assert not canary.exists()
 
-    table = pa.Table.from_pylist([
-        {"images": [{"bytes": sample.images[0], "path": None}], "problem": "<image>1?",
-         "answer": gold, "id": number} for number, gold in enumerate((GOLD, attack))
-    ])  # fmt: skip
+    table = pa.Table.from_pylist(
+        [
+            {
+                "images": [{"bytes": sample.images[0], "path": None}],
+                "problem": "<image>1?",
+                "answer": gold,
+                "id": number,
+            }
+            for number, gold in enumerate((GOLD, attack))
+        ]
+    )
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "geo3k.parquet")
-    asked = ["eval", "--benchmarks", "geo3k", "--model", "tiny", "--data-dir", tmp_path / "data",
-             "--samples", "1", "--max-new-tokens", "4"]  # fmt: skip
+    asked = [
+        "eval",
+        "--benchmarks",
+        "geo3k",
+        "--model",
+        "tiny",
+        "--data-dir",
+        tmp_path / "data",
+        "--samples",
+        "1",
+        "--max-new-tokens",
+        "4",
+    ]
     vppo(*asked, runs=runs).succeeded()
     (journal,) = runs.rglob("journals/*.jsonl")
     entries = _rewritten(journal, [boxed, "\\boxed{0.7}"])
@@ -273,18 +289,60 @@ def _rewritten(journal: Path, responses: list[str]) -> list[object]:
 
 @pytest.mark.parametrize(
     "text",
-    ["60.", "625.", "(1/2)-(0.5)", "2.x", ".5", "5!", "x**2+y_1", "sqrt(3)*2", "0.2[3]", "2*α+β", "1e-5",
-     "(x)\n+1", "1<<5", "(1,2)", "[1,2]", "3 x", "1<x", "0x1f"],
-)  # fmt: skip
+    [
+        "60.",
+        "625.",
+        "(1/2)-(0.5)",
+        "2.x",
+        ".5",
+        "5!",
+        "x**2+y_1",
+        "sqrt(3)*2",
+        "0.2[3]",
+        "2*α+β",
+        "1e-5",
+        "(x)\n+1",
+        "1<<5",
+        "(1,2)",
+        "[1,2]",
+        "3 x",
+        "1<x",
+        "0x1f",
+    ],
+)
 def test_formulas_pass(text: str) -> None:
     check_text(text)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["().a", "x.y", "1.5.real", "1..a", "x1.real", "x__y", "'a'", 'f"a"', "x[1]", "sqrt(2)[0]", "1or(2)",
-     "lambda:0", "ⅽ", "x²", "ｘ", "＿", "ª", "(x:=1)", "{1}", "#", "...", "x . y", "None", "Ω"],
-)  # fmt: skip
+    [
+        "().a",
+        "x.y",
+        "1.5.real",
+        "1..a",
+        "x1.real",
+        "x__y",
+        "'a'",
+        'f"a"',
+        "x[1]",
+        "sqrt(2)[0]",
+        "1or(2)",
+        "lambda:0",
+        "ⅽ",
+        "x²",
+        "ｘ",
+        "＿",
+        "ª",
+        "(x:=1)",
+        "{1}",
+        "#",
+        "...",
+        "x . y",
+        "None",
+        "Ω",
+    ],
+)
 def test_what_could_be_code_is_refused(text: str) -> None:
     with pytest.raises(Refused):
         check_text(text)
@@ -305,16 +363,29 @@ def test_nothing_that_passes_is_folded_by_unicode() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["Symbol('x').name", "exec('1')", "Symbol('x')[0]", "(lambda: 0)()", "f'{1}'", "'a'*3", "sqrt(*(1,))",
-     "sqrt(x=1)", "[x for x in (1,)]", "1 if 1 else 2", "sqrt('1')", "Symbol(('x'))+'y'", "b'1'", "None",
-     "(x := 1)", "..."],
-)  # fmt: skip
+    [
+        "Symbol('x').name",
+        "exec('1')",
+        "Symbol('x')[0]",
+        "(lambda: 0)()",
+        "f'{1}'",
+        "'a'*3",
+        "sqrt(*(1,))",
+        "sqrt(x=1)",
+        "[x for x in (1,)]",
+        "1 if 1 else 2",
+        "sqrt('1')",
+        "Symbol(('x'))+'y'",
+        "b'1'",
+        "None",
+        "(x := 1)",
+        "...",
+    ],
+)
 def test_what_the_parser_made_is_checked_as_well(code: str) -> None:
     with pytest.raises((Refused, SyntaxError)):
         check_code(code, {"Symbol", "sqrt", "x"})
-    check_code(
-        "Integer (2 )*Symbol ('x' )+sqrt (Float ('1.5' ))", {"Integer", "Symbol", "sqrt", "Float"}
-    )
+    check_code("Integer (2 )*Symbol ('x' )+sqrt (Float ('1.5' ))", {"Integer", "Symbol", "sqrt", "Float"})
 
 
 def test_names_of_functions_cannot_become_code() -> None:
@@ -354,9 +425,9 @@ def test_the_guard_changes_no_verdict_on_real_answers(tmp_path: Path) -> None:
         assert pool.grade(items, "mathruler") == published
         assert pool.refused == 0
     odd = ("frac('0.5')", "1/2")  # a text in the text: sympy evaluates that as well
-    assert [
-        (c.answer, c.published, c.ours) for c in changed_verdicts([*pairs, odd], "mathruler", 1)
-    ] == [("frac('0.5')", True, False)]
+    assert [(c.answer, c.published, c.ours) for c in changed_verdicts([*pairs, odd], "mathruler", 1)] == [
+        ("frac('0.5')", True, False)
+    ]
     table = changed_table({"rows": [odd]}, 1)
     assert "| rows | `mathruler` | 1 | 1 |" in table
     assert "| `mathruler` | `frac('0.5')` | `1/2` | True | False |" in table
@@ -431,9 +502,7 @@ def test_a_stopped_worker_is_waited_for(shifting: str, monkeypatch: pytest.Monke
         assert pool.pids == [worker]
 
 
-def test_waiting_costs_no_deadline_but_does_not_last_for_ever(
-    shifting: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_costs_no_deadline_but_does_not_last_for_ever(shifting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with GraderPool(workers=1, deadline_s=0.2) as pool:
         assert pool.grade([("wait", "0.6", "value")], shifting) == [True]
     monkeypatch.setattr(grader_processes, "patience_s", lambda deadline_s: 0.5)
@@ -457,9 +526,7 @@ def test_a_few_hundred_generated_answers(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @linux
-def test_the_campaign_finds_what_gets_through(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_campaign_finds_what_gets_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     open_walls = Walls(guarded=False, contained=False)
     told = campaign(30, 3, 1.0, 1, graders=GRADERS[:1], walls=open_walls)

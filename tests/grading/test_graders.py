@@ -169,12 +169,7 @@ def test_hostile_answers_time_out_and_the_rest_is_graded(grader: str) -> None:
 
 TOWERS = {
     "mathruler": ["9**9**9+{}", "{}99999999!", "2**{}9999999999", "(3/2)**{}999999999"],
-    "math-verify": [
-        "9^{{9^{{9}}}}+{}.5",
-        "{}99999999!",
-        "2^{{{}9999999999}}",
-        "9^{{9^{{9^{{{}}}}}}}",
-    ],
+    "math-verify": ["9^{{9^{{9}}}}+{}.5", "{}99999999!", "2^{{{}9999999999}}", "9^{{9^{{9^{{{}}}}}}}"],
 }
 
 
@@ -215,21 +210,30 @@ def _formula(rng: random.Random, depth: int = 0) -> str:
     a, b = rng.randint(2, 12), rng.randint(2, 50)
     if depth > 1 or rng.random() < 0.4:
         atoms = [
-            str(a), f"{a}.{b}", rf"\frac{{{a}}}{{{b}}}", rf"\sqrt{{{b}}}", r"\pi", "x", "y", f"x^{a}",
-            rf"\sqrt{{{a}x}}", r"\sin^2 x", r"\cos^2 x", rf"\ln({b})", r"\sqrt{x^2}", "|x|", f"{a}/{b}",
-            f"({a}x+{b})^2", rf"{a}\%", rf"{a}^\circ", rf"\sqrt[3]{{{b}}}", "i", r"\infty",
-        ]  # fmt: skip
+            str(a),
+            f"{a}.{b}",
+            rf"\frac{{{a}}}{{{b}}}",
+            rf"\sqrt{{{b}}}",
+            r"\pi",
+            "x",
+            "y",
+            f"x^{a}",
+            rf"\sqrt{{{a}x}}",
+            r"\sin^2 x",
+            r"\cos^2 x",
+            rf"\ln({b})",
+            r"\sqrt{x^2}",
+            "|x|",
+            f"{a}/{b}",
+            f"({a}x+{b})^2",
+            rf"{a}\%",
+            rf"{a}^\circ",
+            rf"\sqrt[3]{{{b}}}",
+            "i",
+            r"\infty",
+        ]
         return rng.choice(atoms)
-    forms = [
-        "{}+{}",
-        "{}-{}",
-        "({})({})",
-        r"\frac{{{}}}{{{}}}",
-        "{}*{}",
-        "{}={}",
-        "({},{})",
-        "{}<{}",
-    ]
+    forms = ["{}+{}", "{}-{}", "({})({})", r"\frac{{{}}}{{{}}}", "{}*{}", "{}={}", "({},{})", "{}<{}"]
     return rng.choice(forms).format(_formula(rng, depth + 1), _formula(rng, depth + 1))
 
 
@@ -246,9 +250,13 @@ def test_what_is_spared_changes_no_verdict(grader: str) -> None:
     rng = random.Random(7)
     pairs = [_pair(rng) for _ in range(30)]
     run = subprocess.run(
-        [sys.executable, "-c", UNCHANGED, grader], input=json.dumps(pairs), capture_output=True,
-        text=True, env={**os.environ, "PYTHONHASHSEED": "0"}, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", UNCHANGED, grader],
+        input=json.dumps(pairs),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        check=True,
+    )
     with GraderPool(workers=1, deadline_s=PATIENCE_S) as pool:
         verdicts = pool.grade([(*pair, "value") for pair in pairs], grader, alone=True)
     real = json.loads(run.stdout)
@@ -390,31 +398,14 @@ def own_module(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_grader_by_import_path_decides(own_module: str) -> None:
     with GraderPool(workers=2) as pool:
-        items = [
-            ("12", "ab", "value"),
-            ("1", "ab", "value"),
-            ("5", "6", "value"),
-            ("A", "A", "choice"),
-        ]
+        items = [("12", "ab", "value"), ("1", "ab", "value"), ("5", "6", "value"), ("A", "A", "choice")]
         assert pool.grade(items, "own_grader:same_length") == [True, False, True, True]
 
 
 def test_a_grader_by_import_path_has_the_same_limits(own_module: str) -> None:
     items = [
         (answer, "good", "value")
-        for answer in [
-            "good",
-            "raise",
-            "exit",
-            "die",
-            "busy",
-            "deep",
-            "none",
-            "text",
-            "one",
-            "zero",
-            "bad",
-        ]
+        for answer in ["good", "raise", "exit", "die", "busy", "deep", "none", "text", "one", "zero", "bad"]
     ]
     with GraderPool(workers=1, deadline_s=0.5) as pool:
         verdicts = pool.grade(items, "own_grader:moody")
@@ -447,17 +438,12 @@ def test_a_grader_that_only_the_worker_cannot_load_is_said(own_module: str) -> N
 
 
 def test_a_memory_limit_too_small_to_load_is_said() -> None:
-    with (
-        GraderPool(workers=1, memory_mb=24) as pool,
-        pytest.raises(UserError, match="memory_mb"),
-    ):
+    with GraderPool(workers=1, memory_mb=24) as pool, pytest.raises(UserError, match="memory_mb"):
         pool.grade([("1/2", "0.5", "value")], "mathruler")
 
 
 def test_importing_the_reward_imports_nothing_heavy() -> None:
     heavy = "{'sympy', 'math_verify', 'mathruler', 'torch', 'transformers'}"
-    code = (
-        f"import sys, pipelines.grading.reward; sys.exit(repr({heavy} & sys.modules.keys() or ''))"
-    )
+    code = f"import sys, pipelines.grading.reward; sys.exit(repr({heavy} & sys.modules.keys() or ''))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr.strip() in ("", "''")

@@ -53,9 +53,7 @@ def test_when_responses_are_dropped_changes_nothing(policy, samples, monkeypatch
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
-def test_in_bfloat16_queries_and_keys_are_no_wider_than_values(
-    fresh_policy, configure, samples, monkeypatch
-):
+def test_in_bfloat16_queries_and_keys_are_no_wider_than_values(fresh_policy, configure, samples, monkeypatch):
     # Rotary embeddings are float32 and would make them so: sampling would not round what scoring rounds.
     seen = set()
     for kind in (decoding.Prefill, decoding.KVCache):

@@ -12,10 +12,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 def mode():
     """(deterministic, with warnings only)"""
-    return (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,7 @@ import torch
 from torch.nn.functional import kl_div
 
 from pipelines.model import divergence
-from pipelines.model.divergence import (
-    ESTIMATORS,
-    ONE_VIEW,
-    TokenStatistics,
-    token_logp,
-    token_statistics,
-)
+from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_logp, token_statistics
 
 N, V, D = 13, 37, 8
 CHUNKS = [1, V // 2, V, 3 * V, 5 * V + 1, N * V, 2**24]
@@ -25,13 +19,7 @@ def problem(dtype=torch.float32, seed=0):
     hidden, other = (torch.randn(N, D, generator=rng) for _ in range(2))
     weight, bias = torch.randn(V, D, generator=rng), torch.randn(V, generator=rng)
     token = torch.randint(0, V - 2, (N,), generator=rng)
-    return (
-        hidden.to(dtype),
-        (hidden + 0.5 * other).to(dtype),
-        weight.to(dtype),
-        bias.to(dtype),
-        token,
-    )
+    return (hidden.to(dtype), (hidden + 0.5 * other).to(dtype), weight.to(dtype), bias.to(dtype), token)
 
 
 def dense(hidden, weight, bias, temperature, suppressed=()):
@@ -45,9 +33,7 @@ def two_tokens(p, q):
     """Hidden states whose softmax under an identity head is p and q, with id 0 sampled."""
     views = (torch.tensor([x], dtype=torch.float64).log() for x in (p, q))
     hidden, other = views
-    return token_statistics(
-        hidden, torch.eye(len(p)), torch.tensor([0]), perturbed_ND=other.float()
-    )
+    return token_statistics(hidden, torch.eye(len(p)), torch.tensor([0]), perturbed_ND=other.float())
 
 
 def test_statistics_by_hand():
@@ -92,13 +78,7 @@ def test_suppressed_ids_by_hand():
     # The other view (1/8, 1/8, 3/4) without id 0 is (1/7, 6/7): KL = 1/2 log 7/2 + 1/2 log 7/12.
     hidden = torch.tensor([[0.5, 0.25, 0.25]]).log()
     other = torch.tensor([[0.125, 0.125, 0.75]]).log()
-    s = token_statistics(
-        hidden,
-        torch.eye(3),
-        torch.tensor([1]),
-        perturbed_ND=other,
-        suppressed_ids=torch.tensor([0]),
-    )
+    s = token_statistics(hidden, torch.eye(3), torch.tensor([1]), perturbed_ND=other, suppressed_ids=torch.tensor([0]))
     assert s.logp.item() == pytest.approx(-math.log(2), abs=1e-6)
     assert s.entropy.item() == pytest.approx(math.log(2), abs=1e-6)
     assert s.kl is not None
@@ -196,9 +176,7 @@ def test_half_precision_inputs_give_float32_logits():
     with torch.autocast("cpu", torch.bfloat16):
         s = token_statistics(hidden, weight, token, perturbed_ND=other, bias_V=bias)
     logp = dense(hidden, weight, bias, 1.0)
-    torch.testing.assert_close(
-        s.logp.double(), logp.gather(1, token.unsqueeze(1))[:, 0], atol=5e-6, rtol=1e-6
-    )
+    torch.testing.assert_close(s.logp.double(), logp.gather(1, token.unsqueeze(1))[:, 0], atol=5e-6, rtol=1e-6)
     assert all(x.dtype == torch.float32 for x in vars(s).values())
 
 
@@ -250,24 +228,14 @@ def test_gradients_are_the_dense_ones(max_elements, suppressed):
 
     def streamed(h, w, b):
         ids = torch.tensor(suppressed, dtype=torch.long) if suppressed else None
-        return token_logp(
-            h,
-            w,
-            token,
-            bias_V=b,
-            temperature=0.7,
-            max_elements=max_elements,
-            suppressed_ids=ids,
-        )
+        return token_logp(h, w, token, bias_V=b, temperature=0.7, max_elements=max_elements, suppressed_ids=ids)
 
     def whole(h, w, b):
         logp = ((h @ w[allowed].T + b[allowed]) / 0.7).log_softmax(-1)
         return logp.gather(1, token.unsqueeze(1))[:, 0], -(logp.exp() * logp).sum(-1)
 
     expected = gradients(whole, hidden.double(), weight.double(), bias.double())
-    for actual, dense_gradient in zip(
-        gradients(streamed, hidden, weight, bias), expected, strict=True
-    ):
+    for actual, dense_gradient in zip(gradients(streamed, hidden, weight, bias), expected, strict=True):
         torch.testing.assert_close(actual.double(), dense_gradient, atol=1e-5, rtol=1e-5)
 
 
@@ -275,9 +243,7 @@ def test_gradient_by_hand():
     # p = (1/4, 3/4), id 0: d log p_0 / d logits = (1 - 1/4, -3/4).
     hidden = torch.tensor([[0.25, 0.75]]).log().requires_grad_()
     logp, _ = token_logp(hidden, torch.eye(2), torch.tensor([0]))
-    torch.testing.assert_close(
-        torch.autograd.grad(logp.sum(), hidden)[0], torch.tensor([[0.75, -0.75]])
-    )
+    torch.testing.assert_close(torch.autograd.grad(logp.sum(), hidden)[0], torch.tensor([[0.75, -0.75]]))
 
 
 def test_a_frozen_head_gets_no_gradient():
@@ -292,9 +258,7 @@ def test_training_and_scoring_agree_to_the_bit():
     # So that on-policy the ratio exp(logp - old_logp) is exactly 1.
     hidden, _, weight, _, token = problem(torch.bfloat16)
     s = token_statistics(hidden, weight, token, temperature=0.7, max_elements=4 * V)
-    logp, entropy = token_logp(
-        hidden.requires_grad_(), weight, token, temperature=0.7, max_elements=4 * V
-    )
+    logp, entropy = token_logp(hidden.requires_grad_(), weight, token, temperature=0.7, max_elements=4 * V)
     assert torch.equal(s.logp, logp)
     assert torch.equal(s.entropy, entropy)
 

@@ -34,9 +34,14 @@ LISTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4
 OVERVIEW = {"idefics3": -1, "smolvlm": -1, "internvl": -1, "llava_next": 0, "llava_onevision": 0}
 """Those that cut an image into tiles, and where among these the overview is."""
 ALIKE = {
-    "qwen2_vl": "qwen2_5_vl", "glm4v": "qwen2_5_vl", "qwen3_vl_moe": "qwen3_vl", "smolvlm": "idefics3",
-    "internvl": "idefics3", "llava": "llava_next", "llava_onevision": "llava_next",
-}  # fmt: skip
+    "qwen2_vl": "qwen2_5_vl",
+    "glm4v": "qwen2_5_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+    "smolvlm": "idefics3",
+    "internvl": "idefics3",
+    "llava": "llava_next",
+    "llava_onevision": "llava_next",
+}
 """Family -> one that takes the same way and lays pixels out alike, so that the first is tried nightly."""
 QUESTIONS = questions()
 RESPONSES = [[20, 21, 22, 23, 24], [30], [40, 41, 42]]
@@ -44,8 +49,7 @@ PLAIN = "model.shared_prefix=false"
 
 
 @pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, marks=pytest.mark.nightly if n in ALIKE else ()) for n in FAMILIES],
+    scope="module", params=[pytest.param(n, marks=pytest.mark.nightly if n in ALIKE else ()) for n in FAMILIES]
 )
 def family(request, tmp_path_factory, configure):
     """A family's folder, its config, and the policy loaded from it (not to be trained)."""
@@ -58,9 +62,8 @@ def family(request, tmp_path_factory, configure):
     policy = load()
     asked = {n: q for n, q in QUESTIONS.items() if q.images or request.param != "paligemma"}
     return SimpleNamespace(
-        name=request.param, load=load, policy=policy, config=policy.config, asked=asked,
-        listed=request.param in LISTED,
-    )  # fmt: skip
+        name=request.param, load=load, policy=policy, config=policy.config, asked=asked, listed=request.param in LISTED
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +71,22 @@ def rollouts(family):
     """Three responses to each of the questions, generated in one batch; one of three is right."""
     sampling = Sampling(1.0, 1.0, 0, 10, 3, seed=0)
     names = [(1, position) for position in range(len(family.asked))]
-    generated = HuggingFaceEngine(family.policy).generate(
-        list(family.asked.values()), names, sampling
-    )
+    generated = HuggingFaceEngine(family.policy).generate(list(family.asked.values()), names, sampling)
     return [
         Rollout(
-            sample_id=sample.id, position=position,
-            response_ids=[r.ids for r in group], response=[r.text for r in group],
-            logp=[r.logp for r in group], truncated=[r.truncated for r in group], answer=[""] * 3,
-            outcome=["correct", "wrong", "wrong"], reward=[1.0, 0.0, 0.0], step=1,
+            sample_id=sample.id,
+            position=position,
+            response_ids=[r.ids for r in group],
+            response=[r.text for r in group],
+            logp=[r.logp for r in group],
+            truncated=[r.truncated for r in group],
+            answer=[""] * 3,
+            outcome=["correct", "wrong", "wrong"],
+            reward=[1.0, 0.0, 0.0],
+            step=1,
         )
         for position, (sample, group) in enumerate(zip(family.asked.values(), generated, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +105,9 @@ def scored(family, rollouts, table, tmp_path_factory):
 
 def logp(policy, groups):
     """Log-probs [N] of (question, responses) groups, as scoring and training compute them."""
-    rows = [
-        row for name, responses in groups
-        for row in policy.rows(policy.encoder.encode(QUESTIONS[name]), responses)
-    ]  # fmt: skip
+    rows = [row for name, responses in groups for row in policy.rows(policy.encoder.encode(QUESTIONS[name]), responses)]
     token_N = torch.tensor([token for _, group in groups for ids in group for token in ids])
-    return token_logp(
-        policy.hidden_states(rows), policy.head_weight, token_N,
-        suppressed_ids=policy.suppressed_ids,
-    )[0]  # fmt: skip
+    return token_logp(policy.hidden_states(rows), policy.head_weight, token_N, suppressed_ids=policy.suppressed_ids)[0]
 
 
 @torch.no_grad()
@@ -119,20 +120,14 @@ def straight(policy, groups):
             messages(sample, policy.config.data.instruction), add_generation_prompt=True
         )
         images = [open_image(data) for data in sample.images]
-        inputs = policy.processor(
-            text=[text], images=[images] if images else None, return_tensors="pt"
-        )
+        inputs = policy.processor(text=[text], images=[images] if images else None, return_tensors="pt")
         inputs.pop("labels", None)  # PaliGemma's
         for response in responses:
-            fed = dict(inputs) | {
-                "input_ids": torch.cat([inputs["input_ids"], torch.tensor([response])], 1),
-            }
+            fed = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([response])], 1)}
             fed["attention_mask"] = torch.ones_like(fed["input_ids"])
             for kind in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
                 # PaliGemma's tell what follows the prompt; the others' tell images.
-                types = torch.full(
-                    (1, len(response)), int(policy.model.config.model_type == "paligemma")
-                )
+                types = torch.full((1, len(response)), int(policy.model.config.model_type == "paligemma"))
                 fed[kind] = torch.cat([inputs[kind], types], 1)
             logits = policy.model(**fed, use_cache=False).logits[0, -len(response) - 1 : -1]
             logits[:, policy.suppressed_ids] = -torch.inf
@@ -288,9 +283,7 @@ def test_black_patches_are_squares_of_the_image(family):
     pixels[drawn.repeat(p, 0).repeat(p, 1)] = 0
     painted = family.policy.encoder.encode_images(sample, [Image.fromarray(pixels)])
     prompt, view = view_of(family, sample)
-    before, found, expected = (
-        patches_of(family, x["pixel_values"]) for x in (prompt, view, painted)
-    )
+    before, found, expected = (patches_of(family, x["pixel_values"]) for x in (prompt, view, painted))
     whole = slice(0, drawn.size) if overview != 0 else slice(16, None)
     torch.testing.assert_close(found[whole], expected[whole], atol=1e-5, rtol=0)
     if overview is not None:
@@ -343,9 +336,7 @@ def test_the_samples_do_not_depend_on_the_batch(family, rollouts):
     engine = HuggingFaceEngine(family.policy)
     sampling = Sampling(1.0, 1.0, 0, 10, 3, seed=0)
     order = [2, 0, 3][: len(family.asked) - 1]
-    some = engine.generate(
-        [list(family.asked.values())[i] for i in order], [(1, i) for i in order], sampling
-    )
+    some = engine.generate([list(family.asked.values())[i] for i in order], [(1, i) for i in order], sampling)
     for index, group in zip(order, some, strict=True):
         assert [response.ids for response in group] == rollouts[index].response_ids
 
@@ -356,9 +347,7 @@ def test_special_and_image_tokens_are_never_sampled(family):
     assert policy.model.config.image_token_id in forbidden
     assert not forbidden & set(policy.eos_ids)
     hot = Sampling(5.0, 1.0, 0, 20, 16, seed=0)
-    groups = HuggingFaceEngine(policy).generate(
-        [QUESTIONS["one"], QUESTIONS["two"]], [(1, 0), (1, 1)], hot
-    )
+    groups = HuggingFaceEngine(policy).generate([QUESTIONS["one"], QUESTIONS["two"]], [(1, 0), (1, 1)], hot)
     sampled = {token for group in groups for response in group for token in response.ids}
     assert len(sampled) > 100
     assert not sampled & forbidden

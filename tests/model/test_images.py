@@ -27,13 +27,7 @@ from pipelines.score.scoring import perturbed_prompt
 from pipelines.watch import Silent
 
 SIDE = 56  # twice the tiny model's patch and merge: no resizing
-WHITE, BLACK, RED, BLUE, GREEN = (
-    (255, 255, 255),
-    (0, 0, 0),
-    (250, 10, 20),
-    (15, 25, 240),
-    (20, 230, 30),
-)
+WHITE, BLACK, RED, BLUE, GREEN = ((255, 255, 255), (0, 0, 0), (250, 10, 20), (15, 25, 240), (20, 230, 30))
 
 
 def corners(*colours, width=SIDE, height=SIDE):
@@ -74,9 +68,8 @@ def raw_png(depth, colour, rows, key, width=SIDE):
     head = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"tRNS", key)
-        + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )  # fmt: skip
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"tRNS", key) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 INK = corners(BLACK, WHITE, RED, WHITE)
@@ -91,8 +84,7 @@ def drawing():
 
 
 def animated(form, **options):
-    return encoded(drawing(), form, save_all=True,
-                   append_images=[Image.new("RGBA", (SIDE, SIDE), "green")], **options)  # fmt: skip
+    return encoded(drawing(), form, save_all=True, append_images=[Image.new("RGBA", (SIDE, SIDE), "green")], **options)
 
 
 def lab():
@@ -121,19 +113,16 @@ KINDS = {
     "RGBA": (encoded(drawing()), INK),
     "RGBA in WebP": (encoded(drawing(), "WEBP", lossless=True), INK),
     "RGBA in TIFF": (encoded(drawing(), "TIFF"), INK),
-    "half transparent": (
-        encoded(Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 128))), corners(*[(255, 127, 127)] * 4)
-    ),
+    "half transparent": (encoded(Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 128))), corners(*[(255, 127, 127)] * 4)),
     "LA": (
         encoded(Image.merge("LA", [Image.new("L", (SIDE, SIDE)), drawing().getchannel("A")])),
         corners(BLACK, WHITE, BLACK, WHITE),
     ),
     "PA": (encoded(drawing().convert("PA"), "TIFF"), INK),
-    "palette, one entry clear": (
-        encoded(indexed(), transparency=0), corners(WHITE, RED, BLUE, GREEN)
-    ),
+    "palette, one entry clear": (encoded(indexed(), transparency=0), corners(WHITE, RED, BLUE, GREEN)),
     "palette, alpha an entry": (
-        encoded(indexed(), transparency=bytes([0, 255, 255, 0])), corners(WHITE, RED, BLUE, WHITE)
+        encoded(indexed(), transparency=bytes([0, 255, 255, 0])),
+        corners(WHITE, RED, BLUE, WHITE),
     ),
     "palette": (encoded(indexed()), corners(BLACK, RED, BLUE, GREEN)),
     "RGB, a colour clear": (
@@ -152,16 +141,10 @@ KINDS = {
         encoded(Image.fromarray(grey([0, 255, 255, 0], np.uint8)).convert("1")),
         corners(BLACK, WHITE, WHITE, BLACK),
     ),
-    "1 bit, black clear": (
-        raw_png(1, 0, [b"\x00" * 7] * SIDE, b"\x00\x00"), corners(*[WHITE] * 4)
-    ),
+    "1 bit, black clear": (raw_png(1, 0, [b"\x00" * 7] * SIDE, b"\x00\x00"), corners(*[WHITE] * 4)),
     "16-bit grey": (encoded(Image.fromarray(grey([0, 16448, 32896, 65535], np.uint16))), GREYS),
-    "16-bit grey TIFF": (
-        encoded(Image.fromarray(grey([0, 16448, 32896, 65535], np.uint16)), "TIFF"), GREYS
-    ),
-    "16-bit grey PGM": (
-        b"P5 56 56 65535\n" + grey([0, 16448, 32896, 65535], ">u2").tobytes(), GREYS
-    ),
+    "16-bit grey TIFF": (encoded(Image.fromarray(grey([0, 16448, 32896, 65535], np.uint16)), "TIFF"), GREYS),
+    "16-bit grey PGM": (b"P5 56 56 65535\n" + grey([0, 16448, 32896, 65535], ">u2").tobytes(), GREYS),
     "16-bit grey, a value clear": (
         encoded(Image.fromarray(grey([0, 1000, 32896, 65535], np.uint16)), transparency=1000),
         corners(BLACK, WHITE, (128, 128, 128), WHITE),
@@ -171,19 +154,17 @@ KINDS = {
         GREYS,
     ),
     "16-bit RGB, a colour clear": (
-        raw_png(16, 2, [struct.pack(">3H", 0x1234, 0, 0) * 28 + b"\xff\xff\0\0\0\0" * 28] * 56,
-                struct.pack(">3H", 0x1234, 0, 0)),
+        raw_png(
+            16,
+            2,
+            [struct.pack(">3H", 0x1234, 0, 0) * 28 + b"\xff\xff\0\0\0\0" * 28] * 56,
+            struct.pack(">3H", 0x1234, 0, 0),
+        ),
         corners(WHITE, (255, 0, 0), WHITE, (255, 0, 0)),
     ),
-    "32-bit grey of 8 bits": (
-        encoded(Image.fromarray(grey([0, 64, 128, 255], np.int32)), "TIFF"), GREYS
-    ),
-    "float TIFF up to 1": (
-        encoded(Image.fromarray(grey([0, 0.25, 0.5, 1], np.float32)), "TIFF"), GREYS
-    ),
-    "float TIFF up to 255": (
-        encoded(Image.fromarray(grey([0, 64, 128, 255], np.float32)), "TIFF"), GREYS
-    ),
+    "32-bit grey of 8 bits": (encoded(Image.fromarray(grey([0, 64, 128, 255], np.int32)), "TIFF"), GREYS),
+    "float TIFF up to 1": (encoded(Image.fromarray(grey([0, 0.25, 0.5, 1], np.float32)), "TIFF"), GREYS),
+    "float TIFF up to 255": (encoded(Image.fromarray(grey([0, 64, 128, 255], np.float32)), "TIFF"), GREYS),
     "CMYK JPEG": (encoded(CMYK, "JPEG", quality=100, subsampling=0), PLAIN),
     "CMYK TIFF": (encoded(CMYK, "TIFF"), PLAIN),
     "LAB TIFF": (encoded(lab(), "TIFF"), MUTED),
@@ -191,7 +172,7 @@ KINDS = {
     "animated PNG": (animated("PNG"), INK),
     "animated WebP": (animated("WEBP", lossless=True), INK),
     "GIF whose first frame is a part": (partial_gif(), corners(WHITE, WHITE, WHITE, RED)),
-}  # fmt: skip
+}
 
 
 def turned(orientation, form):
@@ -199,9 +180,15 @@ def turned(orientation, form):
     seen = corners(RED, BLUE, GREEN, WHITE, width=2 * SIDE)
     # What each orientation undoes, in numpy's words (EXIF 2.32, tag 274).
     stored = {
-        1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1], 5: seen.transpose(1, 0, 2),
-        6: np.rot90(seen), 7: seen[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(seen, -1),
-    }[orientation]  # fmt: skip
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.transpose(1, 0, 2),
+        6: np.rot90(seen),
+        7: seen[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(seen, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
@@ -281,10 +268,7 @@ def prepared(tmp_path, *images):
     """(metrics, notes, train questions) of a data set with these images."""
     from pipelines.disk.records import read_rows
 
-    rows = [
-        {"problem": f"{n}?", "images": base64.b64encode(i).decode(), "answer": "1"}
-        for n, i in enumerate(images)
-    ]
+    rows = [{"problem": f"{n}?", "images": base64.b64encode(i).decode(), "answer": "1"} for n, i in enumerate(images)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, notes = tmp_path / "out", Notes()
     out.mkdir()
@@ -376,9 +360,9 @@ def test_resize_first_is_pil_and_then_the_processor():
 
 def test_what_is_blackened_was_resized(policy):
     """Squares of 14 pixels of the image as it was resized: at 28 x 28, four, each one patch's."""
-    config = settings.load(None, [
-        "mode=published", "data.max_pixels=784", "score.mask_per=prompt", "score.probability=0.5",
-    ])  # fmt: skip
+    config = settings.load(
+        None, ["mode=published", "data.max_pixels=784", "score.mask_per=prompt", "score.probability=0.5"]
+    )
     image = Image.fromarray(np.full((280, 280, 3), 200, np.uint8))
     asked = Sample("a", "<image>What?", [encoded(image)], "1")
     ours = Policy(policy.model, load_processor(config), config)
@@ -393,10 +377,9 @@ def test_what_is_blackened_was_resized(policy):
     ("problem", "ours", "theirs"),
     [
         ("  <image>\nWhat?  \n", ["image", "What?  "], ["image", "\nWhat?"]),
-        ("See <image>\n\n<image> ?", ["See ", "image", "image", " ?"],
-         ["See ", "image", "\n\n", "image", " ?"]),
+        ("See <image>\n\n<image> ?", ["See ", "image", "image", " ?"], ["See ", "image", "\n\n", "image", " ?"]),
     ],
-)  # fmt: skip
+)
 def test_question_text_is_stripped_at_both_ends_and_nowhere_else(problem, ours, theirs):
     asked = Sample("a", problem, [b""] * problem.count("<image>"), "1")
     for strip, expected in ((False, ours), (True, theirs)):

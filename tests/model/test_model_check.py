@@ -27,9 +27,7 @@ def outcomes(memory):
     return [json.loads(file.read_text()) for file in sorted(memory.glob("*.json"))]
 
 
-def test_the_shipped_model_is_measured_once_whatever_its_weights(
-    configure, memory, tmp_path, monkeypatch
-):
+def test_the_shipped_model_is_measured_once_whatever_its_weights(configure, memory, tmp_path, monkeypatch):
     policy = load_policy(configure())
     [found] = outcomes(memory)
     assert not policy.plain
@@ -125,10 +123,7 @@ def test_the_limit_is_above_rounding_and_below_what_matters(fresh_policy, tiny_c
 def test_both_ways_sample_the_same_responses(configure, tmp_path, name):
     policy = load_policy(configure(f"model.path={write_folder(name, tmp_path)}"))
     asked = list(questions().values())
-    for sampling in (
-        Sampling(1.0, 1.0, 0, 12, 3, seed=0),
-        Sampling(0.7, 0.9, 20, 12, 2, seed=1, first=1),
-    ):
+    for sampling in (Sampling(1.0, 1.0, 0, 12, 3, seed=0), Sampling(0.7, 0.9, 20, 12, 2, seed=1, first=1)):
         found = []
         for plain in (False, True):
             policy.take(plain=plain)
@@ -153,8 +148,14 @@ def test_the_plain_way_leaves_the_models_own_generation_settings_alone(configure
 
 def test_a_run_of_a_plain_family_trains_evaluates_and_says_so(tmp_path):
     folder = write_folder("gemma3", tmp_path / "model")
-    settings = given(*SMALL, f"model.path={folder}", "run.steps=1", "checkpoint.every=1",
-                     "rollout.dynamic_sampling=false", "rollout.max_new_tokens=8")  # fmt: skip
+    settings = given(
+        *SMALL,
+        f"model.path={folder}",
+        "run.steps=1",
+        "checkpoint.every=1",
+        "rollout.dynamic_sampling=false",
+        "rollout.max_new_tokens=8",
+    )
     command = vppo("train", "--run", "r", *settings, runs=tmp_path / "runs").succeeded()
     said = command.out + command.err
     assert said.count("plain way") == 1

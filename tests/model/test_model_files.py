@@ -59,14 +59,16 @@ def cut(tensors):
 
 
 SPOILT = [
-    ("one missing", lambda t: without(t, "layers.0.mlp.up_proj.weight"),
-     ("lacks 1 of", "layers.0.mlp.up_proj.weight")),
+    ("one missing", lambda t: without(t, "layers.0.mlp.up_proj.weight"), ("lacks 1 of", "layers.0.mlp.up_proj.weight")),
     ("half missing", lambda t: dict(list(t.items())[::2]), ("lacks ", " more")),
     ("another prefix", misnamed, ("lacks ", " of the model's tensors")),
-    ("one too many", lambda t: t | {"model.other.weight": torch.ones(3)},
-     ("holds 1 tensors that the model does not have", "model.other.weight")),
+    (
+        "one too many",
+        lambda t: t | {"model.other.weight": torch.ones(3)},
+        ("holds 1 tensors that the model does not have", "model.other.weight"),
+    ),
     ("another size", cut, ("another size", "norm.weight", "is [127], the model's [128]")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spoil", "expected"), [c[1:] for c in SPOILT], ids=[c[0] for c in SPOILT])
@@ -85,8 +87,17 @@ def test_a_tied_head_is_not_missing(folder, load):
 
 def test_the_command_line_refuses_a_model_without_half_of_its_tensors(folder, tmp_path):
     rewrite(folder, lambda t: dict(list(t.items())[::2]))
-    command = vppo("perceive", "--model", str(folder), "--image", "docs/images/digits.png", "--prompt",
-                   "What is b1?", runs=tmp_path / "runs", cwd=Path(__file__).parents[2])  # fmt: skip
+    command = vppo(
+        "perceive",
+        "--model",
+        str(folder),
+        "--image",
+        "docs/images/digits.png",
+        "--prompt",
+        "What is b1?",
+        runs=tmp_path / "runs",
+        cwd=Path(__file__).parents[2],
+    )
     assert command.code == 2, command.out
     assert command.err.startswith("error  ")
     assert "of the model's tensors" in command.err
@@ -165,21 +176,18 @@ def test_a_start_token_stands_once(folder, configure, adds, written):
     if adds:
         bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
         tokenizer["post_processor"] = {
-            "type": "TemplateProcessing", "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "type": "TemplateProcessing",
+            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {
-                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
-            },
-        }  # fmt: skip
+            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+        }
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     change(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
     template = folder / "chat_template.jinja"
     if written:
         template.write_text("{{ bos_token }}" + template.read_text())
     config = configure(f"model.path={folder}")
-    ids = encode_sample(load_processor(config), "", Sample("a", "What is 3 + 4?", [], "7"))[
-        "input_ids"
-    ]
+    ids = encode_sample(load_processor(config), "", Sample("a", "What is 3 + 4?", [], "7"))["input_ids"]
     assert ids.tolist().count(0) == (adds or written)
     assert ids[0] == 0 or not (adds or written)
 
@@ -187,8 +195,7 @@ def test_a_start_token_stands_once(folder, configure, adds, written):
 # --- files of another shape -----------------------------------------------------------------------
 
 SHAPES = ("[]", "5", "null", '"text"', "{}", "{", "", '{"model": 5}', '{"model": {"type": "BPE"}}')
-FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json",
-         "generation_config.json")  # fmt: skip
+FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json", "generation_config.json")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -240,9 +247,16 @@ def test_numbers_that_cannot_be_are_told(folder, load, file, changes):
 def test_a_tokenizer_with_more_tokens_than_the_model(folder, load):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append(
-        {"id": 5000, "content": "<far>", "special": True, "single_word": False, "lstrip": False,
-         "rstrip": False, "normalized": False}
-    )  # fmt: skip
+        {
+            "id": 5000,
+            "content": "<far>",
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
+    )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="and the model has 4"):
         load(folder)
@@ -254,8 +268,11 @@ LOOP = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 TEMPLATES = [
     ("a loop", LOOP, "does not end within"),
     ("much text", "{{ 'a' * 2000000000 }}", "MemoryError"),
-    ("text that doubles", "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}"
-     "{% endfor %}{{ n.x }}", "MemoryError"),
+    (
+        "text that doubles",
+        "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "MemoryError",
+    ),
     ("a large number", "{{ 7 ** (9 ** 9) }}", "does not end within"),
     ("a long line", "{{ 'a' * 9000000 }}", "makes 9,000,000 characters"),
     ("the sandbox", "{{ messages.__class__.__mro__ }}", "SecurityError"),
@@ -265,12 +282,10 @@ TEMPLATES = [
     ("divides by zero", "{{ 1 / 0 }}", "ZeroDivisionError"),
     ("no Jinja", "{% if %}", "TemplateSyntaxError"),
     ("empty", "", "has no chat template"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"), [c[1:] for c in TEMPLATES], ids=[c[0] for c in TEMPLATES]
-)
+@pytest.mark.parametrize(("template", "expected"), [c[1:] for c in TEMPLATES], ids=[c[0] for c in TEMPLATES])
 def test_a_template_that_fails_is_told_by_name(folder, configure, template, expected):
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(UserError, match=r"model\.path") as raised:

@@ -36,9 +36,14 @@ def test_short_prompts_with_long_responses_go_in_rows_of_their_own():
 
 @pytest.mark.parametrize(
     ("prompts", "responses"),
-    [([5], [[3, 1, 2]]), ([2, 7], [[4, 4], [1, 0, 3]]), ([3, 3], [[2], [5]]), ([4], [[0, 0]]),
-     ([6, 2, 4], [[1], [3, 2], [0]])],
-)  # fmt: skip
+    [
+        ([5], [[3, 1, 2]]),
+        ([2, 7], [[4, 4], [1, 0, 3]]),
+        ([3, 3], [[2], [5]]),
+        ([4], [[0, 0]]),
+        ([6, 2, 4], [[1], [3, 2], [0]]),
+    ],
+)
 def test_attention_is_that_of_the_mask(prompts, responses):
     torch.manual_seed(0)
     segment = []  # (row, response), response 0 for the prompt
@@ -50,18 +55,18 @@ def test_attention_is_that_of_the_mask(prompts, responses):
     key, value = torch.randn(2, length, 2, 8, requires_grad=True).unbind()
     found = shared_prefix.layout(prompts, responses).attend(0, query, key, value, 0.3)
     mask = torch.tensor(
-        [[j <= i and a[0] == b[0] and b[1] in (0, a[1]) for j, b in enumerate(segment)]
-         for i, a in enumerate(segment)]
-    )  # fmt: skip
+        [[j <= i and a[0] == b[0] and b[1] in (0, a[1]) for j, b in enumerate(segment)] for i, a in enumerate(segment)]
+    )
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(0, 1), *(x.repeat_interleave(2, 1).transpose(0, 1) for x in (key, value)),
-        attn_mask=mask, scale=0.3,
-    ).transpose(0, 1)  # fmt: skip
+        query.transpose(0, 1),
+        *(x.repeat_interleave(2, 1).transpose(0, 1) for x in (key, value)),
+        attn_mask=mask,
+        scale=0.3,
+    ).transpose(0, 1)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(found)
     gradients = [
-        torch.autograd.grad((x * weights).sum(), (query, key, value), retain_graph=True)
-        for x in (found, expected)
+        torch.autograd.grad((x * weights).sum(), (query, key, value), retain_graph=True) for x in (found, expected)
     ]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -88,9 +93,12 @@ def test_passes_of_equal_work_by_hand():
 
 
 @given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=24), st.integers(1, 8),
-    st.one_of(st.none(), st.integers(1, 120)), st.integers(1, 5), st.sampled_from([1, 2, 4]),
-)  # fmt: skip
+    st.lists(st.integers(1, 50), min_size=1, max_size=24),
+    st.integers(1, 8),
+    st.one_of(st.none(), st.integers(1, 120)),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 4]),
+)
 def test_passes_hold_every_group_once_and_what_they_may(tokens, most, budget, passes, step):
     found = fill(tokens, most, budget, passes, step)
     assert sorted(i for part in found for i in part) == list(range(len(tokens)))

@@ -26,18 +26,12 @@ def packed(prompts):
 
 
 def plain(prompts):
-    return [
-        Row(prompt, [response])
-        for prompt, group in zip(prompts, RESPONSES, strict=True) for response in group
-    ]  # fmt: skip
+    return [Row(prompt, [response]) for prompt, group in zip(prompts, RESPONSES, strict=True) for response in group]
 
 
 def logp(policy, rows):
     token_N = torch.tensor([token for row in rows for r in row.responses for token in r])
-    return token_logp(
-        policy.hidden_states(rows), policy.head_weight, token_N,
-        suppressed_ids=policy.suppressed_ids,
-    )[0]  # fmt: skip
+    return token_logp(policy.hidden_states(rows), policy.head_weight, token_N, suppressed_ids=policy.suppressed_ids)[0]
 
 
 def one_by_one(policy, prompts):
@@ -48,9 +42,9 @@ def one_by_one(policy, prompts):
         for response in group:
             ids_L = torch.cat([prompt["input_ids"], torch.tensor(response)])
             types_L = torch.cat([prompt["mm_token_type_ids"], torch.zeros(len(response)).int()])
-            logits = policy.model(
-                input_ids=ids_L[None], mm_token_type_ids=types_L[None], **inputs
-            ).logits[0, -len(response) - 1 : -1]
+            logits = policy.model(input_ids=ids_L[None], mm_token_type_ids=types_L[None], **inputs).logits[
+                0, -len(response) - 1 : -1
+            ]
             logits[:, policy.suppressed_ids] = -torch.inf
             values.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])
     return torch.cat(values)
@@ -111,14 +105,17 @@ def test_the_block_mask_by_hand():
     # A prompt of two tokens, responses of two and one fed tokens, one token of padding.
     # Each sees the prompt and itself up to where it stands; padding sees itself only.
     segment_BL = torch.tensor([[0, 0, 1, 1, 2, -1]])
-    expected = torch.tensor([
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ], dtype=torch.bool)  # fmt: skip
+    expected = torch.tensor(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1],
+        ],
+        dtype=torch.bool,
+    )
     assert torch.equal(_block_mask(segment_BL), expected[None])
 
 
@@ -134,16 +131,20 @@ def test_positions_of_a_packed_row(policy, prompts):
         assert fed == [after, after + 1, after + 2, after, after + 1]
     # The prompt's last token predicts the first token of both.
     assert batch["where"][1].tolist() == [
-        length - 1, length, length + 1, length + 2, length - 1, length + 3, length + 4,
-    ]  # fmt: skip
+        length - 1,
+        length,
+        length + 1,
+        length + 2,
+        length - 1,
+        length + 3,
+        length + 4,
+    ]
 
 
 def test_rows_are_packed_unless_told_otherwise(policy, fresh_policy, configure, prompts):
     assert len(policy.rows(prompts[0], RESPONSES[0])) == 1
     other = fresh_policy(configure("model.shared_prefix=false"))
-    assert [row.responses for row in other.rows(prompts[0], RESPONSES[0])] == [
-        [response] for response in RESPONSES[0]
-    ]
+    assert [row.responses for row in other.rows(prompts[0], RESPONSES[0])] == [[response] for response in RESPONSES[0]]
 
 
 def test_a_question_without_an_image(policy, prompts):

@@ -26,8 +26,7 @@ def allowed(logp_BV):
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"),
-    [(0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 2), (0.999999, 2)],
+    ("uniform", "token"), [(0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 2), (0.999999, 2)]
 )
 def test_draw_inverts_the_cumulative_distribution(uniform, token):
     # Shares: id 0 has [0, 1/4), id 1 has [1/4, 3/4), id 2 has [3/4, 1).

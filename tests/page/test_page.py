@@ -16,29 +16,52 @@ from pipelines.errors import UserError
 from pipelines.page import embedded_json, page, write_page
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-HOSTILE = ["<script>window.harm = 1</script>", "</script>", "<img src=x onerror='window.harm=2'>",
-           "<!--", "<!-- <script>", "&lt;b&gt;", "\u2028", "javascript:alert(1)", "\ud800"]  # fmt: skip
+HOSTILE = [
+    "<script>window.harm = 1</script>",
+    "</script>",
+    "<img src=x onerror='window.harm=2'>",
+    "<!--",
+    "<!-- <script>",
+    "&lt;b&gt;",
+    "\u2028",
+    "javascript:alert(1)",
+    "\ud800",
+]
 
 
 def response(tokens: list[str], **changes: Any) -> dict[str, Any]:
     """A response whose token i has perception i, every second one kept."""
     count = len(tokens)
     return {
-        "tokens": tokens, "perception": [float(i) for i in range(count)],
-        "keep": [i % 2 == 1 for i in range(count)], "logp": [-0.5] * count,
-        "logp_perturbed": [-2.0] * count, "entropy": [0.25] * count,
+        "tokens": tokens,
+        "perception": [float(i) for i in range(count)],
+        "keep": [i % 2 == 1 for i in range(count)],
+        "logp": [-0.5] * count,
+        "logp_perturbed": [-2.0] * count,
+        "entropy": [0.25] * count,
         "top": [[[token, 0.6, 0.1], ["other", 0.3, 0.2]] for token in tokens],
         "top_perturbed": [[["else", 0.05, 0.7]] for _ in tokens],
-        "dependency": 1.0, "reward": 1.0, "outcome": "correct", "answer": "2", "truncated": False,
-        "advantage": 0.8, "shaped_advantage": 0.9,
-    } | changes  # fmt: skip
+        "dependency": 1.0,
+        "reward": 1.0,
+        "outcome": "correct",
+        "answer": "2",
+        "truncated": False,
+        "advantage": 0.8,
+        "shaped_advantage": 0.9,
+    } | changes
 
 
 def entry(*responses: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
-        "step": 1, "position": 0, "sample_id": "s", "problem": "<image>How many?", "gold": "2",
-        "images": [PIXEL], "perturbed": [[PIXEL]], "responses": list(responses),
-    } | changes  # fmt: skip
+        "step": 1,
+        "position": 0,
+        "sample_id": "s",
+        "problem": "<image>How many?",
+        "gold": "2",
+        "images": [PIXEL],
+        "perturbed": [[PIXEL]],
+        "responses": list(responses),
+    } | changes
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +117,16 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tmp_path: Path) -> None:
-    opened = shown(browser, tmp_path, entry(
-        response(HOSTILE, answer=HOSTILE[2], top=[[[text, 0.5, 0.5]] for text in HOSTILE]),
-        problem="".join(HOSTILE[:3]), gold=HOSTILE[0], sample_id=HOSTILE[1],
-    ))  # fmt: skip
+    opened = shown(
+        browser,
+        tmp_path,
+        entry(
+            response(HOSTILE, answer=HOSTILE[2], top=[[[text, 0.5, 0.5]] for text in HOSTILE]),
+            problem="".join(HOSTILE[:3]),
+            gold=HOSTILE[0],
+            sample_id=HOSTILE[1],
+        ),
+    )
     for index in range(len(HOSTILE)):
         opened.page.locator(".tokens .token").nth(index).hover()
     assert [token["text"] for token in tokens(opened)][:-1] == HOSTILE[:-1]
@@ -121,9 +150,7 @@ def test_inline_script_is_blocked_were_any_to_get_in(browser: Browser, tmp_path:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_shades_rise_with_perception_and_text_on_them_is_readable(
-    dark: bool, browser: Browser, tmp_path: Path
-) -> None:
+def test_shades_rise_with_perception_and_text_on_them_is_readable(dark: bool, browser: Browser, tmp_path: Path) -> None:
     opened = shown(browser, tmp_path, entry(response([f"t{i} " for i in range(101)])), dark=dark)
     found = tokens(opened)
     from_page = [token["background"] for token in found]
@@ -144,7 +171,8 @@ def test_shades_rise_with_perception_and_text_on_them_is_readable(
 def test_text_and_marks_have_contrast_in_both_themes(browser: Browser, tmp_path: Path) -> None:
     opened = shown(browser, tmp_path, entry(response(["a", "b"])))
     for theme in ("light", "dark"):
-        colours = opened.page.evaluate("""(theme) => {
+        colours = opened.page.evaluate(
+            """(theme) => {
           document.documentElement.dataset.theme = theme;
           const probe = document.body.appendChild(document.createElement("i"));
           return Object.fromEntries(["paper", "panel", "ink", "muted", "accent", "good", "bad", "keep",
@@ -152,7 +180,9 @@ def test_text_and_marks_have_contrast_in_both_themes(browser: Browser, tmp_path:
               probe.style.color = `var(--${name})`;
               return [name, getComputedStyle(probe).color.match(/\\d+/g).map((c) => c / 255)];
             }));
-        }""", theme)  # fmt: skip
+        }""",
+            theme,
+        )
         paper, panel = colours.pop("paper"), colours.pop("panel")
         for name, colour in colours.items():
             assert contrast(colour, paper) >= (4.5 if "run" not in name else 3.9), (theme, name)
@@ -175,14 +205,18 @@ def test_a_token_tells_both_views(browser: Browser, tmp_path: Path) -> None:
     opened.assert_harmless()
 
 
-def test_keys_move_through_responses_prompts_steps_and_tokens(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_keys_move_through_responses_prompts_steps_and_tokens(browser: Browser, tmp_path: Path) -> None:
     entries = [
-        entry(response([f"{step}{prompt}a", "x", "y"]), response([f"{step}{prompt}b"]),
-              step=step, position=prompt, problem=f"question {step}{prompt}")
-        for step in (1, 2) for prompt in (0, 1)
-    ]  # fmt: skip
+        entry(
+            response([f"{step}{prompt}a", "x", "y"]),
+            response([f"{step}{prompt}b"]),
+            step=step,
+            position=prompt,
+            problem=f"question {step}{prompt}",
+        )
+        for step in (1, 2)
+        for prompt in (0, 1)
+    ]
     opened = shown(browser, tmp_path, *entries)
     press = opened.page.keyboard.press
     first = lambda: tokens(opened)[0]["text"]  # noqa: E731
@@ -220,11 +254,16 @@ def test_keys_move_through_responses_prompts_steps_and_tokens(
 
 def test_filter_and_order(browser: Browser, tmp_path: Path) -> None:
     wrong = {"outcome": "wrong", "reward": 0.0}
-    opened = shown(browser, tmp_path, entry(
-        response(["a"], dependency=0.1, shaped_advantage=0.8),
-        response(["b"], dependency=0.3, shaped_advantage=0.85, **wrong),
-        response(["c"], dependency=0.2, shaped_advantage=0.4, **wrong),
-    ), entry(response(["d"], dependency=0.9), position=1))  # fmt: skip
+    opened = shown(
+        browser,
+        tmp_path,
+        entry(
+            response(["a"], dependency=0.1, shaped_advantage=0.8),
+            response(["b"], dependency=0.3, shaped_advantage=0.85, **wrong),
+            response(["c"], dependency=0.2, shaped_advantage=0.4, **wrong),
+        ),
+        entry(response(["d"], dependency=0.9), position=1),
+    )
     names = lambda: opened.page.locator(".chip-name").all_inner_texts()  # noqa: E731
     plain = lambda: [" ".join(name.split()) for name in names()]  # noqa: E731
     assert plain() == ["1 ✓", "2 ✗", "3 ✗"]
@@ -262,16 +301,27 @@ def test_a_long_response_does_not_freeze_the_page(browser: Browser, tmp_path: Pa
     opened.assert_harmless()
 
 
-def test_ones_own_example_shows_without_what_only_training_knows(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_ones_own_example_shows_without_what_only_training_knows(browser: Browser, tmp_path: Path) -> None:
     bare = dict.fromkeys(
-        ("logp_perturbed", "entropy", "top", "top_perturbed", "reward", "outcome", "answer",
-         "truncated", "advantage", "shaped_advantage"), None,
-    )  # fmt: skip
-    opened = shown(browser, tmp_path, entry(
-        response(["a", "b"], **bare), step=None, position=None, gold=None, images=[], perturbed=[],
-    ))  # fmt: skip
+        (
+            "logp_perturbed",
+            "entropy",
+            "top",
+            "top_perturbed",
+            "reward",
+            "outcome",
+            "answer",
+            "truncated",
+            "advantage",
+            "shaped_advantage",
+        ),
+        None,
+    )
+    opened = shown(
+        browser,
+        tmp_path,
+        entry(response(["a", "b"], **bare), step=None, position=None, gold=None, images=[], perturbed=[]),
+    )
     opened.page.locator(".tokens .token").nth(1).hover()
     text = opened.page.inner_text("main")
     assert "not recorded" in text
@@ -291,18 +341,14 @@ def test_a_page_without_entries_says_so(browser: Browser, tmp_path: Path) -> Non
 
 def test_a_view_for_each_response(browser: Browser, tmp_path: Path) -> None:
     other = PIXEL.replace("RAA7", "TAA7")
-    opened = shown(browser, tmp_path, entry(
-        response(["a"]), response(["b"]), perturbed=[[PIXEL], [other]],
-    ))  # fmt: skip
+    opened = shown(browser, tmp_path, entry(response(["a"]), response(["b"]), perturbed=[[PIXEL], [other]]))
     sources = lambda: opened.page.eval_on_selector_all(".images img", "all => all.map(i => i.src)")  # noqa: E731
     assert sources() == [PIXEL, PIXEL]
     opened.page.keyboard.press("ArrowRight")
     assert sources() == [PIXEL, other]
 
 
-def test_without_a_browser_tests_are_skipped_but_fail_in_ci(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_browser_tests_are_skipped_but_fail_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no Chromium is installed"), chromium():

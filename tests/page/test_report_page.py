@@ -50,9 +50,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def made(
-    finished: tuple[Path, Command], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
+def made(finished: tuple[Path, Command], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     runs = tmp_path_factory.mktemp("report") / "runs"
     for name in ("small", "other"):
         shutil.copytree(finished[0], runs / name)
@@ -63,9 +61,7 @@ def made(
         for step in source.scored:
             enter(write_looks(source, step))
         page = runs.parent / "page.html"
-        told = vppo(
-            "report", "small", "--compare", "other", "--out", page, "--json", runs=runs
-        ).succeeded().json  # fmt: skip
+        told = vppo("report", "small", "--compare", "other", "--out", page, "--json", runs=runs).succeeded().json
         yield Made(runs, source, page, told)
 
 
@@ -152,9 +148,7 @@ def test_charts_can_be_read_by_keyboard(browser: Browser, made: Made) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_wider_than_the_window(
-    dark: bool, width: int, browser: Browser, made: Made
-) -> None:
+def test_nothing_is_wider_than_the_window(dark: bool, width: int, browser: Browser, made: Made) -> None:
     opened = browser.open(made.page, width=width, dark=dark)
     opened.page.wait_for_selector(".chart svg")
     opened.page.click("summary")
@@ -169,15 +163,17 @@ def test_nothing_is_wider_than_the_window(
 
 def test_what_is_drawn_is_what_metrics_and_manifests_say(made: Made) -> None:
     sections = collect([made.source])
-    charts = {
-        chart["title"]: chart for group in sections["curves"]["groups"] for chart in group["charts"]
-    }
+    charts = {chart["title"]: chart for group in sections["curves"]["groups"] for chart in group["charts"]}
     rows = made.source.rows
-    for title, key in (("Accuracy", "rollout/accuracy"), ("Entropy", "score/entropy"),
-                       ("Gradient norm", "update/grad_norm"), ("Policy KL", "update/policy_kl"),
-                       ("Clipped above", "update/clipped_high"),
-                       ("Engine mismatch", "score/mismatch_mean"),
-                       ("Response length", "rollout/response_tokens_mean")):  # fmt: skip
+    for title, key in (
+        ("Accuracy", "rollout/accuracy"),
+        ("Entropy", "score/entropy"),
+        ("Gradient norm", "update/grad_norm"),
+        ("Policy KL", "update/policy_kl"),
+        ("Clipped above", "update/clipped_high"),
+        ("Engine mismatch", "score/mismatch_mean"),
+        ("Response length", "rollout/response_tokens_mean"),
+    ):
         series = charts[title]["series"][0]
         assert series["x"] == [1, 2, 3]
         assert series["y"] == pytest.approx([row[key] for row in rows], rel=1e-4)
@@ -210,9 +206,7 @@ def test_figures_are_counted_from_every_token(made: Made) -> None:
     top = highest[: round(len(highest) / 10)].sum() / highest.sum()
     assert curve["y"][at] == pytest.approx(top, abs=2e-3)
     kept = charts["Perception in kept tokens"]["series"][0]["y"]
-    assert kept == pytest.approx(
-        [r["score/perception_in_kept"] for r in made.source.rows], abs=1e-3
-    )
+    assert kept == pytest.approx([r["score/perception_in_kept"] for r in made.source.rows], abs=1e-3)
 
 
 def test_words_join_letters_and_hold_all_perception(made: Made) -> None:
@@ -247,10 +241,9 @@ def test_advantages_are_those_of_the_update(made: Made) -> None:
         adv_B = math_of.group_advantages(reward_B, 8)
         shaped_B = math_of.shaping_weights(dependency_B, 0.9) * adv_B
         found = [
-            [[r[name] for r in entry["responses"]]
-             for entry in viewer(made.source, None, 10**9, [step]).entries]
+            [[r[name] for r in entry["responses"]] for entry in viewer(made.source, None, 10**9, [step]).entries]
             for name in ("advantage", "shaped_advantage")
-        ]  # fmt: skip
+        ]
         for shown_PG, expected_B in zip(found, (adv_B, shaped_B), strict=True):
             expected_PG = expected_B.reshape(-1, 8)[: len(shown_PG)]  # two a step have second views
             assert np.array(shown_PG) == pytest.approx(expected_PG.numpy(), rel=1e-4)
@@ -264,9 +257,11 @@ def test_of_an_update_that_kept_no_advantages_none_are_shown(made: Made, tmp_pat
     vppo("report", "small", runs=run.parent).succeeded()
     data = page_data(run / "report.html")
     known = {
-        (entry["step"], r[name] is not None) for entry in data["viewer"]
-        for r in entry["responses"] for name in ("advantage", "shaped_advantage")
-    }  # fmt: skip
+        (entry["step"], r[name] is not None)
+        for entry in data["viewer"]
+        for r in entry["responses"]
+        for name in ("advantage", "shaped_advantage")
+    }
     assert known == {(1, True), (2, False), (3, True)}
     assert any("nobody knows what it used" in note for note in data["viewer_notes"])
     assert not any("nobody knows" in note for note in page_data(made.page)["viewer_notes"])
@@ -324,9 +319,7 @@ def test_evenly_spread() -> None:
     assert spread_order(0) == []
 
 
-def test_a_run_without_second_views_says_so(
-    browser: Browser, finished: tuple[Path, Command], tmp_path: Path
-) -> None:
+def test_a_run_without_second_views_says_so(browser: Browser, finished: tuple[Path, Command], tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "runs" / "bare")
     for looks in (tmp_path / "runs").rglob("looks.parquet"):
         looks.unlink()
@@ -351,8 +344,7 @@ def test_second_views_without_a_perturbed_one(browser: Browser, made: Made, tmp_
         rows = pq.read_table(file).to_pylist()
         for row in rows:
             row["perturbed_images"] = []
-            for name in ("logp_perturbed", "top_q", "top_perturbed", "top_perturbed_p",
-                         "top_perturbed_q"):  # fmt: skip
+            for name in ("logp_perturbed", "top_q", "top_perturbed", "top_perturbed_p", "top_perturbed_q"):
                 row[name] = [[] for _ in row[name]]
         pq.write_table(pa.Table.from_pylist(rows, schema=schema(Look)), file)
         enter(file)
@@ -377,9 +369,7 @@ def enter(file: Path) -> None:
     path.write_text(json.dumps(sealed(manifest)))
 
 
-def test_one_step_and_no_evaluation(
-    browser: Browser, finished: tuple[Path, Command], tmp_path: Path
-) -> None:
+def test_one_step_and_no_evaluation(browser: Browser, finished: tuple[Path, Command], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "short"
     shutil.copytree(finished[0], run)
     shutil.rmtree(run / "eval")

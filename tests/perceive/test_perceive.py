@@ -18,15 +18,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from pipelines.disk.records import (
-    SCORES,
-    Perceived,
-    Rollout,
-    Sample,
-    SampleTable,
-    Scored,
-    read_rows,
-)
+from pipelines.disk.records import SCORES, Perceived, Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples, solution, token_roles
 from pipelines.errors import UserError
 from pipelines.perceive.one import perceive
@@ -73,15 +65,29 @@ def test_the_digits_that_were_read_are_marked(asked):
 
 def test_the_digits_of_many_right_responses_are_marked(tmp_path):
     out = tmp_path / "out"
-    told = vppo("perceive", "--dataset", "glyphs", "--limit", "32", "--masks", "4", "--out", out,
-                "--json", runs=tmp_path / "runs").succeeded().json  # fmt: skip
+    told = (
+        vppo(
+            "perceive",
+            "--dataset",
+            "glyphs",
+            "--limit",
+            "32",
+            "--masks",
+            "4",
+            "--out",
+            out,
+            "--json",
+            runs=tmp_path / "runs",
+        )
+        .succeeded()
+        .json
+    )
     rows = [row for row in read_rows(out / "perception.parquet", Perceived) if row.reward == 1]
     assert len(rows) == told["correct"] > 8
     truth = [[role == "perception" for role in token_roles(row.tokens)] for row in rows]
     flat = [x for row in rows for x in row.perception]
     assert roc_auc_score([x for read in truth for x in read], flat) > 0.97
-    kept = [k for row, read in zip(rows, truth, strict=True)
-            for k, digit in zip(row.keep, read, strict=True) if digit]  # fmt: skip
+    kept = [k for row, read in zip(rows, truth, strict=True) for k, digit in zip(row.keep, read, strict=True) if digit]
     assert np.mean(kept) > 0.97
     assert told["dependency_correct"] == pytest.approx(np.mean([row.dependency for row in rows]))
 
@@ -101,8 +107,18 @@ def test_the_measure_is_the_scoring_stages(policy, samples, tiny_config, write_p
     table = SampleTable(write_prepared(tmp_path / "data", [sample]) / "train.parquet")
     found = perceive(policy, sample.images[0], sample.problem, solution(samples[0]))
     logp = [[0.0] * len(found.token_ids)] * 2
-    group = Rollout("example", 0, [found.token_ids] * 2, [found.response] * 2, logp, [False] * 2,
-                    [""] * 2, ["correct", "wrong"], [1.0, 0.0], 0)  # fmt: skip
+    group = Rollout(
+        "example",
+        0,
+        [found.token_ids] * 2,
+        [found.response] * 2,
+        logp,
+        [False] * 2,
+        [""] * 2,
+        ["correct", "wrong"],
+        [1.0, 0.0],
+        0,
+    )
     score(tiny_config, 0, [group], table, policy, tmp_path, Silent())
     [row] = read_rows(tmp_path / SCORES, Scored)
     assert found.perception == pytest.approx(row.perception[0], abs=1e-5)
@@ -112,9 +128,7 @@ def test_the_measure_is_the_scoring_stages(policy, samples, tiny_config, write_p
 
 
 def test_several_masks_are_averaged(policy, samples, tiny_config):
-    found = perceive(
-        policy, samples[0].images[0], samples[0].problem, solution(samples[0]), masks=3
-    )
+    found = perceive(policy, samples[0].images[0], samples[0].problem, solution(samples[0]), masks=3)
     sample = Sample("example", samples[0].problem, samples[0].images, "")
     group = Rollout("example", 0, [found.token_ids], [found.response], [[]], [False], [], [], [], 0)
     each = [group_statistics(tiny_config, m, [group], [sample], policy).kl for m in range(3)]
@@ -134,10 +148,7 @@ def test_images_in_every_form(policy, samples, tmp_path):
 
 def test_another_image_is_another_example(policy, samples):
     # The policy is the same, and so is the question.
-    one, other = (
-        perceive(policy, samples[i].images, "What is a1 + b1?", solution(samples[0]))
-        for i in (0, 1)
-    )
+    one, other = (perceive(policy, samples[i].images, "What is a1 + b1?", solution(samples[0])) for i in (0, 1))
     again = perceive(policy, samples[0].images, "What is a1 + b1?", solution(samples[0]))
     assert one.images != other.images
     assert one.perception != other.perception
@@ -154,12 +165,9 @@ def test_a_sampled_response_is_seeded(policy, samples):
     assert (short.truncated, len(short.tokens)) == (True, 3)
 
 
-@pytest.mark.parametrize(
-    "estimator", ["kl", "k3", "jsd", "log_ratio", "top1_drop", "argmax_drop", "entropy", "random"]
-)
+@pytest.mark.parametrize("estimator", ["kl", "k3", "jsd", "log_ratio", "top1_drop", "argmax_drop", "entropy", "random"])
 def test_every_estimator(policy, samples, estimator):
-    found = perceive(policy, samples[0].images, samples[0].problem, solution(samples[0]),
-                     estimator=estimator)  # fmt: skip
+    found = perceive(policy, samples[0].images, samples[0].problem, solution(samples[0]), estimator=estimator)
     assert len(found.perception) == len(found.tokens)
     assert bool(found.perturbed_images) == (estimator not in ("entropy", "random"))
     entry = json.loads(json.dumps(found.entry()))
@@ -191,9 +199,7 @@ def test_plain_lines_where_nobody_watches(asked):
     tokens = [line for line in told.splitlines()[start:] if line[0] in '"(']
     found = command(asked, "--response", solution(asked[0]), "--json").succeeded().json
     assert len(tokens) == len(found["tokens"])
-    for line, token, value, keep in zip(
-        tokens, found["tokens"], found["perception"], found["keep"], strict=True
-    ):
+    for line, token, value, keep in zip(tokens, found["tokens"], found["perception"], found["keep"], strict=True):
         assert line.startswith(json.dumps(token) if token else "(end)")
         assert f"{value:.6f}" in line
         assert line.endswith("kept") == keep
@@ -226,8 +232,20 @@ def test_a_checkpoint_of_a_run_is_asked(finished, asked):
 
     def found(*more):
         sample, path = asked
-        return vppo("perceive", "--run", "small", "--image", path, "--prompt", sample.problem, "--json",
-                    "--response", solution(sample), *more, runs=run.parent)  # fmt: skip
+        return vppo(
+            "perceive",
+            "--run",
+            "small",
+            "--image",
+            path,
+            "--prompt",
+            sample.problem,
+            "--json",
+            "--response",
+            solution(sample),
+            *more,
+            runs=run.parent,
+        )
 
     last, first = found().succeeded().json, found("--checkpoint", "0").succeeded().json
     assert last["model"] == "checkpoint 3 of small"
@@ -242,17 +260,20 @@ def test_a_checkpoint_of_a_run_is_asked(finished, asked):
 def test_shades():
     # The highest is 2 nats: shades begin at 1, 0.4, 0.1 and 0.02.
     assert [style(x, 2.0) for x in (2, 1, 0.99, 0.4, 0.1, 0.02)] == [
-        SHADES[0][1], SHADES[0][1], SHADES[1][1], SHADES[1][1], SHADES[2][1], SHADES[3][1],
-    ]  # fmt: skip
+        SHADES[0][1],
+        SHADES[0][1],
+        SHADES[1][1],
+        SHADES[1][1],
+        SHADES[2][1],
+        SHADES[3][1],
+    ]
     assert style(0.019, 2.0) == style(-1.0, 2.0) == style(0.0, 0.0) == style(1e-6, 1e-6) == ""
     assert scale([2.0, 0.0]).plain.split() == ["0.02", "0.1", "0.4", "1"]
     assert scale([0.0, 1e-6]).plain == ""
 
 
 def test_shaded_text_is_the_response_made_safe():
-    text = shaded(
-        ["a", " 7", "\n", "\x1b[31m", "  "], [0.0, 2.0, 0.0, 0.0, 0.0], [False, True, *[True] * 3]
-    )
+    text = shaded(["a", " 7", "\n", "\x1b[31m", "  "], [0.0, 2.0, 0.0, 0.0, 0.0], [False, True, *[True] * 3])
     assert text.plain == "a 7\n\ufffd[31m  "
     seven = next(span for span in text.spans if text.plain[span.start : span.end] == "7")
     assert seven.style == f"{SHADES[0][1]} underline"
@@ -282,8 +303,9 @@ def data(tmp_path):
     rows = []
     for index, sample in enumerate(samples):
         (tmp_path / f"{index}.png").write_bytes(sample.images[0])
-        rows.append({"question": sample.problem.removeprefix("<image>"), "image": f"{index}.png",
-                     "said": solution(sample)})  # fmt: skip
+        rows.append(
+            {"question": sample.problem.removeprefix("<image>"), "image": f"{index}.png", "said": solution(sample)}
+        )
     rows += [
         {"question": "No image?", "image": None, "said": "7"},
         {"question": "No response?", "image": "0.png", "said": ""},
@@ -307,9 +329,7 @@ def test_responses_of_a_data_set_are_read(data, tmp_path):
     told = look_at(path, out, *MAPPED).succeeded().out
     rows = read_rows(out / "perception.parquet", Perceived)
     assert [row.response for row in rows] == [solution(s) for s in samples]
-    assert {(row.given, row.gold, row.outcome, row.reward) for row in rows} == {
-        (True, None, None, None)
-    }
+    assert {(row.given, row.gold, row.outcome, row.reward) for row in rows} == {(True, None, None, None)}
     for row, sample in zip(rows, samples, strict=True):
         alone = perceive("tiny", sample.images, row.problem, row.response)
         assert row.tokens == alone.tokens
@@ -317,14 +337,14 @@ def test_responses_of_a_data_set_are_read(data, tmp_path):
         assert row.logp == pytest.approx(alone.logp, abs=1e-4)
     left_out = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert [(r["row"], r["reason"]) for r in left_out] == [
-        (4, "no image"), (5, "no response"), (6, "unusable response"),
-    ]  # fmt: skip
+        (4, "no image"),
+        (5, "no response"),
+        (6, "unusable response"),
+    ]
     about = json.loads((out / "about.json").read_text())
     assert (about["responses"], about["rejected"], about["shown"], about["graded"]) == (4, 3, 4, 0)
     shown = entries(out / "look.html")
-    assert [e["responses"][0]["perception"] for e in shown] == [
-        pytest.approx(row.perception, abs=1e-6) for row in rows
-    ]
+    assert [e["responses"][0]["perception"] for e in shown] == [pytest.approx(row.perception, abs=1e-6) for row in rows]
     assert "4, 0 of them truncated; 3 rows left out" in told
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
 
@@ -335,9 +355,7 @@ def test_rows_do_not_depend_on_the_batch(data, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     look_at(path, one, *few).succeeded()
     look_at(path, other, *MAPPED).succeeded()
-    for a, b in zip(
-        *(read_rows(out / "perception.parquet", Perceived) for out in (one, other)), strict=True
-    ):
+    for a, b in zip(*(read_rows(out / "perception.parquet", Perceived) for out in (one, other)), strict=True):
         assert a.token_ids == b.token_ids
         assert a.perception == pytest.approx(b.perception, abs=1e-4)
 
@@ -345,10 +363,16 @@ def test_rows_do_not_depend_on_the_batch(data, tmp_path):
 def test_responses_are_sampled_and_graded_where_there_are_none(tmp_path):
     samples = make_samples("test", 6, 0, GlyphsOptions())
     path, out = tmp_path / "q.parquet", tmp_path / "out"
-    pq.write_table(pa.table({
-        "problem": [s.problem for s in samples], "images": [s.images for s in samples],
-        "answer": [s.answer for s in samples],
-    }), path)  # fmt: skip
+    pq.write_table(
+        pa.table(
+            {
+                "problem": [s.problem for s in samples],
+                "images": [s.images for s in samples],
+                "answer": [s.answer for s in samples],
+            }
+        ),
+        path,
+    )
     found = look_at(path, out, "--json", "--limit", "5").succeeded().json
     rows = read_rows(out / "perception.parquet", Perceived)
     assert len(rows) == found["responses"] == found["graded"] == 5
@@ -416,7 +440,7 @@ WRONG = [
     ("--dataset q.jsonl --out out --columns problm=q", ("problm", "not one of our columns", "response")),
     ("--dataset q.jsonl --out out --columns response=r", ("no column 'r'",)),
     ("--dataset q.jsonl --out out", ("no usable row", "no image")),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -437,8 +461,14 @@ def text_only(folder):
 
     from pipelines.config.settings import shipped_config
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 512,
-             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "vocab_size": 512,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **sizes)).save_pretrained(folder)
     shutil.copy(shipped_config("tiny_model") / "tokenizer.json", folder)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')

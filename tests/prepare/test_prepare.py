@@ -66,8 +66,10 @@ def test_embedded_data(run):
     metrics, out, notes = run(glyphs=GlyphsConfig(train=40, validation=5, test=7))
     assert metrics == {"train": 40, "validation": 5, "test": 7, "rejected": 0}
     assert {split: len(ids(out / f"{split}.parquet")) for split in ("train", "validation", "test")} == {
-        "train": 40, "validation": 5, "test": 7
-    }  # fmt: skip
+        "train": 40,
+        "validation": 5,
+        "test": 7,
+    }
     assert rejected(out) == []
     assert ("prepare train", 32, 40) in notes.steps
     assert ("prepare train", 40, 40) in notes.steps
@@ -91,15 +93,28 @@ def test_what_cannot_be_used_is_listed_and_counted(run, tmp_path):
     tall = base64.b64encode(png(2, 500)).decode()  # Qwen refuses sides of more than 1 : 200
     path = source(
         tmp_path / "t.jsonl",
-        {}, {"answer": ""}, {"images": "gone.png"}, {"problem": long}, {"answer": None}, {},
-        {"images": tall}, {"images": base64.b64encode(png()[:60]).decode()},
-    )  # fmt: skip
+        {},
+        {"answer": ""},
+        {"images": "gone.png"},
+        {"problem": long},
+        {"answer": None},
+        {},
+        {"images": tall},
+        {"images": base64.b64encode(png()[:60]).decode()},
+    )
     metrics, out, notes = run(source=path, validation_count=1, max_prompt_tokens=100)
     assert metrics == {
-        "train": 1, "validation": 1, "test": 0, "rejected": 6, "rejected_image_not_found": 1,
-        "rejected_no_answer": 2, "rejected_prompt_too_long": 1, "rejected_unusable_prompt": 1,
-        "rejected_unreadable_image": 1, "single_colour": 2,
-    }  # fmt: skip
+        "train": 1,
+        "validation": 1,
+        "test": 0,
+        "rejected": 6,
+        "rejected_image_not_found": 1,
+        "rejected_no_answer": 2,
+        "rejected_prompt_too_long": 1,
+        "rejected_unusable_prompt": 1,
+        "rejected_unreadable_image": 1,
+        "single_colour": 2,
+    }
     listed = rejected(out)
     assert [(item["split"], item["row"], item["id"]) for item in listed] == [
         ("train", n, f"row-{n}") for n in (1, 2, 3, 4, 6, 7)
@@ -125,9 +140,7 @@ def test_lengths_are_those_of_the_encoded_prompt():
 def test_a_processor_that_adds_more_than_it_says_is_asked_itself(monkeypatch):
     lengths = PromptLengths(Config())
     kind = type(lengths.processor)
-    monkeypatch.setattr(
-        kind, "_get_num_multimodal_tokens", lambda self, image_sizes: {"num_image_tokens": [99]}
-    )
+    monkeypatch.setattr(kind, "_get_num_multimodal_tokens", lambda self, image_sizes: {"num_image_tokens": [99]})
     sample = Sample("a", "<image>What?", [png()], "1")
     exact = lengths._encoded(sample)
     assert [lengths.count(sample), lengths.count(sample)] == [exact, exact]
@@ -211,12 +224,15 @@ def test_limit(run, tmp_path):
     ("rows", "settings", "problem"),
     [
         ([], {}, "no rows"),
-        ([{"answer": ""}] * 3 + [{"images": "x.png"}], {},
-         r"all 4 are rejected \(3 no answer, 1 image not found\).* Row 0, for one: no answer"),
+        (
+            [{"answer": ""}] * 3 + [{"images": "x.png"}],
+            {},
+            r"all 4 are rejected \(3 no answer, 1 image not found\).* Row 0, for one: no answer",
+        ),
         ([{}] * 3, {"max_prompt_tokens": 1}, "3 prompt too long"),
         ([{}] * 3, {"validation_count": 3}, "has 3 usable rows: none is left to train on"),
     ],
-)  # fmt: skip
+)
 def test_nothing_to_train_on(run, tmp_path, rows, settings, problem):
     path = source(tmp_path / "t.jsonl", *rows)
     with pytest.raises(UserError, match=problem):

@@ -43,9 +43,7 @@ def huge_png():
     width, height = 8000, MAX_IMAGE_PIXELS // 8000 + 1
 
     def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -103,11 +101,7 @@ def test_parquet_in_virl39k_schema_written_by_datasets(tmp_path):
 
 
 def test_parquet_shards_in_order_and_only_of_the_split(tmp_path):
-    for name, count in (
-        ("train-00000-of-00002", 2),
-        ("train-00001-of-00002", 1),
-        ("test-00000-of-00001", 4),
-    ):
+    for name, count in (("train-00000-of-00002", 2), ("train-00001-of-00002", 1), ("test-00000-of-00001", 4)):
         (tmp_path / "data").mkdir(exist_ok=True)
         virl39k(count).to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
     assert [sample.problem[-2] for sample in read(tmp_path)] == ["0", "1", "0"]
@@ -117,9 +111,7 @@ def test_parquet_shards_in_order_and_only_of_the_split(tmp_path):
         read(tmp_path, split="dev")
 
 
-@pytest.mark.parametrize(
-    "names", [("train.parquet", "test.parquet"), ("train/0.parquet", "test/0.parquet")]
-)
+@pytest.mark.parametrize("names", [("train.parquet", "test.parquet"), ("train/0.parquet", "test/0.parquet")])
 def test_other_splits_beside_the_training_files_are_left_alone(tmp_path, names):
     for name, count in zip(names, (2, 5), strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -153,9 +145,7 @@ def test_hub_data_set_by_a_local_stand_in(tmp_path, monkeypatch):
         return virl39k()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    config = DataConfig(
-        source="me/data", subset="hard", revision="abc", validation_source="me/other"
-    )
+    config = DataConfig(source="me/data", subset="hard", revision="abc", validation_source="me/other")
     assert list(read_source(config, split="train").rows) == virl39k_samples()
     validation = list(read_source(config, split="validation").rows)
     assert validation == virl39k_samples(prefix="validation-row-")
@@ -201,9 +191,7 @@ def test_json_lines_keep_id_kind_and_numbers(tmp_path):
 def test_image_folder(tmp_path, form):
     (tmp_path / "a.png").write_bytes(png(3))
     if form == "jsonl":
-        write_lines(
-            tmp_path / "metadata.jsonl", {"file_name": "a.png", "problem": "p, q", "answer": "B"}
-        )
+        write_lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "problem": "p, q", "answer": "B"})
     else:
         (tmp_path / "metadata.csv").write_text('file_name,problem,answer\na.png,"p, q",B\n')
     assert read(tmp_path) == [Sample("row-0", "p, q", [png(3)], "B", kind="choice")]
@@ -217,14 +205,10 @@ def test_image_folder_with_a_folder_a_split(tmp_path):
 
 
 def test_raw_bytes_column_and_mapped_names(tmp_path):
-    table = pa.table(
-        {"picture": [png(5)], "question": ["What?"], "gold": ["A, C"], "tag": ["value"]}
-    )
+    table = pa.table({"picture": [png(5)], "question": ["What?"], "gold": ["A, C"], "tag": ["value"]})
     pq.write_table(table, tmp_path / "t.parquet")
     columns = {"images": "picture", "problem": "question", "answer": "gold", "kind": "tag"}
-    assert read(tmp_path / "t.parquet", columns=columns) == [
-        Sample("row-0", "What?", [png(5)], "A, C", kind="value")
-    ]
+    assert read(tmp_path / "t.parquet", columns=columns) == [Sample("row-0", "What?", [png(5)], "A, C", kind="value")]
 
 
 def test_pil_images_and_pairs_are_taken_too(tmp_path):
@@ -234,18 +218,31 @@ def test_pil_images_and_pairs_are_taken_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("answer", "kind"),
-    [("A", "choice"), ("B, D", "choice"), ("A and C", "choice"), ("A;B", "choice"),
-     ("AC", "value"), ("a", "value"), ("12", "value"), ("x = A", "value")],
-)  # fmt: skip
+    [
+        ("A", "choice"),
+        ("B, D", "choice"),
+        ("A and C", "choice"),
+        ("A;B", "choice"),
+        ("AC", "value"),
+        ("a", "value"),
+        ("12", "value"),
+        ("x = A", "value"),
+    ],
+)
 def test_kind_of(answer, kind):
     assert kind_of(answer) == kind
 
 
 @pytest.mark.parametrize(
     ("answer", "inside"),
-    [(r"\boxed{A}", "A"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), ("7", "7"),
-     (r"\boxed{1}, \boxed{2}", r"\boxed{1}, \boxed{2}"), (r"x = \boxed{1}", r"x = \boxed{1}")],
-)  # fmt: skip
+    [
+        (r"\boxed{A}", "A"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("7", "7"),
+        (r"\boxed{1}, \boxed{2}", r"\boxed{1}, \boxed{2}"),
+        (r"x = \boxed{1}", r"x = \boxed{1}"),
+    ],
+)
 def test_unboxed(answer, inside):
     assert unboxed(answer) == inside
 
@@ -370,8 +367,7 @@ def test_broken_json_line_is_named(tmp_path, text, problem):
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
-    [(b"a.png,x\n", "2 fields where the header has 3"), (b"\xff,x,1\n", "not CSV")],
+    ("line", "problem"), [(b"a.png,x\n", "2 fields where the header has 3"), (b"\xff,x,1\n", "not CSV")]
 )
 def test_broken_csv_line_is_named(tmp_path, line, problem):
     path = tmp_path / "metadata.csv"
@@ -389,9 +385,7 @@ def test_broken_parquet_is_named(tmp_path):
     with pytest.raises(UserError, match="not a readable Parquet file"):
         read(path)
     damaged = bytearray(whole)
-    damaged[4 : len(whole) // 2] = bytes(
-        len(whole) // 2 - 4
-    )  # the footer is whole, the data is not
+    damaged[4 : len(whole) // 2] = bytes(len(whole) // 2 - 4)  # the footer is whole, the data is not
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="not a readable Parquet file"):
         read(path)
@@ -490,9 +484,7 @@ def data_address(data):
 @pytest.mark.parametrize("value", [data_address(png()), "a.png", ["a.png"], {"path": "a.png"}])
 def test_a_picture_in_a_column_that_was_not_named_is_never_lost_in_silence(tmp_path, name, value):
     (tmp_path / "a.png").write_bytes(png())
-    path = write_lines(
-        tmp_path / "q.jsonl", row(problem="?"), {"problem": "?", name: value, "answer": "3"}
-    )
+    path = write_lines(tmp_path / "q.jsonl", row(problem="?"), {"problem": "?", name: value, "answer": "3"})
     found = read(path)
     assert reasons(found) == ["images in another column"]
     assert repr(name) in found[1].detail
@@ -503,9 +495,15 @@ def test_a_picture_in_a_column_that_was_not_named_is_never_lost_in_silence(tmp_p
 
 def test_the_same_in_parquet_whose_rows_have_all_columns(tmp_path):
     table = pa.table(
-        {"problem": ["?", "?"], "images": [png(), None], "img": [None, png()], "answer": ["1", "2"],
-         "image_width": [28, 28], "topic": ["a", "b"]}
-    )  # fmt: skip
+        {
+            "problem": ["?", "?"],
+            "images": [png(), None],
+            "img": [None, png()],
+            "answer": ["1", "2"],
+            "image_width": [28, 28],
+            "topic": ["a", "b"],
+        }
+    )
     pq.write_table(table, tmp_path / "q.parquet")
     found = read(tmp_path / "q.parquet")
     assert reasons(found) == ["images in another column"]
@@ -517,11 +515,12 @@ def test_the_same_in_parquet_whose_rows_have_all_columns(tmp_path):
 def test_a_question_or_answer_under_another_name_is_told_too(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     path = write_lines(
-        tmp_path / "q.jsonl", row(),
+        tmp_path / "q.jsonl",
+        row(),
         {"question": "What?", "images": ["a.png"], "answer": "3"},
         {"images": ["a.png"], "answer": "3"},
         {"problem": "?", "images": ["a.png"], "solution": "3"},
-    )  # fmt: skip
+    )
     found = read(path)
     assert reasons(found) == ["problem in another column", "no question", "no answer"]
     assert "'question'" in found[1].detail
@@ -542,9 +541,14 @@ def test_all_missing_columns_are_told_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "hidden",
-    [".ipynb_checkpoints/a-checkpoint.parquet", ".cache/huggingface/a.parquet", "._a.parquet",
-     "__MACOSX/a.parquet", "sub/.trash/a.parquet"],
-)  # fmt: skip
+    [
+        ".ipynb_checkpoints/a-checkpoint.parquet",
+        ".cache/huggingface/a.parquet",
+        "._a.parquet",
+        "__MACOSX/a.parquet",
+        "sub/.trash/a.parquet",
+    ],
+)
 def test_what_people_do_not_see_is_no_data(tmp_path, hidden):
     (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
     for name, count in (("a.parquet", 3), (hidden, 5)):

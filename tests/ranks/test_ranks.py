@@ -15,12 +15,23 @@ from pipelines.ranks.launch import Launch, launch, without
 from pipelines.ranks.ranks import Ranks
 
 SETTINGS = given(
-    "data.glyphs.train=24", "data.glyphs.validation=4", "data.glyphs.test=6",
-    "rollout.prompts_per_step=5", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=48",
-    "rollout.dynamic_sampling=false", "rollout.batch_prompts=2", "score.batch_prompts=2",
-    "checkpoint.validation_samples=0", "eval.samples=2", "eval.batch_prompts=2", "eval.baseline=false",
-    "run.threads=1", "run.steps=1", "update.engine=own:Trainer",
-)  # fmt: skip
+    "data.glyphs.train=24",
+    "data.glyphs.validation=4",
+    "data.glyphs.test=6",
+    "rollout.prompts_per_step=5",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=48",
+    "rollout.dynamic_sampling=false",
+    "rollout.batch_prompts=2",
+    "score.batch_prompts=2",
+    "checkpoint.validation_samples=0",
+    "eval.samples=2",
+    "eval.batch_prompts=2",
+    "eval.baseline=false",
+    "run.threads=1",
+    "run.steps=1",
+    "update.engine=own:Trainer",
+)
 """Five groups on two ranks: they do not divide. Updates are others' (tests/scale): here they do nothing."""
 
 OWN = """
@@ -84,8 +95,7 @@ def test_two_ranks_evaluate_as_one_does(one_and_two):
 
 
 def test_an_error_of_all_ranks_is_told_once(one_and_two):
-    done = vppo("train", "--run", "torch", *TWO, *SETTINGS, *given("update.engine=torch"),
-                runs=one_and_two[1].parent)  # fmt: skip
+    done = vppo("train", "--run", "torch", *TWO, *SETTINGS, *given("update.engine=torch"), runs=one_and_two[1].parent)
     assert done.code == 2
     assert done.err.count("error") == 1
     assert "update.engine: torch" in done.err
@@ -109,13 +119,10 @@ def at_work(command: Command, run: Path, pattern: str) -> list[psutil.Process]:
     ("rank", "arguments", "written"),
     [
         (0, ("eval", "--samples", "100"), "eval/0001/journals/glyphs-*"),
-        (1, ("train", "--stage", "rollout", *given("rollout.prompts_per_step=900")),
-         "steps/0001/rollout-*.partial"),
+        (1, ("train", "--stage", "rollout", *given("rollout.prompts_per_step=900")), "steps/0001/rollout-*.partial"),
     ],
-)  # fmt: skip
-def test_a_dead_rank_brings_the_command_down_with_one_message(
-    one_and_two, tmp_path, rank, arguments, written
-):
+)
+def test_a_dead_rank_brings_the_command_down_with_one_message(one_and_two, tmp_path, rank, arguments, written):
     run = copy_of(one_and_two[0], tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     command = start(*arguments, "--run", "one", *TWO, runs=run.parent)

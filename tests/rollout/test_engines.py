@@ -33,10 +33,7 @@ def test_the_samples_do_not_depend_on_the_batch(policy, samples, together):
     engine = HuggingFaceEngine(policy)
     lengths = {len(policy.encoder.encode(sample)["input_ids"]) for sample in samples[:4]}
     assert len(lengths) > 1  # so that together they are padded, and alone they are not
-    alone = [
-        engine.generate([sample], [name], PLAIN)[0]
-        for sample, name in zip(samples, NAMES, strict=False)
-    ]
+    alone = [engine.generate([sample], [name], PLAIN)[0] for sample, name in zip(samples, NAMES, strict=False)]
     assert ids(alone) == ids(together)
     reverse = engine.generate(samples[3::-1], NAMES[::-1], PLAIN)
     assert ids(reverse[::-1]) == ids(together)
@@ -56,40 +53,31 @@ def test_the_name_and_the_seed_decide(policy, samples, together):
     assert ids(other_seed) != ids(together)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"temperature": 1.7}, {"top_p": 0.8}, {"top_k": 2}], ids=str
-)
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1.7}, {"top_p": 0.8}, {"top_k": 2}], ids=str)
 def test_recorded_log_probs_are_the_policys(policy, samples, changes):
     # Before truncation: top-k and top-p change what is sampled, not what is recorded.
     sampling = dataclasses.replace(PLAIN, **changes)
     groups = HuggingFaceEngine(policy).generate(samples[:4], NAMES, sampling)
     rows = [
-        Row(policy.encoder.encode(sample), group_ids)
-        for sample, group_ids in zip(samples, ids(groups), strict=False)
+        Row(policy.encoder.encode(sample), group_ids) for sample, group_ids in zip(samples, ids(groups), strict=False)
     ]
     token_N = torch.tensor([token for row in rows for r in row.responses for token in r])
     with torch.no_grad():
         logp_N, _ = token_logp(
-            policy.hidden_states(rows), policy.head_weight, token_N,
-            temperature=sampling.temperature, suppressed_ids=policy.suppressed_ids,
-        )  # fmt: skip
+            policy.hidden_states(rows),
+            policy.head_weight,
+            token_N,
+            temperature=sampling.temperature,
+            suppressed_ids=policy.suppressed_ids,
+        )
     recorded = torch.tensor([x for group in groups for response in group for x in response.logp])
     torch.testing.assert_close(recorded, logp_N, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [
-        {"repetition_penalty": 1.5},
-        {"no_repeat_ngram_size": 2},
-        {"min_new_tokens": 40},
-        {"top_k": 1},
-    ],
-    ids=str,
+    "setting", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 40}, {"top_k": 1}], ids=str
 )
-def test_the_models_own_generation_settings_have_no_say(
-    fresh_policy, tiny_config, samples, together, setting
-):
+def test_the_models_own_generation_settings_have_no_say(fresh_policy, tiny_config, samples, together, setting):
     # Qwen2.5-VL comes with a repetition penalty of 1.05: what is sampled would not be the policy.
     policy = fresh_policy(tiny_config)
     policy.model.generation_config.update(**setting)
@@ -147,9 +135,7 @@ def test_questions_with_and_without_images_share_a_batch(policy, samples, togeth
 
 
 def test_two_images_in_one_question(policy, samples):
-    both = dataclasses.replace(
-        samples[0], id="both", problem="<image>Or <image>?", images=[samples[0].images[0]] * 2
-    )
+    both = dataclasses.replace(samples[0], id="both", problem="<image>Or <image>?", images=[samples[0].images[0]] * 2)
     engine = HuggingFaceEngine(policy)
     alone = engine.generate([both], [(1, 9)], PLAIN)
     mixed = engine.generate([samples[1], both], [NAMES[1], (1, 9)], PLAIN)
@@ -162,15 +148,15 @@ def on_a_gpu(monkeypatch):
     calls = []
 
     def called(name):
-        return lambda *_, **told: calls.append(
-            (name, *told.values(), torch.are_deterministic_algorithms_enabled())
-        )
+        return lambda *_, **told: calls.append((name, *told.values(), torch.are_deterministic_algorithms_enabled()))
 
     llm = SimpleNamespace(
-        sleep=called("sleep"), wake_up=called("wake"), collective_rpc=lambda name, kwargs: called(name)(),
+        sleep=called("sleep"),
+        wake_up=called("wake"),
+        collective_rpc=lambda name, kwargs: called(name)(),
         reset_prefix_cache=called("reset prefixes"),
         llm_engine=SimpleNamespace(reset_encoder_cache=called("reset images")),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(vllm_engine, "_start", lambda *_: called("start")() or llm)
     placement = SimpleNamespace(in_use=lambda model: iter(()))
     device = torch.device("cuda")
@@ -185,8 +171,9 @@ def test_vllm_works_outside_deterministic_mode(on_a_gpu):
         vllm_engine.VLLMEngine(policy).sync(policy)
         assert torch.are_deterministic_algorithms_enabled()
     assert [call for call in calls if call[0] in ("start", "reload_weights")] == [
-        ("start", False), ("reload_weights", False)
-    ]  # fmt: skip
+        ("start", False),
+        ("reload_weights", False),
+    ]
 
 
 def test_weights_go_to_vllm_while_it_has_no_kv_cache(on_a_gpu):
@@ -197,15 +184,16 @@ def test_weights_go_to_vllm_while_it_has_no_kv_cache(on_a_gpu):
     engine.sync(policy)  # which is awake
     loaded = [("reload_weights",), ("wake", ["kv_cache"]), ("reset prefixes",), ("reset images",)]
     assert [call[:-1] for call in calls] == [
-        ("start",), ("sleep", 1), ("wake", ["weights"]), *loaded,
+        ("start",),
+        ("sleep", 1),
+        ("wake", ["weights"]),
+        *loaded,
         *(step for step in loaded if step[0] != "wake"),
-    ]  # fmt: skip
+    ]
 
 
 def test_more_ids_than_vllm_can_ban(policy, monkeypatch):
-    many = SimpleNamespace(
-        config=policy.config, device=torch.device("cuda"), suppressed_ids=torch.arange(1025)
-    )
+    many = SimpleNamespace(config=policy.config, device=torch.device("cuda"), suppressed_ids=torch.arange(1025))
     with pytest.raises(UserError, match=r"model.path tiny: has 1025 special and unused ids"):
         vllm_engine.check_banned(many)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -32,8 +32,7 @@ class Scripted:
         return [
             [
                 Response([9, 2], [-0.5, -0.25], f"\\boxed{{{answer}}}", truncated=False)
-                for answer in [s.answer] * self.right(name[1])
-                + ["999"] * (sampling.samples - self.right(name[1]))
+                for answer in [s.answer] * self.right(name[1]) + ["999"] * (sampling.samples - self.right(name[1]))
             ]
             for s, name in zip(samples, names, strict=True)
         ]
@@ -59,14 +58,10 @@ def sample_step(configure, table, reward, tmp_path):
         out = tmp_path / str(state["step"])
         out.mkdir()
         state["metrics"] = rollout(
-            configure(*overrides), state["step"], table, state["out"], engine, reward,
-            out, Silent(),
-        )  # fmt: skip
-        state["out"] = out
-        used, surplus = (
-            [group.position for group in read_rows(out / name, Rollout)]
-            for name in (ROLLOUTS, SURPLUS)
+            configure(*overrides), state["step"], table, state["out"], engine, reward, out, Silent()
         )
+        state["out"] = out
+        used, surplus = ([group.position for group in read_rows(out / name, Rollout)] for name in (ROLLOUTS, SURPLUS))
         return used, surplus, state["metrics"]
 
     return run
@@ -196,11 +191,17 @@ def test_a_row_holds_a_prompt_and_its_graded_responses(sample_step, table, tmp_p
     group = read_rows(tmp_path / "1" / ROLLOUTS, Rollout)[0]
     sample = table[prompt_at(0, 0, len(table))]
     assert group == Rollout(
-        sample_id=sample.id, position=0, response_ids=[[9, 2]] * 4,
+        sample_id=sample.id,
+        position=0,
+        response_ids=[[9, 2]] * 4,
         response=[f"\\boxed{{{sample.answer}}}"] + ["\\boxed{999}"] * 3,
-        logp=[[-0.5, -0.25]] * 4, truncated=[False] * 4, answer=[sample.answer] + ["999"] * 3,
-        outcome=["correct"] + ["wrong"] * 3, reward=[1.0, 0.0, 0.0, 0.0], step=1,
-    )  # fmt: skip
+        logp=[[-0.5, -0.25]] * 4,
+        truncated=[False] * 4,
+        answer=[sample.answer] + ["999"] * 3,
+        outcome=["correct"] + ["wrong"] * 3,
+        reward=[1.0, 0.0, 0.0, 0.0],
+        step=1,
+    )
 
 
 def test_metrics_count_outcomes_and_tokens(sample_step):
@@ -228,9 +229,7 @@ def test_metrics_count_outcomes_and_tokens(sample_step):
 # --- with the tiny model --------------------------------------------------------------------------
 
 
-def test_a_step_made_again_or_in_other_batches_is_the_same(
-    configure, policy, table, reward, tmp_path
-):
+def test_a_step_made_again_or_in_other_batches_is_the_same(configure, policy, table, reward, tmp_path):
     def made(name, *overrides):
         out = tmp_path / name
         out.mkdir()

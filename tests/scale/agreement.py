@@ -34,19 +34,20 @@ ERRORS = 4.0
 RUNS = {
     "embedded": [],
     "vllm": ["--set", "rollout.engine=vllm"],
-    "vllm-deepspeed-2": [
-        "--set", "rollout.engine=vllm", "--set", "update.engine=deepspeed", "--nproc-per-node", "2"
-    ],
-}  # fmt: skip
+    "vllm-deepspeed-2": ["--set", "rollout.engine=vllm", "--set", "update.engine=deepspeed", "--nproc-per-node", "2"],
+}
 
 
 def vppo(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command; its progress goes to the terminal."""
     env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "VPPO_RUNS": str(OUT), **os.environ}
     return subprocess.run(
-        [sys.executable, "-m", "vppo_cli", *arguments], cwd=ROOT, env=env, text=True,
+        [sys.executable, "-m", "vppo_cli", *arguments],
+        cwd=ROOT,
+        env=env,
+        text=True,
         stdout=subprocess.PIPE if "--json" in arguments else None,
-    )  # fmt: skip
+    )
 
 
 def first_step(run: Path) -> dict[int, dict[str, float]]:
@@ -54,9 +55,7 @@ def first_step(run: Path) -> dict[int, dict[str, float]]:
     (rollouts,) = run.glob("steps/0001/rollout-*/rollouts.parquet")
     (scores,) = run.glob("steps/0001/score-*/scores.parquet")
     found = {}
-    for group, scored in zip(
-        pq.read_table(rollouts).to_pylist(), pq.read_table(scores).to_pylist(), strict=True
-    ):
+    for group, scored in zip(pq.read_table(rollouts).to_pylist(), pq.read_table(scores).to_pylist(), strict=True):
         found[group["position"]] = {
             "accuracy": fmean(outcome == "correct" for outcome in group["outcome"]),
             "perception": fmean(x for response in scored["perception"] for x in response),
@@ -89,11 +88,12 @@ def main() -> int:
         report = json.loads(vppo("train", "--run", name, *options, *sys.argv[1:], "--json").stdout)
         last = report["evaluations"][0]["results"][-1]
         found[name] = {
-            "accuracy": last["accuracy"], "gain_points": last["difference"],
+            "accuracy": last["accuracy"],
+            "gain_points": last["difference"],
             "gain_interval": last["difference_interval"],
             "mismatch_mean": max(row["score/mismatch_mean"] for row in metrics),
             "mismatch_max": max(row["score/mismatch_max"] for row in metrics),
-        }  # fmt: skip
+        }
         if last["difference_interval"][0] <= 0:
             faults.append(f"{name} did not learn")
     for name in list(RUNS)[1:]:

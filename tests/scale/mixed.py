@@ -18,16 +18,7 @@ import torch
 from updates import SETTINGS, Case, gap
 
 from pipelines.config import settings
-from pipelines.disk.records import (
-    ROLLOUTS,
-    SCORES,
-    Rollout,
-    Sample,
-    SampleTable,
-    Scored,
-    read_rows,
-    write_rows,
-)
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.model.load import load_policy
 from pipelines.ranks import heartbeat
 from pipelines.ranks.ranks import ranks
@@ -38,9 +29,10 @@ from pipelines.watch import Silent
 
 ONE_A_PASS = ("update.micro_batch_prompts=1", "score.batch_prompts=1", "score.looks=0")
 CASES: dict[str, tuple[str, ...]] = {
-    "whole": (), "frozen vision": ("update.freeze_vision=true",),
+    "whole": (),
+    "frozen vision": ("update.freeze_vision=true",),
     "LoRA": ("update.lora_rank=4", "update.lora_alpha=8"),
-}  # fmt: skip
+}
 
 
 def without_images(data: Path) -> Path:
@@ -52,9 +44,9 @@ def without_images(data: Path) -> Path:
             (folder / name).write_bytes((data / name).read_bytes())
         blind = {rollout.sample_id for rollout in read_rows(data / ROLLOUTS, Rollout)[1:]}
         rows = [
-            replace(row, images=[], problem=row.problem.replace("<image>", ""))
-            if row.id in blind else row for row in SampleTable(data / "train.parquet")
-        ]  # fmt: skip
+            replace(row, images=[], problem=row.problem.replace("<image>", "")) if row.id in blind else row
+            for row in SampleTable(data / "train.parquet")
+        ]
         write_rows(folder / "train.parquet", Sample, rows)
     ranks().barrier()
     return folder
@@ -77,10 +69,11 @@ def far(one: list[Scored], other: list[Scored]) -> float:
     """The largest difference of any log-prob or perception."""
     return max(
         abs(a - b)
-        for mine, theirs in zip(one, other, strict=True) for name in ("old_logp", "perception")
+        for mine, theirs in zip(one, other, strict=True)
+        for name in ("old_logp", "perception")
         for x, y in zip(getattr(mine, name), getattr(theirs, name), strict=True)
         for a, b in zip(x, y, strict=True)
-    )  # fmt: skip
+    )
 
 
 def main(data: Path, stages: list[str]) -> None:
@@ -91,10 +84,7 @@ def main(data: Path, stages: list[str]) -> None:
             zero = f"update.zero_stage={stage}"
             found, _ = case.run(DeepSpeedTrainer, *ONE_A_PASS, zero, *more)
             if ranks().main:
-                print(
-                    json.dumps({"case": name, "stage": stage, "gap": gap(found, expected)}),
-                    flush=True,
-                )
+                print(json.dumps({"case": name, "stage": stage, "gap": gap(found, expected)}), flush=True)
     expected_scores = scored(case, TorchTrainer)
     for stage in stages:
         found_scores = scored(case, DeepSpeedTrainer, f"update.zero_stage={stage}")

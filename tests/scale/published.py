@@ -23,9 +23,12 @@ from pipelines.update.deepspeed_engine import DeepSpeedTrainer
 from pipelines.update.torch_engine import TorchTrainer
 
 PUBLISHED = (
-    "mode=published", "published.mini_batch_responses=12", "published.micro_batch_responses=6",
-    "update.weight_decay=50", "update.entropy_penalty=0.06",
-)  # fmt: skip
+    "mode=published",
+    "published.mini_batch_responses=12",
+    "published.micro_batch_responses=6",
+    "update.weight_decay=50",
+    "update.entropy_penalty=0.06",
+)
 """Of 20 responses: mini-batches of 12 and 8, micro-batches of 6, 6, 6 and 2."""
 
 
@@ -64,15 +67,25 @@ def main(data: Path, stages: list[str]) -> None:
             found, metrics = case.run(DeepSpeedTrainer, *more, zero)
             left_out, moved, again = skipped(case, *more, zero)
             if me.main:
-                print(json.dumps({
-                    "world": me.world, "stage": int(stage), "half": half,
-                    # AdamW moves a weight by 1e-4 a step at most, whichever sign rounding gives it.
-                    "close": 6.1e-4 if half else 1e-5,
-                    "moved": gap(expected, dict(before)), "gap": gap(found, expected),
-                    "metrics": max(abs(metrics[name] - told[name]) for name in told),
-                    "skipped": left_out, "skip_moved": moved, "after_skip": gap(again, first),
-                    "sizes_matter": gap(expected, other),
-                }), flush=True)  # fmt: skip
+                print(
+                    json.dumps(
+                        {
+                            "world": me.world,
+                            "stage": int(stage),
+                            "half": half,
+                            # AdamW moves a weight by 1e-4 a step at most, whichever sign rounding gives it.
+                            "close": 6.1e-4 if half else 1e-5,
+                            "moved": gap(expected, dict(before)),
+                            "gap": gap(found, expected),
+                            "metrics": max(abs(metrics[name] - told[name]) for name in told),
+                            "skipped": left_out,
+                            "skip_moved": moved,
+                            "after_skip": gap(again, first),
+                            "sizes_matter": gap(expected, other),
+                        }
+                    ),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -14,9 +14,14 @@ from command_line import ONE_THREAD, given
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 GROUPS = given(
-    "data.glyphs.train=24", "data.glyphs.validation=2", "data.glyphs.test=2",
-    "rollout.prompts_per_step=5", "rollout.samples_per_prompt=4", "run.steps=1", "run.threads=1",
-)  # fmt: skip
+    "data.glyphs.train=24",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=2",
+    "rollout.prompts_per_step=5",
+    "rollout.samples_per_prompt=4",
+    "run.steps=1",
+    "run.threads=1",
+)
 """Five groups of responses of uneven length: they divide by no number of ranks."""
 
 
@@ -29,11 +34,7 @@ def data(tmp_path_factory) -> Path:
         command = ["-m", "vppo_cli", "train", "--run", "run", "--stage", stage, *GROUPS]
         subprocess.run([sys.executable, *command], env=env, check=True, timeout=300)
     folder = tmp_path_factory.mktemp("data")
-    for pattern in (
-        "prepare-*/train",
-        "steps/0001/rollout-*/rollouts",
-        "steps/0001/score-*/scores",
-    ):
+    for pattern in ("prepare-*/train", "steps/0001/rollout-*/rollouts", "steps/0001/score-*/scores"):
         (file,) = (runs / "run").glob(f"{pattern}.parquet")
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
@@ -41,14 +42,14 @@ def data(tmp_path_factory) -> Path:
 
 def updates(data: Path, world: int, *stages: int, script: str = "updates.py") -> list[dict]:
     """What a script found on this many ranks."""
-    torchrun = [
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)
-    ]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     done = subprocess.run(
         [sys.executable, *torchrun, str(HERE / script), str(data), *map(str, stages)],
         env={**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -105,9 +106,12 @@ def test_two_ranks_save_and_one_resumes(data):
     if not saved.is_dir():
         updates(data, 2, 3)
     found = subprocess.run(
-        [sys.executable, "-c", RESUME, str(data), str(saved)], cwd=HERE, capture_output=True, text=True,
+        [sys.executable, "-c", RESUME, str(data), str(saved)],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
         env={**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "PYTHONPATH": f"{ROOT}:{HERE}"},
-    )  # fmt: skip
+    )
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout.splitlines()[-1]) < 1e-5
 

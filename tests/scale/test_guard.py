@@ -11,19 +11,27 @@ from command_line import ONE_THREAD, given
 
 HERE = Path(__file__).parent
 SETTINGS = given(
-    "data.glyphs.train=48", "data.glyphs.validation=2", "data.glyphs.test=2",
-    "rollout.prompts_per_step=8", "rollout.samples_per_prompt=4", "update.batch_prompts=8",
-    "checkpoint.validation_samples=0", "eval.samples=1", "run.steps=3", "run.threads=1",
-)  # fmt: skip
+    "data.glyphs.train=48",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=2",
+    "rollout.prompts_per_step=8",
+    "rollout.samples_per_prompt=4",
+    "update.batch_prompts=8",
+    "checkpoint.validation_samples=0",
+    "eval.samples=1",
+    "run.steps=3",
+    "run.threads=1",
+)
 
 
 def train(runs: Path, engine: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "vppo_cli", "train", "--run", "run", *SETTINGS,
-         "--set", f"rollout.engine={engine}"],
+        [sys.executable, "-m", "vppo_cli", "train", "--run", "run", *SETTINGS, "--set", f"rollout.engine={engine}"],
         env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs), "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
-        text=True, capture_output=True, timeout=600,
-    )  # fmt: skip
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
 
 
 def test_a_skipped_sync_trips_the_guard(tmp_path):

@@ -12,23 +12,24 @@ import pytest
 from command_line import ONE_THREAD, contents, given
 
 SETTINGS = given(
-    "data.glyphs.train=24", "data.glyphs.validation=2", "data.glyphs.test=4",
-    "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "update.engine=deepspeed",
-    "update.batch_prompts=4", "eval.samples=1", "run.steps=1", "run.threads=1",
-)  # fmt: skip
+    "data.glyphs.train=24",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=4",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "update.engine=deepspeed",
+    "update.batch_prompts=4",
+    "eval.samples=1",
+    "run.steps=1",
+    "run.threads=1",
+)
 TRAIN = ["train", "--run", "run", *SETTINGS]
 BIN = Path(sys.executable).parent
 
 
 def environment(runs: Path) -> dict[str, str]:
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {
-        **os.environ,
-        **ONE_THREAD,
-        "DS_ACCELERATOR": "cpu",
-        "VPPO_RUNS": str(runs),
-        "PATH": path,
-    }
+    return {**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "VPPO_RUNS": str(runs), "PATH": path}
 
 
 def free_port() -> str:
@@ -50,8 +51,7 @@ def deepspeed(runs: Path) -> int:
 
 def srun(runs: Path) -> int:
     """srun starts plain processes, and tells each who it is."""
-    shared = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "MASTER_ADDR": "localhost",
-              "MASTER_PORT": free_port()}  # fmt: skip
+    shared = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "vppo_cli", *TRAIN],

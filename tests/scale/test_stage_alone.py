@@ -18,11 +18,18 @@ from command_line import ONE_THREAD, contents, copy_of, given
 from pipelines.disk.records import ADVANTAGES
 
 SETTINGS = given(
-    "data.glyphs.train=24", "data.glyphs.validation=2", "data.glyphs.test=2",
-    "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "update.engine=deepspeed",
-    "update.batch_prompts=2", "checkpoint.validation_samples=0", "eval.samples=1", "run.steps=2",
+    "data.glyphs.train=24",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=2",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "update.engine=deepspeed",
+    "update.batch_prompts=2",
+    "checkpoint.validation_samples=0",
+    "eval.samples=1",
+    "run.steps=2",
     "run.threads=1",
-)  # fmt: skip
+)
 """Two steps of two mini-batches each: what the second comes to depends on AdamW's moments."""
 
 AGAIN = ["--stage", "update", "--steps", "2", *given("update.learning_rate=1e-3")]
@@ -33,8 +40,10 @@ def start(runs: Path, ranks: int, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "vppo_cli", "train", "--run", "run", *arguments, *several],
         env={**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "VPPO_RUNS": str(runs)},
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def train(runs: Path, ranks: int, *arguments: str) -> str:

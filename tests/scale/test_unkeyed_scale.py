@@ -52,12 +52,7 @@ def test_it_changes_nothing_but_last_bits(setting, tmp_path):
         overrides = [text for text in (needs, engine, f"{setting}={value}") if text]
         script = tmp_path / f"{value}.py"
         script.write_text(
-            STEP.format(
-                tests=str(TOOLS),
-                overrides=overrides,
-                folder=str(tmp_path / value),
-                out=str(out),
-            )
+            STEP.format(tests=str(TOOLS), overrides=overrides, folder=str(tmp_path / value), out=str(out))
         )
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         subprocess.run([sys.executable, *launch, str(script)], check=True)

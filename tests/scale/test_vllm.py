@@ -52,11 +52,7 @@ def ids(groups):
 
 def same(found, wanted):
     """Whether these groups of responses are equal; on a GPU rounding may tip one of eight."""
-    pairs = [
-        (a, b)
-        for x, y in zip(ids(found), ids(wanted), strict=True)
-        for a, b in zip(x, y, strict=True)
-    ]
+    pairs = [(a, b) for x, y in zip(ids(found), ids(wanted), strict=True) for a, b in zip(x, y, strict=True)]
     different = sum(a != b for a, b in pairs)
     return different <= (len(pairs) // 8 if GPU else 0)
 
@@ -84,10 +80,12 @@ def trainers_logp(policy, samples, groups, temperature=1.0):
     flat = [response for group in groups for response in group]
     with torch.no_grad():
         ours = token_statistics(
-            policy.hidden_states(rows), policy.head_weight,
+            policy.hidden_states(rows),
+            policy.head_weight,
             torch.tensor([token for r in flat for token in r.ids], device=policy.device),
-            temperature=temperature, suppressed_ids=policy.suppressed_ids,
-        ).logp  # fmt: skip
+            temperature=temperature,
+            suppressed_ids=policy.suppressed_ids,
+        ).logp
     return ours.cpu(), torch.tensor([value for r in flat for value in r.logp])
 
 
@@ -99,17 +97,39 @@ def server() -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL),
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--generation-config", "vllm",
-        "--logprobs-mode", "processed_logprobs", "--trust-request-mm-kwargs", "--enforce-eager",
-        "--no-enable-chunked-prefill", "--limit-mm-per-prompt", '{"video": 0}',
-        "--gpu-memory-utilization", "0.3",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(MODEL),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--generation-config",
+        "vllm",
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--trust-request-mm-kwargs",
+        "--enforce-eager",
+        "--no-enable-chunked-prefill",
+        "--limit-mm-per-prompt",
+        '{"video": 0}',
+        "--gpu-memory-utilization",
+        "0.3",
+    ]
     environment = {
-        **os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-    }  # fmt: skip
+        **os.environ,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TORCHDYNAMO_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    }
     process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT)
     try:
         for _ in range(300):
@@ -212,19 +232,16 @@ def test_text_and_end(live, samples):
     cut = generate(live, samples, NAMES, dataclasses.replace(GREEDY, max_new_tokens=5))
     assert all(response.truncated and len(response.ids) == 5 for [response] in cut)
     whole = generate(live, samples, NAMES, GREEDY)
-    assert same(
-        cut, [[dataclasses.replace(response, ids=response.ids[:5])] for [response] in whole]
-    )
+    assert same(cut, [[dataclasses.replace(response, ids=response.ids[:5])] for [response] in whole])
 
 
 def test_prompts_without_images_and_with_two(live, samples):
     mixed = [
         Sample("text", "What is 3 + 4?", [], "7"),
         dataclasses.replace(
-            samples[0], id="two", problem="<image>Or <image>?",
-            images=[samples[0].images[0], samples[1].images[0]],
+            samples[0], id="two", problem="<image>Or <image>?", images=[samples[0].images[0], samples[1].images[0]]
         ),
-    ]  # fmt: skip
+    ]
     found = generate(live, mixed, NAMES[:2], GREEDY)
     assert same(found, HuggingFaceEngine(live.policy).generate(mixed, NAMES[:2], GREEDY))
 
@@ -294,9 +311,7 @@ def test_a_model_that_it_does_not_know(configure, tmp_path):
 def test_top_p_leaves_the_log_probs_of_the_whole_policy(configure):
     assert logprobs_mode(configure("rollout.top_p=1")) == "processed_logprobs"
     assert logprobs_mode(configure("rollout.top_p=0.99")) == "raw_logprobs"
-    assert logprobs_mode(configure("rollout.top_p=0.99", "rollout.temperature=0.7")) == (
-        "processed_logprobs"
-    )
+    assert logprobs_mode(configure("rollout.top_p=0.99", "rollout.temperature=0.7")) == ("processed_logprobs")
 
 
 def served_by(address, policy, config, path="tiny"):
@@ -357,14 +372,16 @@ def test_two_ranks_with_an_engine_each_or_one_together(tmp_path, together):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(script), f"rollout.tensor_parallel={together}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        f"rollout.tensor_parallel={together}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, cwd=MODEL.parents[1]
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=MODEL.parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(line for line in done.stdout.splitlines() if "agrees" in line) == [
-        "rank 0 agrees", "rank 1 agrees"
-    ]  # fmt: skip
+    assert sorted(line for line in done.stdout.splitlines() if "agrees" in line) == ["rank 0 agrees", "rank 1 agrees"]

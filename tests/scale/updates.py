@@ -29,9 +29,12 @@ from pipelines.update.deepspeed_engine import DeepSpeedTrainer
 from pipelines.update.torch_engine import TorchTrainer
 
 SETTINGS = (
-    "rollout.samples_per_prompt=4", "update.batch_prompts=5", "update.micro_batch_prompts=2",
-    "update.learning_rate=1e-4", "run.threads=1",
-)  # fmt: skip
+    "rollout.samples_per_prompt=4",
+    "update.batch_prompts=5",
+    "update.micro_batch_prompts=2",
+    "update.learning_rate=1e-4",
+    "run.threads=1",
+)
 Weights = dict[str, torch.Tensor]
 
 deepspeed_trainer.WHOLE = 1000
@@ -47,9 +50,13 @@ class Case:
         self.scores = read_rows(data / SCORES, Scored)
 
     def run(
-        self, kind: type[TorchTrainer], *overrides: str, updates: int = 3, save: Path | None = None,
+        self,
+        kind: type[TorchTrainer],
+        *overrides: str,
+        updates: int = 3,
+        save: Path | None = None,
         load: Path | None = None,
-    ) -> tuple[Weights, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[Weights, dict[str, Any]]:
         engine = "deepspeed" if kind is DeepSpeedTrainer else "torch"
         config = settings.load(None, [*SETTINGS, f"update.engine={engine}", *overrides])
         # Adapters stand beside the weights that the run started from.
@@ -61,10 +68,7 @@ class Case:
         metrics: dict[str, Any] = {}
         for _ in range(updates):
             metrics = trainer.update(self.rollouts, self.scores, self.samples)
-        weights = {
-            name: value.detach().float().cpu().clone()
-            for name, value in policy.placement.weights(policy.model)
-        }
+        weights = {name: value.detach().float().cpu().clone() for name, value in policy.placement.weights(policy.model)}
         check_in_use(policy, weights, getattr(torch, config.model.dtype))
         if save:
             if ranks().main:
@@ -134,24 +138,24 @@ def main(data: Path, stages: list[str]) -> None:
         on_torch, _ = case.run(TorchTrainer, updates=1, load=folder)
         decayed, _ = case.run(DeepSpeedTrainer, zero, decay, updates=1)
         found = {
-            "world": me.world, "stage": int(stage), "moved": gap(whole, dict(before)),
-            "gap": gap(weights, whole), "resumed": gap(resumed, whole), "on_torch": gap(on_torch, whole),
+            "world": me.world,
+            "stage": int(stage),
+            "moved": gap(whole, dict(before)),
+            "gap": gap(weights, whole),
+            "resumed": gap(resumed, whole),
+            "on_torch": gap(on_torch, whole),
             "metrics": max(abs(metrics[name] - expected[name]) for name in expected),
-            "decayed": gap(decayed, smaller), "at_once": at_once,
-        }  # fmt: skip
+            "decayed": gap(decayed, smaller),
+            "at_once": at_once,
+        }
         if me.main:
             print(json.dumps(found), flush=True)
     frozen, _ = case.run(DeepSpeedTrainer, "update.zero_stage=2", "update.freeze_vision=true")
     half, metrics = case.run(
-        DeepSpeedTrainer,
-        "update.zero_stage=2",
-        "model.dtype=bfloat16",
-        "update.gradient_checkpointing=true",
+        DeepSpeedTrainer, "update.zero_stage=2", "model.dtype=bfloat16", "update.gradient_checkpointing=true"
     )
     once = [
-        case.run(DeepSpeedTrainer, f"update.zero_stage={stage}", "model.dtype=bfloat16", updates=1)[
-            0
-        ]
+        case.run(DeepSpeedTrainer, f"update.zero_stage={stage}", "model.dtype=bfloat16", updates=1)[0]
         for stage in (2, 3)
     ]
     small = ("update.lora_rank=4", "update.lora_alpha=8")
@@ -167,14 +171,21 @@ def main(data: Path, stages: list[str]) -> None:
         adapters.append(gap(resumed, adapted))
     vision = [name for name in frozen if "visual" in name]
     if me.main:
-        print(json.dumps({
-            "vision_weights": len(vision),
-            "vision_moved": gap({n: frozen[n] for n in vision}, {n: before[n] for n in vision}),
-            "adapters_gap": max(adapters), "adapters_moved": gap(adapted, dict(before)),
-            "bfloat16_stages_gap": mean_gap(*once), "bfloat16_moved": mean_gap(once[0], dict(before)),
-            "language_moved": gap(frozen, dict(before)),
-            "bfloat16_gap": gap(half, whole), "bfloat16_norm": metrics["grad_norm"] / expected["grad_norm"],
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "vision_weights": len(vision),
+                    "vision_moved": gap({n: frozen[n] for n in vision}, {n: before[n] for n in vision}),
+                    "adapters_gap": max(adapters),
+                    "adapters_moved": gap(adapted, dict(before)),
+                    "bfloat16_stages_gap": mean_gap(*once),
+                    "bfloat16_moved": mean_gap(once[0], dict(before)),
+                    "language_moved": gap(frozen, dict(before)),
+                    "bfloat16_gap": gap(half, whole),
+                    "bfloat16_norm": metrics["grad_norm"] / expected["grad_norm"],
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -64,9 +64,7 @@ def test_log_probs_are_those_of_the_scores(written, tiny_config):
     for look, row in zip(looks, scores, strict=True):
         assert look.logp == row.old_logp
     ratio = written(
-        tiny_config.model_copy(
-            update={"score": tiny_config.score.model_copy(update={"estimator": "log_ratio"})}
-        ),
+        tiny_config.model_copy(update={"score": tiny_config.score.model_copy(update={"estimator": "log_ratio"})}),
         folder="ratio",
     )
     for look, row in zip(ratio[2], ratio[1], strict=True):  # log p - log q, which has both
@@ -129,9 +127,7 @@ def test_alternatives_do_not_depend_on_the_chunks(policy, rollouts, samples, tin
 
     def found(most):
         head = Head(policy.head_weight, None, 1.0, policy.suppressed_ids)
-        return top_alternatives(
-            views.hidden_ND, head, 3, perturbed_ND=views.perturbed_ND, max_elements=most
-        )
+        return top_alternatives(views.hidden_ND, head, 3, perturbed_ND=views.perturbed_ND, max_elements=most)
 
     whole, cut = found(2**24), found(5 * len(policy.head_weight))
     assert torch.equal(whole.top_NK, cut.top_NK)
@@ -154,9 +150,7 @@ def test_alternatives_are_likeliest_first_and_probabilities(written, tiny_config
 # --- token texts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [
-    "plain words", "naïve café", "数字 7", "🙂🙃 a 🏳️‍🌈", "tab\tand\nline", "",
-])  # fmt: skip
+@pytest.mark.parametrize("text", ["plain words", "naïve café", "数字 7", "🙂🙃 a 🏳️‍🌈", "tab\tand\nline", ""])
 def test_parts_of_a_character_wait_for_the_rest(policy, text):
     ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
     texts = token_texts(policy.tokenizer, [*ids, policy.eos_ids[0]])
@@ -219,8 +213,9 @@ def test_pictures_put_together_wrongly_would_show(family):
 def test_two_images_and_none(family):
     asked = questions()
     two = shown(family, asked["two"])
-    alone = [png for image in asked["two"].images
-             for png in shown(family, Sample(str(len(image)), "<image>?", [image], "1"))]  # fmt: skip
+    alone = [
+        png for image in asked["two"].images for png in shown(family, Sample(str(len(image)), "<image>?", [image], "1"))
+    ]
     assert [x.tolist() for x in two] == [x.tolist() for x in alone]
     assert shown(family, asked["none"]) == []
 
@@ -243,10 +238,20 @@ def test_looks_of_every_family(family, write_prepared, tmp_path):
     sampling = Sampling(1.0, 1.0, 0, 6, 2, seed=0)
     made = HuggingFaceEngine(family.policy).generate(asked, [(1, i) for i in range(4)], sampling)
     groups = [
-        Rollout(s.id, i, [r.ids for r in g], [r.text for r in g], [r.logp for r in g],
-                [r.truncated for r in g], ["", ""], ["correct", "wrong"], [1.0, 0.0], 1)
+        Rollout(
+            s.id,
+            i,
+            [r.ids for r in g],
+            [r.text for r in g],
+            [r.logp for r in g],
+            [r.truncated for r in g],
+            ["", ""],
+            ["correct", "wrong"],
+            [1.0, 0.0],
+            1,
+        )
         for i, (s, g) in enumerate(zip(asked, made, strict=True))
-    ]  # fmt: skip
+    ]
     score(family.config, 1, groups, table, family.policy, tmp_path, Silent())
     looks = read_rows(tmp_path / LOOKS, Look)
     for look, group in zip(looks, groups, strict=True):

@@ -10,13 +10,7 @@ from PIL import Image, ImageFilter
 from pipelines.errors import UserError
 from pipelines.model.torchvision_ops import ensure_importable
 from pipelines.score import perturb as perturb_module
-from pipelines.score.perturb import (
-    PERTURBATIONS,
-    blacken_raw,
-    image_to_patches,
-    patches_to_image,
-    perturb,
-)
+from pipelines.score.perturb import PERTURBATIONS, blacken_raw, image_to_patches, patches_to_image, perturb
 from pipelines.seeds import generator
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -79,8 +73,7 @@ def test_refolding_the_stock_processors_patches_gives_the_normalised_image(qwen)
 
 
 @pytest.mark.parametrize(
-    ("frames", "temporal", "merge", "patch"),
-    [(2, 2, 2, 14), (6, 2, 2, 4), (3, 1, 1, 2), (2, 2, 3, 1)],
+    ("frames", "temporal", "merge", "patch"), [(2, 2, 2, 14), (6, 2, 2, 4), (3, 1, 1, 2), (2, 2, 3, 1)]
 )
 def test_cutting_and_refolding_are_inverse(frames, temporal, merge, patch):
     y, x = 2 * merge, 3 * merge
@@ -253,9 +246,7 @@ def test_a_perturbation_of_ones_own_works_on_pixels(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     image = normalized(torch.full((1, 3, 28, 28), 100.0))
-    assert torch.allclose(
-        run(image, "own_views:invert"), normalized(torch.full_like(image, 155.0)), atol=1e-5
-    )
+    assert torch.allclose(run(image, "own_views:invert"), normalized(torch.full_like(image, 155.0)), atol=1e-5)
     with pytest.raises(UserError, match=r"own_views:narrow.*returned \[1, 3, 28, 27\]"):
         run(image, "own_views:narrow")
 
@@ -297,9 +288,15 @@ def test_black_patches_are_those_of_the_image():
     patches, grid = image_to_patches(image_FCHW, 14), torch.tensor([[1, 8, 6]])
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     found = perturb(
-        patches, "patch_black", generator(0, "perturb", 1), image_mean=mean, image_std=std,
-        patch_size=14, grid_thw=grid, probability=0.5,
-    )  # fmt: skip
+        patches,
+        "patch_black",
+        generator(0, "perturb", 1),
+        image_mean=mean,
+        image_std=std,
+        patch_size=14,
+        grid_thw=grid,
+        probability=0.5,
+    )
     columns = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     scale = perturb_module._Scale(*columns, 14, 2, 0.5)
     expected = perturb_module._patch_black(image_FCHW, generator(0, "perturb", 1), scale)

@@ -19,17 +19,7 @@ from pipelines.score.scoring import (
 )
 from pipelines.watch import Silent
 
-ESTIMATORS = [
-    "kl",
-    "k3",
-    "jsd",
-    "log_ratio",
-    "top1_drop",
-    "argmax_drop",
-    "entropy",
-    "random",
-    "oracle",
-]
+ESTIMATORS = ["kl", "k3", "jsd", "log_ratio", "top1_drop", "argmax_drop", "entropy", "random", "oracle"]
 PERTURBATIONS = ["patch_black", "gaussian_noise", "gaussian_blur", "grey", "raw_black"]
 
 
@@ -48,9 +38,11 @@ def dense_log_probs(policy, prompt, response):
     types_L = torch.cat([prompt["mm_token_type_ids"], torch.zeros(len(response)).int()])
     with torch.no_grad():
         logits_LV = policy.model(
-            input_ids=ids_L[None], mm_token_type_ids=types_L[None],
-            pixel_values=prompt["pixel_values"], image_grid_thw=prompt["image_grid_thw"],
-        ).logits[0]  # fmt: skip
+            input_ids=ids_L[None],
+            mm_token_type_ids=types_L[None],
+            pixel_values=prompt["pixel_values"],
+            image_grid_thw=prompt["image_grid_thw"],
+        ).logits[0]
     logits_TV = logits_LV[-len(response) - 1 : -1].double()
     logits_TV[:, policy.suppressed_ids] = -1e30
     return logits_TV.log_softmax(-1)
@@ -59,9 +51,7 @@ def dense_log_probs(policy, prompt, response):
 # --- exact KL -------------------------------------------------------------------------------------
 
 
-def test_perception_is_the_exact_kl_of_the_two_views(
-    policy, samples, rollouts, scores, tiny_config
-):
+def test_perception_is_the_exact_kl_of_the_two_views(policy, samples, rollouts, scores, tiny_config):
     expected = []
     for sample, group in zip(samples, rollouts, strict=False):
         clean = policy.encoder.encode(sample)
@@ -179,18 +169,13 @@ def test_every_estimator_runs(configure, score_rows, rollouts, estimator, mask_p
 
 
 def test_estimators_differ(configure, score_rows, rollouts):
-    found = [
-        perception(score_rows(configure(f"score.estimator={name}"), rollouts))
-        for name in ESTIMATORS
-    ]
+    found = [perception(score_rows(configure(f"score.estimator={name}"), rollouts)) for name in ESTIMATORS]
     for i, one in enumerate(found):
         assert not any(torch.allclose(one, other) for other in found[:i])
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
-def test_every_perturbation_hides_something(
-    configure, score_rows, rollouts, perturbation, policy, samples
-):
+def test_every_perturbation_hides_something(configure, score_rows, rollouts, perturbation, policy, samples):
     config = configure(f"score.perturbation={perturbation}")
     values = perception(score_rows(config, rollouts))
     roles = [
@@ -212,9 +197,7 @@ def test_unknown_names_are_answered_with_the_nearest(configure, score_rows, roll
 
 def position_in_response(statistics, groups, samples):
     """An estimator of one's own: later tokens score higher."""
-    return torch.tensor([
-        float(i) for group in groups for ids in group.response_ids for i in range(len(ids))
-    ])  # fmt: skip
+    return torch.tensor([float(i) for group in groups for ids in group.response_ids for i in range(len(ids))])
 
 
 def test_an_estimator_by_import_path(configure, score_rows, rollouts):
@@ -227,9 +210,7 @@ def test_the_oracle_knows_what_was_read(policy, samples):
     text = "<think> a1 shows 7, b2 shows 3. 7 + 3 = 10 </think> \\boxed{10}"
     ids = policy.tokenizer(text)["input_ids"]
     roles = token_roles(policy, samples[0], ids)
-    read = [
-        policy.tokenizer.decode([i]) for i, r in zip(ids, roles, strict=True) if r == "perception"
-    ]
+    read = [policy.tokenizer.decode([i]) for i, r in zip(ids, roles, strict=True) if r == "perception"]
     assert read == [" 7", " 3"]
 
 
@@ -237,10 +218,7 @@ def test_the_oracle_needs_the_embedded_data(configure, score_rows, rollouts, sam
     rows = [dataclasses.replace(sample, metadata="{}") for sample in samples]
     write_rows(tmp_path / "train.parquet", Sample, rows)
     with pytest.raises(UserError, match="has no known token roles") as caught:
-        score_rows(
-            configure("score.estimator=oracle"), rollouts,
-            samples=SampleTable(tmp_path / "train.parquet"),
-        )  # fmt: skip
+        score_rows(configure("score.estimator=oracle"), rollouts, samples=SampleTable(tmp_path / "train.parquet"))
     assert "data.source=glyphs" in caught.value.fix
 
 
@@ -259,9 +237,7 @@ def half_blind(samples, tmp_path):
 
 
 @pytest.mark.parametrize("estimator", ["kl", "entropy"])
-def test_all_tokens_are_kept_where_no_image_is_to_depend_on(
-    configure, score_rows, rollouts, half_blind, estimator
-):
+def test_all_tokens_are_kept_where_no_image_is_to_depend_on(configure, score_rows, rollouts, half_blind, estimator):
     rows = score_rows(configure(f"score.estimator={estimator}"), rollouts, samples=half_blind)
     shares = [flat([row.keep]).float().mean().item() for row in rows]
     assert all(0.4 <= share < 0.5 for share in shares[2:])
@@ -272,9 +248,7 @@ def test_all_tokens_are_kept_where_no_image_is_to_depend_on(
         assert all(share < 0.5 for share in shares[:2])
 
 
-def test_as_published_the_first_tokens_of_such_a_response_are_kept(
-    configure, score_rows, rollouts, half_blind
-):
+def test_as_published_the_first_tokens_of_such_a_response_are_kept(configure, score_rows, rollouts, half_blind):
     rows = score_rows(configure("published.filter_text_only=true"), rollouts, samples=half_blind)
     for keep in (response for row in rows[:2] for response in row.keep):
         kept = math.ceil(round(0.4 * len(keep), 6))
@@ -314,9 +288,7 @@ def test_metrics(policy, rollouts, scores, table, tiny_config, tmp_path):
     assert metrics["mismatch_max"] < 1e-4  # the engine's log-probs are the trainer's
 
 
-def test_a_question_without_an_image_has_no_perception(
-    policy, rollouts, score_rows, tiny_config, tmp_path
-):
+def test_a_question_without_an_image_has_no_perception(policy, rollouts, score_rows, tiny_config, tmp_path):
     text = Sample("text", "What is 3 + 4?", [], "7")
     write_rows(tmp_path / "train.parquet", Sample, [text])
     group = dataclasses.replace(rollouts[0], sample_id="text")
@@ -329,16 +301,12 @@ def test_surplus_of_an_earlier_step_keeps_the_log_probs_it_was_sampled_with(
 ):
     # As if the second group had been sampled by an earlier policy: its ratio is to that one, and
     # the engine mismatch is measured on the first group alone.
-    old = dataclasses.replace(
-        rollouts[1], step=0, logp=[[x - 1.0 for x in row] for row in rollouts[1].logp]
-    )
+    old = dataclasses.replace(rollouts[1], step=0, logp=[[x - 1.0 for x in row] for row in rollouts[1].logp])
     groups = [dataclasses.replace(rollouts[0], step=1), old]
     metrics = score(tiny_config, 1, groups, table, policy, tmp_path, Silent())
     scored = read_rows(tmp_path / "scores.parquet", Scored)
     assert flat([scored[1].old_logp]).tolist() == flat([old.logp]).tolist()
-    torch.testing.assert_close(
-        flat([scored[0].old_logp]), flat([rollouts[0].logp]), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(flat([scored[0].old_logp]), flat([rollouts[0].logp]), atol=1e-4, rtol=0)
     assert metrics["mismatch_max"] < 1e-4
     assert metrics["surplus_share"] == pytest.approx(0.5)  # G of 2 G responses
 
@@ -362,10 +330,7 @@ def test_streamed_perception_is_the_dense_one(policy, tiny_config, rollouts, sam
 def test_bfloat16_perception_is_within_bounds(policy, fresh_policy, configure, rollouts, samples):
     # Stated: the mean difference below 0.02 nats, and nearly the same tokens kept.
     half = fresh_policy(configure("model.dtype=bfloat16"))
-    exact, rounded = (
-        group_statistics(p.config, 1, rollouts, samples[: len(rollouts)], p).kl
-        for p in (policy, half)
-    )
+    exact, rounded = (group_statistics(p.config, 1, rollouts, samples[: len(rollouts)], p).kl for p in (policy, half))
     assert 0 < (exact - rounded).abs().mean() < 0.02
     count = len(exact) * 2 // 5
     tops = [set(kl_N.topk(count).indices.tolist()) for kl_N in (exact, rounded)]

@@ -17,9 +17,13 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 
 
 @dataclass
@@ -58,21 +62,19 @@ class Browser:
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
 
-    def open(
-        self, path: Path, *, width: int = 1280, dark: bool = False, scale: float = 1
-    ) -> Opened:
+    def open(self, path: Path, *, width: int = 1280, dark: bool = False, scale: float = 1) -> Opened:
         context = self._chromium.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light",
-            device_scale_factor=scale, reduced_motion="reduce",
-        )  # fmt: skip
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            device_scale_factor=scale,
+            reduced_motion="reduce",
+        )
         opened = Opened(context.new_page())
         opened.page.set_default_timeout(20_000)
         opened.page.on("console", lambda message: opened.complaints.append(message.text))
         opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
         opened.page.on("request", lambda request: opened.requests.append(request.url))
-        opened.page.on(
-            "dialog", lambda dialog: opened.complaints.append(f"dialog {dialog.message}")
-        )
+        opened.page.on("dialog", lambda dialog: opened.complaints.append(f"dialog {dialog.message}"))
         opened.page.goto(path.absolute().as_uri())
         opened.page.wait_for_selector("main[aria-busy=false]")
         return opened

@@ -23,10 +23,17 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SCRIPT = Path(sys.executable).with_name("vppo")
 
 SMALL = (
-    "data.glyphs.train=64", "data.glyphs.validation=8", "data.glyphs.test=16",
-    "rollout.prompts_per_step=4", "update.batch_prompts=4", "update.micro_batch_prompts=2",
-    "checkpoint.every=2", "checkpoint.validation_samples=2", "eval.samples=2", "run.steps=3",
-)  # fmt: skip
+    "data.glyphs.train=64",
+    "data.glyphs.validation=8",
+    "data.glyphs.test=16",
+    "rollout.prompts_per_step=4",
+    "update.batch_prompts=4",
+    "update.micro_batch_prompts=2",
+    "checkpoint.every=2",
+    "checkpoint.validation_samples=2",
+    "eval.samples=2",
+    "run.steps=3",
+)
 """Settings of a run that is as small as can be and still has every stage."""
 
 
@@ -105,10 +112,15 @@ def start(
     outputs.chmod(0o777)
     out, err = outputs / "out", outputs / "err"
     pid = _ask(
-        start=[str(a) for a in arguments], out=str(out), err=str(err), cwd=str(cwd or runs.parent),
-        env={**ONE_THREAD, "VPPO_RUNS": str(runs), **(env or {})}, largest_file=largest_file,
-        plain_user=plain_user, fault=fault,
-    )  # fmt: skip
+        start=[str(a) for a in arguments],
+        out=str(out),
+        err=str(err),
+        cwd=str(cwd or runs.parent),
+        env={**ONE_THREAD, "VPPO_RUNS": str(runs), **(env or {})},
+        largest_file=largest_file,
+        plain_user=plain_user,
+        fault=fault,
+    )
     return Command(pid, out, err)
 
 
@@ -123,9 +135,12 @@ def fresh(*arguments: str | Path, runs: Path) -> subprocess.CompletedProcess[str
     """Run ``vppo`` in an interpreter of its own, nothing imported beforehand."""
     return subprocess.run(
         [str(SCRIPT), *map(str, arguments)],
-        env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)}, cwd=runs.parent,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
+        cwd=runs.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -143,8 +158,9 @@ def stamps(run: Path, pattern: str) -> dict[str, tuple[int, int]]:
     """Path -> (inode, time of change) of matching files: equal only if nobody wrote them again."""
     return {
         str(f.relative_to(run)): (f.stat().st_ino, f.stat().st_mtime_ns)
-        for f in run.glob(pattern) if ".partial" not in str(f)
-    }  # fmt: skip
+        for f in run.glob(pattern)
+        if ".partial" not in str(f)
+    }
 
 
 def copy_of(run: Path, folder: Path) -> Path:
@@ -177,9 +193,11 @@ def _server() -> subprocess.Popen[str]:
     shim = {"LD_PRELOAD": str(fault_shim())} if fault_shim() else {}  # asleep until it is armed
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, **ONE_THREAD, **shim},
-    )  # fmt: skip
+    )
     atexit.register(server.wait)
     assert server.stdin is not None
     atexit.register(server.stdin.close)

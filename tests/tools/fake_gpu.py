@@ -62,8 +62,18 @@ def built() -> Path:
         raise RuntimeError("the emulated GPU needs a C++ compiler (apt install g++)")
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = library.with_suffix(f".{os.getpid()}")
-    line = [compiler, "-std=c++20", "-O0", "-w", "-shared", "-fPIC", f"-I{torch / 'include'}",
-            "-o", str(partial), str(SOURCE)]  # fmt: skip
+    line = [
+        compiler,
+        "-std=c++20",
+        "-O0",
+        "-w",
+        "-shared",
+        "-fPIC",
+        f"-I{torch / 'include'}",
+        "-o",
+        str(partial),
+        str(SOURCE),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(line)}\n{done.stderr}")
@@ -124,17 +134,26 @@ def _replaced() -> Iterator[tuple[Any, str, Any]]:
     from fake_gpu_tensors import attention, tensor
 
     card = SimpleNamespace(
-        name="NVIDIA H100 80GB HBM3 (emulated)", total_memory=MEMORY, major=9, minor=0,
-        multi_processor_count=132,
-    )  # fmt: skip
+        name="NVIDIA H100 80GB HBM3 (emulated)", total_memory=MEMORY, major=9, minor=0, multi_processor_count=132
+    )
     answers: dict[str, Any] = {
-        "is_available": True, "is_initialized": True, "is_bf16_supported": True,
-        "device_count": 1, "current_device": 0, "set_device": None, "_lazy_init": None,
-        "get_device_name": card.name, "get_device_properties": card,
-        "get_device_capability": (9, 0), "is_current_stream_capturing": False,
-        "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None,
-        "memory_allocated": 1, "max_memory_allocated": 1,
-    }  # fmt: skip
+        "is_available": True,
+        "is_initialized": True,
+        "is_bf16_supported": True,
+        "device_count": 1,
+        "current_device": 0,
+        "set_device": None,
+        "_lazy_init": None,
+        "get_device_name": card.name,
+        "get_device_properties": card,
+        "get_device_capability": (9, 0),
+        "is_current_stream_capturing": False,
+        "synchronize": None,
+        "empty_cache": None,
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 1,
+        "max_memory_allocated": 1,
+    }
     for name, answer in answers.items():
         yield torch.cuda, name, lambda *_, answer=answer, **__: answer
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False

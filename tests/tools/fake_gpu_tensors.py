@@ -95,17 +95,43 @@ class Gpu(Tensor):
         return torch.nn.Parameter(copy) if isinstance(self, torch.nn.Parameter) else copy
 
 
-NO_KERNEL = frozenset({
-    "_reshape_alias", "_unsafe_view", "detach", "detach_", "device", "empty", "empty_like",
-    "empty_strided", "is_pinned", "is_same_size", "item", "lift", "lift_fresh", "new_empty",
-    "new_empty_strided", "record_stream", "sym_size",
-})  # fmt: skip
+NO_KERNEL = frozenset(
+    {
+        "_reshape_alias",
+        "_unsafe_view",
+        "detach",
+        "detach_",
+        "device",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "is_pinned",
+        "is_same_size",
+        "item",
+        "lift",
+        "lift_fresh",
+        "new_empty",
+        "new_empty_strided",
+        "record_stream",
+        "sym_size",
+    }
+)
 COPIES = frozenset({"copy_", "_to_copy"})
 INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
-WAITS = frozenset({
-    "_local_scalar_dense", "_unique2", "bincount", "equal", "is_nonzero", "masked_select", "nonzero",
-    "repeat_interleave", "unique_consecutive", "unique_dim",
-})  # fmt: skip
+WAITS = frozenset(
+    {
+        "_local_scalar_dense",
+        "_unique2",
+        "bincount",
+        "equal",
+        "is_nonzero",
+        "masked_select",
+        "nonzero",
+        "repeat_interleave",
+        "unique_consecutive",
+        "unique_dim",
+    }
+)
 SCALAR_TAKEN = frozenset({"fill_", "masked_fill", "masked_fill_", "where"})
 """Beside the pointwise ones: operations that take a CPU tensor of no dimension for a number."""
 PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "mm"})
@@ -194,9 +220,7 @@ class FakeGpu(TorchDispatchMode):
 
         return _mapped(back, found)
 
-    def _check(
-        self, func: Any, name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]
-    ) -> None:
+    def _check(self, func: Any, name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> None:
         """Refuse what CUDA refuses.
 
         Raises:
@@ -209,33 +233,25 @@ class FakeGpu(TorchDispatchMode):
         elif name in INDEXED:  # indices may lie on the host
             taken = {id(x) for x in args[1] if x is not None}
             values = args[2] if len(args) > 2 else None
-            others = [x for x in others
-                      if id(x) not in taken and not (x is values and x.dim() == 0)]  # fmt: skip
-        elif (torch.Tag.pointwise in func.tags or name in SCALAR_TAKEN
-              or (name.startswith("_foreach_") and func._overloadname == "Tensor")):  # fmt: skip
+            others = [x for x in others if id(x) not in taken and not (x is values and x.dim() == 0)]
+        elif (
+            torch.Tag.pointwise in func.tags
+            or name in SCALAR_TAKEN
+            or (name.startswith("_foreach_") and func._overloadname == "Tensor")
+        ):
             others = [x for x in others if x.dim() > 0]
         if others:
             gpu = [tuple(x.shape) for x in tensors if isinstance(x, Gpu)]
             cpu = [tuple(x.shape) for x in others]
-            raise MixedDevices(
-                f"{func} takes tensors of cuda:0 {_few(gpu)} and of cpu {_few(cpu)} at {place()}"
-            )
-        if torch.are_deterministic_algorithms_enabled() and not (
-            torch.is_deterministic_algorithms_warn_only_enabled()
-        ):
+            raise MixedDevices(f"{func} takes tensors of cuda:0 {_few(gpu)} and of cpu {_few(cpu)} at {place()}")
+        if torch.are_deterministic_algorithms_enabled() and not (torch.is_deterministic_algorithms_warn_only_enabled()):
             floats = tensors[0].is_floating_point()
             if name in NOT_DETERMINISTIC and floats:
                 raise RuntimeError(f"{name} has no deterministic kernel on CUDA, at {place()}")
-            if name in PRODUCTS and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (
-                ":4096:8", ":16:8",
-            ):  # fmt: skip
-                raise RuntimeError(
-                    f"deterministic {name} needs CUBLAS_WORKSPACE_CONFIG, at {place()}"
-                )
+            if name in PRODUCTS and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+                raise RuntimeError(f"deterministic {name} needs CUBLAS_WORKSPACE_CONFIG, at {place()}")
 
-    def _count(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], here: bool
-    ) -> None:
+    def _count(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], here: bool) -> None:
         if not (func.is_view or name in NO_KERNEL):
             self._counted["launches"] += 1
         if name in COPIES:
@@ -338,10 +354,15 @@ def tensor(data: Any, **settings: Any) -> Tensor:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """SDPA as one kernel, and one for its gradient; under autocast of rounded inputs, as on CUDA."""
     how = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     given = (query, key, value, *(() if attn_mask is None else (attn_mask,)))
@@ -349,11 +370,11 @@ def attention(
     if not any(ours):
         return _attention(query, key, value, attn_mask, dropout_p, **how)
     if not all(ours):
-        shapes = {side: [tuple(x.shape) for x, our in zip(given, ours, strict=True) if our == side]
-                  for side in (True, False)}  # fmt: skip
+        shapes = {
+            side: [tuple(x.shape) for x, our in zip(given, ours, strict=True) if our == side] for side in (True, False)
+        }
         raise MixedDevices(
-            f"attention takes tensors of cuda:0 {_few(shapes[True])} and of cpu "
-            f"{_few(shapes[False])} at {place()}"
+            f"attention takes tensors of cuda:0 {_few(shapes[True])} and of cpu {_few(shapes[False])} at {place()}"
         )
     assert not dropout_p, "a dropout has no counterpart here"
     if torch.is_autocast_enabled("cuda"):
@@ -362,9 +383,7 @@ def attention(
         if attn_mask is not None and attn_mask.dtype != torch.bool:
             attn_mask = attn_mask.to(half)
     if not query.dtype == key.dtype == value.dtype:
-        raise RuntimeError(
-            f"attention of {query.dtype}, {key.dtype} and {value.dtype} at {place()}"
-        )
+        raise RuntimeError(f"attention of {query.dtype}, {key.dtype} and {value.dtype} at {place()}")
     return _Attention.apply(query, key, value, attn_mask, how)
 
 

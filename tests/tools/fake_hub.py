@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-_API = re.compile(
-    r"/api/(dataset|model)s/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?"
-)
+_API = re.compile(r"/api/(dataset|model)s/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 _FILE = re.compile(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)")
 
 Files = dict[str, bytes]
@@ -56,9 +54,12 @@ class FakeHub:
     def env(self, folder: Path) -> dict[str, str]:
         """Environment of a process that has this hub, and caches of its own."""
         return {
-            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}", "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        }  # fmt: skip
+            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(folder),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
 
     def files(self, kind: str, name: str, revision: str) -> tuple[str, Files] | None:
         known = self.commits.get((kind, name), [])
@@ -90,18 +91,31 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"{}")
 
-    def _about(self, kind: str, name: str, what: str | None, revision: str | None, inside: str | None,
-               *, body: bytes, all_below: bool) -> None:  # fmt: skip
+    def _about(
+        self,
+        kind: str,
+        name: str,
+        what: str | None,
+        revision: str | None,
+        inside: str | None,
+        *,
+        body: bytes,
+        all_below: bool,
+    ) -> None:
         commit = self.hub.files(kind, name, revision or "main")
         if commit is None:
-            self._send(
-                404, b"{}", {"X-Error-Code": "RevisionNotFound" if revision else "RepoNotFound"}
-            )
+            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound" if revision else "RepoNotFound"})
             return
         sha, files = commit
         if what in (None, "revision"):
-            about = {"id": name, "sha": sha, "private": False, "tags": [], "gated": False,
-                     "siblings": [{"rfilename": file} for file in files]}  # fmt: skip
+            about = {
+                "id": name,
+                "sha": sha,
+                "private": False,
+                "tags": [],
+                "gated": False,
+                "siblings": [{"rfilename": file} for file in files],
+            }
             self._json(about)
             return
         if what == "tree":
@@ -112,12 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, commit: tuple[str, Files] | None, name: str) -> None:
         if commit is None or name not in commit[1]:
-            self._send(
-                404,
-                b"",
-                {"X-Error-Code": "EntryNotFound"}
-                | ({"X-Repo-Commit": commit[0]} if commit else {}),
-            )
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"} | ({"X-Repo-Commit": commit[0]} if commit else {}))
             return
         content, status, headers = commit[1][name], 200, {}
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
@@ -126,9 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             content, status = content[first : last + 1], 206
         etag = _oid(commit[1][name])
         self._send(
-            status,
-            content,
-            headers | {"ETag": f'"{etag}"', "X-Repo-Commit": commit[0], "Accept-Ranges": "bytes"},
+            status, content, headers | {"ETag": f'"{etag}"', "X-Repo-Commit": commit[0], "Accept-Ranges": "bytes"}
         )
 
     def _json(self, value: Any) -> None:
@@ -151,12 +158,8 @@ def _tree(files: Files, inside: str, *, all_below: bool) -> list[dict[str, Any]]
     start = f"{inside}/" if inside else ""
     below = {name: name.removeprefix(start) for name in files if name.startswith(start)}
     folders = {f"{start}{rest.split('/')[0]}" for rest in below.values() if "/" in rest}
-    found = [
-        {"type": "directory", "path": path, "oid": _oid(path.encode())} for path in sorted(folders)
-    ]
-    return found + [
-        _entry(name, files[name]) for name, rest in below.items() if all_below or "/" not in rest
-    ]
+    found = [{"type": "directory", "path": path, "oid": _oid(path.encode())} for path in sorted(folders)]
+    return found + [_entry(name, files[name]) for name, rest in below.items() if all_below or "/" not in rest]
 
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:

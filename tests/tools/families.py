@@ -23,15 +23,15 @@ from pipelines.model.torchvision_ops import ensure_importable
 
 HIDDEN = 64
 TEXT = {
-    "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 1024, "tie_word_embeddings": False,
-}  # fmt: skip
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
     "num_attention_heads": 2,
-    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
 }
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.5]}
 """One value a channel, so that a mistaken order of channels shows."""
@@ -85,49 +85,61 @@ def qwen(name: str, patch_size: int, text: dict[str, Any], vision: dict[str, Any
     }
     processor_class, video_class = (getattr(transformers, n) for n in classes[name])
     words = tokenizer()
-    settings = STATISTICS | {
-        "patch_size": patch_size,
-        "size": {"shortest_edge": 56 * 56, "longest_edge": 160 * 160},
-    }
+    settings = STATISTICS | {"patch_size": patch_size, "size": {"shortest_edge": 56 * 56, "longest_edge": 160 * 160}}
     processor = processor_class(
-        image_processor=Qwen2VLImageProcessor(**settings), video_processor=video_class(**settings),
-        tokenizer=words, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        image_processor=Qwen2VLImageProcessor(**settings),
+        video_processor=video_class(**settings),
+        tokenizer=words,
+        chat_template=CHAT_TEMPLATE,
+    )
     token = words.convert_tokens_to_ids
     config = AutoConfig.for_model(
-        name, text_config=TEXT | {"vocab_size": len(words)} | text,
+        name,
+        text_config=TEXT | {"vocab_size": len(words)} | text,
         vision_config={"depth": 2, "num_heads": 2, "patch_size": patch_size} | vision,
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
     return config, processor
 
 
 def qwen2_vl() -> Any:
-    return qwen(
-        "qwen2_vl", 14, {"rope_parameters": MROPE},
-        {"embed_dim": 32, "hidden_size": HIDDEN, "mlp_ratio": 2},
-    )  # fmt: skip
+    return qwen("qwen2_vl", 14, {"rope_parameters": MROPE}, {"embed_dim": 32, "hidden_size": HIDDEN, "mlp_ratio": 2})
 
 
 def qwen2_5_vl() -> Any:
     """Its vision tower attends in windows of 56 pixels in the first layer."""
     return qwen(
-        "qwen2_5_vl", 14, {"rope_parameters": MROPE},
-        {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": HIDDEN, "window_size": 56,
-         "fullatt_block_indexes": [1]},
-    )  # fmt: skip
+        "qwen2_5_vl",
+        14,
+        {"rope_parameters": MROPE},
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": HIDDEN,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+    )
 
 
 def qwen3_vl() -> Any:
     """Interleaved M-RoPE; both vision layers feed a layer of the language model too (deepstack)."""
     return qwen(
-        "qwen3_vl", 16,
+        "qwen3_vl",
+        16,
         {"head_dim": 32, "rope_parameters": MROPE | {"mrope_interleaved": True}},
-        {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": HIDDEN,
-         "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
-    )  # fmt: skip
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": HIDDEN,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+    )
 
 
 def idefics3(name: str = "idefics3") -> Any:
@@ -137,9 +149,7 @@ def idefics3(name: str = "idefics3") -> Any:
 
     prefix = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[name]
     grid = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    words = tokenizer(
-        "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid
-    )
+    words = tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid)
     words.eos_token = "<end_of_utterance>"
     parts = {
         "image_processor": getattr(transformers, f"{prefix}ImageProcessor")(
@@ -154,11 +164,14 @@ def idefics3(name: str = "idefics3") -> Any:
         tokenizer=words, image_seq_len=4, chat_template=IDEFICS3_CHAT, **parts
     )
     config = AutoConfig.for_model(
-        name, text_config=TEXT | {"model_type": "llama", "vocab_size": len(words)},
-        vision_config=VISION | {"image_size": 56, "patch_size": 14}, scale_factor=2,
-        image_token_id=words.convert_tokens_to_ids("<image>"), tie_word_embeddings=False,
+        name,
+        text_config=TEXT | {"model_type": "llama", "vocab_size": len(words)},
+        vision_config=VISION | {"image_size": 56, "patch_size": 14},
+        scale_factor=2,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
         pad_token_id=words.pad_token_id,
-    )  # fmt: skip
+    )
     return config, processor
 
 
@@ -168,86 +181,117 @@ def smolvlm() -> Any:
 
 def internvl() -> Any:
     """Tiles of 56 pixels and an overview, those of all images in one list [tiles, C, H, W]."""
-    from transformers import (
-        AutoConfig,
-        GotOcr2ImageProcessor,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-    )
+    from transformers import AutoConfig, GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
 
     words = tokenizer(
-        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>",
-        video_token="<video>",
-    )  # fmt: skip
+        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
+    )
     size = {"height": 56, "width": 56}
     processor = InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(
             size=size, crop_to_patches=True, min_patches=1, max_patches=4, **STATISTICS
         ),
-        video_processor=InternVLVideoProcessor(size=size), tokenizer=words, image_seq_length=4,
+        video_processor=InternVLVideoProcessor(size=size),
+        tokenizer=words,
+        image_seq_length=4,
         chat_template=INTERNVL_CHAT,
-    )  # fmt: skip
+    )
     config = AutoConfig.for_model(
-        "internvl", text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(words)},
+        "internvl",
+        text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(words)},
         vision_config=VISION | {"image_size": [56, 56], "patch_size": [14, 14]},
-        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=4,
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return config, processor
 
 
 def qwen3_vl_moe() -> Any:
     """Every layer a mixture of four experts, two for each token."""
     return qwen(
-        "qwen3_vl_moe", 16,
-        {"head_dim": 32, "rope_parameters": MROPE | {"mrope_interleaved": True}, "num_experts": 4,
-         "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1},
-        {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": HIDDEN,
-         "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
-    )  # fmt: skip
+        "qwen3_vl_moe",
+        16,
+        {
+            "head_dim": 32,
+            "rope_parameters": MROPE | {"mrope_interleaved": True},
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "decoder_sparse_step": 1,
+        },
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": HIDDEN,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+    )
 
 
 def qwen3_5() -> Any:
     """Two layers of linear attention (a gated delta rule), then one of full attention."""
-    rope = MROPE | {
-        "mrope_interleaved": True,
-        "partial_rotary_factor": 0.5,
-        "mrope_section": [4, 2, 2],
-    }
+    rope = MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2]}
     return qwen(
-        "qwen3_5", 16,
-        {"head_dim": 32, "rope_parameters": rope, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-         "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-         "layer_types": ["linear_attention", "linear_attention", "full_attention"]},
-        {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": HIDDEN,
-         "num_position_embeddings": 64},
-    )  # fmt: skip
+        "qwen3_5",
+        16,
+        {
+            "head_dim": 32,
+            "rope_parameters": rope,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+        },
+        {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": HIDDEN, "num_position_embeddings": 64},
+    )
 
 
 def glm4v() -> Any:
     """Qwen's list of patches and M-RoPE, with norms around every block."""
     from transformers import AutoConfig, Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
 
-    names = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
-             "<|image|>", "<|video|>")  # fmt: skip
+    names = (
+        "<|begin_of_image|>",
+        "<|end_of_image|>",
+        "<|begin_of_video|>",
+        "<|end_of_video|>",
+        "<|image|>",
+        "<|video|>",
+    )
     words = tokenizer(*names)
     ids = [words.convert_tokens_to_ids(name) for name in names]
     size = {"shortest_edge": 56 * 56 * 2, "longest_edge": 160 * 160 * 2}
     settings = STATISTICS | {"patch_size": 14, "size": size}
     picture = "<|begin_of_image|><|image|><|end_of_image|>"
     processor = Glm4vProcessor(
-        image_processor=Glm4vImageProcessor(**settings), tokenizer=words,
+        image_processor=Glm4vImageProcessor(**settings),
+        tokenizer=words,
         video_processor=Glm4vVideoProcessor(**settings),
         chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", picture),
-    )  # fmt: skip
+    )
     config = AutoConfig.for_model(
-        "glm4v", text_config=TEXT | {"vocab_size": len(words), "rope_parameters": MROPE},
-        vision_config={"depth": 2, "num_heads": 2, "patch_size": 14, "hidden_size": 32, "image_size": 112,
-                       "intermediate_size": 48, "out_hidden_size": HIDDEN},
-        image_start_token_id=ids[0], image_end_token_id=ids[1], video_start_token_id=ids[2],
-        video_end_token_id=ids[3], image_token_id=ids[4], video_token_id=ids[5],
+        "glm4v",
+        text_config=TEXT | {"vocab_size": len(words), "rope_parameters": MROPE},
+        vision_config={
+            "depth": 2,
+            "num_heads": 2,
+            "patch_size": 14,
+            "hidden_size": 32,
+            "image_size": 112,
+            "intermediate_size": 48,
+            "out_hidden_size": HIDDEN,
+        },
+        image_start_token_id=ids[0],
+        image_end_token_id=ids[1],
+        video_start_token_id=ids[2],
+        video_end_token_id=ids[3],
+        image_token_id=ids[4],
+        video_token_id=ids[5],
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return config, processor
 
 
@@ -260,15 +304,21 @@ def llava() -> Any:
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, **STATISTICS
         ),
-        tokenizer=words, patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=LLAVA_CHAT,
-    )  # fmt: skip
+        tokenizer=words,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_CHAT,
+    )
     config = AutoConfig.for_model(
-        "llava", text_config=TEXT | {"model_type": "llama", "vocab_size": len(words)},
+        "llava",
+        text_config=TEXT | {"model_type": "llama", "vocab_size": len(words)},
         vision_config=VISION | {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14},
-        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16,
-        vision_feature_layer=-1, tie_word_embeddings=False,
-    )  # fmt: skip
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
     return config, processor
 
 
@@ -282,19 +332,27 @@ def llava_next() -> Any:
     words = tokenizer(image_token="<image>")
     processor = LlavaNextProcessor(
         image_processor=LlavaNextImageProcessor(
-            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56},
-            image_grid_pinpoints=PINPOINTS, **STATISTICS
+            size={"shortest_edge": 56},
+            crop_size={"height": 56, "width": 56},
+            image_grid_pinpoints=PINPOINTS,
+            **STATISTICS,
         ),
-        tokenizer=words, patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=LLAVA_CHAT,
-    )  # fmt: skip
+        tokenizer=words,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_CHAT,
+    )
     config = AutoConfig.for_model(
         "llava_next",
         text_config=TEXT | {"model_type": "mistral", "vocab_size": len(words), "sliding_window": None},
         vision_config=VISION | {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14},
-        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16,
-        vision_feature_layer=-1, image_grid_pinpoints=PINPOINTS, tie_word_embeddings=False,
-    )  # fmt: skip
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        image_grid_pinpoints=PINPOINTS,
+        tie_word_embeddings=False,
+    )
     return config, processor
 
 
@@ -310,20 +368,23 @@ def llava_onevision() -> Any:
     words = tokenizer(image_token="<image>", video_token="<video>")
     size = {"height": 56, "width": 56}
     processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(
-            size=size, image_grid_pinpoints=PINPOINTS, **STATISTICS
-        ),
-        video_processor=LlavaOnevisionVideoProcessor(size=size, **STATISTICS), tokenizer=words,
-        num_image_tokens=16, vision_feature_select_strategy="full", chat_template=LLAVA_CHAT,
-    )  # fmt: skip
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS, **STATISTICS),
+        video_processor=LlavaOnevisionVideoProcessor(size=size, **STATISTICS),
+        tokenizer=words,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=LLAVA_CHAT,
+    )
     config = AutoConfig.for_model(
-        "llava_onevision", text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(words)},
-        vision_config=VISION | {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14,
-                                "vision_use_head": False},
+        "llava_onevision",
+        text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(words)},
+        vision_config=VISION
+        | {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False},
         image_token_index=words.convert_tokens_to_ids("<image>"),
         video_token_index=words.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=PINPOINTS, tie_word_embeddings=False,
-    )  # fmt: skip
+        image_grid_pinpoints=PINPOINTS,
+        tie_word_embeddings=False,
+    )
     return config, processor
 
 
@@ -331,28 +392,34 @@ def gemma3() -> Any:
     """Image tokens see each other; two of three layers attend in a window of 32 tokens."""
     from transformers import AutoConfig, Gemma3ImageProcessor, Gemma3Processor
 
-    words = tokenizer(
-        boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
-    )
+    words = tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessor(size={"height": 56, "width": 56}, **STATISTICS),
-        tokenizer=words, image_seq_length=4,
-        chat_template=CHAT_TEMPLATE.replace(
-            "<|vision_start|><|image_pad|><|vision_end|>", "<start_of_image>"
-        ),
-    )  # fmt: skip
+        tokenizer=words,
+        image_seq_length=4,
+        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<start_of_image>"),
+    )
     token = words.convert_tokens_to_ids
     config = AutoConfig.for_model(
         "gemma3",
-        text_config=TEXT | {"vocab_size": len(words), "head_dim": 32, "query_pre_attn_scalar": 32,
-                            "sliding_window": 32, "eos_token_id": words.eos_token_id,
-                            "bos_token_id": None, "pad_token_id": words.pad_token_id,
-                            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+        text_config=TEXT
+        | {
+            "vocab_size": len(words),
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 32,
+            "eos_token_id": words.eos_token_id,
+            "bos_token_id": None,
+            "pad_token_id": words.pad_token_id,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
         vision_config=VISION | {"image_size": 56, "patch_size": 14, "vision_use_head": False},
-        mm_tokens_per_image=4, boi_token_index=token("<start_of_image>"),
-        eoi_token_index=token("<end_of_image>"), image_token_index=token("<image_soft_token>"),
+        mm_tokens_per_image=4,
+        boi_token_index=token("<start_of_image>"),
+        eoi_token_index=token("<end_of_image>"),
+        image_token_index=token("<image_soft_token>"),
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return config, processor
 
 
@@ -364,29 +431,46 @@ def paligemma() -> Any:
     words.bos_token = words.pad_token
     image_processor = SiglipImageProcessor(size={"height": 56, "width": 56}, **STATISTICS)
     image_processor.image_seq_length = 16
-    processor = PaliGemmaProcessor(
-        image_processor=image_processor, tokenizer=words, chat_template=PALIGEMMA_CHAT
-    )
+    processor = PaliGemmaProcessor(image_processor=image_processor, tokenizer=words, chat_template=PALIGEMMA_CHAT)
     words = processor.tokenizer
     config = AutoConfig.for_model(
         "paligemma",
-        text_config=TEXT | {"model_type": "gemma", "vocab_size": len(words), "head_dim": 32,
-                            "eos_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id,
-                            "pad_token_id": words.pad_token_id},
-        vision_config=VISION | {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14,
-                                "vision_use_head": False},
-        image_token_index=words.convert_tokens_to_ids("<image>"), projection_dim=HIDDEN,
-        hidden_size=HIDDEN, vocab_size=len(words), tie_word_embeddings=False,
-    )  # fmt: skip
+        text_config=TEXT
+        | {
+            "model_type": "gemma",
+            "vocab_size": len(words),
+            "head_dim": 32,
+            "eos_token_id": words.eos_token_id,
+            "bos_token_id": words.bos_token_id,
+            "pad_token_id": words.pad_token_id,
+        },
+        vision_config=VISION
+        | {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False},
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        projection_dim=HIDDEN,
+        hidden_size=HIDDEN,
+        vocab_size=len(words),
+        tie_word_embeddings=False,
+    )
     return config, processor
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
-    "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "qwen3_vl_moe": qwen3_vl_moe,
-    "glm4v": glm4v, "idefics3": idefics3, "smolvlm": smolvlm, "internvl": internvl, "llava": llava,
-    "llava_next": llava_next, "llava_onevision": llava_onevision, "qwen3_5": qwen3_5, "gemma3": gemma3,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "glm4v": glm4v,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+    "internvl": internvl,
+    "llava": llava,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "qwen3_5": qwen3_5,
+    "gemma3": gemma3,
     "paligemma": paligemma,
-}  # fmt: skip
+}
 """How to make (config, processor) of each."""
 
 VISION_TOWERS = ("visual", "vision_model", "vision_tower")
@@ -404,9 +488,7 @@ def write_folder(name: str, folder: Path, seed: int = 0) -> Path:
         model = AutoModelForImageTextToText.from_config(config)
         draw_weights(model)
     words = processor.tokenizer
-    model.generation_config = GenerationConfig(
-        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

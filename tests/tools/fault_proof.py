@@ -39,13 +39,27 @@ from command_line import Command, contents, fault_shim, given, start
 NAME = "small"
 
 SETTINGS = (
-    "data.glyphs.train=16", "data.glyphs.validation=2", "data.glyphs.test=4",
-    "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=16",
-    "rollout.dynamic_sampling=false", "update.batch_prompts=2", "update.micro_batch_prompts=2",
-    "checkpoint.every=2", "checkpoint.validation_samples=1", "checkpoint.keep_last=1",
-    "checkpoint.keep_best=0", "eval.samples=1", "eval.batch_prompts=2", "eval.max_new_tokens=16",
-    "eval.baseline=false", "reward.workers=1", "run.threads=1", "run.steps=3",
-)  # fmt: skip
+    "data.glyphs.train=16",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=4",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=16",
+    "rollout.dynamic_sampling=false",
+    "update.batch_prompts=2",
+    "update.micro_batch_prompts=2",
+    "checkpoint.every=2",
+    "checkpoint.validation_samples=1",
+    "checkpoint.keep_last=1",
+    "checkpoint.keep_best=0",
+    "eval.samples=1",
+    "eval.batch_prompts=2",
+    "eval.max_new_tokens=16",
+    "eval.baseline=false",
+    "reward.workers=1",
+    "run.threads=1",
+    "run.steps=3",
+)
 """A run of two seconds that has every stage, a replay, and a checkpoint that is pruned."""
 
 KINDS = ("open", "write", "fsync", "rename", "read")
@@ -126,10 +140,13 @@ class Proof:
         state = place / "state"
         state.write_bytes(bytes(STATE.size))
         armed: dict[str, Any] = {
-            "folder": str(self.run_in(place.name)), "state": str(state),
-            "kind": KINDS.index(fault.kind), "number": fault.number, "error": fault.code,
+            "folder": str(self.run_in(place.name)),
+            "state": str(state),
+            "kind": KINDS.index(fault.kind),
+            "number": fault.number,
+            "error": fault.code,
             "sticky": fault.lasting,
-        }  # fmt: skip
+        }
         command = train(place, armed)
         assert command.code is not None
         *counts, hits, path = STATE.unpack(state.read_bytes())
@@ -139,10 +156,9 @@ class Proof:
     def draw(self, rng: random.Random, number: int) -> list[Fault]:
         """Faults in turn over all pairs of call and error, each at a drawn call."""
         return [
-            Fault(kind, error, rng.randint(1, self.calls[kind]),
-                  error in LASTING and rng.random() < 0.5)
+            Fault(kind, error, rng.randint(1, self.calls[kind]), error in LASTING and rng.random() < 0.5)
             for kind, error in (PAIRS[i % len(PAIRS)] for i in range(number))
-        ]  # fmt: skip
+        ]
 
     def inject(self, fault: Fault, name: str) -> Outcome:
         """Let one fault happen, go on, and compare."""
@@ -180,9 +196,7 @@ class Proof:
         found, files = contents(run), names(run)
         shutil.rmtree(self.folder / name)
         wrong = {
-            f"the same command ends with {again.code}": again.err.splitlines()
-            if again.code
-            else [],
+            f"the same command ends with {again.code}": again.err.splitlines() if again.code else [],
             "not bit-identical": [n for n in self.expected if found.get(n) != self.expected[n]],
             "left behind": sorted(files - self.files),
             "missing": sorted(self.files - files),
@@ -247,8 +261,7 @@ def main() -> int:
     where = memory if memory.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="fault-proof-", dir=where) as folder:
         proof = Proof(Path(folder))
-        print("calls of an undisturbed run: "
-              + ", ".join(f"{n} {kind}" for kind, n in proof.calls.items()))  # fmt: skip
+        print("calls of an undisturbed run: " + ", ".join(f"{n} {kind}" for kind, n in proof.calls.items()))
         faults = proof.draw(random.Random(asked.seed), asked.faults)
         if asked.only:
             faults = [f for f in faults if f"{f.kind}:{f.error}" == asked.only]
@@ -257,15 +270,20 @@ def main() -> int:
             for outcome in pool.map(proof.inject, faults, map(str, range(len(faults)))):
                 outcomes.append(outcome)
                 for fault in outcome.faults:
-                    print(f"FAULT     {outcome.fault}, at {Path(outcome.seen.path).name}: {fault}\n"
-                          f"          {outcome.said[-2000:]}", flush=True)  # fmt: skip
+                    print(
+                        f"FAULT     {outcome.fault}, at {Path(outcome.seen.path).name}: {fault}\n"
+                        f"          {outcome.said[-2000:]}",
+                        flush=True,
+                    )
                 if len(outcomes) % 50 == 0:
                     print(f"{len(outcomes)} done", flush=True)
     print("\n".join(("", *table(outcomes), "")))
     unhit = [o for o in outcomes if not o.seen.hits]
     wrong = [o for o in outcomes if o.faults]
-    print(f"{len(outcomes)} faults, {len(unhit)} at calls that did not come, {len(wrong)} wrong, "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    print(
+        f"{len(outcomes)} faults, {len(unhit)} at calls that did not come, {len(wrong)} wrong, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     return 1 if wrong else 0
 
 

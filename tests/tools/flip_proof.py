@@ -44,13 +44,8 @@ from vppo_cli.report.tables import _reports
 from vppo_cli.screen.glance import look
 from vppo_cli.screen.results import evaluation_rows
 
-ROWS = {
-    "rollouts": Rollout, "surplus": Rollout, "scores": Scored, "looks": Look,
-    "advantages": Advantages,
-}  # fmt: skip
-UNLISTED = (
-    "manifest.json", "journal", "config.yaml", "run.json", "metrics.jsonl", "report.json", "lock",
-)  # fmt: skip
+ROWS = {"rollouts": Rollout, "surplus": Rollout, "scores": Scored, "looks": Look, "advantages": Advantages}
+UNLISTED = ("manifest.json", "journal", "config.yaml", "run.json", "metrics.jsonl", "report.json", "lock")
 """Kinds of files that no manifest lists."""
 
 
@@ -67,9 +62,10 @@ class Run:
         self.chain = Chain(runs.read_config(folder), folder)
         self.steps = {step.path: step for step in self.chain.all()}
         files = [
-            file for file in sorted(folder.rglob("*"))
+            file
+            for file in sorted(folder.rglob("*"))
             if file.is_file() and file.stat().st_size and self._read(file) is not None
-        ]  # fmt: skip
+        ]
         self.unlisted = [file for file in files if kind_of(file) in UNLISTED]
         self.listed = [file for file in files if kind_of(file) not in UNLISTED]
         self.expected = {file: self.read(file) for file in files}
@@ -108,9 +104,7 @@ class Run:
             return lambda f: list(SampleTable(f))
         if file.stem in ROWS:
             kind_of_row = ROWS[file.stem]
-            return lambda f: [
-                read_rows(f, kind_of_row), read_table(step, f.name, schema(kind_of_row)).to_pylist(),
-            ]  # fmt: skip
+            return lambda f: [read_rows(f, kind_of_row), read_table(step, f.name, schema(kind_of_row)).to_pylist()]
         return None
 
     def _manifest(self, file: Path) -> Any:
@@ -205,9 +199,7 @@ def outcome_of(run: Run, file: Path) -> str:
         return "harmless"
     if isinstance(warned, str) and str(file) in warned:
         return "named"
-    if kind_of(file) == "journal" and all(
-        expected[name][: len(entries)] == entries for name, entries in found.items()
-    ):
+    if kind_of(file) == "journal" and all(expected[name][: len(entries)] == entries for name, entries in found.items()):
         return "harmless"  # the end was cut off, as a crash does it: it is sampled again
     return "another value"
 
@@ -290,7 +282,7 @@ def main() -> int:
         for title, proof in (
             ("readers", readers_proof(run, asked.flips, rng)),
             ("whole runs", runs_proof(clean, run, asked.runs, rng, folder / "damaged")),
-        ):  # fmt: skip
+        ):
             print(f"\n{title}", *table(proof), sep="\n", flush=True)
             faults += proof.faults
     for fault in faults:

@@ -41,9 +41,13 @@ PART = 5_000
 
 
 def campaign(
-    answers: int, seed: int, deadline_s: float, workers: int, graders: Sequence[str] = GRADERS,
+    answers: int,
+    seed: int,
+    deadline_s: float,
+    workers: int,
+    graders: Sequence[str] = GRADERS,
     walls: Walls | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Grade ``answers`` attacks, half of them as golds; what broke (empty if all held), and counts.
 
     What appears in the current folder was written by an attack.

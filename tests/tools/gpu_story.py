@@ -46,13 +46,26 @@ from pipelines.runs import write_config
 from pipelines.watch import Silent
 
 SMALL = (
-    "data.glyphs.train=16", "data.glyphs.validation=2", "data.glyphs.test=2", "run.steps=2",
-    "run.threads=1", "run.device=cuda", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=2",
-    "rollout.max_new_tokens=8", "rollout.dynamic_sampling=false", "score.batch_prompts=1",
-    "reward.function=pipelines.bench.scale:alternating", "score.looks=1", "update.batch_prompts=2",
-    "update.micro_batch_prompts=1", "checkpoint.every=1", "checkpoint.validation_samples=1",
-    "eval.samples=1", "eval.baseline=false",
-)  # fmt: skip
+    "data.glyphs.train=16",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=2",
+    "run.steps=2",
+    "run.threads=1",
+    "run.device=cuda",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=2",
+    "rollout.max_new_tokens=8",
+    "rollout.dynamic_sampling=false",
+    "score.batch_prompts=1",
+    "reward.function=pipelines.bench.scale:alternating",
+    "score.looks=1",
+    "update.batch_prompts=2",
+    "update.micro_batch_prompts=1",
+    "checkpoint.every=1",
+    "checkpoint.validation_samples=1",
+    "eval.samples=1",
+    "eval.baseline=false",
+)
 """As small as can be, with two passes and two micro-batches a step."""
 
 
@@ -92,9 +105,12 @@ def whole(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, Any
     train(chain, again)
     return {
         "steps": {name: asdict(counts) for name, counts in watch.steps.items()},
-        "resumed": list(again.steps), "notes": watch.notes + again.notes,
-        "same": contents(chain.run) == first, "tensors": names, "loose": gpu.loose,
-    }  # fmt: skip
+        "resumed": list(again.steps),
+        "notes": watch.notes + again.notes,
+        "same": contents(chain.run) == first,
+        "tensors": names,
+        "loose": gpu.loose,
+    }
 
 
 def _perceived(chain: Chain) -> None:
@@ -124,16 +140,23 @@ NOT_HERE = {
 }
 """What other engines read, and what is no choice of a way."""
 VALUES = {
-    "rollout.top_k": 5, "rollout.accuracy_high": 0.9, "rollout.mismatch_limit": 9.0,
-    "score.batch_tokens": 200, "update.micro_batch_tokens": 200, "update.lora_rank": 4,
-    "update.dual_clip": 2.0, "update.tis_cap": 2.0, "update.kl_coefficient": 0.1,
+    "rollout.top_k": 5,
+    "rollout.accuracy_high": 0.9,
+    "rollout.mismatch_limit": 9.0,
+    "score.batch_tokens": 200,
+    "update.micro_batch_tokens": 200,
+    "update.lora_rank": 4,
+    "update.dual_clip": 2.0,
+    "update.tis_cap": 2.0,
+    "update.kl_coefficient": 0.1,
     "update.overlong_cache": 8,
-}  # fmt: skip
+}
 """Values of fields for which a rule finds none that says much."""
 TOGETHER = {
-    "data.workers=1": (), "update.lora_rank=4": ("update.kl_coefficient=0.1",),
+    "data.workers=1": (),
+    "update.lora_rank=4": ("update.kl_coefficient=0.1",),
     "update.lora_rank=2": ("update.gradient_checkpointing=true",),
-}  # fmt: skip
+}
 
 
 def table() -> Iterator[tuple[str, ...]]:
@@ -149,8 +172,7 @@ def table() -> Iterator[tuple[str, ...]]:
     yield from ((f"score.estimator={name}",) for name in ESTIMATOR_NAMES)
     yield from ((f"score.perturbation={name}",) for name in (*PERTURBATIONS, "raw_black"))
     yield from ((f"update.objective={name}",) for name in OBJECTIVES)
-    sections = {"model": ModelConfig, "rollout": RolloutConfig, "score": ScoreConfig,
-                "update": UpdateConfig}  # fmt: skip
+    sections = {"model": ModelConfig, "rollout": RolloutConfig, "score": ScoreConfig, "update": UpdateConfig}
     named = {"estimator", "perturbation", "objective"}
     for section, kind in sections.items():
         for name, field in kind.model_fields.items():
@@ -206,10 +228,17 @@ def counts(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, An
 
     lengths = Lengths(image=64, text=8, samples=4, response=12, prompts=3)
     work = Workload(
-        lengths, "tiny", folder, "run.device=cuda", "model.dtype=bfloat16", "score.batch_prompts=1",
-        "update.gradient_checkpointing=true", "update.micro_batch_prompts=1", "run.threads=1",
+        lengths,
+        "tiny",
+        folder,
+        "run.device=cuda",
+        "model.dtype=bfloat16",
+        "score.batch_prompts=1",
+        "update.gradient_checkpointing=true",
+        "update.micro_batch_prompts=1",
+        "run.threads=1",
         *overrides,
-    )  # fmt: skip
+    )
     policy, passes = work.policy, work.passes(work.config)
     prompts = [policy.encoder.encode(sample) for sample in work.samples]
     ends = torch.tensor(policy.eos_ids, device=policy.device)
@@ -259,9 +288,7 @@ def first_command(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[
     return found
 
 
-STORIES = {
-    "whole": whole, "steps": steps, "table": all_of, "counts": counts, "first": first_command,
-}  # fmt: skip
+STORIES = {"whole": whole, "steps": steps, "table": all_of, "counts": counts, "first": first_command}
 
 
 def main(line: Sequence[str]) -> None:

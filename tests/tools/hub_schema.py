@@ -38,50 +38,105 @@ SUBJECTS = BENCHMARKS["mmmu_val"].subsets
 
 FEATURES: dict[str, dict[str, Any]] = {
     "mathverse": {
-        "sample_index": TEXT, "problem_index": TEXT, "problem_version": TEXT, "question": TEXT,
-        "image": IMAGE, "answer": TEXT, "question_type": TEXT,
+        "sample_index": TEXT,
+        "problem_index": TEXT,
+        "problem_version": TEXT,
+        "question": TEXT,
+        "image": IMAGE,
+        "answer": TEXT,
+        "question_type": TEXT,
         "metadata": {"split": TEXT, "source": TEXT, "subject": TEXT, "subfield": TEXT},
-        "query_wo": TEXT, "query_cot": TEXT, "question_for_eval": TEXT,
+        "query_wo": TEXT,
+        "query_cot": TEXT,
+        "question_for_eval": TEXT,
     },
     "dynamath": {
-        "id": TEXT, "question": TEXT, "image": TEXT, "decoded_image": IMAGE, "ground_truth": TEXT,
-        "answer_type": TEXT, "subject": TEXT, "knowledge_level": TEXT,
+        "id": TEXT,
+        "question": TEXT,
+        "image": TEXT,
+        "decoded_image": IMAGE,
+        "ground_truth": TEXT,
+        "answer_type": TEXT,
+        "subject": TEXT,
+        "knowledge_level": TEXT,
     },
     "mmk12": {"id": TEXT, "question": TEXT, "answer": TEXT, "subject": TEXT, "image": IMAGE},
     "geo3k": {
-        "images": datasets.List(IMAGE), "problem": TEXT, "answer": TEXT, "id": NUMBER,
-        "choices": datasets.List(TEXT), "ground_truth": TEXT,
+        "images": datasets.List(IMAGE),
+        "problem": TEXT,
+        "answer": TEXT,
+        "id": NUMBER,
+        "choices": datasets.List(TEXT),
+        "ground_truth": TEXT,
     },
     "mathvision": {
-        "id": TEXT, "question": TEXT, "options": datasets.List(TEXT), "image": TEXT,
-        "decoded_image": IMAGE, "answer": TEXT, "solution": TEXT, "level": NUMBER, "subject": TEXT,
+        "id": TEXT,
+        "question": TEXT,
+        "options": datasets.List(TEXT),
+        "image": TEXT,
+        "decoded_image": IMAGE,
+        "answer": TEXT,
+        "solution": TEXT,
+        "level": NUMBER,
+        "subject": TEXT,
     },
     "wemath": {
-        "ID": TEXT, "split": TEXT, "knowledge concept": TEXT, "question": TEXT, "option": TEXT,
-        "answer": TEXT, "image_path": IMAGE, "key": TEXT, "question number": NUMBER,
+        "ID": TEXT,
+        "split": TEXT,
+        "knowledge concept": TEXT,
+        "question": TEXT,
+        "option": TEXT,
+        "answer": TEXT,
+        "image_path": IMAGE,
+        "key": TEXT,
+        "question number": NUMBER,
         "knowledge concept description": TEXT,
     },
     "logicvista": {"image": IMAGE, "question": TEXT, "answer": TEXT},
     "mmmu_pro": {"id": TEXT, "image": IMAGE, "options": TEXT, "answer": TEXT, "subject": TEXT},
     "mmmu_pro_standard10": {
-        "id": TEXT, "question": TEXT, "options": TEXT, "explanation": TEXT, **IMAGES_1_TO_7,
-        "img_type": TEXT, "answer": TEXT, "topic_difficulty": TEXT, "subject": TEXT,
+        "id": TEXT,
+        "question": TEXT,
+        "options": TEXT,
+        "explanation": TEXT,
+        **IMAGES_1_TO_7,
+        "img_type": TEXT,
+        "answer": TEXT,
+        "topic_difficulty": TEXT,
+        "subject": TEXT,
     },
     "mmmu_val": {
-        "id": TEXT, "question": TEXT, "options": TEXT, "explanation": TEXT, **IMAGES_1_TO_7,
-        "img_type": TEXT, "answer": TEXT, "topic_difficulty": TEXT, "question_type": TEXT,
+        "id": TEXT,
+        "question": TEXT,
+        "options": TEXT,
+        "explanation": TEXT,
+        **IMAGES_1_TO_7,
+        "img_type": TEXT,
+        "answer": TEXT,
+        "topic_difficulty": TEXT,
+        "question_type": TEXT,
         "subfield": TEXT,
     },
     "aokvqa": {
-        "image": IMAGE, "question_id": TEXT, "question": TEXT, "choices": datasets.List(TEXT),
-        "correct_choice_idx": datasets.Value("int8"), "direct_answers": TEXT,
-        "difficult_direct_answer": datasets.Value("bool"), "rationales": datasets.List(TEXT),
+        "image": IMAGE,
+        "question_id": TEXT,
+        "question": TEXT,
+        "choices": datasets.List(TEXT),
+        "correct_choice_idx": datasets.Value("int8"),
+        "direct_answers": TEXT,
+        "difficult_direct_answer": datasets.Value("bool"),
+        "rationales": datasets.List(TEXT),
     },
     "simplevqa": {
-        "data_id": NUMBER, "image": TEXT, "question": TEXT, "answer": TEXT, "language": TEXT,
-        "original_category": TEXT, "source": TEXT,
+        "data_id": NUMBER,
+        "image": TEXT,
+        "question": TEXT,
+        "answer": TEXT,
+        "language": TEXT,
+        "original_category": TEXT,
+        "source": TEXT,
     },
-}  # fmt: skip
+}
 FEATURES["mmmu_pro_standard4"] = FEATURES["mmmu_pro_standard10"]
 
 
@@ -112,20 +167,26 @@ def mathverse(full: bool) -> Shards:
         choice = problem in (1, 2) or 3 < problem <= 3 + 434
         for index, version in enumerate(VERSIONS):
             question = f"Find angle {problem}.\nChoices:\nA:{problem}°\nB:90°"
-            rows.append({
-                "sample_index": str(len(rows) + 1), "problem_index": str(problem),
-                "problem_version": version,
-                "question": "" if version == "Vision Only" else f"{question} ({index})",
-                "image": picture(len(rows) + 1 if problem < 4 else 100),
-                "answer": golds.get(problem, "A") if choice else f"{problem}",
-                "question_type": "multi-choice" if choice else "free-form",
-                "metadata": {
-                    "split": "testmini", "source": "made up",
-                    "subject": "Plane Geometry" if problem % 2 else "Functions", "subfield": "Angle",
-                },
-                "query_wo": "", "query_cot": "",
-                "question_for_eval": "" if problem % 2 else question,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "sample_index": str(len(rows) + 1),
+                    "problem_index": str(problem),
+                    "problem_version": version,
+                    "question": "" if version == "Vision Only" else f"{question} ({index})",
+                    "image": picture(len(rows) + 1 if problem < 4 else 100),
+                    "answer": golds.get(problem, "A") if choice else f"{problem}",
+                    "question_type": "multi-choice" if choice else "free-form",
+                    "metadata": {
+                        "split": "testmini",
+                        "source": "made up",
+                        "subject": "Plane Geometry" if problem % 2 else "Functions",
+                        "subfield": "Angle",
+                    },
+                    "query_wo": "",
+                    "query_cot": "",
+                    "question_for_eval": "" if problem % 2 else question,
+                }
+            )
     other = [rows[0] | {"sample_index": "text-only", "problem_version": "Text Only"}]
     return {"testmini.parquet": rows, "testmini_text_only.parquet": other}
 
@@ -143,14 +204,18 @@ def dynamath(full: bool) -> Shards:
                 gold, kind = "May", "text"
             elif (seed == 4 and variant < 7) or (seed == 5 and variant > 2) or seed > 5 + 364:
                 gold = f"{variant}.5"
-            rows.append({
-                "id": str(seed), "question": f"What is {seed} less {variant}?",
-                "image": f"images/{variant}/{seed}.png",
-                "decoded_image": picture(10 * seed + variant if seed < 5 else 100),
-                "ground_truth": gold, "answer_type": kind,
-                "subject": "algebra" if seed % 2 else "graph theory",
-                "knowledge_level": "high school" if seed < 4 else "undergraduate",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "id": str(seed),
+                    "question": f"What is {seed} less {variant}?",
+                    "image": f"images/{variant}/{seed}.png",
+                    "decoded_image": picture(10 * seed + variant if seed < 5 else 100),
+                    "ground_truth": gold,
+                    "answer_type": kind,
+                    "subject": "algebra" if seed % 2 else "graph theory",
+                    "knowledge_level": "high school" if seed < 4 else "undergraduate",
+                }
+            )
         shards[f"data/sample{variant}-00000-of-00001.parquet"] = rows
     return shards
 
@@ -159,11 +224,15 @@ def mmk12(full: bool) -> Shards:
     subjects = ("math", "physics", "chemistry", "biology")
     rows = [
         {
-            "id": f"{subject}-{n}", "question": f"What is shown?\nA. {n}\nB. none\nC. all\nD. half",
-            "answer": "ABCD"[index], "subject": subject, "image": picture(index if n < 1 else 100),
+            "id": f"{subject}-{n}",
+            "question": f"What is shown?\nA. {n}\nB. none\nC. all\nD. half",
+            "answer": "ABCD"[index],
+            "subject": subject,
+            "image": picture(index if n < 1 else 100),
         }
-        for n in range(500 if full else 1) for index, subject in enumerate(subjects)
-    ]  # fmt: skip
+        for n in range(500 if full else 1)
+        for index, subject in enumerate(subjects)
+    ]
     return {"data/test-00000-of-00001.parquet": rows, **_elsewhere("data/train", rows)}
 
 
@@ -171,12 +240,15 @@ def geo3k(full: bool) -> Shards:
     golds = ("7", r"3 \sqrt { 2 }", "B")
     rows = [
         {
-            "images": [picture(n if n < 3 else 100)], "problem": f"<image>Find side {n}.",
-            "answer": golds[n] if n < 3 else str(n), "id": 2401 + n,
-            "choices": ["1", "2", "3", "4"], "ground_truth": "C",
+            "images": [picture(n if n < 3 else 100)],
+            "problem": f"<image>Find side {n}.",
+            "answer": golds[n] if n < 3 else str(n),
+            "id": 2401 + n,
+            "choices": ["1", "2", "3", "4"],
+            "ground_truth": "C",
         }
         for n in range(601 if full else 3)
-    ]  # fmt: skip
+    ]
     shards = {"data/test-00000-of-00001.parquet": rows}
     return shards | _elsewhere("data/train", rows) | _elsewhere("data/validation", rows)
 
@@ -187,12 +259,19 @@ def mathvision(full: bool) -> Shards:
     rows: Rows = []
 
     def add(question: str, options: list[str], answer: str, number: int = 100) -> None:
-        rows.append({
-            "id": str(len(rows) + 1), "question": question, "options": options,
-            "image": f"images/{len(rows) + 1}.jpg", "decoded_image": picture(number),
-            "answer": answer, "solution": None, "level": len(rows) % 5 + 1,
-            "subject": "algebra" if len(rows) % 2 else "solid geometry",
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": str(len(rows) + 1),
+                "question": question,
+                "options": options,
+                "image": f"images/{len(rows) + 1}.jpg",
+                "decoded_image": picture(number),
+                "answer": answer,
+                "solution": None,
+                "level": len(rows) % 5 + 1,
+                "subject": "algebra" if len(rows) % 2 else "solid geometry",
+            }
+        )
 
     add("Which number is missing?\n<image1>", [], "60", 1)
     add("How far below zero is it?", [], "-3", 2)
@@ -217,16 +296,20 @@ def wemath(full: bool) -> Shards:
     for steps, count in ((2, 360), (3, 165)):
         for n in range(1, count + 1 if full else 2):
             for part in [*map(str, range(1, steps + 1)), "multi"]:
-                rows.append({
-                    "ID": f"{steps}steps_{n}", "split": "testmini",
-                    "knowledge concept": f"Area of {part}",
-                    "question": f"As shown, what is part {part}?",
-                    "option": "A. 10;B. 15 cm;C. 31.4; D. No correct answer",
-                    "answer": "ABCD"[len(rows) % 4],
-                    "image_path": picture(len(rows) if n == 1 else 100),
-                    "key": f"{steps}steps_{part}", "question number": len(rows) + 1,
-                    "knowledge concept description": "An area is measured in square units.",
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "ID": f"{steps}steps_{n}",
+                        "split": "testmini",
+                        "knowledge concept": f"Area of {part}",
+                        "question": f"As shown, what is part {part}?",
+                        "option": "A. 10;B. 15 cm;C. 31.4; D. No correct answer",
+                        "answer": "ABCD"[len(rows) % 4],
+                        "image_path": picture(len(rows) if n == 1 else 100),
+                        "key": f"{steps}steps_{part}",
+                        "question number": len(rows) + 1,
+                        "knowledge concept description": "An area is measured in square units.",
+                    }
+                )
     return {"data/testmini-00000-of-00001-adbfe22dcd3558e6.parquet": rows}
 
 
@@ -248,12 +331,14 @@ def logicvista(full: bool) -> Shards:
 def mmmu_pro(full: bool) -> Shards:
     rows = [
         {
-            "id": f"test_{SUBJECTS[n % 30]}_{n}", "image": picture(n if n < 2 else 100),
+            "id": f"test_{SUBJECTS[n % 30]}_{n}",
+            "image": picture(n if n < 2 else 100),
             "options": str([f"option {letter}" for letter in "ABCDEFGHIJ"]),
-            "answer": "ABCDEFGHIJ"[n % 10], "subject": SUBJECTS[n % 30],
+            "answer": "ABCDEFGHIJ"[n % 10],
+            "subject": SUBJECTS[n % 30],
         }
         for n in range(1730 if full else 2)
-    ]  # fmt: skip
+    ]
     return {"vision/test-00000-of-00001.parquet": rows}
 
 
@@ -261,9 +346,15 @@ def _question(name: str, question: str, options: Any, answer: str, images: int) 
     """What MMMU and the standard subsets of MMMU-Pro have in common; options are a list's text."""
     given = {f"image_{n}": picture(n) if n <= images else None for n in range(1, 8)}
     return {
-        "id": name, "question": question, "options": str(options), "explanation": "", **given,
-        "img_type": "['Diagrams']", "answer": answer, "topic_difficulty": "Easy",
-    }  # fmt: skip
+        "id": name,
+        "question": question,
+        "options": str(options),
+        "explanation": "",
+        **given,
+        "img_type": "['Diagrams']",
+        "answer": answer,
+        "topic_difficulty": "Easy",
+    }
 
 
 def _standard(count: int) -> Callable[[bool], Shards]:
@@ -276,13 +367,10 @@ def _standard(count: int) -> Callable[[bool], Shards]:
         rows = [
             _question("test_Finance_1", "What does <image 1> show?", options, "A", 1),
             _question("test_Art_2", "Which goes with <image 1>?", pictures, "B", 3),
-            _question(
-                "test_Music_3", "<image 1> Compare <image 2> with <image 1>.", options, "C", 2
-            ),
+            _question("test_Music_3", "<image 1> Compare <image 2> with <image 1>.", options, "C", 2),
         ]
         rows += [
-            _question(f"test_Math_{n}", "What is <image 1>?", options, "D", 1)
-            for n in range(3, 1730 if full else 3)
+            _question(f"test_Math_{n}", "What is <image 1>?", options, "D", 1) for n in range(3, 1730 if full else 3)
         ]
         if full:
             rows[7]["options"] = f"[{options}]"
@@ -297,9 +385,7 @@ def mmmu_val(full: bool) -> Shards:
     """A question of each subject; Accounting, Math, Art have a special one besides."""
     shards: Shards = {}
     for index, subject in enumerate(SUBJECTS):
-        rows = [
-            _question(f"validation_{subject}_1", "What is <image 1>?", ["1", "2", "3", "4"], "C", 1)
-        ]
+        rows = [_question(f"validation_{subject}_1", "What is <image 1>?", ["1", "2", "3", "4"], "C", 1)]
         special = {
             "Accounting": ("Find the ratio. <image 1>", [], "1.06", 1),
             "Math": ("Which share is it in <image 1>?", [], "['24/7', '3.429']", 1),
@@ -315,22 +401,24 @@ def mmmu_val(full: bool) -> Shards:
             open_ended = row["options"] == "[]"
             row |= {"question_type": "open" if open_ended else "multiple-choice", "subfield": "any"}
         shards[f"{subject}/validation-00000-of-00001.parquet"] = rows
-    return shards | _elsewhere(
-        "Accounting/dev", shards["Accounting/validation-00000-of-00001.parquet"]
-    )
+    return shards | _elsewhere("Accounting/dev", shards["Accounting/validation-00000-of-00001.parquet"])
 
 
 def aokvqa(full: bool) -> Shards:
     """Photographs with four choices; the gold is a number, from 0."""
     rows = [
         {
-            "image": picture(n if n < 3 else 100), "question_id": f"question-{n}",
-            "question": f"What is in picture {n}?", "choices": ["a cat", "two dogs", f"{n}", "G"],
-            "correct_choice_idx": n % 4, "direct_answers": "['cat', 'cat']",
-            "difficult_direct_answer": False, "rationales": ["It is."],
+            "image": picture(n if n < 3 else 100),
+            "question_id": f"question-{n}",
+            "question": f"What is in picture {n}?",
+            "choices": ["a cat", "two dogs", f"{n}", "G"],
+            "correct_choice_idx": n % 4,
+            "direct_answers": "['cat', 'cat']",
+            "difficult_direct_answer": False,
+            "rationales": ["It is."],
         }
         for n in range(1145 if full else 3)
-    ]  # fmt: skip
+    ]
     shards = {"data/validation-00000-of-00001.parquet": rows}
     return shards | _elsewhere("data/train", rows) | _elsewhere("data/test", rows)
 
@@ -339,13 +427,16 @@ def simplevqa(full: bool) -> Shards:
     """Every other question is in Chinese; images are base64."""
     rows = [
         {
-            "data_id": n, "image": base64.b64encode(picture(n if n < 4 else 100)["bytes"]).decode(),
+            "data_id": n,
+            "image": base64.b64encode(picture(n if n < 4 else 100)["bytes"]).decode(),
             "question": f"Which mountain is {n}?" if n % 2 == 0 else "这是什么山？",
-            "answer": "Mount Fuji" if n % 2 == 0 else "富士山", "language": "CN" if n % 2 else "EN",
-            "original_category": "nature" if n % 4 else "place", "source": "made up",
+            "answer": "Mount Fuji" if n % 2 == 0 else "富士山",
+            "language": "CN" if n % 2 else "EN",
+            "original_category": "nature" if n % 4 else "place",
+            "source": "made up",
         }
         for n in range(2025 if full else 4)
-    ]  # fmt: skip
+    ]
     return {"data/test-00000-of-00001.parquet": rows}
 
 
@@ -355,22 +446,31 @@ def _elsewhere(stem: str, rows: Rows) -> Shards:
 
 
 MAKERS: dict[str, Callable[[bool], Shards]] = {
-    "mathverse": mathverse, "dynamath": dynamath, "mmk12": mmk12, "geo3k": geo3k,
-    "mathvision": mathvision, "wemath": wemath, "logicvista": logicvista, "mmmu_pro": mmmu_pro,
-    "mmmu_val": mmmu_val, "mmmu_pro_standard10": _standard(10), "mmmu_pro_standard4": _standard(4),
-    "aokvqa": aokvqa, "simplevqa": simplevqa,
-}  # fmt: skip
+    "mathverse": mathverse,
+    "dynamath": dynamath,
+    "mmk12": mmk12,
+    "geo3k": geo3k,
+    "mathvision": mathvision,
+    "wemath": wemath,
+    "logicvista": logicvista,
+    "mmmu_pro": mmmu_pro,
+    "mmmu_val": mmmu_val,
+    "mmmu_pro_standard10": _standard(10),
+    "mmmu_pro_standard4": _standard(4),
+    "aokvqa": aokvqa,
+    "simplevqa": simplevqa,
+}
 
 CARDS = {
     "dynamath": {
-        "configs": [{
-            "config_name": "default",
-            "data_files": [
-                {"split": f"sample_variant{n}", "path": f"data/sample{n}-*"} for n in range(1, 11)
-            ],
-        }]
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": f"sample_variant{n}", "path": f"data/sample{n}-*"} for n in range(1, 11)],
+            }
+        ]
     }
-}  # fmt: skip
+}
 """The head of README.md, where the files of a split are not called like it."""
 
 
@@ -434,9 +534,7 @@ def write_authors(folder: Path, names: tuple[str, ...] = EIGHT) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--full", action="store_true", help="as many rows as published")
     given = parser.parse_args()

@@ -18,8 +18,16 @@ from typing import Any
 
 from fake_hub import FakeHub
 
-COMMAND = ("data.source=me/data", "data.validation_count=2", "eval.benchmarks=[geo3k]", "run.steps=1",
-           "eval.limit=1", "eval.samples=1", "eval.max_new_tokens=4", "eval.profile=matched")  # fmt: skip
+COMMAND = (
+    "data.source=me/data",
+    "data.validation_count=2",
+    "eval.benchmarks=[geo3k]",
+    "run.steps=1",
+    "eval.limit=1",
+    "eval.samples=1",
+    "eval.max_new_tokens=4",
+    "eval.profile=matched",
+)
 
 
 def rows(word: str) -> bytes:
@@ -39,9 +47,7 @@ def story(hub: FakeHub, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     first = hub.push("dataset", "me/data", {"data/train-00000-of-00001.parquet": rows("first")})
     other = hub.push("model", "me/model", {"config.json": b"{}"})
-    golds = hub.push(
-        "dataset", "hiyouga/geometry3k", {"data/test-00000-of-00001.parquet": rows("old")}
-    )
+    golds = hub.push("dataset", "hiyouga/geometry3k", {"data/test-00000-of-00001.parquet": rows("old")})
 
     from evals.benchmarks.questions import questions_step, read_questions
     from pipelines import runs
@@ -52,9 +58,7 @@ def story(hub: FakeHub, folder: Path) -> dict[str, Any]:
     from vppo_cli.choose import begun, choose
     from vppo_cli.commands.train import one_stage
 
-    both = settings.load(
-        None, ["data.source=me/data", "data.validation_source=me/data", "model.path=me/model"]
-    )
+    both = settings.load(None, ["data.source=me/data", "data.validation_source=me/data", "model.path=me/model"])
     found = revisions.resolved(both)
     told["resolved"] = [found.data.revision, found.data.validation_revision, found.model.revision]
     told["expected"] = [first, first, other]

@@ -10,8 +10,18 @@ from pathlib import Path
 
 from command_line import ONE_THREAD
 
-HEAVY = {"torch", "torchvision", "transformers", "datasets", "vllm", "deepspeed", "lm_eval", "sympy",
-         "sklearn", "math_verify"}  # fmt: skip
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "vllm",
+    "deepspeed",
+    "lm_eval",
+    "sympy",
+    "sklearn",
+    "math_verify",
+}
 
 
 RUN_AND_LIST = """
@@ -28,7 +38,11 @@ finally:
 def imported_by(*arguments: str, runs: Path) -> tuple[set[str], subprocess.CompletedProcess[str]]:
     """The modules and packages that a command imports, and what came of the command."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN_AND_LIST, *arguments], cwd=runs.parent, capture_output=True,
-        text=True, check=False, env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
-    )  # fmt: skip
+        [sys.executable, "-c", RUN_AND_LIST, *arguments],
+        cwd=runs.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
+    )
     return set(json.loads(done.stderr.splitlines()[-1])), done

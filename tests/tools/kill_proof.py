@@ -33,11 +33,19 @@ from command_line import ONE_THREAD, contents, given
 NAME = "proof"
 
 SETTINGS = (
-    "data.glyphs.train=256", "data.glyphs.validation=16", "data.glyphs.test=48",
-    "rollout.prompts_per_step=16", "rollout.batch_prompts=16", "update.batch_prompts=8",
-    "update.micro_batch_prompts=4", "checkpoint.every=3", "checkpoint.validation_samples=2",
-    "eval.samples=4", "eval.batch_prompts=4", "run.steps=6",
-)  # fmt: skip
+    "data.glyphs.train=256",
+    "data.glyphs.validation=16",
+    "data.glyphs.test=48",
+    "rollout.prompts_per_step=16",
+    "rollout.batch_prompts=16",
+    "update.batch_prompts=8",
+    "update.micro_batch_prompts=4",
+    "checkpoint.every=3",
+    "checkpoint.validation_samples=2",
+    "eval.samples=4",
+    "eval.batch_prompts=4",
+    "run.steps=6",
+)
 """A run of about half a minute: two optimizer steps an update, a journal of many parts, and updates
 after the last checkpoint, so that resuming has to replay."""
 
@@ -73,9 +81,14 @@ def command(settings: Sequence[str]) -> list[str]:
 def start(settings: Sequence[str], folder: Path, runs: Path) -> subprocess.Popen[str]:
     """Start the run, or go on with it, in a process group of its own."""
     return subprocess.Popen(
-        command(settings), cwd=folder, env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        command(settings),
+        cwd=folder,
+        env={**os.environ, **ONE_THREAD, "VPPO_RUNS": str(runs)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -146,8 +159,11 @@ def prove(kills: int, seed: int, settings: Sequence[str], folder: Path) -> Proof
         kill(process)
         proof.look(run)
         proof.kills.append((time.monotonic() - began, what))
-        say(f"kill {len(proof.kills)}", f"after {proof.kills[-1][0]:5.1f} s  {what:<14} "
-            f"{count_steps(run)} steps committed, {len(proof.rollouts)} of them rollouts")  # fmt: skip
+        say(
+            f"kill {len(proof.kills)}",
+            f"after {proof.kills[-1][0]:5.1f} s  {what:<14} "
+            f"{count_steps(run)} steps committed, {len(proof.rollouts)} of them rollouts",
+        )
     process = start(settings, folder, disturbed)
     finish(process)
     proof.look(run)
@@ -180,9 +196,7 @@ def compare(proof: Proof, calm: Path, disturbed: Path) -> None:
     expected, found = contents(calm), contents(disturbed)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            where = (
-                "missing" if name not in found else "extra" if name not in expected else "differs"
-            )
+            where = "missing" if name not in found else "extra" if name not in expected else "differs"
             proof.faults.append(f"{name}: {where}")
     left = [str(p.relative_to(disturbed)) for p in disturbed.rglob("*.partial")]
     proof.faults += [f"{name} was left behind" for name in left]
@@ -217,8 +231,11 @@ def main() -> int:
     for fault in proof.faults:
         say("FAULT", fault)
     if not proof.faults:
-        say("proven", f"{len(proof.kills)} kills; {rollouts} rollouts, each generated once; "
-            "the result is bit for bit that of the undisturbed run")  # fmt: skip
+        say(
+            "proven",
+            f"{len(proof.kills)} kills; {rollouts} rollouts, each generated once; "
+            "the result is bit for bit that of the undisturbed run",
+        )
     return 1 if proof.faults else 0
 
 

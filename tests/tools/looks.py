@@ -40,22 +40,22 @@ def write_looks(source: RunSource, step: int, groups: int = 2) -> Path:
     for group, scored in list(zip(rollouts, scores, strict=True))[:groups]:
         images = samples.by_id(group["sample_id"]).images
         tokens = [[words.text(t) for t in ids] for ids in group["response_ids"]]
-        pairs = [list(zip(*found, strict=True))
-                 for found in zip(scored["old_logp"], scored["perception"], strict=True)]  # fmt: skip
+        pairs = [list(zip(*found, strict=True)) for found in zip(scored["old_logp"], scored["perception"], strict=True)]
         row: dict[str, Any] = {
-            "sample_id": group["sample_id"], "position": group["position"], "images": images,
-            "perturbed_images": [[half_black(image) for image in images]], "tokens": tokens,
+            "sample_id": group["sample_id"],
+            "position": group["position"],
+            "images": images,
+            "perturbed_images": [[half_black(image) for image in images]],
+            "tokens": tokens,
             "logp": scored["old_logp"],
             "logp_perturbed": [[p - s for p, s in response] for response in pairs],
-        }  # fmt: skip
+        }
         for name in ("top", "top_perturbed"):
             row[name] = [[[text, "</script>", "<b>"] for text in texts] for texts in tokens]
         for name in ("top_p", "top_perturbed_p"):
             row[name] = [[[math.exp(p), 0.01, 0.001] for p, _ in response] for response in pairs]
         for name in ("top_q", "top_perturbed_q"):
-            row[name] = [
-                [[math.exp(p - s), 0.02, 0.002] for p, s in response] for response in pairs
-            ]
+            row[name] = [[[math.exp(p - s), 0.02, 0.002] for p, s in response] for response in pairs]
         rows.append(row)
     path = source.chain.score(step).path / "looks.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=schema(Look)), path)

@@ -135,9 +135,7 @@ def log_softmax(model: Any, batch: Sequence[Response], method: Method, perturbed
 
 def sampled(logp_BTV: Tensor, batch: Sequence[Response]) -> list[list[Tensor]]:
     """log pi of the tokens that were sampled."""
-    return [
-        [logp_BTV[b, t, token] for t, token in enumerate(r.tokens)] for b, r in enumerate(batch)
-    ]
+    return [[logp_BTV[b, t, token] for t, token in enumerate(r.tokens)] for b, r in enumerate(batch)]
 
 
 # --- perception, and what follows from it -------------------------------------------------------------
@@ -165,9 +163,7 @@ def perception(model: Any, batch: Sequence[Response], method: Method) -> list[li
     return scores
 
 
-def kept(
-    scores: Sequence[Sequence[float]], batch: Sequence[Response], method: Method
-) -> list[list[bool]]:
+def kept(scores: Sequence[Sequence[float]], batch: Sequence[Response], method: Method) -> list[list[bool]]:
     """TGF: the ceil(k length) tokens of highest S of each response, the earlier of equal ones."""
     masks = []
     for row, r in zip(scores, batch, strict=True):
@@ -180,15 +176,11 @@ def kept(
     return masks
 
 
-def shaping(
-    scores: Sequence[Sequence[float]], batch: Sequence[Response], method: Method
-) -> list[float]:
+def shaping(scores: Sequence[Sequence[float]], batch: Sequence[Response], method: Method) -> list[float]:
     """TAS: alpha of each response, eq. 5 (1 where all responses depend alike on the image)."""
     dependency = [sum(row) / len(row) for row in scores]
     alpha = [1.0] * len(batch)
-    counted = [
-        b for b, r in enumerate(batch) if r.pixels is not None or method.text_only == "scored"
-    ]
+    counted = [b for b, r in enumerate(batch) if r.pixels is not None or method.text_only == "scored"]
     for device in chunks(counted, method.device_batch):
         low = min(dependency[b] for b in device)
         high = max(dependency[b] for b in device)
@@ -226,19 +218,13 @@ def advantages(batch: Sequence[Response]) -> list[float]:
 
 
 def loss(
-    model: Any,
-    batch: Sequence[Response],
-    keep: Sequence[Sequence[bool]],
-    alpha: Sequence[float],
-    method: Method,
+    model: Any, batch: Sequence[Response], keep: Sequence[Sequence[bool]], alpha: Sequence[float], method: Method
 ) -> Tensor:
     """The negated eq. 6 with clipped ratios, plus the entropy penalty: a scalar with its graph."""
     logp_BTV = log_softmax(model, batch, method, perturbed=False)
     logp_BT = sampled(logp_BTV, batch)
     advantage = advantages(batch)
-    counted = [
-        b for b, r in enumerate(batch) if not (r.truncated and method.truncated == "left out")
-    ]
+    counted = [b for b, r in enumerate(batch) if not (r.truncated and method.truncated == "left out")]
     share = 1 / sum(len(batch[b].tokens) for b in counted)  # of a token
     total = torch.zeros((), dtype=logp_BTV.dtype)
     for b in counted:
@@ -265,17 +251,11 @@ def surrogate(ratio: Tensor, advantage: float, method: Method) -> Tensor:
 
 
 def gradient(
-    model: Any,
-    batch: Sequence[Response],
-    keep: Sequence[Sequence[bool]],
-    alpha: Sequence[float],
-    method: Method,
+    model: Any, batch: Sequence[Response], keep: Sequence[Sequence[bool]], alpha: Sequence[float], method: Method
 ) -> dict[str, Tensor]:
     """Of ``loss``, by the weight's name."""
     weights = dict(model.named_parameters())
-    parts = torch.autograd.grad(
-        loss(model, batch, keep, alpha, method), list(weights.values()), allow_unused=True
-    )
+    parts = torch.autograd.grad(loss(model, batch, keep, alpha, method), list(weights.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if part is None else part
         for (name, weight), part in zip(weights.items(), parts, strict=True)
@@ -297,9 +277,13 @@ def clipped(gradients: Mapping[str, Tensor], most: float) -> dict[str, Tensor]:
 
 
 def adamw(
-    weights: Mapping[str, Tensor], steps: Sequence[Mapping[str, Tensor]], rate: float,
-    decay: Mapping[str, float], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-) -> dict[str, Tensor]:  # fmt: skip
+    weights: Mapping[str, Tensor],
+    steps: Sequence[Mapping[str, Tensor]],
+    rate: float,
+    decay: Mapping[str, float],
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> dict[str, Tensor]:
     """The weights after some steps of AdamW (arXiv 1711.05101) with these gradients, in float64."""
     result = {}
     for name, weight in weights.items():

@@ -28,15 +28,7 @@ import torch
 
 from pipelines.config import settings
 from pipelines.config.schema import Config
-from pipelines.disk.records import (
-    SCORES,
-    Rollout,
-    Sample,
-    SampleTable,
-    Scored,
-    read_rows,
-    write_rows,
-)
+from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
@@ -57,11 +49,19 @@ TIED = 1e-6
 PROMPTS, GROUP, STEP, SEEDS = 6, 4, 1, 3
 
 FEW = (
-    "rollout.samples_per_prompt=4", "rollout.max_new_tokens=24", "rollout.temperature=1",
-    "rollout.top_p=1", "score.batch_prompts=6", "score.looks=0", "update.batch_prompts=6",
-    "update.micro_batch_prompts=4", "update.max_grad_norm=1e9", "update.entropy_penalty=0.06",
-    "update.entropy_estimator=sampled", "run.threads=1",
-)  # fmt: skip
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=24",
+    "rollout.temperature=1",
+    "rollout.top_p=1",
+    "score.batch_prompts=6",
+    "score.looks=0",
+    "update.batch_prompts=6",
+    "update.micro_batch_prompts=4",
+    "update.max_grad_norm=1e9",
+    "update.entropy_penalty=0.06",
+    "update.entropy_estimator=sampled",
+    "run.threads=1",
+)
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,11 @@ def exact(devices: int, *given: str, off: float = 0.0, **method: Any) -> Case:
 def published(devices: int, *given: str, off: float = 0.0, **method: Any) -> Case:
     """Two micro-batches on each device."""
     mini = PROMPTS * GROUP // devices
-    sizes = (
-        "mode=published", f"published.mini_batch_responses={mini}",
-        f"published.micro_batch_responses={mini // 2}",
-    )  # fmt: skip
+    sizes = ("mode=published", f"published.mini_batch_responses={mini}", f"published.micro_batch_responses={mini // 2}")
     return Case((*sizes, *given), naive.published(mini, mini // 2, **method), off)
 
 
-CASES = (
-    exact(1), exact(2), exact(3, off=0.7), published(1), published(2), published(3, off=0.7),
-)  # fmt: skip
+CASES = (exact(1), exact(2), exact(3, off=0.7), published(1), published(2), published(3, off=0.7))
 """What ``make test`` looks at."""
 
 MORE = (
@@ -111,13 +106,15 @@ MORE = (
             (("update.entropy_penalty=0", "update.entropy_estimator=none"), {"entropy": "none"}),
             (("score.keep_fraction=0.2", "update.beta_min=0.8"), {"keep_fraction": 0.2, "beta_min": 0.8}),
             (("update.beta_max=1.1",), {"beta_max": 1.1}),
-            (("update.clip_low=0.1", "update.clip_high=0.4", "update.dual_clip=1.5"),
-             {"clip_low": 0.1, "clip_high": 0.4, "clip_dual": 1.5}),
+            (
+                ("update.clip_low=0.1", "update.clip_high=0.4", "update.dual_clip=1.5"),
+                {"clip_low": 0.1, "clip_high": 0.4, "clip_dual": 1.5},
+            ),
             (("update.mask_truncated=true",), {"truncated": "left out"}),
             (("rollout.temperature=0.7",), {"temperature": 0.7}),
         )
     ),
-)  # fmt: skip
+)
 """What the sweep looks at."""
 
 
@@ -130,10 +127,7 @@ def questions(seed: int = 0) -> list[Sample]:
     found[3] = dataclasses.replace(
         found[3], problem=f"<image>{found[3].problem}", images=found[2].images + found[3].images
     )
-    blind = [
-        dataclasses.replace(s, problem=s.problem.replace("<image>", ""), images=[])
-        for s in found[4:]
-    ]
+    blind = [dataclasses.replace(s, problem=s.problem.replace("<image>", ""), images=[]) for s in found[4:]]
     return found[:4] + blind
 
 
@@ -154,19 +148,22 @@ def rollouts(policy: Policy, samples: Sequence[Sample], seed: int = 0) -> list[R
         random.Random(f"{seed} {name}").shuffle(right)
         groups.append(
             Rollout(
-                sample_id=sample.id, position=name[1], response_ids=[r.ids for r in said],
-                response=[r.text for r in said], logp=[r.logp for r in said],
-                truncated=[r.truncated for r in said], answer=[""] * GROUP,
+                sample_id=sample.id,
+                position=name[1],
+                response_ids=[r.ids for r in said],
+                response=[r.text for r in said],
+                logp=[r.logp for r in said],
+                truncated=[r.truncated for r in said],
+                answer=[""] * GROUP,
                 outcome=["correct" if r else "wrong" for r in right],
-                reward=[float(r) for r in right], step=STEP,
+                reward=[float(r) for r in right],
+                step=STEP,
             )
-        )  # fmt: skip
+        )
     return groups
 
 
-def scored(
-    config: Config, groups: Sequence[Rollout], table: SampleTable, policy: Policy
-) -> list[Scored]:
+def scored(config: Config, groups: Sequence[Rollout], table: SampleTable, policy: Policy) -> list[Scored]:
     """What the scoring stage writes."""
     with tempfile.TemporaryDirectory() as folder:
         score(config, STEP, groups, table, policy, Path(folder), Silent())
@@ -176,17 +173,12 @@ def scored(
 def elsewhere(scores: Sequence[Scored], off: float) -> list[list[float]]:
     """Log-probs as if another policy had sampled the responses, so that ratios are not 1."""
     draws = random.Random("ratios")
-    return [
-        [float(np.float32(x + draws.gauss(0, off))) for x in r] for s in scores for r in s.old_logp
-    ]
+    return [[float(np.float32(x + draws.gauss(0, off))) for x in r] for s in scores for r in s.old_logp]
 
 
 def with_old(scores: Sequence[Scored], old: list[list[float]]) -> list[Scored]:
     """The scores with other log-probs of the policy that sampled."""
-    return [
-        dataclasses.replace(s, old_logp=old[i * GROUP : (i + 1) * GROUP])
-        for i, s in enumerate(scores)
-    ]
+    return [dataclasses.replace(s, old_logp=old[i * GROUP : (i + 1) * GROUP]) for i, s in enumerate(scores)]
 
 
 def responses(
@@ -201,11 +193,16 @@ def responses(
             view = views[index % len(views)]
             batch.append(
                 naive.Response(
-                    prompt["input_ids"].tolist(), list(ids), group.position, group.reward[index],
-                    prompt.get("pixel_values"), prompt.get("image_grid_thw"), view.get("pixel_values"),
+                    prompt["input_ids"].tolist(),
+                    list(ids),
+                    group.position,
+                    group.reward[index],
+                    prompt.get("pixel_values"),
+                    prompt.get("image_grid_thw"),
+                    view.get("pixel_values"),
                     truncated=group.truncated[index],
                 )
-            )  # fmt: skip
+            )
     return batch
 
 
@@ -245,9 +242,7 @@ class Outcome:
         return within and not self.apart
 
 
-def gaps(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
-) -> tuple[dict[str, float], float]:
+def gaps(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> tuple[dict[str, float], float]:
     """Norm of the difference over the norm: of each tensor by name, and of all."""
     assert ours.keys() == theirs.keys()
     difference = {name: ours[name].double() - theirs[name].double() for name in theirs}
@@ -258,14 +253,7 @@ def gaps(
 class Bench:
     """One draw of questions and responses, the twin, and what the naive update made of them."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        samples: Sequence[Sample],
-        table: SampleTable,
-        twin: Any,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, policy: Policy, samples: Sequence[Sample], table: SampleTable, twin: Any, seed: int = 0) -> None:
         self.policy, self.samples, self.table, self.twin = policy, samples, table, twin
         self.groups = rollouts(policy, samples, seed)
         self._perceived: dict[Any, list[list[float]]] = {}
@@ -293,11 +281,7 @@ class Bench:
         return self._old[method.temperature]
 
     def gradient(
-        self,
-        batch: Sequence[naive.Response],
-        keep: list[list[bool]],
-        case: Case,
-        method: naive.Method,
+        self, batch: Sequence[naive.Response], keep: list[list[bool]], case: Case, method: naive.Method
     ) -> dict[str, torch.Tensor]:
         """``naive.gradient``, once for a case, however the project computes it."""
         key = method, case.off, str(keep)
@@ -328,13 +312,9 @@ class Bench:
             scores = with_old(scores, self.old(batch, method))
         with naive.wide():
             other, _ = gaps(self.updated(config, policy, scores), theirs)
-        return Outcome(
-            tensor, one[tensor], whole, max(other.values()), tied, apart, sum(map(len, keep))
-        )
+        return Outcome(tensor, one[tensor], whole, max(other.values()), tied, apart, sum(map(len, keep)))
 
-    def updated(
-        self, config: Config, policy: Policy, scores: Sequence[Scored]
-    ) -> dict[str, torch.Tensor]:
+    def updated(self, config: Config, policy: Policy, scores: Sequence[Scored]) -> dict[str, torch.Tensor]:
         """The gradients of the project's update."""
         trainer = TorchTrainer(policy, config)
         gradients = applied.gradients(trainer)
@@ -343,9 +323,11 @@ class Bench:
 
 
 def kept_otherwise(
-    scores: Sequence[Sequence[float]], keep: Sequence[Sequence[bool]],
-    batch: Sequence[naive.Response], method: naive.Method,
-) -> tuple[int, int]:  # fmt: skip
+    scores: Sequence[Sequence[float]],
+    keep: Sequence[Sequence[bool]],
+    batch: Sequence[naive.Response],
+    method: naive.Method,
+) -> tuple[int, int]:
     """Tokens that are kept by one update and not by the other: (tied, not tied)."""
     tied = apart = 0
     for row, ours, theirs in zip(scores, keep, naive.kept(scores, batch, method), strict=True):
@@ -363,9 +345,7 @@ def sweep(policy: Policy, seed: int, say: Callable[[str], None]) -> list[bool]:
     """Every case with one draw; whether they agree."""
     samples, agreed = questions(seed), []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(
-            policy, samples, table_of(samples, Path(folder)), twin_of(policy.config), seed
-        )
+        bench = Bench(policy, samples, table_of(samples, Path(folder)), twin_of(policy.config), seed)
         for case in MORE:
             for shared in ("true", "false"):
                 given = [*FEW, *case.settings, f"model.shared_prefix={shared}", f"seed={seed}"]
@@ -401,14 +381,14 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     seeds = parser.parse_args(arguments).seeds
     torch.set_num_threads(1)
     policy = load_policy(settings.load(None, list(FEW)))
-    say(
-        "| seed | case | shared prefix | worst tensor | all | worst, float64 | kept otherwise: tied, not |"
-    )
+    say("| seed | case | shared prefix | worst tensor | all | worst, float64 | kept otherwise: tied, not |")
     say("|---|---|---|---|---|---|---|")
     agreed = [one for seed in range(seeds) for one in sweep(policy, seed, say)]
     worst, whole = rounding(policy)
-    say(f"\n{sum(agreed)} of {len(agreed)} agree. The naive update in float32 is {worst:.1e} from its "
-        f"twin (worst tensor), {whole:.1e} in all.")  # fmt: skip
+    say(
+        f"\n{sum(agreed)} of {len(agreed)} agree. The naive update in float32 is {worst:.1e} from its "
+        f"twin (worst tensor), {whole:.1e} in all."
+    )
     return 0 if all(agreed) else 1
 
 

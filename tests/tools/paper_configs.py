@@ -23,9 +23,15 @@ from pipelines.watch import Silent
 PAGE = Path(__file__).parents[2] / "docs" / "published.md"
 
 SHORT = (
-    "run.steps=2", "run.device=cpu", "run.threads=1", "data.glyphs.train=256", "data.glyphs.validation=8",
-    "data.glyphs.test=8", "checkpoint.validation_samples=0", "eval.benchmarks=[]",
-)  # fmt: skip
+    "run.steps=2",
+    "run.device=cpu",
+    "run.threads=1",
+    "data.glyphs.train=256",
+    "data.glyphs.validation=8",
+    "data.glyphs.test=8",
+    "checkpoint.validation_samples=0",
+    "eval.benchmarks=[]",
+)
 """Steps of the default's size, and little beside them."""
 
 
@@ -56,9 +62,7 @@ def main() -> None:
             steps = train_two_steps(name, Path(folder))
             assert len(steps) == 2, f"{name}: {len(steps)} steps"
             norms = ", ".join(f"{step['update/grad_norm']:.3g}" for step in steps)
-            print(
-                f"{name:36} gradient norms {norms}   {time.monotonic() - begun:.0f} s", flush=True
-            )
+            print(f"{name:36} gradient norms {norms}   {time.monotonic() - begun:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

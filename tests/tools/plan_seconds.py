@@ -59,8 +59,16 @@ def main() -> None:
         source = write_list(asked.kind, Path(place) / "data", asked.images)
         time.sleep(YOUNG_S + 0.5)
         env = {**os.environ, "XDG_CACHE_HOME": f"{place}/cache", "VPPO_RUNS": f"{place}/runs"}
-        command = [sys.executable, "-m", "vppo_cli", "plan", "--set", f"data.source={source}",
-                   "--set", "eval.benchmarks=[validation]"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "vppo_cli",
+            "plan",
+            "--set",
+            f"data.source={source}",
+            "--set",
+            "eval.benchmarks=[validation]",
+        ]
         for which in ("first", "second", "third"):
             started, before = time.perf_counter(), _computed()
             subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)

@@ -56,11 +56,13 @@ def serve() -> list[str] | None:
 def become(request: dict[str, Any]) -> None:
     """Turn a fork into the process that the request describes."""
     os.setsid()
-    for number, (path, flags) in enumerate((
-        (os.devnull, os.O_RDONLY),
-        (request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-        (request["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-    )):  # fmt: skip
+    for number, (path, flags) in enumerate(
+        (
+            (os.devnull, os.O_RDONLY),
+            (request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+            (request["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        )
+    ):
         os.dup2(os.open(path, flags), number)
     os.chdir(request["cwd"])
     if request["fault"]:
@@ -102,9 +104,11 @@ def wait(pid: int, block: bool) -> int | None:
 
 if __name__ == "__main__":
     for name, value in (
-        ("OMP_WAIT_POLICY", "PASSIVE"), ("TOKENIZERS_PARALLELISM", "false"),
-        ("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-    ):  # fmt: skip
+        ("OMP_WAIT_POLICY", "PASSIVE"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ):
         os.environ.setdefault(name, value)  # as vppo_cli.app does before they are imported
     os.environ.pop("LD_PRELOAD", None)  # what a command starts is another matter
     arguments = serve()

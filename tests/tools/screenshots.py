@@ -69,9 +69,10 @@ def main() -> None:
         page = Path(folder) / "report.html"
         write_page(page, source.name, collect([source]))
         for name, width, scale, take in (
-            ("report", 1280, 1.5, report), ("viewer", 1280, 1.5, viewer),
+            ("report", 1280, 1.5, report),
+            ("viewer", 1280, 1.5, viewer),
             ("viewer-phone", 390, 2.0, viewer_phone),
-        ):  # fmt: skip
+        ):
             for dark in (False, True):
                 opened = browser.open(page, width=width, dark=dark, scale=scale)
                 save(take(opened), given.out / f"{name}{'-dark' if dark else ''}.png")

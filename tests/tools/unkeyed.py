@@ -21,20 +21,36 @@ from pipelines.update.moments import OPTIMIZER
 from pipelines.watch import Silent
 
 STEP = (
-    "data.glyphs.train=4", "data.glyphs.validation=2", "data.glyphs.test=3",
-    "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "rollout.max_new_tokens=24",
-    "rollout.dynamic_sampling=false", "rollout.batch_prompts=4", "score.batch_prompts=4",
-    "update.batch_prompts=4", "update.micro_batch_prompts=4", "update.learning_rate=1e-5",
-    "update.entropy_estimator=sampled", "update.entropy_penalty=0.06", "eval.samples=2",
-    "eval.batch_prompts=3", "run.threads=1", "run.device=cpu", "run.steps=1",
-)  # fmt: skip
+    "data.glyphs.train=4",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=3",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=24",
+    "rollout.dynamic_sampling=false",
+    "rollout.batch_prompts=4",
+    "score.batch_prompts=4",
+    "update.batch_prompts=4",
+    "update.micro_batch_prompts=4",
+    "update.learning_rate=1e-5",
+    "update.entropy_estimator=sampled",
+    "update.entropy_penalty=0.06",
+    "eval.samples=2",
+    "eval.batch_prompts=3",
+    "run.threads=1",
+    "run.device=cpu",
+    "run.steps=1",
+)
 """The step that all is compared with."""
 
 
 OF_SCALE = {
-    "rollout.server", "rollout.tensor_parallel", "rollout.memory_fraction", "update.zero_stage",
+    "rollout.server",
+    "rollout.tensor_parallel",
+    "rollout.memory_fraction",
+    "update.zero_stage",
     "update.offload",
-}  # fmt: skip
+}
 """Tried in tests/scale (test_unkeyed_scale.py), where there are vLLM, DeepSpeed and several ranks."""
 
 
@@ -51,9 +67,7 @@ def numbers(config: Config, folder: Path) -> dict[str, Any]:
         found["rollouts"] = [asdict(row) for row in read_rows(steps[0].path / ROLLOUTS, Rollout)]
         found["scores"] = [asdict(row) for row in read_rows(steps[1].path / SCORES, Scored)]
         policy = session.policy(1)
-        found["weights"] = {
-            n: w.detach().cpu().clone() for n, w in policy.placement.weights(policy.model)
-        }
+        found["weights"] = {n: w.detach().cpu().clone() for n, w in policy.placement.weights(policy.model)}
         if config.update.engine == "torch":
             session.trainer().save(folder)
             state = load_file(folder / OPTIMIZER)

@@ -46,9 +46,7 @@ def chain(tmp_path: Path) -> Chain:
     return Chain(Config(), run)
 
 
-def test_progress_is_written_at_most_every_other_second(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_written_at_most_every_other_second(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(recorder.time, "monotonic", lambda: now[0])
     heard = Heard()
@@ -72,15 +70,17 @@ def test_progress_is_written_at_most_every_other_second(
     watch.note("n")
     watch.finished("score", 7, {"a": 1})
     assert heard.told == [
-        ("stage", "rollout", 7), ("progress", "groups", 4, 32), ("progress", "groups", 12, 32),
-        ("progress", "groups", 13, 32), ("stage", "score", 7), ("note", "n"),
+        ("stage", "rollout", 7),
+        ("progress", "groups", 4, 32),
+        ("progress", "groups", 12, 32),
+        ("progress", "groups", 13, 32),
+        ("stage", "score", 7),
+        ("note", "n"),
         ("finished", "score", 7, {"a": 1}),
-    ]  # fmt: skip
+    ]
 
 
-@pytest.mark.parametrize(
-    ("error", "state"), [(ValueError("x"), "failed"), (Interrupted("SIGINT"), "stopped")]
-)
+@pytest.mark.parametrize(("error", "state"), [(ValueError("x"), "failed"), (Interrupted("SIGINT"), "stopped")])
 def test_how_the_work_ended_is_recorded(chain: Chain, error: BaseException, state: str) -> None:
     def work() -> None:
         with recording(chain, Heard()) as watch:
@@ -101,8 +101,15 @@ def test_a_run_folder_that_takes_no_progress_does_not_stop_the_work(chain: Chain
 
 
 def test_states_of_earlier_and_later_versions_are_read(chain: Chain) -> None:
-    old = {"state": "finished", "stage": "update", "step": 3, "steps": 3, "pid": 1, "host": "a",
-           "updated": "2026-01-01 00:00:00"}  # fmt: skip
+    old = {
+        "state": "finished",
+        "stage": "update",
+        "step": 3,
+        "steps": 3,
+        "pid": 1,
+        "host": "a",
+        "updated": "2026-01-01 00:00:00",
+    }
     (chain.run / runs.STATE).write_text(json.dumps(old | {"of_later": [1]}))
     state = runs.read_state(chain.run)
     assert (state.state, state.step, state.doing, state.time) == ("finished", 3, "", 0.0)

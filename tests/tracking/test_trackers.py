@@ -39,9 +39,13 @@ def run(finished: Finished, tmp_path: Path) -> Path:
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Everything stays here, and this process opens no connection."""
     for name, value in {
-        "WANDB_MODE": "offline", "WANDB_CACHE_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path),
-        "WANDB_DATA_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true",
-    }.items():  # fmt: skip
+        "WANDB_MODE": "offline",
+        "WANDB_CACHE_DIR": str(tmp_path),
+        "WANDB_CONFIG_DIR": str(tmp_path),
+        "WANDB_DATA_DIR": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "true",
+    }.items():
         monkeypatch.setenv(name, value)
     for name in ("MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
@@ -111,9 +115,7 @@ def agrees(told: Told, run: Path, digits: float = 1e-6) -> None:
     """Everything expected was told, every step once."""
     for name, values in expected(run).items():
         assert [step for step, _ in sorted(told[name])] == [step for step, _ in values], name
-        assert [v for _, v in sorted(told[name])] == pytest.approx(
-            [v for _, v in values], rel=digits
-        )
+        assert [v for _, v in sorted(told[name])] == pytest.approx([v for _, v in values], rel=digits)
     for name in ("timing_s/step", "actor/pg_clipfrac"):
         assert [step for step, _ in sorted(told[name])] == [1, 2, 3]
 
@@ -125,10 +127,7 @@ def from_tensorboard(run: Path) -> Told:
     module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = module.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    return defaultdict(
-        list,
-        {n: [(e.step, e.value) for e in events.Scalars(n)] for n in events.Tags()["scalars"]},
-    )
+    return defaultdict(list, {n: [(e.step, e.value) for e in events.Scalars(n)] for n in events.Tags()["scalars"]})
 
 
 def test_tensorboard_holds_the_run_and_its_settings(run: Path) -> None:
@@ -169,8 +168,7 @@ def from_wandb(run: Path) -> tuple[Told, dict[str, Any]]:
                 if record.WhichOneof("record_type") == "run":
                     settings |= {c.key: json.loads(c.value_json) for c in record.run.config.update}
                     settings["id"] = record.run.run_id
-                row = {i.key or ".".join(i.nested_key): json.loads(i.value_json)
-                       for i in record.history.item}  # fmt: skip
+                row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
                 for name, value in row.items():
                     told[name].append((int(row["training/global_step"]), value))
     return told, settings
@@ -297,9 +295,13 @@ def test_every_step_is_told_once_however_often_the_run_is_resumed(
     lines = said(folder)
     assert lines[0] == opened  # the same id
     assert steps(lines) == [
-        ("update", 2), ("eval/validation", 2), ("update", 3), ("eval/validation", 3),
-        ("eval/glyphs", 0), ("eval/glyphs", 3),
-    ]  # fmt: skip
+        ("update", 2),
+        ("eval/validation", 2),
+        ("update", 3),
+        ("eval/validation", 3),
+        ("eval/glyphs", 0),
+        ("eval/glyphs", 3),
+    ]
     assert contents(runs_folder / "small") == contents(finished[0])  # a tracker changes nothing
 
     vppo(*first, runs=runs_folder, cwd=folder).succeeded()
@@ -313,9 +315,7 @@ def test_every_step_is_told_once_however_often_the_run_is_resumed(
     assert steps(lines) == [("update", 1), ("update", 2), ("eval/validation", 2)]
 
 
-def test_a_tracker_that_fails_costs_the_run_nothing(
-    own: tuple[Path, list[str]], finished: Finished
-) -> None:
+def test_a_tracker_that_fails_costs_the_run_nothing(own: tuple[Path, list[str]], finished: Finished) -> None:
     folder, settings = own
     command = ("train", "--run", "small", *settings)
     done = vppo(*command, runs=folder / "runs", cwd=folder, env={"BREAK_AT": "2"}).succeeded()
@@ -327,9 +327,7 @@ def test_a_tracker_that_fails_costs_the_run_nothing(
     assert contents(folder / "runs" / "small") == contents(finished[0])
     assert steps(said(folder)) == [("update", 1)]
     # When it works again, it hears what it missed.
-    vppo(
-        *command, "--set", "run.steps=4", "--until", "4", runs=folder / "runs", cwd=folder
-    ).succeeded()
+    vppo(*command, "--set", "run.steps=4", "--until", "4", runs=folder / "runs", cwd=folder).succeeded()
     assert [step for kind, step in steps(said(folder)) if kind == "update"] == [2, 3, 4]
 
 
@@ -337,13 +335,7 @@ def test_events_of_a_history_that_was_given_up_are_hidden(run: Path) -> None:
     pytest.importorskip("tensorboard")
     tell(run, "tensorboard")
     old = from_tensorboard(run)["update/loss"]
-    changed = (
-        *given(*SMALL),
-        "--set",
-        "score.keep_fraction=0.2",
-        "--set",
-        "run.trackers=[tensorboard]",
-    )
+    changed = (*given(*SMALL), "--set", "score.keep_fraction=0.2", "--set", "run.trackers=[tensorboard]")
     vppo("train", "--run", "small", *changed, "--until", "2", runs=run.parent).succeeded()
     new = from_tensorboard(run)["update/loss"]
     assert [step for step, _ in new] == [1, 2]

@@ -53,28 +53,26 @@ def test_others_see_the_merged_model(trained):
     merged = dict(trainer.policy.placement.weights(trainer.policy.model))
     assert merged.keys() == before.keys()
     moved = {name for name, value in merged.items() if not torch.equal(value, before[name])}
-    assert {name.replace(".base_layer", "") for name in trainer.policy.model.state_dict()
-            if name.endswith(".base_layer.weight")} == moved  # fmt: skip
+    assert {
+        name.replace(".base_layer", "")
+        for name in trainer.policy.model.state_dict()
+        if name.endswith(".base_layer.weight")
+    } == moved
     name = "model.language_model.layers.0.self_attn.q_proj"
     layer = trainer.policy.model.get_submodule(name)
     torch.testing.assert_close(
-        merged[f"{name}.weight"] - before[f"{name}.weight"],
-        layer.get_delta_weight("default").detach(),
+        merged[f"{name}.weight"] - before[f"{name}.weight"], layer.get_delta_weight("default").detach()
     )
 
 
-def test_the_merged_model_and_the_adapters_say_what_the_policy_says(
-    trained, fresh_policy, rollouts, table, tmp_path
-):
+def test_the_merged_model_and_the_adapters_say_what_the_policy_says(trained, fresh_policy, rollouts, table, tmp_path):
     from peft import PeftModel
 
     config, trainer, _ = trained
     policy = trainer.policy
     expected = logp(policy, rollouts, table)
     assert (expected - logp(fresh_policy(config), rollouts, table)).abs().max() > 1e-3
-    policy.model.save_pretrained(
-        tmp_path / "model", state_dict=dict(policy.placement.weights(policy.model))
-    )
+    policy.model.save_pretrained(tmp_path / "model", state_dict=dict(policy.placement.weights(policy.model)))
     policy.processor.save_pretrained(tmp_path / "model")
     merged = load_policy(config, tmp_path / "model")
     torch.testing.assert_close(logp(merged, rollouts, table), expected, atol=1e-4, rtol=0)
@@ -107,9 +105,14 @@ def test_first_weights_are_those_of_the_seed(configure):
 
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
     settings = given(
-        *SMALL, *LORA, "checkpoint.every=1", "run.steps=2", "checkpoint.validation_samples=0",
-        "data.glyphs.test=2", "eval.baseline=false",
-    )  # fmt: skip
+        *SMALL,
+        *LORA,
+        "checkpoint.every=1",
+        "run.steps=2",
+        "checkpoint.validation_samples=0",
+        "data.glyphs.test=2",
+        "eval.baseline=false",
+    )
     vppo("train", "--run", "whole", *settings, runs=tmp_path / "a").succeeded()
     vppo("train", "--run", "whole", "--until", "1", *settings, runs=tmp_path / "b").succeeded()
     vppo("train", "--run", "whole", *settings, runs=tmp_path / "b").succeeded()
@@ -120,8 +123,9 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path):
 
 def test_other_weights_are_another_run(finished, tmp_path):
     run = copy_of(finished[0], tmp_path)
-    command = vppo("train", "--run", run.name, "--stage", "update", *given(*SMALL, "update.lora_rank=4"),
-                   runs=run.parent)  # fmt: skip
+    command = vppo(
+        "train", "--run", run.name, "--stage", "update", *given(*SMALL, "update.lora_rank=4"), runs=run.parent
+    )
     assert command.code == 2
     assert "Start another run" in command.err
 
@@ -135,11 +139,9 @@ def test_peft_is_missing(monkeypatch, fresh_policy, configure):
 
 
 @pytest.mark.parametrize(
-    ("package", "setting"),
-    [("peft", "update.lora_rank=4"), ("deepspeed", "update.engine=deepspeed")],
+    ("package", "setting"), [("peft", "update.lora_rank=4"), ("deepspeed", "update.engine=deepspeed")]
 )
-def test_a_missing_package_is_told_before_anything_is_made(monkeypatch, configure, tmp_path, package,
-                                                           setting):  # fmt: skip
+def test_a_missing_package_is_told_before_anything_is_made(monkeypatch, configure, tmp_path, package, setting):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=f"{package} is not installed") as raised:

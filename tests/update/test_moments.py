@@ -12,9 +12,8 @@ from pipelines.update import moments
 
 TRAINED = {"head.weight": (3, 5), 'a"ä.bias': (7,), "a_c": (2, 2, 2), "empty": (0, 4)}
 SHAPES = {
-    f"{kind}/{name}": () if kind == "step" else shape
-    for name, shape in TRAINED.items() for kind in moments.KINDS
-}  # fmt: skip
+    f"{kind}/{name}": () if kind == "step" else shape for name, shape in TRAINED.items() for kind in moments.KINDS
+}
 
 
 def state():
@@ -86,7 +85,7 @@ def test_what_is_no_number_is_neither_kept_nor_gone_on_with(saved, tmp_path):
         ([], {"step/a_c": torch.ones(1)}, r"step/a_c as F32 \[1\], which should be F32 \[\]"),
         ([], {"exp_avg/a_c": torch.ones(2, 2, 2).half()}, "exp_avg/a_c as F16"),
     ],
-)  # fmt: skip
+)
 def test_the_state_of_other_weights_is_told_by_name(saved, without, other, told):
     path = saved(without, **other)
     with pytest.raises(UserError, match=told) as raised:
@@ -100,9 +99,7 @@ def test_a_weight_that_never_had_a_gradient_has_no_state(saved):
     assert {name for _, name, _ in moments.read(path, TRAINED)} == TRAINED.keys() - {"a_c"}
 
 
-@pytest.mark.parametrize(
-    "updates", [None, torch.tensor(1.0), torch.tensor([1]), torch.tensor(-1)], ids=str
-)
+@pytest.mark.parametrize("updates", [None, torch.tensor(1.0), torch.tensor([1]), torch.tensor(-1)], ids=str)
 def test_the_number_of_updates_is_a_number(saved, updates):
     path = saved(["updates"]) if updates is None else saved(updates=updates)
     with pytest.raises(UserError, match="does not say how many updates"):
@@ -118,9 +115,8 @@ def too_long_a_header(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [cut, too_long_a_header, Path.unlink, lambda p: p.write_bytes(b""), lambda p: p.write_text("{}")],
-)  # fmt: skip
+    "damage", [cut, too_long_a_header, Path.unlink, lambda p: p.write_bytes(b""), lambda p: p.write_text("{}")]
+)
 def test_a_file_that_is_none_is_told(saved, damage):
     path = saved()
     damage(path)

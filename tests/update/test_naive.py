@@ -79,14 +79,21 @@ def test_two_steps_of_an_update(bench, fresh_policy, mode):
     if mode == "published":
         method = naive.published(mini, mini // 2)
         given = [
-            "mode=published", f"published.mini_batch_responses={mini}",
+            "mode=published",
+            f"published.mini_batch_responses={mini}",
             f"published.micro_batch_responses={mini // 2}",
-        ]  # fmt: skip
+        ]
     config = settings.load(
         None,
-        [*FEW, *given, f"update.batch_prompts={half}", f"update.learning_rate={rate}",
-         f"update.weight_decay={decay}", f"update.max_grad_norm={most}"],
-    )  # fmt: skip
+        [
+            *FEW,
+            *given,
+            f"update.batch_prompts={half}",
+            f"update.learning_rate={rate}",
+            f"update.weight_decay={decay}",
+            f"update.max_grad_norm={most}",
+        ],
+    )
     policy = fresh_policy(config)
     batch = responses(config, policy, bench.samples, bench.groups)
     scores = scored(config, bench.groups, bench.table, policy)
@@ -121,9 +128,7 @@ def test_two_steps_of_an_update(bench, fresh_policy, mode):
     finally:
         bench.twin.load_state_dict(start)
 
-    decays = {
-        n: decay if mode == "published" or w.dim() > 1 else 0.0 for n, w in steps[0][0].items()
-    }
+    decays = {n: decay if mode == "published" or w.dim() > 1 else 0.0 for n, w in steps[0][0].items()}
     wanted = naive.adamw(steps[0][0], [g for _, g in steps], rate, decays)
     for name, weight in trainer.named:
         moved = (wanted[name] - steps[0][0][name].double()).norm()
@@ -176,10 +181,7 @@ def test_whole_patches_turn_black_alike_for_a_prompt(bench, fresh_policy):
         want = np.concatenate([naive.patches(image) for image in images])
         assert np.abs(prompt["pixel_values"].numpy() - want).max() < 1e-6
         black = [bool((row == BLACK).all()) for row in view["pixel_values"]]
-        same = [
-            bool((a == b).all())
-            for a, b in zip(view["pixel_values"], prompt["pixel_values"], strict=True)
-        ]
+        same = [bool((a == b).all()) for a, b in zip(view["pixel_values"], prompt["pixel_values"], strict=True)]
         assert all(x or y for x, y in zip(black, same, strict=True))
         shares += black
     assert 0.3 < sum(shares) / len(shares) < 0.7
@@ -188,21 +190,23 @@ def test_whole_patches_turn_black_alike_for_a_prompt(bench, fresh_policy):
 def test_squares_turn_black_before_the_processor_for_each_response(fresh_policy):
     # 16,500 pixels: shrunk to 8,000 (104 x 76), blackened, then to the processor's multiples of 28.
     least, most = 4_000, 8_000
-    config = settings.load(
-        None, [*FEW, "mode=published", f"data.min_pixels={least}", f"data.max_pixels={most}"]
-    )
+    config = settings.load(None, [*FEW, "mode=published", f"data.min_pixels={least}", f"data.max_pixels={most}"])
     policy = fresh_policy(config)
-    raw = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)
-    ).resize((150, 110))
+    raw = Image.fromarray(np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)).resize((150, 110))
     buffer = io.BytesIO()
     raw.save(buffer, "PNG")
     sample = Sample("noise", "<image>What is it?", [buffer.getvalue()], "1")
     group = Rollout(
-        sample_id="noise", position=7, response_ids=[[9], [9, 2]], response=["", ""],
-        logp=[[0.0], [0.0, 0.0]], truncated=[True, False], answer=["", ""], outcome=["wrong", "correct"],
+        sample_id="noise",
+        position=7,
+        response_ids=[[9], [9, 2]],
+        response=["", ""],
+        logp=[[0.0], [0.0, 0.0]],
+        truncated=[True, False],
+        answer=["", ""],
+        outcome=["wrong", "correct"],
         reward=[0.0, 1.0],
-    )  # fmt: skip
+    )
     image = naive.fitted(raw, least, most)
     assert image.size == (104, 76)
     assert (array(image) == array(policy.encoder.images(sample)[0])).all()

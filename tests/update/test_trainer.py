@@ -62,10 +62,7 @@ def same_gradients(one, other, tolerance=1e-5):
 
 def off_policy(scores, log_ratio):
     """The scores as they would be had the old policy's log-probs been lower by this much."""
-    return [
-        dataclasses.replace(s, old_logp=[[x - log_ratio for x in r] for r in s.old_logp])
-        for s in scores
-    ]
+    return [dataclasses.replace(s, old_logp=[[x - log_ratio for x in r] for r in s.old_logp]) for s in scores]
 
 
 # --- losses by hand -------------------------------------------------------------------------------
@@ -82,9 +79,7 @@ def test_on_policy_the_ratio_is_exactly_one(train):
 def test_token_loss_by_hand(train, rollouts):
     # At ratio 1 a token's loss is -A: the mean over all tokens is -A (right - wrong) / all.
     _, metrics = train("update.objective=dapo")
-    signed = sum(
-        n * sign for group in lengths(rollouts) for n, sign in zip(group, SIGNS, strict=True)
-    )
+    signed = sum(n * sign for group in lengths(rollouts) for n, sign in zip(group, SIGNS, strict=True))
     total = sum(map(sum, lengths(rollouts)))
     assert signed != 0
     assert metrics["loss"] == pytest.approx(-ADVANTAGE * signed / total, rel=1e-4)
@@ -95,10 +90,13 @@ def test_token_loss_by_hand(train, rollouts):
 def test_filtered_sequence_loss_by_hand(train, rollouts):
     # Each response adds -A ceil(0.4 n) / n, and the mean is over 16 responses.
     _, metrics = train("update.objective=vppo-tgf", "update.loss_average=sequence")
-    expected = -ADVANTAGE / 16 * sum(
-        sign * math.ceil(0.4 * n) / n
-        for group in lengths(rollouts) for n, sign in zip(group, SIGNS, strict=True)
-    )  # fmt: skip
+    expected = (
+        -ADVANTAGE
+        / 16
+        * sum(
+            sign * math.ceil(0.4 * n) / n for group in lengths(rollouts) for n, sign in zip(group, SIGNS, strict=True)
+        )
+    )
     assert metrics["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
@@ -139,9 +137,11 @@ def test_an_update_makes_right_responses_likelier(train, policy, rollouts, sampl
 @pytest.mark.parametrize("average", ["token", "sequence"])
 def test_gradients_do_not_depend_on_the_micro_batch(train, average):
     settings = (
-        f"update.loss_average={average}", "update.max_grad_norm=1e9", "update.entropy_penalty=0.06",
+        f"update.loss_average={average}",
+        "update.max_grad_norm=1e9",
+        "update.entropy_penalty=0.06",
         "update.entropy_estimator=exact",
-    )  # fmt: skip
+    )
     whole, expected = train(*settings, WHOLE)
     for size in (1, 3):  # 3 leaves a last micro-batch of 1
         cut, metrics = train(*settings, f"update.micro_batch_prompts={size}")
@@ -156,9 +156,12 @@ def test_gradients_do_not_depend_on_packing(train):
 
 
 PUBLISHED = (
-    "mode=published", "published.mini_batch_responses=12", "published.micro_batch_responses=6",
-    "update.max_grad_norm=1e9", "update.entropy_penalty=0.06",
-)  # fmt: skip
+    "mode=published",
+    "published.mini_batch_responses=12",
+    "published.micro_batch_responses=6",
+    "update.max_grad_norm=1e9",
+    "update.entropy_penalty=0.06",
+)
 """Of 16 responses: mini-batches of 12 and 4, micro-batches of 6, 6 and 4."""
 
 
@@ -207,10 +210,7 @@ def test_published_shaping_is_that_of_each_device(train, rollouts, scores):
             micro = device[start : start + 6]
             z = [(d - low) / (high - low) for d, *_ in micro]
             mean = sum(z) / len(z)
-            signed += sum(
-                (0.9 + 0.1 * z_i / mean) * ADVANTAGE * s * n
-                for z_i, (_, s, n) in zip(z, micro, strict=True)
-            )
+            signed += sum((0.9 + 0.1 * z_i / mean) * ADVANTAGE * s * n for z_i, (_, s, n) in zip(z, micro, strict=True))
     _, metrics = train(*PUBLISHED, "update.objective=vppo-tas", "update.entropy_penalty=0")
     assert metrics["loss"] == pytest.approx(-signed / sum(n for *_, n in flat), rel=1e-4)
 
@@ -219,32 +219,27 @@ def test_advantages_are_kept_as_the_objective_used_them(train, rollouts, scores,
     # Two update batches, of 3 groups and 1; the statistics of shaping are those of each.
     trainer, _ = train("update.objective=vppo-tas", "update.batch_prompts=3", "update.epochs=2")
     kept = trainer.advantages_used
-    assert [(row.sample_id, row.position) for row in kept] == [
-        (group.sample_id, group.position) for group in rollouts
-    ]
+    assert [(row.sample_id, row.position) for row in kept] == [(group.sample_id, group.position) for group in rollouts]
     assert [row.advantage for row in kept] == [pytest.approx([ADVANTAGE * s for s in SIGNS])] * 4
     for part in (slice(0, 3), slice(3, 4)):
         dependency = [d for row in scores[part] for d in row.dependency]
         z = [(d - min(dependency)) / (max(dependency) - min(dependency)) for d in dependency]
         shaped = [
-            (0.9 + 0.1 * x * len(z) / sum(z)) * ADVANTAGE * s
-            for x, s in zip(z, SIGNS * len(kept[part]), strict=True)
+            (0.9 + 0.1 * x * len(z) / sum(z)) * ADVANTAGE * s for x, s in zip(z, SIGNS * len(kept[part]), strict=True)
         ]
         found = [a for row in kept[part] for a in row.shaped_advantage]
         assert found == pytest.approx(shaped, rel=1e-4)
     trainer.objective = lambda *given: dataclasses.replace(dapo(*given), adv_B=2 * given[0].adv_B)
     trainer.update(rollouts[1:3], scores[1:3], table)
     assert [row.position for row in trainer.advantages_used] == [g.position for g in rollouts[1:3]]
-    assert all(
-        row.shaped_advantage == [2 * a for a in row.advantage] for row in trainer.advantages_used
-    )
+    assert all(row.shaped_advantage == [2 * a for a in row.advantage] for row in trainer.advantages_used)
 
 
 @pytest.mark.parametrize("statistics", ["batch", "micro_batch"])
 def test_a_question_without_an_image_keeps_its_advantages_and_is_in_no_statistic(statistics):
-    config = settings.load(None, [
-        f"update.shaping_statistics={statistics}", "published.micro_batch_responses=2",
-    ]).update  # fmt: skip
+    config = settings.load(
+        None, [f"update.shaping_statistics={statistics}", "published.micro_batch_responses=2"]
+    ).update
     dependency, seen = torch.tensor([0.0, 0.0, 3.0, 1.0]), torch.tensor([False, False, True, True])
     ones, zeros = torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, dtype=torch.long)
     batch = Batch(torch.ones(4), dependency, ones, ones, zeros, zeros, seen)
@@ -341,18 +336,14 @@ def test_many_such_steps_in_a_row_end_the_run(fresh_policy, configure, table, ro
     for on in (True,) * (MOST_SKIPPED - 1) + (False,) + (True,) * (MOST_SKIPPED - 1):
         broken.on = on
         trainer.update(rollouts, scores, table)
-    with pytest.raises(
-        FloatingPointError, match=f"{MOST_SKIPPED} .* in a row .*{broken.name}: nan"
-    ):
+    with pytest.raises(FloatingPointError, match=f"{MOST_SKIPPED} .* in a row .*{broken.name}: nan"):
         trainer.update(rollouts, scores, table)
 
 
 # --- state ----------------------------------------------------------------------------------------
 
 
-def test_a_restored_trainer_goes_on_bit_for_bit(
-    train, fresh_policy, configure, table, rollouts, scores, tmp_path
-):
+def test_a_restored_trainer_goes_on_bit_for_bit(train, fresh_policy, configure, table, rollouts, scores, tmp_path):
     settings = ("update.learning_rate=1e-3", "update.warmup_steps=5")
     trainer, _ = train(*settings)
     trainer.save(tmp_path)
@@ -371,9 +362,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(
         assert torch.equal(value, weights(restored)[name]), name
 
 
-def test_without_the_state_the_next_update_is_another(
-    train, fresh_policy, configure, table, rollouts, scores
-):
+def test_without_the_state_the_next_update_is_another(train, fresh_policy, configure, table, rollouts, scores):
     # So the test above can fail: AdamW's moments matter.
     trainer, _ = train("update.learning_rate=1e-3")
     policy = fresh_policy(configure("update.learning_rate=1e-3"))
@@ -457,9 +446,7 @@ def test_clipping_below_and_dual_clipping(train, rollouts, scores):
 
 def test_everything_clipped_leaves_the_gradient_zero(train, rollouts, scores):
     # At a ratio of 4: a loss of -1.28 A where A > 0 and of 3 |A| where A < 0, both constant.
-    _, metrics = train(
-        "update.objective=dapo", "update.weight_decay=0", scores=off_policy(scores, math.log(4))
-    )
+    _, metrics = train("update.objective=dapo", "update.weight_decay=0", scores=off_policy(scores, math.log(4)))
     assert metrics["grad_norm"] == 0
     expected = ADVANTAGE * (3 * share_of(rollouts, -1) - 1.28 * share_of(rollouts, 1))
     assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
@@ -503,15 +490,16 @@ def test_no_coefficient_no_reference_model(train):
     assert "reference_kl" not in metrics
 
 
-def test_the_kl_term_pulls_back_to_the_reference(
-    train, fresh_policy, configure, policy, table, rollouts, scores
-):
+def test_the_kl_term_pulls_back_to_the_reference(train, fresh_policy, configure, policy, table, rollouts, scores):
     moved, _ = train("update.learning_rate=1e-3", "update.objective=dapo")
     flat = [dataclasses.replace(group, reward=[0.0] * 4) for group in rollouts]  # no advantages
     trainer, first = train(
-        "update.kl_coefficient=1", "update.learning_rate=1e-4", rollouts=flat,
-        policy=moved.policy, reference=lambda: fresh_policy(configure()),
-    )  # fmt: skip
+        "update.kl_coefficient=1",
+        "update.learning_rate=1e-4",
+        rollouts=flat,
+        policy=moved.policy,
+        reference=lambda: fresh_policy(configure()),
+    )
     distances = [first["reference_kl"]]
     distances += [trainer.update(flat, scores, table)["reference_kl"] for _ in range(4)]
     assert distances[0] > 1e-3
@@ -523,9 +511,7 @@ def test_the_kl_term_pulls_back_to_the_reference(
 
 
 def test_at_the_start_the_reference_is_the_policy(train, fresh_policy, configure):
-    _, metrics = train(
-        "update.kl_coefficient=1", WHOLE, reference=lambda: fresh_policy(configure())
-    )
+    _, metrics = train("update.kl_coefficient=1", WHOLE, reference=lambda: fresh_policy(configure()))
     assert metrics["reference_kl"] == 0
 
 
@@ -533,12 +519,7 @@ def test_truncated_responses_can_be_left_out(train, rollouts):
     # The second response of every group passes for truncated: the sums go over the others.
     cut = [dataclasses.replace(g, truncated=[False, True, False, False]) for g in rollouts]
     _, metrics = train("update.objective=dapo", "update.mask_truncated=true", rollouts=cut)
-    left = [
-        (n, s)
-        for g in lengths(rollouts)
-        for i, (n, s) in enumerate(zip(g, SIGNS, strict=True))
-        if i != 1
-    ]
+    left = [(n, s) for g in lengths(rollouts) for i, (n, s) in enumerate(zip(g, SIGNS, strict=True)) if i != 1]
     expected = -ADVANTAGE * sum(n * s for n, s in left) / sum(n for n, _ in left)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
@@ -557,9 +538,7 @@ def test_long_responses_can_be_punished(train, rollouts):
     _, metrics = train("update.objective=dapo", "update.overlong_cache=40")
     signed, total = 0.0, 0
     for group in lengths(rollouts):
-        reward = torch.tensor([
-            right - max(0, n - 8) / 40 for n, right in zip(group, (1, 0, 0, 1), strict=True)
-        ])  # fmt: skip
+        reward = torch.tensor([right - max(0, n - 8) / 40 for n, right in zip(group, (1, 0, 0, 1), strict=True)])
         advantage = (reward - reward.mean()) / (reward.std() + 1e-6)
         signed += sum(a * n for a, n in zip(advantage.tolist(), group, strict=True))
         total += sum(group)

@@ -36,10 +36,12 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "images": [{"bytes": image, "path": None} for image in sample.images],
-            "problem": sample.problem, "answer": sample.answer, "id": number,
+            "problem": sample.problem,
+            "answer": sample.answer,
+            "id": number,
         }
         for number, sample in enumerate(make_samples("test", 24, 0, GlyphsOptions()))
-    ]  # fmt: skip
+    ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "geo3k.parquet")
     return folder
 
@@ -49,10 +51,7 @@ def everything(schema: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """All benchmarks, evaluated: (folder of runs, the command)."""
     runs = tmp_path_factory.mktemp("everything") / "runs"
     names = f"all,{','.join(name for name in BENCHMARKS if name not in EIGHT)}"
-    command = vppo(
-        "eval", "--benchmarks", names, "--model", "tiny", "--data-dir", schema, *SHORT, "--json",
-        runs=runs,
-    )  # fmt: skip
+    command = vppo("eval", "--benchmarks", names, "--model", "tiny", "--data-dir", schema, *SHORT, "--json", runs=runs)
     return runs, command.succeeded()
 
 
@@ -94,9 +93,7 @@ def test_the_scores_that_benchmarks_define_themselves(everything):
 def test_the_report_lies_in_four_formats(everything):
     runs, command = everything
     folder = folder_of(runs)
-    assert command.json["files"] == [
-        str(folder / f"report.{kind}") for kind in ("json", "csv", "md", "tex")
-    ]
+    assert command.json["files"] == [str(folder / f"report.{kind}") for kind in ("json", "csv", "md", "tex")]
     report = json.loads((folder / "report.json").read_text())
     assert [row["benchmark"] for row in report["results"]][:8] == list(EIGHT)
     with (folder / "report.csv").open(newline="") as file:
@@ -110,22 +107,16 @@ def test_the_report_lies_in_four_formats(everything):
 def test_the_same_again_runs_nothing(everything, schema):
     runs, _ = everything
     before = stamps(runs, "**/*.jsonl") | stamps(runs, "**/results.json")
-    vppo(
-        "eval", "--benchmarks", "geo3k,wemath", "--model", "tiny", "--data-dir", schema, *SHORT, runs=runs
-    ).succeeded()  # fmt: skip
+    vppo("eval", "--benchmarks", "geo3k,wemath", "--model", "tiny", "--data-dir", schema, *SHORT, runs=runs).succeeded()
     assert stamps(runs, "**/*.jsonl") | stamps(runs, "**/results.json") == before
 
 
 # --- which policy, which questions ----------------------------------------------------------------
 
 
-def test_alone_it_takes_the_newest_checkpoint_of_the_latest_run(
-    finished: Finished, schema, tmp_path
-):
+def test_alone_it_takes_the_newest_checkpoint_of_the_latest_run(finished: Finished, schema, tmp_path):
     run = copy_of(finished[0], tmp_path)
-    command = vppo(
-        "eval", "--benchmarks", "geo3k,mmmu", "--data-dir", schema, *SHORT, runs=run.parent
-    ).succeeded()
+    command = vppo("eval", "--benchmarks", "geo3k,mmmu", "--data-dir", schema, *SHORT, runs=run.parent).succeeded()
     assert f"checkpoint 3 of {run}" in command.out
     assert "mmmu is MMMU-Pro here, as in the paper" in command.out
     assert "mmmu_val" in command.out
@@ -185,9 +176,16 @@ def test_wrong_inputs(finished: Finished, arguments, parts, tmp_path):
 # --- crashes, growth, regrading -------------------------------------------------------------------
 
 ASKED = (
-    "--benchmarks", "geo3k", "--model", "tiny", "--profile", "matched", "--samples", "4",
+    "--benchmarks",
+    "geo3k",
+    "--model",
+    "tiny",
+    "--profile",
+    "matched",
+    "--samples",
+    "4",
     *given("eval.batch_prompts=2"),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +253,8 @@ def test_regrading_needs_no_model_and_no_data(undisturbed, readable, tmp_path):
     assert results(runs) == expected
     assert (cell / "manifest.json").stat().st_mtime_ns > made  # graded anew all the same
     command = vppo(
-        "eval", *regraded, "--json", *given("eval.graders=[mine:judge,mathruler]"), runs=runs,
-        cwd=tmp_path,
-    ).succeeded()  # fmt: skip
+        "eval", *regraded, "--json", *given("eval.graders=[mine:judge,mathruler]"), runs=runs, cwd=tmp_path
+    ).succeeded()
     (found,) = command.json["evaluations"]
     assert found["grader"] == "mine:judge"
     assert found["accuracy"] < found["graders"]["mathruler"]["accuracy"]
@@ -273,9 +270,8 @@ def test_a_checkpoint_is_evaluated_while_the_run_trains(finished: Finished, read
         json.dump(owner, lock)
         lock.flush()
         vppo(
-            "eval", "--benchmarks", "geo3k", "--data-dir", readable, *SHORT, "--limit", "2",
-            runs=run.parent,
-        ).succeeded()  # fmt: skip
+            "eval", "--benchmarks", "geo3k", "--data-dir", readable, *SHORT, "--limit", "2", runs=run.parent
+        ).succeeded()
     assert (run / "run.json").read_bytes() == state
 
 
@@ -347,11 +343,12 @@ def test_a_grader_that_fails_is_no_bad_model(finished: Finished, tmp_path):
 def test_a_training_run_ends_with_public_benchmarks(finished: Finished, readable, tmp_path):
     run = copy_of(finished[0], tmp_path)
     command = vppo(
-        "train", "--run", "small",
-        *given("eval.benchmarks=[glyphs, geo3k]", f"eval.data_dir={readable}", "eval.limit=4",
-               "eval.profile=matched"),
+        "train",
+        "--run",
+        "small",
+        *given("eval.benchmarks=[glyphs, geo3k]", f"eval.data_dir={readable}", "eval.limit=4", "eval.profile=matched"),
         runs=run.parent,
-    ).succeeded()  # fmt: skip
+    ).succeeded()
     assert "geo3k, 4 questions x 2 samples" in command.out
     assert "starting model" in command.out
     report = json.loads((run / "eval" / "0003" / "report.json").read_text())

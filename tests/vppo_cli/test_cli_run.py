@@ -89,12 +89,7 @@ def test_the_same_command_again_does_nothing_and_says_why(run: Path) -> None:
 
 def test_status_of_a_finished_run(run: Path) -> None:
     told = vppo("status", "--json", runs=run.parent).succeeded().json
-    assert (told["run"], told["state"], told["steps_done"], told["steps"]) == (
-        "small",
-        "finished",
-        3,
-        3,
-    )
+    assert (told["run"], told["state"], told["steps_done"], told["steps"]) == ("small", "finished", 3, 3)
     assert told["checkpoints"] == [2, 3]
     assert told["metrics"] == rows_of(run)[-1]
     text = vppo("status", "--run", "small", runs=run.parent).succeeded().out
@@ -109,8 +104,14 @@ def test_plan_of_a_finished_run_keeps_everything(run: Path) -> None:
     rows = planned(vppo("plan", "--json", runs=run.parent))
     assert {status for _, _, status, _ in rows} == {"keep"}
     assert {name for name, _, _, _ in rows} == {
-        "prepare", "rollout", "score", "update", "checkpoint", "validation", "glyphs"
-    }  # fmt: skip
+        "prepare",
+        "rollout",
+        "score",
+        "update",
+        "checkpoint",
+        "validation",
+        "glyphs",
+    }
     assert "nothing: every step is on disk" in vppo("plan", runs=run.parent).succeeded().out
 
 
@@ -189,9 +190,7 @@ def test_a_forced_stage_makes_just_those_steps_again_and_alike(stage: str, run: 
 
 def test_a_longer_run_keeps_what_there_is_and_stops_where_told(run: Path) -> None:
     before = stamps(run, "steps/000[123]/*/*")
-    longer = vppo(
-        "train", "--run", "small", "--set", "run.steps=5", "--until", "4", runs=run.parent
-    )
+    longer = vppo("train", "--run", "small", "--set", "run.steps=5", "--until", "4", runs=run.parent)
     assert "step   4/5" in longer.succeeded().out
     assert "step   3/5" not in longer.out
     assert stamps(run, "steps/000[123]/*/*") == before
@@ -200,25 +199,25 @@ def test_a_longer_run_keeps_what_there_is_and_stops_where_told(run: Path) -> Non
     assert not (run / "eval" / "0005").exists()
     rows = planned(vppo("plan", "--json", runs=run.parent))
     assert {(name, steps) for name, steps, status, _ in rows if status == "run"} == {
-        ("rollout", "5"), ("score", "5"), ("update", "5"), ("checkpoint", "5"), ("validation", "5"),
+        ("rollout", "5"),
+        ("score", "5"),
+        ("update", "5"),
+        ("checkpoint", "5"),
+        ("validation", "5"),
         ("glyphs", "5"),
-    }  # fmt: skip
+    }
 
 
 # dapo and grpo look at every token with advantages as they are; tas shapes, tgf filters.
 @pytest.mark.parametrize(
     ("objective", "filters", "shapes"),
-    [("dapo", False, False), ("grpo", False, False), ("vppo-tas", False, True),
-     ("vppo-tgf", True, False)],
-)  # fmt: skip
-def test_every_objective_updates_from_the_same_scores(
-    objective: str, filters: bool, shapes: bool, run: Path
-) -> None:
+    [("dapo", False, False), ("grpo", False, False), ("vppo-tas", False, True), ("vppo-tgf", True, False)],
+)
+def test_every_objective_updates_from_the_same_scores(objective: str, filters: bool, shapes: bool, run: Path) -> None:
     before = stamps(run, "steps/*/*/*")
     vppo(
-        "train", "--stage", "update", "--steps", "1", "--set", f"update.objective={objective}",
-        runs=run.parent,
-    ).succeeded()  # fmt: skip
+        "train", "--stage", "update", "--steps", "1", "--set", f"update.objective={objective}", runs=run.parent
+    ).succeeded()
     added = run.glob("steps/0001/update-*/manifest.json")
     (new,) = (file.parent for file in added if str(file.relative_to(run)) not in before)
     manifest = json.loads((new / "manifest.json").read_text())
@@ -230,9 +229,7 @@ def test_every_objective_updates_from_the_same_scores(
     used = read_rows(new / ADVANTAGES, Advantages)
     assert any(row.advantage != row.shaped_advantage for row in used) == shapes
     assert metrics["grad_norm"] > 0
-    assert {
-        name: old for name, old in stamps(run, "steps/*/*/*").items() if name in before
-    } == before
+    assert {name: old for name, old in stamps(run, "steps/*/*/*").items() if name in before} == before
 
 
 # -- evaluation, export, doctor --------------------------------------------------------------------
@@ -271,9 +268,8 @@ def test_a_model_folder_is_evaluated_alone(finished: Finished, tmp_path: Path) -
     """The starting model by its path gives the accuracy it has as the run's baseline."""
     small = [s for s in SMALL if s.startswith(("data.", "eval."))]
     command = vppo(
-        "eval", "--model", shipped_config("tiny_model"), "--json", *given(*small),
-        runs=tmp_path / "runs",
-    ).succeeded()  # fmt: skip
+        "eval", "--model", shipped_config("tiny_model"), "--json", *given(*small), runs=tmp_path / "runs"
+    ).succeeded()
     (result,) = command.json["evaluations"]
     (baseline,) = finished[0].glob("eval/0000/glyphs-*/results.json")
     assert result["accuracy"] == json.loads(baseline.read_text())["accuracy"]
@@ -311,9 +307,12 @@ def test_an_interpreter_of_this_environment_imports_what_export_advises() -> Non
 
 def test_status_on_a_terminal_that_knows_ascii_only(run: Path) -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "vppo_cli", "status"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "vppo_cli", "status"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "VPPO_RUNS": str(run.parent), "PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
+    )
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "accuracy   ???" in shown.stdout
 
@@ -330,9 +329,7 @@ def test_doctor_finds_this_environment_fit(tmp_path: Path) -> None:
 # -- stopped, watched, continued -------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_cleanly_and_the_run_goes_on_as_if_nothing_happened(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_ctrl_c_stops_cleanly_and_the_run_goes_on_as_if_nothing_happened(finished: Finished, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "small"
     training = start("train", "--run", "small", *given(*SMALL), runs=run.parent)
     while training.running() and not ((run / "metrics.jsonl").is_file() and rows_of(run)):
@@ -394,9 +391,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
         picture = Image.new("RGB", (56, 56))
         ImageDraw.Draw(picture).text((20, 20), str(number), fill="white")
         picture.save(folder / f"{number}.png")
-        lines.append(
-            {"question": "<image>What digit?", "picture": f"{number}.png", "gold": str(number)}
-        )
+        lines.append({"question": "<image>What digit?", "picture": f"{number}.png", "gold": str(number)})
     (folder / "7.png").write_bytes(b"not a picture")
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "my_rewards.py").write_text(REWARD)

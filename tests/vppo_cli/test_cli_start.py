@@ -13,10 +13,28 @@ HELP = {
     "": ("train", "prepare", "eval", "plan", "status", "report", "export", "doctor", "rollout -> score"),
     "train": ("--stage", "--steps", "--until", "--force", "A..B", "vppo train --config ci.yaml"),
     "prepare": ("--rebuild-tiny", "Parquet", "rejected.jsonl"),
-    "eval": ("--benchmarks", "--checkpoint", "last (default), best", "--model", "--samples", "--profile",
-             "--data-dir", "--regrade", "--max-new-tokens", "eval.graders=[math-verify,mathruler]"),
-    "perceive": ("--image", "--prompt", "--response", "--masks", "--dataset", "a row a response",
-                 "no training needed", "--columns problem=question"),
+    "eval": (
+        "--benchmarks",
+        "--checkpoint",
+        "last (default), best",
+        "--model",
+        "--samples",
+        "--profile",
+        "--data-dir",
+        "--regrade",
+        "--max-new-tokens",
+        "eval.graders=[math-verify,mathruler]",
+    ),
+    "perceive": (
+        "--image",
+        "--prompt",
+        "--response",
+        "--masks",
+        "--dataset",
+        "a row a response",
+        "no training needed",
+        "--columns problem=question",
+    ),
     "compare": ("--fail-below", "paired bootstrap", "exit code 1 on a regression", "--json"),
     "plan": ("without running", "--set", "--json"),
     "status": ("at a glance", "another terminal", "--watch", "SECONDS", "130 after Ctrl-C", "--json"),
@@ -25,7 +43,7 @@ HELP = {
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
     "config": ("meaning", "section", "--all", "mode: published"),
     "doctor": ("devices", "disk", "what to do", "--json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", HELP)
@@ -73,10 +91,7 @@ def test_looking_at_a_finished_run_imports_nothing_heavy(
 
 
 def test_what_only_published_needs_is_listed_when_it_is_asked_for(tmp_path: Path) -> None:
-    listed = [
-        fresh("config", *more, runs=tmp_path / "runs").stdout
-        for more in ((), ("--all",), ("published",))
-    ]
+    listed = [fresh("config", *more, runs=tmp_path / "runs").stdout for more in ((), ("--all",), ("published",))]
     named = [{line.partition(" ")[0] for line in text.splitlines()} for text in listed]
     assert ["published.decay_all" in names for names in named] == [False, True, True]
     assert ["update.weight_decay" in names for names in named] == [True, True, False]

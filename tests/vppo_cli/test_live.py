@@ -26,10 +26,17 @@ from vppo_cli.screen.words import compact
 Finished = tuple[Path, Command]
 
 ROW: dict[str, Any] = {
-    "step": 4, "rollout/accuracy": 0.5, "rollout/reward": 0.25, "rollout/groups_informative": 3,
-    "rollout/groups_sampled": 5, "rollout/tokens_sampled": 3000, "rollout/tokens_used": 1000,
-    "score/perception_mean": 0.2, "score/perception_in_kept": 0.9996, "score/entropy": 0.1,
-}  # fmt: skip
+    "step": 4,
+    "rollout/accuracy": 0.5,
+    "rollout/reward": 0.25,
+    "rollout/groups_informative": 3,
+    "rollout/groups_sampled": 5,
+    "rollout/tokens_sampled": 3000,
+    "rollout/tokens_used": 1000,
+    "score/perception_mean": 0.2,
+    "score/perception_in_kept": 0.9996,
+    "score/entropy": 0.1,
+}
 SPENT = {"rollout": 1.5, "score": 0.25, "update": 0.5}
 
 
@@ -71,10 +78,7 @@ def test_time_left_is_that_of_the_median_step() -> None:
     assert facts.seconds_left(10, []) is None
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(87.4, "87"), (9999, "9999"), (12_440, "12.4 k"), (1_230_000, "1.2 M")],
-)
+@pytest.mark.parametrize(("count", "text"), [(87.4, "87"), (9999, "9999"), (12_440, "12.4 k"), (1_230_000, "1.2 M")])
 def test_compact(count: float, text: str) -> None:
     assert compact(count) == text
 
@@ -86,8 +90,7 @@ def test_lines_for_a_log_are_short_and_say_it_all() -> None:
     )
     rates = timing.rates(ROW, SPENT)
     assert facts.time_line(ROW, 30, SPENT, rates, "left 59 s", "memory 1.4 GB") == (
-        "time   4/30  rollout 1.5 s 2000/s  score 0.2 s 4000/s  update 0.5 s 2000/s  "
-        "left 59 s  memory 1.4 GB"
+        "time   4/30  rollout 1.5 s 2000/s  score 0.2 s 4000/s  update 0.5 s 2000/s  left 59 s  memory 1.4 GB"
     )
 
 
@@ -141,10 +144,7 @@ def test_a_checkpoint_is_no_part_of_a_steps_usual_time(watch: live.LiveWatch) ->
 
 def test_the_view_fits_sixty_columns_and_is_the_same_at_any_width(watch: live.LiveWatch) -> None:
     watch.last = 999
-    watch.rows = [
-        row | {"rollout/groups_informative": 384, "rollout/groups_sampled": 1536}
-        for row in watch.rows
-    ]
+    watch.rows = [row | {"rollout/groups_informative": 384, "rollout/groups_sampled": 1536} for row in watch.rows]
     watch.rows[-1] |= {"rollout/tokens_sampled": 9_000_000, "rollout/tokens_used": 4_000_000}
     watch.recent[:] = [{"rollout": 1062.4, "score": 134.1, "update": 267.3}]
     watch.stage("update", 998)
@@ -185,16 +185,13 @@ def shown(run: Path) -> list[str]:
 
 
 def record(run: Path, **fields: Any) -> None:
-    about = {"state": "running", "stage": "rollout", "step": 3, "pid": 7, "host": "h",
-             "time": time.time()} | fields  # fmt: skip
+    about = {"state": "running", "stage": "rollout", "step": 3, "pid": 7, "host": "h", "time": time.time()} | fields
     (run / runs.STATE).write_text(json.dumps(about))
 
 
 def test_status_shows_what_the_stage_is_doing(run: Path) -> None:
     with run_lock(run):
-        record(
-            run, doing="groups", done=1, total=4, memory=1_400_000_000, gpu_memory=12_300_000_000
-        )
+        record(run, doing="groups", done=1, total=4, memory=1_400_000_000, gpu_memory=12_300_000_000)
         lines = shown(run)
     assert lines[0].endswith("small  (running)")
     assert lines[1] == "now        rollout 3  ━━━━━━──────────────────  1/4 groups"
@@ -228,9 +225,7 @@ def test_what_did_not_change_is_not_looked_up_again(run: Path) -> None:
         assert glances.look(run, first) is not first
 
 
-def test_watching_a_run_in_a_pipe_gives_a_line_or_an_object_for_every_change(
-    tmp_path: Path,
-) -> None:
+def test_watching_a_run_in_a_pipe_gives_a_line_or_an_object_for_every_change(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     training = start("train", "--run", "small", *given(*SMALL), runs=folder)
     while training.running() and runs.read_state(folder / "small").state == "new":
@@ -264,9 +259,7 @@ def test_ctrl_c_leaves_the_watched_run_alone(run: Path) -> None:
         assert runs.read_state(run).state == "running"
 
 
-@pytest.mark.parametrize(
-    ("state", "code"), [("finished", 0), ("idle", 0), ("failed", 1), ("running", 1)]
-)
+@pytest.mark.parametrize(("state", "code"), [("finished", 0), ("idle", 0), ("failed", 1), ("running", 1)])
 def test_watching_ends_with_the_run(run: Path, state: str, code: int) -> None:
     record(run, state=state, host=socket.gethostname())  # "running", and nobody is there
     done = vppo("status", "--watch", "--json", runs=run.parent)

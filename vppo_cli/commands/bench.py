@@ -14,13 +14,12 @@ def bench(
     parts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PART]...",
-            help="passes, curve, scoring, streamed, vision, bfloat16, trl (default: all).",
+            metavar="[PART]...", help="passes, curve, scoring, streamed, vision, bfloat16, trl (default: all)."
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where bench.json and bench.png are written.")
-    ] = Path("build/bench"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where bench.json and bench.png are written.")] = Path(
+        "build/bench"
+    ),
     shape: Annotated[
         str, typer.Option(help="tiny, or 3b, 7b (random weights; passes and streamed, on a GPU).")
     ] = "tiny",

@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 
 
 def compare(
-    before: Annotated[
-        str, typer.Argument(metavar="A", help="A run, an evaluation's folder, or a report.json.")
-    ],
+    before: Annotated[str, typer.Argument(metavar="A", help="A run, an evaluation's folder, or a report.json.")],
     after: Annotated[str, typer.Argument(metavar="B", help="The same, to be compared with A.")],
     fail_below: Annotated[
         float,
         typer.Option(
-            metavar="POINTS",
-            help="Exit with 1 if B - A is below this for certain (its whole 95 % interval).",
+            metavar="POINTS", help="Exit with 1 if B - A is below this for certain (its whole 95 % interval)."
         ),
     ] = 0.0,
     json: Json = False,
@@ -53,10 +50,9 @@ def compare(
     found = paired(old, new)
     worse = found.regressions(fail_below / 100)
     if json:
-        display.print_json({
-            "before": old_model, "after": new_model, **asdict(found), "fail_below": fail_below,
-            "regressions": worse,
-        })  # fmt: skip
+        display.print_json(
+            {"before": old_model, "after": new_model, **asdict(found), "fail_below": fail_below, "regressions": worse}
+        )
     else:
         display.line("A", f"{before}  ({old_model})" if old_model != before else before)
         display.line("B", f"{after}  ({new_model})" if new_model != after else after)
@@ -82,10 +78,7 @@ def _table(found: Comparison, worse: list[str]) -> None:
         scores = (f"{100 * one.before:.1f}", f"{100 * one.after:.1f}")
         rows.append((one.benchmark, str(one.questions), *scores, *_points(one.change)))
     if found.average:
-        means = [
-            sum(getattr(one, side) for one in found.changes) / len(found.changes)
-            for side in ("before", "after")
-        ]
+        means = [sum(getattr(one, side) for one in found.changes) / len(found.changes) for side in ("before", "after")]
         scores = (f"{100 * means[0]:.1f}", f"{100 * means[1]:.1f}")
         rows.append(("average", "", *scores, *_points(found.average)))
     styles = ["dim", *("bold red" if row[0] in worse else "" for row in rows[1:])]

@@ -19,9 +19,7 @@ def config(
     config: ConfigFile = None,
     settings: Settings = None,
     run: RunName = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Also what only `mode: published` needs.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also what only `mode: published` needs.")] = False,
 ) -> None:
     """List the settings: each with its value and its meaning."""
     from rich.markup import escape
@@ -33,10 +31,12 @@ def config(
     file = config or (runs.config_file(runs.find_run(run)) if run else None)
     values = load(file, settings or [], stored=config is None and run is not None)
     names = [
-        (name, about) for name, about in setting_names()
-        if section == name or name.startswith(f"{section}.")
+        (name, about)
+        for name, about in setting_names()
+        if section == name
+        or name.startswith(f"{section}.")
         or (section is None and (every or not name.startswith("published.")))
-    ]  # fmt: skip
+    ]
     if not names:
         known = list(type(values).model_fields)
         near = get_close_matches(section or "", known, n=1)

@@ -16,16 +16,7 @@ from pipelines.errors import UserError
 from vppo_cli.options import Json
 from vppo_cli.screen.words import size
 
-REQUIRED = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "datasets",
-    "math-verify",
-    "lm-eval",
-    "mathruler",
-    "pydantic",
-)
+REQUIRED = ("torch", "torchvision", "transformers", "datasets", "math-verify", "lm-eval", "mathruler", "pydantic")
 OPTIONAL = {"vllm": "fast rollouts on GPUs", "deepspeed": "updates on several GPUs"}
 NEEDED_DISK = 2e9
 
@@ -53,9 +44,7 @@ def doctor(json: Json = False) -> None:
             findings.append(finding)
             if json:
                 continue
-            display.console.print(
-                f"{marks[finding.state]}  [bold]{finding.name:<14}[/bold]{escape(finding.found)}"
-            )
+            display.console.print(f"{marks[finding.state]}  [bold]{finding.name:<14}[/bold]{escape(finding.found)}")
             if finding.advice:
                 display.console.print(escape(f"{'':20}{finding.advice}"), style="dim")
     bad = [finding for finding in findings if finding.state == "bad"]
@@ -72,16 +61,10 @@ def _system() -> Iterator[Finding]:
 
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
     memory, cores = psutil.virtual_memory(), len(os.sched_getaffinity(0))
-    yield Finding(
-        "machine",
-        "ok",
-        f"{cores} cores, {size(memory.total)} memory, {size(memory.available)} free",
-    )
+    yield Finding("machine", "ok", f"{cores} cores, {size(memory.total)} memory, {size(memory.available)} free")
     busy = psutil.getloadavg()[0]
     if busy > cores:
-        yield Finding(
-            "load", "note", f"{busy:.1f} on {cores} cores", "Other work will slow a run down."
-        )
+        yield Finding("load", "note", f"{busy:.1f} on {cores} cores", "Other work will slow a run down.")
 
 
 def _packages() -> Iterator[Finding]:
@@ -100,17 +83,17 @@ def _packages() -> Iterator[Finding]:
 def _plain_transformers() -> Iterator[Finding]:
     """Whether others can load what ``vppo export`` writes: they do not prepare torchvision as we do."""
     script = "from transformers import AutoProcessor"
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if ran.returncode == 0:
         yield Finding("AutoProcessor", "ok", "can be imported from transformers")
         return
     said = (ran.stderr.strip().splitlines() or ["no message"])[-1]
     yield Finding(
-        "AutoProcessor", "bad", f"cannot be imported from transformers: {said}",
+        "AutoProcessor",
+        "bad",
+        f"cannot be imported from transformers: {said}",
         "Make the environment with make, or install a torchvision that fits torch.",
-    )  # fmt: skip
+    )
 
 
 def _device() -> Iterator[Finding]:
@@ -124,9 +107,7 @@ def _device() -> Iterator[Finding]:
         yield Finding("gpu", "note", "none", "Fine for configs/tiny.yaml; larger models need one.")
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     if threads > cores:
-        yield Finding(
-            "threads", "note", f"{threads} on {cores} cores", f"--set run.threads={cores}"
-        )
+        yield Finding("threads", "note", f"{threads} on {cores} cores", f"--set run.threads={cores}")
 
 
 def _model() -> Iterator[Finding]:
@@ -139,9 +120,7 @@ def _model() -> Iterator[Finding]:
         yield Finding("tiny model", "bad", str(error).splitlines()[0], "Reinstall vppo.")
         return
     count = sum(p.numel() for p in policy.model.parameters())
-    yield Finding(
-        "tiny model", "ok", f"{type(policy.model).__name__}, {count / 1e6:.1f} M parameters"
-    )
+    yield Finding("tiny model", "ok", f"{type(policy.model).__name__}, {count / 1e6:.1f} M parameters")
 
 
 def _graders() -> Iterator[Finding]:
@@ -150,9 +129,7 @@ def _graders() -> Iterator[Finding]:
     with GraderPool(workers=1, deadline_s=30.0) as pool:
         for grader in GRADERS:
             try:
-                verdicts = pool.grade(
-                    [("\\frac{1}{2}", "0.5", "value"), ("2", "x+1", "value")], grader
-                )
+                verdicts = pool.grade([("\\frac{1}{2}", "0.5", "value"), ("2", "x+1", "value")], grader)
             except UserError as error:
                 yield Finding(grader, "bad", str(error), f"pip install {grader}")
                 continue
@@ -179,10 +156,12 @@ def _grader_walls() -> Iterator[Finding]:
     found += f"; without {'; '.join(missing)}" if missing else ""
     if open_ones:
         yield Finding(
-            "grader walls", "note", f"{found}; not kept from: {', '.join(open_ones)}",
+            "grader walls",
+            "note",
+            f"{found}; not kept from: {', '.join(open_ones)}",
             "Answers that are no formula are still refused; where graders are your own, run them in "
             "a container without network.",
-        )  # fmt: skip
+        )
     else:
         yield Finding("grader walls", "ok", found)
 
@@ -197,14 +176,22 @@ def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(here).free
     writable = os.access(here, os.W_OK)
     yield Finding(
-        "runs", "ok" if free > NEEDED_DISK and writable else "bad",
+        "runs",
+        "ok" if free > NEEDED_DISK and writable else "bad",
         f"{folder.absolute()}, {size(free)} free" + ("" if writable else ", not writable"),
         "" if free > NEEDED_DISK and writable else "Set VPPO_RUNS to a folder with room.",
-    )  # fmt: skip
+    )
     offline = ", offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else ""
     yield Finding("hub cache", "ok", f"{HF_HUB_CACHE}{offline}")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _system, _packages, _plain_transformers, _device, _model, _graders, _grader_walls, _disk,
-)  # fmt: skip
+    _system,
+    _packages,
+    _plain_transformers,
+    _device,
+    _model,
+    _graders,
+    _grader_walls,
+    _disk,
+)

@@ -18,40 +18,29 @@ if TYPE_CHECKING:
 
 def evaluate(
     benchmarks: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Benchmarks, or all (default: the config's)."),
+        str | None, typer.Option(metavar="A,B", help="Benchmarks, or all (default: the config's).")
     ] = None,
     run: RunName = None,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHICH", help="last (default), best, a step number; 0 is the starting model."
-        ),
+        str | None, typer.Option(metavar="WHICH", help="last (default), best, a step number; 0 is the starting model.")
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead."),
+        str | None, typer.Option(metavar="PATH", help="Evaluate this model folder or hub id instead.")
     ] = None,
     config: ConfigFile = None,
     data_dir: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Local copies of the benchmarks, instead of the hub."),
+        str | None, typer.Option(metavar="DIR", help="Local copies of the benchmarks, instead of the hub.")
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="published (the authors' pixels and sampling) or matched (training's).",
-        ),
+        typer.Option(metavar="NAME", help="published (the authors' pixels and sampling) or matched (training's)."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples per question (paper: 8).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest response (authors: 2048; 32B 4096; 8B 8192).")
     ] = None,
-    regrade: Annotated[
-        bool, typer.Option("--regrade", help="Grade what was sampled again; needs no model.")
-    ] = False,
+    regrade: Annotated[bool, typer.Option("--regrade", help="Grade what was sampled again; needs no model.")] = False,
     settings: Settings = None,
     json: Json = False,
     nproc_per_node: Processes = None,
@@ -79,38 +68,43 @@ def evaluate(
     if nproc_per_node:
         hand_over(nproc_per_node)
     if benchmarks is not None and not benchmarks.strip(", "):
-        raise UserError(
-            "--benchmarks", "names none.", "Such as --benchmarks mathverse,mmmu, or all."
-        )
+        raise UserError("--benchmarks", "names none.", "Such as --benchmarks mathverse,mmmu, or all.")
     if data_dir == "":
         raise UserError("--data-dir", "names no folder.", "Such as --data-dir /data/benchmarks.")
     if model is not None:
         _refuse_with_model(run=run, checkpoint=checkpoint)
     options = {
         "benchmarks": [name.strip() for name in (benchmarks or "").split(",") if name.strip()],
-        "data_dir": data_dir, "profile": profile, "samples": samples, "limit": limit,
+        "data_dir": data_dir,
+        "profile": profile,
+        "samples": samples,
+        "limit": limit,
         "max_new_tokens": max_new_tokens,
-    }  # fmt: skip
+    }
     asked = [f"eval.{name}={dumps(v)}" for name, v in options.items() if v is not None and v != []]
-    _evaluate(
-        run, checkpoint or "last", model, config, [*(settings or []), *asked], regraded=regrade,
-        as_json=json,
-    )  # fmt: skip
+    _evaluate(run, checkpoint or "last", model, config, [*(settings or []), *asked], regraded=regrade, as_json=json)
 
 
 def _refuse_with_model(**given: str | None) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(
-                f"--{name} {value}", "belongs to a run; --model evaluates a model on its own.",
+                f"--{name} {value}",
+                "belongs to a run; --model evaluates a model on its own.",
                 f"Drop --{name} or --model.",
-            )  # fmt: skip
+            )
 
 
 def _evaluate(
-    run: str | None, checkpoint: str, model: str | None, config: Path | None,
-    overrides: Sequence[str], *, regraded: bool, as_json: bool,
-) -> None:  # fmt: skip
+    run: str | None,
+    checkpoint: str,
+    model: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    regraded: bool,
+    as_json: bool,
+) -> None:
     """Evaluate a checkpoint of a run, or a model on its own; or grade what was sampled again."""
     from evals.benchmarks.table import OWN
     from evals.run import without_rows
@@ -129,9 +123,7 @@ def _evaluate(
     )
     names = choice.wanted.benchmarks
     if not names:
-        raise UserError(
-            "eval.benchmarks", "names none.", "Say which: --benchmarks mathverse,mmmu, or all."
-        )
+        raise UserError("eval.benchmarks", "names none.", "Say which: --benchmarks mathverse,mmmu, or all.")
     again = "the same command goes on where it was"
     with watching(choice.wanted, as_json=as_json, again=again) as watch:
         watch.single = "eval"
@@ -148,11 +140,17 @@ def _evaluate(
         return
     made, files = write_report(choice.chain, choice.wanted.config, step, label)
     if as_json:
-        display.print_json({
-            "run": choice.run.name, "step": step, "model": label,
-            "evaluations": [without_rows(found) for found in made["results"]],
-            "average": made["average"], "warnings": made["warnings"], "files": list(map(str, files)),
-        })  # fmt: skip
+        display.print_json(
+            {
+                "run": choice.run.name,
+                "step": step,
+                "model": label,
+                "evaluations": [without_rows(found) for found in made["results"]],
+                "average": made["average"],
+                "warnings": made["warnings"],
+                "files": list(map(str, files)),
+            }
+        )
     else:
         screen.show(made, files)
 
@@ -164,13 +162,9 @@ def _say_what_may_surprise(asked: EvalConfig, overrides: Sequence[str]) -> None:
     for name in asked.benchmarks:
         if name == "mmmu":
             display.line(
-                "note", f"mmmu is {BENCHMARKS[ALIASES[name]].title} here, as in the paper; for plain "
-                "MMMU (validation, 900 questions) ask for mmmu_val",
-            )  # fmt: skip
-        if name == "validation" and any(
-            o.startswith(("eval.samples=", "eval.limit=")) for o in overrides
-        ):
-            display.line(
                 "note",
-                "validation is always asked in full, checkpoint.validation_samples times each",
+                f"mmmu is {BENCHMARKS[ALIASES[name]].title} here, as in the paper; for plain "
+                "MMMU (validation, 900 questions) ask for mmmu_val",
             )
+        if name == "validation" and any(o.startswith(("eval.samples=", "eval.limit=")) for o in overrides):
+            display.line("note", "validation is always asked in full, checkpoint.validation_samples times each")

@@ -13,9 +13,7 @@ from vppo_cli.options import Json, RunName
 def export(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     run: RunName = None,
-    checkpoint: Annotated[
-        str, typer.Option(metavar="WHICH", help="last, best or a step number.")
-    ] = "last",
+    checkpoint: Annotated[str, typer.Option(metavar="WHICH", help="last, best or a step number.")] = "last",
     json: Json = False,
 ) -> None:
     """Copy a checkpoint's model out, in Hugging Face format."""

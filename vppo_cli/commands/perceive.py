@@ -23,32 +23,23 @@ MAX_NEW_TOKENS = "rollout.max_new_tokens=512"
 
 def perceive(
     image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="An image; may be repeated."),
+        list[Path] | None, typer.Option("--image", metavar="FILE", help="An image; may be repeated.")
     ] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="The question; <image> where images go, else first."),
+        str | None, typer.Option(metavar="TEXT", help="The question; <image> where images go, else first.")
     ] = None,
     response: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What to look at (default: the model writes it)."),
+        str | None, typer.Option(metavar="TEXT", help="What to look at (default: the model writes it).")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="A model folder or hub id (default: tiny)."),
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="PATH", help="A model folder or hub id (default: tiny).")] = None,
     run: RunName = None,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(metavar="WHICH", help="Of --run: last (default), best, a step number, 0."),
+        str | None, typer.Option(metavar="WHICH", help="Of --run: last (default), best, a step number, 0.")
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE",
-            help="Every row of a file, a folder, a hub id, or glyphs.",
-            rich_help_panel="A data set",
+            metavar="SOURCE", help="Every row of a file, a folder, a hub id, or glyphs.", rich_help_panel="A data set"
         ),
     ] = None,
     columns: Annotated[
@@ -60,30 +51,20 @@ def perceive(
         ),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Only the first rows.", rich_help_panel="A data set"),
+        int | None, typer.Option(metavar="N", min=1, help="Only the first rows.", rich_help_panel="A data set")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Write a page, FILE.html; with --dataset a new folder."),
+        Path | None, typer.Option(metavar="PATH", help="Write a page, FILE.html; with --dataset a new folder.")
     ] = None,
-    estimator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="kl (default), k3, jsd, top1_drop ...")
-    ] = None,
+    estimator: Annotated[str | None, typer.Option(metavar="NAME", help="kl (default), k3, jsd, top1_drop ...")] = None,
     perturbation: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="patch_black (default), gaussian_noise, grey ..."),
+        str | None, typer.Option(metavar="NAME", help="patch_black (default), gaussian_noise, grey ...")
     ] = None,
     probability: Annotated[
         float | None, typer.Option(metavar="P", help="Of a patch to be black (default: 0.5).")
     ] = None,
-    masks: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Perturbed images to average over: less noise."),
-    ] = 1,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Of masks and sampling (default: 0).")
-    ] = None,
+    masks: Annotated[int, typer.Option(metavar="N", min=1, help="Perturbed images to average over: less noise.")] = 1,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of masks and sampling (default: 0).")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Longest response to write (default: 512).")
     ] = None,
@@ -113,11 +94,16 @@ def perceive(
     vppo perceive --dataset answers.jsonl --columns problem=question --out perceived
     """
     _refuse_another_model(run, model, checkpoint)
-    changed = _overrides({
-        "score.estimator": estimator, "score.perturbation": perturbation,
-        "score.probability": probability, "seed": seed,
-        "rollout.max_new_tokens": max_new_tokens, "rollout.temperature": temperature,
-    })  # fmt: skip
+    changed = _overrides(
+        {
+            "score.estimator": estimator,
+            "score.perturbation": perturbation,
+            "score.probability": probability,
+            "seed": seed,
+            "rollout.max_new_tokens": max_new_tokens,
+            "rollout.temperature": temperature,
+        }
+    )
     if dataset is None:
         _refuse("goes with --dataset.", columns=columns, limit=limit)
         _need("image", image, "an image: without one there is nothing to perceive")
@@ -126,9 +112,12 @@ def perceive(
         _one(asked, image or [], prompt or "", response, out, as_json=json)
     else:
         _refuse(
-            "goes with one example, and --dataset brings its own.", "Drop one.",
-            image=image, prompt=prompt, response=response,
-        )  # fmt: skip
+            "goes with one example, and --dataset brings its own.",
+            "Drop one.",
+            image=image,
+            prompt=prompt,
+            response=response,
+        )
         changed += _source(dataset, columns, limit)
         asked = Asked(model, run, checkpoint, [*changed, *(settings or [])], masks)
         _every_row(asked, out, as_json=json)
@@ -162,9 +151,7 @@ def _source(dataset: str, columns: list[str] | None, limit: int | None) -> list[
     if not dataset.strip():
         raise UserError("--dataset", "names none.", "Such as --dataset questions.parquet.")
     named = {"data.source": dataset, "data.split": "train", "data.columns": _pairs(columns)}
-    return [
-        *_overrides(named), "data.subset=null", "data.revision=null", f"data.limit={dumps(limit)}",
-    ]  # fmt: skip
+    return [*_overrides(named), "data.subset=null", "data.revision=null", f"data.limit={dumps(limit)}"]
 
 
 def _pairs(columns: list[str] | None) -> dict[str, str]:
@@ -172,9 +159,7 @@ def _pairs(columns: list[str] | None) -> dict[str, str]:
     for text in columns or []:
         ours, separator, theirs = text.partition("=")
         if not (ours and separator and theirs):
-            raise UserError(
-                f"--columns {text}", "names no two columns.", "Such as --columns problem=question."
-            )
+            raise UserError(f"--columns {text}", "names no two columns.", "Such as --columns problem=question.")
         pairs[ours] = theirs
     return pairs
 
@@ -183,9 +168,8 @@ class Asked:
     """A model, how it is asked, and what to call it."""
 
     def __init__(
-        self, model: str | None, run: str | None, checkpoint: str | None, overrides: list[str],
-        masks: int,
-    ) -> None:  # fmt: skip
+        self, model: str | None, run: str | None, checkpoint: str | None, overrides: list[str], masks: int
+    ) -> None:
         from pipelines.config.settings import load
         from pipelines.perceive.one import DEFAULTS, check
         from vppo_cli.choose import choose, refuse_another_model, which_checkpoint
@@ -218,9 +202,8 @@ class Asked:
 
 
 def _one(
-    asked: Asked, images: list[Path], prompt: str, response: str | None, out: Path | None, *,
-    as_json: bool,
-) -> None:  # fmt: skip
+    asked: Asked, images: list[Path], prompt: str, response: str | None, out: Path | None, *, as_json: bool
+) -> None:
     """Look at one response."""
     from pipelines.model.images import ImageTally
     from pipelines.perceive.example import example
@@ -243,9 +226,7 @@ def _one(
     odd.add(sample.images)
     notes = odd.told()
     if found.problem != sample.problem:
-        notes.append(
-            "control tokens of the model in the question, written apart: <|name|> as < |name| >"
-        )
+        notes.append("control tokens of the model in the question, written apart: <|name|> as < |name| >")
     if as_json:
         about = _about(asked) | _columns(found) | {"page": str(out) if out else None}
         display.print_json(about | {"notes": notes})
@@ -260,13 +241,9 @@ def _one(
     if out:
         display.line("wrote", f"{out}  (open it in a browser)")
         return
-    display.line(
-        "next", "add --out look.html      the same as a page, with what the model was shown"
-    )
+    display.line("next", "add --out look.html      the same as a page, with what the model was shown")
     if asked.masks == 1 and needs_two_views(asked.config):
-        display.line(
-            "", "add --masks 8            less noise: the mean over eight perturbed images"
-        )
+        display.line("", "add --masks 8            less noise: the mean over eight perturbed images")
 
 
 def _every_row(asked: Asked, out: Path | None, *, as_json: bool) -> None:
@@ -290,8 +267,9 @@ def _every_row(asked: Asked, out: Path | None, *, as_json: bool) -> None:
         display.print_json(_about(asked) | found | {"out": str(out)})
         return
     unit = f" {screen.unit(asked.config)}".rstrip()
-    display.line("responses", f"{found['responses']}, {found['truncated']} of them truncated; "
-                 f"{found['rejected']} rows left out")  # fmt: skip
+    display.line(
+        "responses", f"{found['responses']}, {found['truncated']} of them truncated; {found['rejected']} rows left out"
+    )
     display.line("dependency", f"{found['dependency']:.4f}{unit} a token, on average")
     if found["graded"]:
         parts = [f"{found['correct']} of {found['graded']} correct"]
@@ -317,10 +295,15 @@ def _say_model(asked: Asked, policy: Policy) -> None:
 def _about(asked: Asked) -> dict[str, Any]:
     score = asked.config.score
     return {
-        "model": asked.name, "estimator": score.estimator, "perturbation": score.perturbation,
-        "probability": score.probability, "masks": asked.masks, "seed": asked.config.seed,
-        "temperature": asked.config.rollout.temperature, "keep_fraction": score.keep_fraction,
-    }  # fmt: skip
+        "model": asked.name,
+        "estimator": score.estimator,
+        "perturbation": score.perturbation,
+        "probability": score.probability,
+        "masks": asked.masks,
+        "seed": asked.config.seed,
+        "temperature": asked.config.rollout.temperature,
+        "keep_fraction": score.keep_fraction,
+    }
 
 
 def _columns(found: Perception) -> dict[str, Any]:

@@ -14,15 +14,11 @@ def plan(
     settings: Settings = None,
     run: RunName = None,
     gpu: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Say too what it takes on this GPU: H100, A100-80 ..."),
+        str | None, typer.Option(metavar="NAME", help="Say too what it takes on this GPU: H100, A100-80 ...")
     ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="On so many of them (default: 8).")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="On so many of them (default: 8).")] = None,
     response_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Mean response length to expect (default: half)."),
+        int | None, typer.Option(metavar="N", min=1, help="Mean response length to expect (default: half).")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -44,9 +40,7 @@ def plan(
     from vppo_cli.screen import capacity, display
     from vppo_cli.screen import plan as screen
 
-    new = run is None and (
-        config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}"))
-    )
+    new = run is None and (config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}")))
     choice = choose(run, config, settings or [], new=new)
     wanted = choice.wanted
     check_part_sources(wanted.config)

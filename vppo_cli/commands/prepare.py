@@ -19,9 +19,9 @@ def prepare(
     rebuild_tiny: Annotated[
         bool, typer.Option("--rebuild-tiny", help="Train the shipped tiny model again instead.")
     ] = False,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where --rebuild-tiny writes the model.")
-    ] = Path("tiny_model"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where --rebuild-tiny writes the model.")] = Path(
+        "tiny_model"
+    ),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Warm-start steps of --rebuild-tiny (default: 1200).")
     ] = None,

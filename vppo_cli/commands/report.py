@@ -18,20 +18,15 @@ PAGE = "report.html"
 
 
 def report(
-    run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="A run (default: the latest).")
-    ] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run (default: the latest).")] = None,
     compare: Annotated[
-        list[str] | None,
-        typer.Option("--compare", metavar="RUN", help="Draw this run beside it; may be repeated."),
+        list[str] | None, typer.Option("--compare", metavar="RUN", help="Draw this run beside it; may be repeated.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The page (default: report.html in the run's folder)."),
+        Path | None, typer.Option(metavar="FILE", help="The page (default: report.html in the run's folder).")
     ] = None,
     steps: Annotated[
-        str | None,
-        typer.Option(metavar="A..B", help="Show these steps in the token viewer: 3 or 3..5."),
+        str | None, typer.Option(metavar="A..B", help="Show these steps in the token viewer: 3 or 3..5.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -63,9 +58,8 @@ def report(
     asked = parse_steps(steps, first.chain) if steps else None
     if asked and not set(asked) & set(first.scored):
         raise UserError(
-            f"--steps {steps}", "no scored step of these is on disk.",
-            f"There: {ranges(first.scored) or 'none'}.",
-        )  # fmt: skip
+            f"--steps {steps}", "no scored step of these is on disk.", f"There: {ranges(first.scored) or 'none'}."
+        )
     path = out or first.chain.run / PAGE
     if path.is_dir():
         raise UserError(f"--out {path}", "is a folder.", f"Name a file, such as {path / PAGE}")
@@ -74,10 +68,16 @@ def report(
     written = path.stat().st_size
     shown = sorted({entry["step"] for entry in sections["viewer"]})
     if json:
-        display.print_json({
-            "run": first.name, "compared": list(names[1:]), "page": str(path), "bytes": written,
-            "viewer_steps": shown, "viewer_left_out": sections["viewer_left_out"],
-        })  # fmt: skip
+        display.print_json(
+            {
+                "run": first.name,
+                "compared": list(names[1:]),
+                "page": str(path),
+                "bytes": written,
+                "viewer_steps": shown,
+                "viewer_left_out": sections["viewer_left_out"],
+            }
+        )
         return
     display.line("wrote", f"{path}  ({size(written)})")
     if shown:
@@ -86,9 +86,10 @@ def report(
     if sections["viewer_left_out"]:
         left = sections["viewer_left_out"]
         display.line(
-            "left out", f"steps {ranges(left)} for the page's size; "
+            "left out",
+            f"steps {ranges(left)} for the page's size; "
             f"vppo report {first.name} --steps {left[0]} --out step-{left[0]}.html",
-        )  # fmt: skip
+        )
     display.line("next", "open it in a browser; it needs no network")
 
 
@@ -102,7 +103,5 @@ def _open(name: str | None) -> RunSource:
     known = [path.parent.name for path in runs.runs_folder().glob(f"*/{runs.CONFIG}")]
     near = get_close_matches(name or "", known, n=1)
     if name and name not in known and near:
-        raise UserError(
-            f"run {name}", f"no such run in {runs.runs_folder()}/.", f"Did you mean {near[0]}?"
-        )
+        raise UserError(f"run {name}", f"no such run in {runs.runs_folder()}/.", f"Did you mean {near[0]}?")
     return RunSource.open(name)

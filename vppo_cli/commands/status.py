@@ -18,14 +18,10 @@ EVERY_S = 2.0
 def status(
     seconds: Annotated[
         float | None,
-        typer.Argument(
-            metavar="SECONDS", min=0.1, help="With --watch: look this often (default: every 2 s)."
-        ),
+        typer.Argument(metavar="SECONDS", min=0.1, help="With --watch: look this often (default: every 2 s)."),
     ] = None,
     run: RunName = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Go on looking until the run ends, or Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on looking until the run ends, or Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
     """Show a run at a glance, also while it trains in another terminal.

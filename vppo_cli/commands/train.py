@@ -10,39 +10,23 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.errors import UserError
-from vppo_cli.options import (
-    ConfigFile,
-    Json,
-    Master,
-    NodeRank,
-    Nodes,
-    Processes,
-    RunName,
-    Settings,
-    hand_over,
-)
+from vppo_cli.options import ConfigFile, Json, Master, NodeRank, Nodes, Processes, RunName, Settings, hand_over
 
 STAGES = ("prepare", "rollout", "score", "update", "checkpoint", "eval")
 
 
 def train(
     stage: Annotated[
-        str,
-        typer.Option(help="all, or one of prepare, rollout, score, update, checkpoint, eval."),
+        str, typer.Option(help="all, or one of prepare, rollout, score, update, checkpoint, eval.")
     ] = "all",
     config: ConfigFile = None,
     settings: Settings = None,
     run: RunName = None,
     steps: Annotated[
-        str | None,
-        typer.Option(metavar="A..B", help="Training steps of a single stage: 3 or 3..5."),
+        str | None, typer.Option(metavar="A..B", help="Training steps of a single stage: 3 or 3..5.")
     ] = None,
-    until: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Stop after training step N.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Make a single stage again even if it is there.")
-    ] = False,
+    until: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after training step N.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make a single stage again even if it is there.")] = False,
     json: Json = False,
     nproc_per_node: Processes = None,
     nnodes: Nodes = 1,
@@ -79,18 +63,11 @@ def train(
 def _refuse_with_all(**given: Any) -> None:
     for name, value in given.items():
         if value:
-            raise UserError(
-                f"--{name}", "goes with a single --stage.", f"Add --stage, or drop --{name}."
-            )
+            raise UserError(f"--{name}", "goes with a single --stage.", f"Add --stage, or drop --{name}.")
 
 
 def _every_stage(
-    name: str | None,
-    config: Path | None,
-    overrides: Sequence[str],
-    until: int | None,
-    *,
-    as_json: bool,
+    name: str | None, config: Path | None, overrides: Sequence[str], until: int | None, *, as_json: bool
 ) -> None:
     """Make everything that is missing, then show the evaluation."""
     from pipelines.ranks.ranks import ranks
@@ -122,9 +99,15 @@ def _every_stage(
 
 
 def one_stage(
-    name: str | None, config: Path | None, overrides: Sequence[str], stage: str, steps: str | None,
-    *, force: bool, as_json: bool,
-) -> None:  # fmt: skip
+    name: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    stage: str,
+    steps: str | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Make one stage again from what is on disk."""
     from pipelines import runs
     from pipelines.ranks.ranks import ranks
@@ -137,9 +120,7 @@ def one_stage(
     if stage not in STAGES:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"--stage {stage}", "no such stage.", f"{hint}Known: all {' '.join(STAGES)}."
-        )
+        raise UserError(f"--stage {stage}", "no such stage.", f"{hint}Known: all {' '.join(STAGES)}.")
     everyone = ranks()
     first = 0 if stage == "eval" else 1  # 0 is the starting model
 
@@ -164,8 +145,6 @@ def one_stage(
         for step in chosen:
             write_report(choice.chain, choice.wanted.config, step)
     if as_json:
-        display.print_json(
-            {"run": choice.run.name, "stage": stage, "made": [s.path.name for s in made]}
-        )
+        display.print_json({"run": choice.run.name, "stage": stage, "made": [s.path.name for s in made]})
     else:
         display.made(choice.chain, choice.wanted, stage, made, overrides)

@@ -32,8 +32,7 @@ def collect(
     """
     tokens = [vocabulary(source.chain) for source in sources]
     readings = [
-        read(source, WordCount(known) if known else None)
-        for source, known in zip(sources, tokens, strict=True)
+        read(source, WordCount(known) if known else None) for source, known in zip(sources, tokens, strict=True)
     ]
     names = [source.name for source in sources]
     evaluated = evaluations(sources)
@@ -62,10 +61,13 @@ def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
     gains = [row for row in evaluated["own"] if row["run"] == source.name and row["difference"]]
     for row in gains[:1]:
         low, high = row["difference_interval"]
-        facts.append([
-            f"{row['benchmark']} accuracy", f"{100 * row['accuracy']:.1f} %",
-            f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] over the start",
-        ])  # fmt: skip
+        facts.append(
+            [
+                f"{row['benchmark']} accuracy",
+                f"{100 * row['accuracy']:.1f} %",
+                f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] over the start",
+            ]
+        )
     for label, key, scale, form in (
         ("Training accuracy", "rollout/accuracy", 100, "{:.1f} %"),
         ("Token perception", "score/perception_mean", 1, "{:.3f} nats"),
@@ -77,7 +79,12 @@ def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
             remark = f"from {form.format(scale * values[0])} at step 1" if len(values) > 1 else ""
             facts.append([label, form.format(scale * values[-1]), remark])
     return {
-        "state": state.state, "done": len(rows), "steps": config.run.steps,
-        "model": config.model.path, "data": config.data.source, "objective": config.update.objective,
-        "estimator": config.score.estimator, "facts": facts,
-    }  # fmt: skip
+        "state": state.state,
+        "done": len(rows),
+        "steps": config.run.steps,
+        "model": config.model.path,
+        "data": config.data.source,
+        "objective": config.update.objective,
+        "estimator": config.score.estimator,
+        "facts": facts,
+    }

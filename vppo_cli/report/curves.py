@@ -16,42 +16,70 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
     """Groups of charts, each with one line a run."""
     timed = [_times(source) for source in sources]
     groups = [
-        ("Answers", "Does it answer better, and is there something to learn from?", [
-            _metric("Accuracy", "rollout/accuracy", "percent", "of the responses sampled in training"),
-            _validation(sources),
-            _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
-            _metric("Informative groups", "rollout/informative_share", "percent",
-                    "neither all right nor all wrong"),
-            _metric("Response length", "rollout/response_tokens_mean", "number", "tokens, mean"),
-            _metric("Cut off", "rollout/truncated_share", "percent", "responses at the length limit"),
-            _metric("No answer", "rollout/no_answer_share", "percent", "responses without one"),
-        ]),
-        ("Perception", "How much the tokens depend on the image.", [
-            _metric("Token perception", "score/perception_mean", "number", "mean over all tokens"),
-            _band("Trajectory dependency", "score/dependency_mean", "score/dependency_std",
-                  "mean ± standard deviation over responses"),
-            _range("Shaping weights", "update/alpha_min", "update/alpha_max",
-                   "smallest and largest factor on an advantage"),
-        ]),
-        ("Policy", "How far and how steadily the policy moves.", [
-            _metric("Entropy", "score/entropy", "number", "nats a token, mean"),
-            _metric("Gradient norm", "update/grad_norm", "number", "before it is limited"),
-            _metric("Policy KL", "update/policy_kl", "number", "nats a token, from the sampling policy"),
-            _metric("KL to the start", "update/reference_kl", "number", "nats a token"),
-            _metric("Clipped below", "update/clipped_low", "percent", "tokens"),
-            _metric("Clipped above", "update/clipped_high", "percent", "tokens"),
-            _metric("Dual clip", "update/clipped_dual", "percent", "tokens"),
-            _metric("Engine mismatch", "score/mismatch_mean", "number",
-                    "nats, |rollout − trainer| a token"),
-            _metric("Loss", "update/loss", "number", "policy loss"),
-        ]),
-        ("Time", "Seconds a training step and tokens a second, by stage.", [
-            *(_timed(f"{stage.capitalize()} time", stage, "seconds", timed)
-              for stage in ("rollout", "score", "update")),
-            *(_timed(f"{stage.capitalize()} speed", f"{stage}/speed", "number", timed)
-              for stage in ("rollout", "score", "update")),
-        ]),
-    ]  # fmt: skip
+        (
+            "Answers",
+            "Does it answer better, and is there something to learn from?",
+            [
+                _metric("Accuracy", "rollout/accuracy", "percent", "of the responses sampled in training"),
+                _validation(sources),
+                _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
+                _metric(
+                    "Informative groups", "rollout/informative_share", "percent", "neither all right nor all wrong"
+                ),
+                _metric("Response length", "rollout/response_tokens_mean", "number", "tokens, mean"),
+                _metric("Cut off", "rollout/truncated_share", "percent", "responses at the length limit"),
+                _metric("No answer", "rollout/no_answer_share", "percent", "responses without one"),
+            ],
+        ),
+        (
+            "Perception",
+            "How much the tokens depend on the image.",
+            [
+                _metric("Token perception", "score/perception_mean", "number", "mean over all tokens"),
+                _band(
+                    "Trajectory dependency",
+                    "score/dependency_mean",
+                    "score/dependency_std",
+                    "mean ± standard deviation over responses",
+                ),
+                _range(
+                    "Shaping weights",
+                    "update/alpha_min",
+                    "update/alpha_max",
+                    "smallest and largest factor on an advantage",
+                ),
+            ],
+        ),
+        (
+            "Policy",
+            "How far and how steadily the policy moves.",
+            [
+                _metric("Entropy", "score/entropy", "number", "nats a token, mean"),
+                _metric("Gradient norm", "update/grad_norm", "number", "before it is limited"),
+                _metric("Policy KL", "update/policy_kl", "number", "nats a token, from the sampling policy"),
+                _metric("KL to the start", "update/reference_kl", "number", "nats a token"),
+                _metric("Clipped below", "update/clipped_low", "percent", "tokens"),
+                _metric("Clipped above", "update/clipped_high", "percent", "tokens"),
+                _metric("Dual clip", "update/clipped_dual", "percent", "tokens"),
+                _metric("Engine mismatch", "score/mismatch_mean", "number", "nats, |rollout − trainer| a token"),
+                _metric("Loss", "update/loss", "number", "policy loss"),
+            ],
+        ),
+        (
+            "Time",
+            "Seconds a training step and tokens a second, by stage.",
+            [
+                *(
+                    _timed(f"{stage.capitalize()} time", stage, "seconds", timed)
+                    for stage in ("rollout", "score", "update")
+                ),
+                *(
+                    _timed(f"{stage.capitalize()} speed", f"{stage}/speed", "number", timed)
+                    for stage in ("rollout", "score", "update")
+                ),
+            ],
+        ),
+    ]
     made = []
     for title, about, makers in groups:
         charts = [maker(sources) for maker in makers]
@@ -65,8 +93,15 @@ Maker = Callable[[Sequence[RunSource]], Chart]
 
 
 def _chart(title: str, form: str, about: str, series: list[dict[str, Any]]) -> Chart:
-    return {"title": title, "about": about, "x": "step", "whole": True, "format": form,
-            "sync": "step", "series": series}  # fmt: skip
+    return {
+        "title": title,
+        "about": about,
+        "x": "step",
+        "whole": True,
+        "format": form,
+        "sync": "step",
+        "series": series,
+    }
 
 
 def _finite(row: dict[str, Any], *names: str) -> bool:
@@ -86,8 +121,7 @@ def _metric(title: str, key: str, form: str, about: str) -> Maker:
     def make(sources: Sequence[RunSource]) -> Chart:
         series = []
         for index, rows in _rows(sources, key):
-            series.append({"run": index, "x": [r["step"] for r in rows],
-                           "y": [short(r[key]) for r in rows]})  # fmt: skip
+            series.append({"run": index, "x": [r["step"] for r in rows], "y": [short(r[key]) for r in rows]})
         return _chart(title, form, about, series)
 
     return make
@@ -97,11 +131,15 @@ def _band(title: str, middle: str, spread: str, about: str) -> Maker:
     def make(sources: Sequence[RunSource]) -> Chart:
         series = []
         for index, rows in _rows(sources, middle, spread):
-            series.append({
-                "run": index, "x": [r["step"] for r in rows], "y": [short(r[middle]) for r in rows],
-                "low": [short(r[middle] - r[spread]) for r in rows],
-                "high": [short(r[middle] + r[spread]) for r in rows],
-            })  # fmt: skip
+            series.append(
+                {
+                    "run": index,
+                    "x": [r["step"] for r in rows],
+                    "y": [short(r[middle]) for r in rows],
+                    "low": [short(r[middle] - r[spread]) for r in rows],
+                    "high": [short(r[middle] + r[spread]) for r in rows],
+                }
+            )
         return _chart(title, "number", about, series)
 
     return make
@@ -113,9 +151,10 @@ def _range(title: str, low: str, high: str, about: str) -> Maker:
         for index, rows in _rows(sources, low, high):
             x, below = [r["step"] for r in rows], [short(r[low]) for r in rows]
             above = [short(r[high]) for r in rows]
-            series += [{"run": index, "name": "largest", "x": x, "y": above, "low": below,
-                        "high": above},
-                       {"run": index, "name": "smallest", "x": x, "y": below}]  # fmt: skip
+            series += [
+                {"run": index, "name": "largest", "x": x, "y": above, "low": below, "high": above},
+                {"run": index, "name": "smallest", "x": x, "y": below},
+            ]
         return _chart(title, "number", about, series)
 
     return make
@@ -132,11 +171,16 @@ def _validation(sources: Sequence[RunSource]) -> Maker:
                 metrics = (made.manifest() or {})["metrics"]
                 points.append((step, metrics["accuracy"], metrics["interval"]))
         if points:
-            series.append({
-                "run": index, "x": [p[0] for p in points], "y": [short(p[1]) for p in points],
-                "low": [short(p[2][0]) for p in points], "high": [short(p[2][1]) for p in points],
-                "dots": True,
-            })  # fmt: skip
+            series.append(
+                {
+                    "run": index,
+                    "x": [p[0] for p in points],
+                    "y": [short(p[1]) for p in points],
+                    "low": [short(p[2][0]) for p in points],
+                    "high": [short(p[2][1]) for p in points],
+                    "dots": True,
+                }
+            )
     about = "of the checkpoints, with 95 % intervals"
     return lambda _: _chart("Validation accuracy", "percent", about, series)
 
@@ -161,13 +205,12 @@ def _times(source: RunSource) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def _timed(
-    title: str, key: str, form: str, timed: list[dict[str, list[tuple[int, float]]]]
-) -> Maker:
+def _timed(title: str, key: str, form: str, timed: list[dict[str, list[tuple[int, float]]]]) -> Maker:
     series = [
         {"run": index, "x": [p[0] for p in found[key]], "y": [short(p[1]) for p in found[key]]}
-        for index, found in enumerate(timed) if key in found
-    ]  # fmt: skip
+        for index, found in enumerate(timed)
+        if key in found
+    ]
     about = "seconds a step" if form == "seconds" else "response tokens a second"
     return lambda _: _chart(title, form, about, series)
 

@@ -36,12 +36,7 @@ class Viewer:
     notes: list[str] = field(default_factory=list)
 
 
-def viewer(
-    source: RunSource,
-    vocabulary: Vocabulary | None,
-    budget: int,
-    steps: Sequence[int] | None = None,
-) -> Viewer:
+def viewer(source: RunSource, vocabulary: Vocabulary | None, budget: int, steps: Sequence[int] | None = None) -> Viewer:
     """The entries of the steps asked for, as many as fit, spread evenly over training.
 
     Args:
@@ -71,8 +66,9 @@ def viewer(
             break
     found = Viewer(
         entries=[entry for step in sorted(made) for entry in made[step]],
-        steps=sorted(made), left_out=[t for t in wanted if t not in made],
-    )  # fmt: skip
+        steps=sorted(made),
+        left_out=[t for t in wanted if t not in made],
+    )
     found.notes = _notes(source, found, maker, cut=cut)
     return found
 
@@ -113,8 +109,7 @@ def _notes(source: RunSource, found: Viewer, maker: EntryMaker, *, cut: bool) ->
         notes.append("The run's tokenizer is not on this machine: tokens are shown by number.")
     if maker.images.shrunk:
         notes.append(
-            f"{maker.images.shrunk} images were made smaller for this page; "
-            "the Parquet files have them whole."
+            f"{maker.images.shrunk} images were made smaller for this page; the Parquet files have them whole."
         )
     if maker.images.unreadable:
         notes.append(f"{maker.images.unreadable} images could not be read.")
@@ -157,9 +152,7 @@ class EntryMaker:
             return None
         return looks
 
-    def _entry(
-        self, step: int, group: Entry, scored: Entry, look: Entry | None, used: Entry | None
-    ) -> Entry:
+    def _entry(self, step: int, group: Entry, scored: Entry, look: Entry | None, used: Entry | None) -> Entry:
         sample = self.samples.by_id(group["sample_id"])
         views = look["perturbed_images"] if look else []
         advantages = {
@@ -167,16 +160,18 @@ class EntryMaker:
             for name in ("advantage", "shaped_advantage")
         }
         return {
-            "step": step, "position": group["position"], "sample_id": group["sample_id"],
-            "problem": sample.problem, "gold": sample.answer,
+            "step": step,
+            "position": group["position"],
+            "sample_id": group["sample_id"],
+            "problem": sample.problem,
+            "gold": sample.answer,
             "images": self.images.urls(look["images"] if look else sample.images),
             "perturbed": [self.images.urls(view) for view in views],
             "responses": [
-                self._response(i, group, scored, look)
-                | {name: values[i] for name, values in advantages.items()}
+                self._response(i, group, scored, look) | {name: values[i] for name, values in advantages.items()}
                 for i in range(len(group["response_ids"]))
             ],
-        }  # fmt: skip
+        }
 
     def _response(self, i: int, group: Entry, scored: Entry, look: Entry | None) -> Entry:
         ids = group["response_ids"][i]
@@ -189,13 +184,13 @@ class EntryMaker:
             "logp_perturbed": _rounded(perturbed[i]) if perturbed and perturbed[i] else None,
             "entropy": _rounded(scored["entropy"][i]),
             "top": _alternatives(look, i, "top", "top_p", "top_q"),
-            "top_perturbed": _alternatives(
-                look, i, "top_perturbed", "top_perturbed_p", "top_perturbed_q"
-            ),
-            "dependency": short(scored["dependency"][i], 6), "reward": short(group["reward"][i]),
-            "outcome": group["outcome"][i], "answer": group["answer"][i],
+            "top_perturbed": _alternatives(look, i, "top_perturbed", "top_perturbed_p", "top_perturbed_q"),
+            "dependency": short(scored["dependency"][i], 6),
+            "reward": short(group["reward"][i]),
+            "outcome": group["outcome"][i],
+            "answer": group["answer"][i],
             "truncated": group["truncated"][i],
-        }  # fmt: skip
+        }
 
     def _text(self, token: int) -> str:
         return self.vocabulary.text(token) if self.vocabulary else f" {token}"

@@ -59,29 +59,44 @@ def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[s
     """The charts, and in a sentence each what the first run's say."""
     known = [(i, r) for i, r in enumerate(readings) if r.steps]
     if not known:
-        return {"charts": [], "empty": "No scored step of this run is on disk, so nothing is known "
-                "about what its tokens look at. vppo train makes them."}  # fmt: skip
+        return {
+            "charts": [],
+            "empty": "No scored step of this run is on disk, so nothing is known "
+            "about what its tokens look at. vppo train makes them.",
+        }
     charts = [
-        _histogram("Token perception", "nats a token; share of tokens, on a log scale",
-                   {i: np.concatenate(r.perception) for i, r in known}, log=True),
+        _histogram(
+            "Token perception",
+            "nats a token; share of tokens, on a log scale",
+            {i: np.concatenate(r.perception) for i, r in known},
+            log=True,
+        ),
         _concentration(sources, known),
-        _histogram("Trajectory dependency", "nats, mean over a response; share of responses",
-                   {i: np.concatenate(r.dependency) for i, r in known}, log=False),
-        _bands("Perception by step", [(i, r.steps, r.perception) for i, r in known],
-               "nats; median, and 75, 90, 95 % quantiles", (0.5, 0.75, 0.9, 0.95)),
-        _bands("Dependency by step",
-               [(i, r.steps, r.dependency) for i, r in known],
-               "nats; median, and the middle 50 and 90 %", QUANTILES),
+        _histogram(
+            "Trajectory dependency",
+            "nats, mean over a response; share of responses",
+            {i: np.concatenate(r.dependency) for i, r in known},
+            log=False,
+        ),
+        _bands(
+            "Perception by step",
+            [(i, r.steps, r.perception) for i, r in known],
+            "nats; median, and 75, 90, 95 % quantiles",
+            (0.5, 0.75, 0.9, 0.95),
+        ),
+        _bands(
+            "Dependency by step",
+            [(i, r.steps, r.dependency) for i, r in known],
+            "nats; median, and the middle 50 and 90 %",
+            QUANTILES,
+        ),
         _kept(known),
-    ]  # fmt: skip
+    ]
     first = known[0][1]
     notes = []
     if not all(r.complete for _, r in known):
-        notes.append(
-            f"Drawn from at most {MOST_STEPS} steps, spread evenly, and {MOST_TOKENS:,} tokens of each."
-        )
-    return {"charts": [c for c in charts if c], "lead": _lead(sources[known[0][0]], first),
-            "notes": notes}  # fmt: skip
+        notes.append(f"Drawn from at most {MOST_STEPS} steps, spread evenly, and {MOST_TOKENS:,} tokens of each.")
+    return {"charts": [c for c in charts if c], "lead": _lead(sources[known[0][0]], first), "notes": notes}
 
 
 def _lead(source: RunSource, reading: Reading) -> str:
@@ -118,15 +133,13 @@ def _histogram(title: str, about: str, values: dict[int, Array], *, log: bool) -
     series = []
     for run, value_N in values.items():
         count, _ = np.histogram(value_N, edges)
-        series.append({"run": run, "kind": "steps", "x": [short(e) for e in edges],
-                       "y": [short(c / len(value_N)) for c in count]})  # fmt: skip
-    return {"title": title, "about": about, "x": "nats", "format": "percent", "log": log,
-            "series": series}  # fmt: skip
+        series.append(
+            {"run": run, "kind": "steps", "x": [short(e) for e in edges], "y": [short(c / len(value_N)) for c in count]}
+        )
+    return {"title": title, "about": about, "x": "nats", "format": "percent", "log": log, "series": series}
 
 
-def _concentration(
-    sources: Sequence[RunSource], known: Sequence[tuple[int, Reading]]
-) -> dict[str, Any] | None:
+def _concentration(sources: Sequence[RunSource], known: Sequence[tuple[int, Reading]]) -> dict[str, Any] | None:
     """Share of all perception in the tokens that look most: few tokens look, or all do."""
     share_T = np.unique(np.concatenate([np.linspace(0, 0.1, 41), np.linspace(0.1, 1, 91)]))
     series: list[dict[str, Any]] = []
@@ -137,39 +150,56 @@ def _concentration(
             continue
         sums_N = np.concatenate([[0.0], np.sort(perception_N)[::-1].cumsum()])
         y = np.interp(share_T * len(perception_N), np.arange(len(sums_N)), sums_N) / sums_N[-1]
-        series.append({"run": run, "x": [short(100 * x) for x in share_T],
-                       "y": [short(v) for v in y]})  # fmt: skip
+        series.append({"run": run, "x": [short(100 * x) for x in share_T], "y": [short(v) for v in y]})
         kept = sources[run].chain.config.score.keep_fraction
         marks = marks or [{"x": short(100 * kept), "label": f"kept: {100 * kept:g} %"}]
     if not series:
         return None
-    return {"title": "Few tokens look", "about": "share of all perception in the tokens that look most",
-            "x": "% of tokens", "format": "percent", "series": series, "marks": marks}  # fmt: skip
+    return {
+        "title": "Few tokens look",
+        "about": "share of all perception in the tokens that look most",
+        "x": "% of tokens",
+        "format": "percent",
+        "series": series,
+        "marks": marks,
+    }
 
 
 def _bands(
-    title: str, values: Sequence[tuple[int, list[int], list[Array]]], about: str,
-    quantiles: Sequence[float],
-) -> dict[str, Any]:  # fmt: skip
+    title: str, values: Sequence[tuple[int, list[int], list[Array]]], about: str, quantiles: Sequence[float]
+) -> dict[str, Any]:
     series = []
     for run, steps, by_step in values:
         at_Q = np.array([np.quantile(v, quantiles) for v in by_step]).T
         x = list(steps)
         cut = [[short(v) for v in row] for row in at_Q]
         middle = list(quantiles).index(0.5)
-        pairs = ([(0, 4), (1, 3)] if len(quantiles) == 5 else
-                 [(middle, 3), (middle, 2), (middle, 1)])  # fmt: skip
+        pairs = [(0, 4), (1, 3)] if len(quantiles) == 5 else [(middle, 3), (middle, 2), (middle, 1)]
         for low, high in pairs:
             label = f"{100 * quantiles[high]:g} % quantile"
-            series.append({"run": run, "kind": "band", "x": x, "low": cut[low], "high": cut[high],
-                           "y": cut[high], "name": label})  # fmt: skip
+            series.append(
+                {"run": run, "kind": "band", "x": x, "low": cut[low], "high": cut[high], "y": cut[high], "name": label}
+            )
         series.append({"run": run, "x": x, "y": cut[middle], "name": "median"})
-    return {"title": title, "about": about, "x": "step", "whole": True, "format": "number",
-            "sync": "step", "series": series}  # fmt: skip
+    return {
+        "title": title,
+        "about": about,
+        "x": "step",
+        "whole": True,
+        "format": "number",
+        "sync": "step",
+        "series": series,
+    }
 
 
 def _kept(known: Sequence[tuple[int, Reading]]) -> dict[str, Any]:
-    series = [{"run": run, "x": list(r.steps), "y": [short(v) for v in r.kept_share]}
-              for run, r in known]  # fmt: skip
-    return {"title": "Perception in kept tokens", "about": "share of the total", "x": "step",
-            "whole": True, "format": "percent", "sync": "step", "series": series}  # fmt: skip
+    series = [{"run": run, "x": list(r.steps), "y": [short(v) for v in r.kept_share]} for run, r in known]
+    return {
+        "title": "Perception in kept tokens",
+        "about": "share of the total",
+        "x": "step",
+        "whole": True,
+        "format": "percent",
+        "sync": "step",
+        "series": series,
+    }

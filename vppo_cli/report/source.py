@@ -51,10 +51,7 @@ class RunSource:
     def scored(self) -> list[int]:
         """Steps whose responses and scores are on disk under the run's settings."""
         steps = range(1, self.chain.config.run.steps + 1)
-        return [
-            t for t in steps
-            if self.chain.rollout(t).path.is_dir() and self.chain.score(t).path.is_dir()
-        ]  # fmt: skip
+        return [t for t in steps if self.chain.rollout(t).path.is_dir() and self.chain.score(t).path.is_dir()]
 
     def trained_tokens(self, step: int) -> int:
         """Response tokens of the groups that a step trains on, from the score file's own counts."""
@@ -93,9 +90,10 @@ class RunSource:
 def _same_groups(step: Step, table: pa.Table, rollouts: pa.Table) -> None:
     if table["position"] != rollouts["position"]:
         raise UserError(
-            str(step.path), "is of other groups than were sampled.",
+            str(step.path),
+            "is of other groups than were sampled.",
             "Delete the folder; it is made again when it is needed.",
-        )  # fmt: skip
+        )
 
 
 def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
@@ -178,8 +176,6 @@ def vocabulary(chain: Chain) -> Vocabulary | None:
     if not Path(model).is_dir() and model != "tiny":
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(
-            model, "tokenizer.json", revision=chain.config.model.revision
-        )
+        found = try_to_load_from_cache(model, "tokenizer.json", revision=chain.config.model.revision)
         files += [Path(found)] if isinstance(found, str) else []
     return next((Vocabulary(file) for file in files if file.is_file()), None)

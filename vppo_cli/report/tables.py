@@ -22,12 +22,18 @@ def evaluations(sources: Sequence[RunSource]) -> dict[str, Any]:
     for source in sources:
         for row in evaluation_rows(source.chain):
             for entry in row["results"]:
-                own.append({
-                    "run": source.name, "benchmark": row["benchmark"], "policy": entry["policy"],
-                    "asked": f"{row['questions']} × {row['samples']}", "accuracy": entry["accuracy"],
-                    "interval": entry["interval"], "difference": entry.get("difference"),
-                    "difference_interval": entry.get("difference_interval"),
-                })  # fmt: skip
+                own.append(
+                    {
+                        "run": source.name,
+                        "benchmark": row["benchmark"],
+                        "policy": entry["policy"],
+                        "asked": f"{row['questions']} × {row['samples']}",
+                        "accuracy": entry["accuracy"],
+                        "interval": entry["interval"],
+                        "difference": entry.get("difference"),
+                        "difference_interval": entry.get("difference_interval"),
+                    }
+                )
     found: dict[str, Any] = {"own": own, "changes": _changes(sources), "reports": _reports(sources)}
     if not own and not found["reports"]:
         name = sources[0].name
@@ -41,9 +47,7 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
     first = sources[0].chain
     for other in sources[1:]:
         for benchmark in first.benchmarks:
-            steps = [
-                chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)
-            ]
+            steps = [chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)]
             if not all(step.path.is_dir() for step in steps):
                 continue
             try:
@@ -51,11 +55,16 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
             except UserError:  # they share no question
                 continue
             change = result.changes[0].change
-            found.append({
-                "run": other.name, "against": sources[0].name, "benchmark": benchmark,
-                "difference": 100 * change.mean, "interval": [100 * change.low, 100 * change.high],
-                "notes": result.notes,
-            })  # fmt: skip
+            found.append(
+                {
+                    "run": other.name,
+                    "against": sources[0].name,
+                    "benchmark": benchmark,
+                    "difference": 100 * change.mean,
+                    "interval": [100 * change.low, 100 * change.high],
+                    "notes": result.notes,
+                }
+            )
     return found
 
 
@@ -73,18 +82,23 @@ def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
             tables += report_tables.detail_tables(report)
             tables += filter(None, [report_tables.score_table(report)])
             tables += report_tables.breakdown_tables(report)
-            reports.append({
-                "run": source.name, "model": report["model"], "warnings": report["warnings"],
-                "tables": [{
-                    "caption": t.caption, "header": t.header, "rows": t.rows, "bold": t.bold,
-                    "right": t.right(),
-                } for t in tables],
-            })  # fmt: skip
+            reports.append(
+                {
+                    "run": source.name,
+                    "model": report["model"],
+                    "warnings": report["warnings"],
+                    "tables": [
+                        {"caption": t.caption, "header": t.header, "rows": t.rows, "bold": t.bold, "right": t.right()}
+                        for t in tables
+                    ],
+                }
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                str(files[-1]), f"is not a report of vppo eval ({type(error).__name__}: {error}).",
+                str(files[-1]),
+                f"is not a report of vppo eval ({type(error).__name__}: {error}).",
                 f"Write it again: vppo eval --run {source.name}",
-            ) from error  # fmt: skip
+            ) from error
     return reports
 
 
@@ -93,15 +107,17 @@ def settings(sources: Sequence[RunSource]) -> dict[str, Any]:
     rows = []
     for name, about in setting_names():
         values = [_value(source, name) for source in sources]
-        rows.append({"name": name, "about": about.replace("``", ""), "values": values,
-                     "differs": len(set(values)) > 1})  # fmt: skip
+        rows.append({"name": name, "about": about.replace("``", ""), "values": values, "differs": len(set(values)) > 1})
     made_by = [_provenance(source) for source in sources]
     names = list(dict.fromkeys(name for found in made_by for name in found))
     versions = [
-        {"name": name, "values": [found.get(name, "") for found in made_by],
-         "differs": len({found.get(name, "") for found in made_by}) > 1}
+        {
+            "name": name,
+            "values": [found.get(name, "") for found in made_by],
+            "differs": len({found.get(name, "") for found in made_by}) > 1,
+        }
         for name in names
-    ]  # fmt: skip
+    ]
     return {"runs": [source.name for source in sources], "rows": rows, "versions": versions}
 
 

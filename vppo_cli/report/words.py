@@ -58,9 +58,8 @@ class WordCount:
                 self._sums[(token,)] += float(value)
                 self._counts[(token,)] += int(count)
         for start, size, value in zip(
-            start_W[~single_W].tolist(), size_W[~single_W].tolist(), sum_W[~single_W].tolist(),
-            strict=True,
-        ):  # fmt: skip
+            start_W[~single_W].tolist(), size_W[~single_W].tolist(), sum_W[~single_W].tolist(), strict=True
+        ):
             key = tuple(id_N[start : start + size].tolist())
             self._sums[key] += value
             self._counts[key] += 1
@@ -90,10 +89,11 @@ def words(names: Sequence[str], counted: Sequence[WordCount | None]) -> dict[str
             if times >= FEWEST
         ]
         tables.append({"run": name, "rows": rows[:MOST], "more": max(0, len(rows) - MOST)})
-    note = (
-        f"Words that occur {FEWEST} times or more. A word's perception is the sum over its tokens."
-    )
+    note = f"Words that occur {FEWEST} times or more. A word's perception is the sum over its tokens."
     if tables:
         return {"tables": tables, "note": note}
-    return {"tables": [], "empty": "The run's tokenizer is not on this machine, or no step is scored, "
-            "so tokens cannot be joined to words."}  # fmt: skip
+    return {
+        "tables": [],
+        "empty": "The run's tokenizer is not on this machine, or no step is scored, "
+        "so tokens cannot be joined to words.",
+    }

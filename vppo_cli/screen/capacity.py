@@ -17,10 +17,17 @@ from vppo_cli.screen.words import duration, size
 DEFAULT_GPU, DEFAULT_GPUS = "H100", 8
 
 PARTS = {
-    "weights": "weights", "copies": "copies", "optimizer": "optimizer", "gradients": "gradients",
-    "activations": "activations", "logits": "logits", "vllm_weights": "vLLM", "kv_cache": "KV cache",
-    "overhead": "other", "total": "all",
-}  # fmt: skip
+    "weights": "weights",
+    "copies": "copies",
+    "optimizer": "optimizer",
+    "gradients": "gradients",
+    "activations": "activations",
+    "logits": "logits",
+    "vllm_weights": "vLLM",
+    "kv_cache": "KV cache",
+    "overhead": "other",
+    "total": "all",
+}
 """Part of the memory -> head of its column."""
 
 
@@ -38,9 +45,7 @@ def wanted(config: Config, gpu: str | None, gpus: int | None, response: int | No
     return bool(gpu or gpus or response) or config.model.path != "tiny"
 
 
-def count(
-    config: Config, gpu: str | None, gpus: int | None, response: int | None
-) -> dict[str, Any] | None:
+def count(config: Config, gpu: str | None, gpus: int | None, response: int | None) -> dict[str, Any] | None:
     """The numbers; None where nobody asked and the model's sizes cannot be had.
 
     Raises:
@@ -65,11 +70,10 @@ def show(config: Config, found: dict[str, Any]) -> None:
     _work(config, found)
     display.console.print()
     disk, host = found["disk"], found["host_memory_per_node"]
-    display.line("disk", f"{size(disk['checkpoint'])} a checkpoint, {size(disk['step'])} a step, "
-                 f"{size(disk['run'])} in the end")  # fmt: skip
-    parts = ", ".join(
-        f"{name} {part / GIB:.0f}" for name, part in found["host_memory_parts"].items()
+    display.line(
+        "disk", f"{size(disk['checkpoint'])} a checkpoint, {size(disk['step'])} a step, {size(disk['run'])} in the end"
     )
+    parts = ", ".join(f"{name} {part / GIB:.0f}" for name, part in found["host_memory_parts"].items())
     if host >= GIB:
         display.line("host", f"{host / GIB:.0f} GiB of the first machine's memory ({parts})")
     _assumed(config, found)
@@ -83,30 +87,38 @@ def _machine(config: Config, found: dict[str, Any]) -> None:
     gpu, update = find_gpu(found["gpu"]), config.update
     zero = f", ZeRO-{update.zero_stage}" if update.engine == "deepspeed" else ""
     zero += ", offload" if update.offload and zero else ""
-    display.line("on", f"{found['gpus']} x {gpu.name}, {gpu.memory:.0f} GiB each; "
-                 f"{config.model.dtype}, {update.engine}{zero}, {config.rollout.engine}")  # fmt: skip
+    display.line(
+        "on",
+        f"{found['gpus']} x {gpu.name}, {gpu.memory:.0f} GiB each; "
+        f"{config.model.dtype}, {update.engine}{zero}, {config.rollout.engine}",
+    )
     if found["gpus_used"] < found["gpus"]:
-        display.line("note", f"update.engine {update.engine} uses one GPU: add --set "
-                     "update.engine=deepspeed", style="yellow")  # fmt: skip
+        display.line(
+            "note", f"update.engine {update.engine} uses one GPU: add --set update.engine=deepspeed", style="yellow"
+        )
 
 
 def _memory(stages: dict[str, dict[str, float]]) -> None:
     used = [part for part in PARTS if any(memory[part] >= GIB / 20 for memory in stages.values())]
-    rows = [[f"{memory[p] / GIB:.1f}" if memory[p] >= GIB / 20 else "" for p in used]
-            for memory in stages.values()]  # fmt: skip
+    rows = [[f"{memory[p] / GIB:.1f}" if memory[p] >= GIB / 20 else "" for p in used] for memory in stages.values()]
     _table("GiB a GPU", [PARTS[part] for part in used], dict(zip(stages, rows, strict=True)))
 
 
 def _work(config: Config, found: dict[str, Any]) -> None:
     seconds, flops = found["seconds_per_step"], found["flops_per_step"]
     rows = {
-        stage: [_count(found["tokens_per_step"][stage]), _count(flops[stage]["total"], "FLOP"),
-                _seconds(seconds[stage]), f"{seconds[stage] / seconds['total']:.0%}"]
+        stage: [
+            _count(found["tokens_per_step"][stage]),
+            _count(flops[stage]["total"], "FLOP"),
+            _seconds(seconds[stage]),
+            f"{seconds[stage] / seconds['total']:.0%}",
+        ]
         for stage in flops
-    }  # fmt: skip
+    }
     _table("a step", ["tokens", "work", "time", "share"], rows)
-    display.line("in all", f"{_seconds(seconds['total'])} a step, {config.run.steps} steps in "
-                 f"{duration(found['seconds'])}")  # fmt: skip
+    display.line(
+        "in all", f"{_seconds(seconds['total'])} a step, {config.run.steps} steps in {duration(found['seconds'])}"
+    )
 
 
 def _assumed(config: Config, found: dict[str, Any]) -> None:
@@ -116,15 +128,16 @@ def _assumed(config: Config, found: dict[str, Any]) -> None:
     display.line(
         "assumed",
         f"prompts of {a['prompt_tokens']:.0f} tokens, responses of {a['response_tokens']:.0f} "
-        f"(--response-tokens){groups};", style="dim",
-    )  # fmt: skip
+        f"(--response-tokens){groups};",
+        style="dim",
+    )
     display.line(
-        "", f"{a['utilisation']:.0%} of peak operations{vllm}, {a['bandwidth_utilisation']:.0%} of "
-        "bandwidth; memory for the longest responses;", style="dim",
-    )  # fmt: skip
-    display.line(
-        "", "not counted: communication, grading, validation, evaluation", style="dim"
-    )  # fmt: skip
+        "",
+        f"{a['utilisation']:.0%} of peak operations{vllm}, {a['bandwidth_utilisation']:.0%} of "
+        "bandwidth; memory for the longest responses;",
+        style="dim",
+    )
+    display.line("", "not counted: communication, grading, validation, evaluation", style="dim")
 
 
 def _verdict(found: dict[str, Any]) -> None:
@@ -138,11 +151,8 @@ def _verdict(found: dict[str, Any]) -> None:
         text = problem if i else f"does not fit: {problem}"
         display.line("" if i else "result", text, style="bold yellow")
     if not found["advice"]:
-        display.line("change", "take a smaller model, or fewer or shorter responses (which changes what is "
-                     "learned):")  # fmt: skip
-        display.line(
-            "", "no combination of the other settings fits, not on the largest GPU of the table"
-        )
+        display.line("change", "take a smaller model, or fewer or shorter responses (which changes what is learned):")
+        display.line("", "no combination of the other settings fits, not on the largest GPU of the table")
         return
     best = found["advice"][0]
     gpu = [] if best["gpu"] == found["gpu"] else [f"--gpu {best['gpu']}"]
@@ -150,8 +160,11 @@ def _verdict(found: dict[str, Any]) -> None:
     for start in range(0, len(changes), 3):
         display.line("" if start else "change", "  ".join(changes[start : start + 3]))
     host = f"{best['host_memory_per_node'] / GIB:.0f} GiB of a machine's memory"
-    display.line("then", f"{_fits(best['spare'], best['fullest'])}; "
-                 f"{_seconds(best['seconds_per_step'])} a step, {host}", style="green")  # fmt: skip
+    display.line(
+        "then",
+        f"{_fits(best['spare'], best['fullest'])}; {_seconds(best['seconds_per_step'])} a step, {host}",
+        style="green",
+    )
     for setting in best["set"]:
         key, _, value = setting.partition("=")
         if key in best["changes_results"]:
@@ -167,10 +180,12 @@ def _table(corner: str, heads: Sequence[str], rows: dict[str, list[str]]) -> Non
     widths = [max(map(len, column)) for column in zip(heads, *rows.values(), strict=True)]
     lines = {corner: heads, **rows}
     display.columns(
-        [(name.ljust(display.LABEL - 2), *(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
-         for name, cells in lines.items()],
+        [
+            (name.ljust(display.LABEL - 2), *(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
+            for name, cells in lines.items()
+        ],
         styles=["bold", *("" for _ in rows)],
-    )  # fmt: skip
+    )
 
 
 def _count(number: float, unit: str = "") -> str:

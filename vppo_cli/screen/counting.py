@@ -45,9 +45,11 @@ def counting(*, as_json: bool) -> Iterator[Silent]:
         yield Silent()
     elif display.console.is_terminal:
         columns = (
-            TextColumn(f"{{task.description:<{display.LABEL - 1}}}"), BarColumn(),
-            MofNCompleteColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
+            TextColumn(f"{{task.description:<{display.LABEL - 1}}}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=display.console, transient=True) as progress:
             yield CountWatch(progress)
     else:

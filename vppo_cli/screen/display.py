@@ -34,9 +34,7 @@ def plain(text: str, indent: int | None = None) -> str:
     Args:
         indent: keep the line breaks, each with this many blanks after it; None: they are blanks too.
     """
-    safe = "".join(
-        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\ufffd" for c in text
-    )
+    safe = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "\ufffd" for c in text)
     return safe.replace("\n", " " if indent is None else "\n" + " " * indent)
 
 
@@ -51,9 +49,7 @@ def line(label: str, text: str, style: str = "") -> None:
     console.print(labelled(label, text), style=style or None)
 
 
-def columns(
-    rows: Sequence[Sequence[str]], *, indent: int = 0, gap: int = 2, styles: Sequence[str] = ()
-) -> None:
+def columns(rows: Sequence[Sequence[str]], *, indent: int = 0, gap: int = 2, styles: Sequence[str] = ()) -> None:
     """Rows in columns, one line each: never cut, whatever the width of the terminal or pipe."""
     texts = aligned(rows, indent=indent, gap=gap)
     for text, style in zip_longest(texts, styles, fillvalue=""):
@@ -65,9 +61,7 @@ def aligned(rows: Sequence[Sequence[str]], *, indent: int = 0, gap: int = 2) -> 
     safe = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip_longest(*safe, fillvalue="")]
     return [
-        " " * indent
-        + (" " * gap).join(c.ljust(w) for c, w in zip(row, widths, strict=False)).rstrip()
-        for row in safe
+        " " * indent + (" " * gap).join(c.ljust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in safe
     ]
 
 
@@ -109,12 +103,7 @@ def running(again: str) -> Iterator[None]:
 @contextlib.contextmanager
 def bar(label: str, *, as_json: bool) -> Iterator[Callable[[int, int, float], None]]:
     """A progress bar for work outside a run: call it with (done, total, current loss)."""
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=as_json) as progress:
         task = progress.add_task(label, loss="")
 
@@ -136,8 +125,9 @@ def spinner(label: str, *, as_json: bool) -> Iterator[Callable[[str], None]]:
 
 def summary(metrics: dict[str, Any], most: int = 6) -> str:
     """The first metrics in one line."""
-    shown = [f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}"
-             for n, v in metrics.items() if isinstance(v, int | float)]  # fmt: skip
+    shown = [
+        f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in metrics.items() if isinstance(v, int | float)
+    ]
     return "  ".join(shown[:most])
 
 
@@ -156,8 +146,11 @@ def evaluation_lines(rows: Sequence[dict[str, Any]]) -> Iterator[Text]:
     """The lines of ``evaluation_table``."""
     for row in rows:
         yield Text()
-        yield labelled("eval", f"{row['benchmark']}, {row['questions']} questions x "
-                       f"{row['samples']} samples, 95 % intervals over questions")  # fmt: skip
+        yield labelled(
+            "eval",
+            f"{row['benchmark']}, {row['questions']} questions x "
+            f"{row['samples']} samples, 95 % intervals over questions",
+        )
         table = []
         for entry in row["results"]:
             low, high = entry["interval"]
@@ -179,28 +172,18 @@ def next_steps(chain: Chain) -> None:
     line("", f"vppo status --run {name}      what the run did")
     line("", f"vppo export {name}-model --run {name}      the model, for transformers")
     line(
-        "",
-        f"vppo train --run {name} --stage score --set score.estimator=k3      "
-        "score the saved rollouts another way",
+        "", f"vppo train --run {name} --stage score --set score.estimator=k3      score the saved rollouts another way"
     )
 
 
-def made(
-    chain: Chain, wanted: Chain, stage: str, steps: Sequence[Step], overrides: Sequence[str]
-) -> None:
+def made(chain: Chain, wanted: Chain, stage: str, steps: Sequence[Step], overrides: Sequence[str]) -> None:
     """What a single stage did."""
     if not steps:
-        line(
-            "done",
-            f"nothing to do: {stage} is on disk with these settings (--force makes it again)",
-        )
+        line("done", f"nothing to do: {stage} is on disk with these settings (--force makes it again)")
         return
     indices = [step.index for step in steps if step.index is not None]
     where = f" {ranges(indices)}" if indices else ""
     line("made", f"{stage}{where}: {steps[-1].path}")
     if chain is not wanted:
         settings = "".join(f" --set {text}" for text in overrides)
-        line(
-            "next",
-            f"vppo plan --run {chain.run.name}{settings}      what is stale if the run goes on so",
-        )
+        line("next", f"vppo plan --run {chain.run.name}{settings}      what is stale if the run goes on so")

@@ -19,9 +19,7 @@ def in_words(chain: Chain) -> str:
     last, names = chain.config.run.steps, chain.benchmarks
     saved = sum(chain.has_checkpoint(step) for step in range(1, last + 1))
     told = ", ".join(names) if len(names) < 4 else f"{len(names)} benchmarks"
-    return (
-        f"{last} steps of rollout, score, update; {saved} checkpoints; eval on {told or 'nothing'}"
-    )
+    return f"{last} steps of rollout, score, update; {saved} checkpoints; eval on {told or 'nothing'}"
 
 
 def step_line(row: Mapping[str, Any], last: int) -> str:
@@ -51,9 +49,8 @@ def _said(row: Mapping[str, Any], form: str, *names: str) -> str:
 
 
 def time_line(
-    row: Mapping[str, Any], last: int, spent: Mapping[str, float], rates: Mapping[str, float],
-    left: str, memory: str,
-) -> str:  # fmt: skip
+    row: Mapping[str, Any], last: int, spent: Mapping[str, float], rates: Mapping[str, float], left: str, memory: str
+) -> str:
     """``time  29/30  rollout 3.5 s 2.2 k/s  score ...  left 6 s  memory 1.4 GB``: for logs."""
     parts = [
         f"{name} {value:.1f} s" + (f" {compact(rates[name])}/s" if name in rates else "")
@@ -66,10 +63,7 @@ def time_line(
 def perception(row: Mapping[str, Any]) -> str:
     """``0.26 nats, 99.9 % in kept tokens``: a token's mean, and how much of all the kept ones have."""
     share = _share(row)
-    parts = [
-        _said(row, "{:.2f} nats", "score/perception_mean"),
-        f"{share} in kept tokens" if share else "",
-    ]
+    parts = [_said(row, "{:.2f} nats", "score/perception_mean"), f"{share} in kept tokens" if share else ""]
     return ", ".join(part for part in parts if part)
 
 

@@ -71,37 +71,50 @@ class Glance:
         spent = self.recent[-1] if self.recent else {}
         rates = timing.rates(self.rows[-1], spent, config.update.epochs) if self.rows else {}
         return {
-            "run": self.chain.run.name, "state": state.state, "stage": state.stage,
-            "step": state.step, "doing": state.doing, "done": state.done, "total": state.total,
-            "pid": state.pid, "host": state.host, "updated": state.updated,
-            "silent_s": round(self.silent), "steps_done": len(self.rows), "steps": config.run.steps,
+            "run": self.chain.run.name,
+            "state": state.state,
+            "stage": state.stage,
+            "step": state.step,
+            "doing": state.doing,
+            "done": state.done,
+            "total": state.total,
+            "pid": state.pid,
+            "host": state.host,
+            "updated": state.updated,
+            "silent_s": round(self.silent),
+            "steps_done": len(self.rows),
+            "steps": config.run.steps,
             "left_s": None if self.left is None else round(self.left),
-            "seconds": spent, "tokens_per_second": rates,
-            "memory": state.memory, "gpu_memory": state.gpu_memory,
+            "seconds": spent,
+            "tokens_per_second": rates,
+            "memory": state.memory,
+            "gpu_memory": state.gpu_memory,
             "metrics": self.rows[-1] if self.rows else {},
-            "checkpoints": self.saved, "evaluations": self.evaluations, "warnings": self.warnings,
-        }  # fmt: skip
+            "checkpoints": self.saved,
+            "evaluations": self.evaluations,
+            "warnings": self.warnings,
+        }
 
 
 def look(path: Path, before: Glance | None = None) -> Glance:
     """Look at a run; what did not change since ``before`` is not looked up again."""
     state = runs.read_state(path)
-    stamp = (
-        _stamp(path / runs.CONFIG),
-        _stamp(path / runs.METRICS),
-        state.state,
-        state.stage,
-        state.step,
-    )
+    stamp = (_stamp(path / runs.CONFIG), _stamp(path / runs.METRICS), state.state, state.stage, state.step)
     if before and before.stamp == stamp:
         before.state = state
         return before
     chain = runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS)
     rows = recent_rows(chain)
     return Glance(
-        chain, state, stamp, rows, facts.recent_seconds(chain, rows), checkpoints.saved(chain),
-        evaluation_rows(chain), _used(path),
-    )  # fmt: skip
+        chain,
+        state,
+        stamp,
+        rows,
+        facts.recent_seconds(chain, rows),
+        checkpoints.saved(chain),
+        evaluation_rows(chain),
+        _used(path),
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -155,11 +168,14 @@ def lines(glance: Glance) -> Iterator[Text]:
     left = facts.left_text(glance.left)
     yield labelled("steps", f"{len(rows)} of {chain.config.run.steps} done   {left}".rstrip())
     for label, key, form in (
-        ("accuracy", "rollout/accuracy", ".3f"), ("reward", "rollout/reward", ".3f"),
+        ("accuracy", "rollout/accuracy", ".3f"),
+        ("reward", "rollout/reward", ".3f"),
         ("perception", "score/perception_mean", ".3f"),
-        ("dependency", "score/dependency_std", ".3f"), ("entropy", "score/entropy", ".3f"),
-        ("length", "rollout/response_tokens_mean", ".1f"), ("grad norm", "update/grad_norm", ".3f"),
-    ):  # fmt: skip
+        ("dependency", "score/dependency_std", ".3f"),
+        ("entropy", "score/entropy", ".3f"),
+        ("length", "rollout/response_tokens_mean", ".1f"),
+        ("grad norm", "update/grad_norm", ".3f"),
+    ):
         values = [row[key] for row in rows if key in row]
         same = key == "rollout/reward" and values == [row.get("rollout/accuracy") for row in rows]
         if values and not same:
@@ -200,9 +216,12 @@ def redraw(path: Path, every: float) -> Glance:
     """Look every so many seconds and draw it in place until the run ends; the last look."""
     glance = look(path)
     with Live(
-        get_renderable=lambda: _screen(glance), console=display.console, auto_refresh=False,
-        transient=True, vertical_overflow="crop",
-    ) as live:  # fmt: skip
+        get_renderable=lambda: _screen(glance),
+        console=display.console,
+        auto_refresh=False,
+        transient=True,
+        vertical_overflow="crop",
+    ) as live:
         while not _ended(glance):
             live.refresh()
             time.sleep(every)

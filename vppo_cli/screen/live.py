@@ -117,9 +117,7 @@ class LiveWatch(PlainWatch):
         self._doing: tuple[str, int, int | None, str] = ("", 0, None, "")
         self._stepped = time.monotonic()
         self._memory = ("", 0.0)
-        self.live = Live(
-            get_renderable=self._view, console=console, refresh_per_second=4, transient=True
-        )
+        self.live = Live(get_renderable=self._view, console=console, refresh_per_second=4, transient=True)
 
     def progress(self, label: str, done: int, total: int | None = None) -> None:
         self._doing = (label, done, total, self._pace.left(label, done, total))

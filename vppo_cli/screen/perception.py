@@ -43,33 +43,35 @@ def unit(config: Config) -> str:
 def show(config: Config, found: Perception, masks: int) -> None:
     """For a terminal: the response shaded, and the tokens that depend most on the image."""
     display.console.print()
-    display.console.print(
-        shaded(found.tokens, found.perception, found.keep), soft_wrap=False, overflow="fold"
-    )
+    display.console.print(shaded(found.tokens, found.perception, found.keep), soft_wrap=False, overflow="fold")
     display.console.print()
     steps = scale(found.perception)
     if steps:
         display.console.print(
-            Text.assemble(
-                (f"{'shade':<{display.LABEL}}", "bold"), steps, f" {unit(config)} and more"
-            )
+            Text.assemble((f"{'shade':<{display.LABEL}}", "bold"), steps, f" {unit(config)} and more")
         )
     else:
         display.line("shade", "none: no token depends on the image")
     kept, number = sum(found.keep), len(found.tokens)
-    display.console.print(Text.assemble(
-        (f"{'kept':<{display.LABEL}}", "bold"), ("underlined", "underline"),
-        f": the {kept} of {number} tokens that an update would learn from",
-    ))  # fmt: skip
+    display.console.print(
+        Text.assemble(
+            (f"{'kept':<{display.LABEL}}", "bold"),
+            ("underlined", "underline"),
+            f": the {kept} of {number} tokens that an update would learn from",
+        )
+    )
     if found.truncated:
         display.line("note", f"cut off after {number} tokens (--max-new-tokens)")
     display.console.print()
     rows = _most(config, found)
     if len(rows) > 1:
         display.columns(rows, styles=["bold"])
-        display.line("", "p: probability with the image" + (
-            f"; q: with the {'first ' if masks > 1 else ''}perturbed one" if found.logp_perturbed else ""
-        ), style="dim")  # fmt: skip
+        display.line(
+            "",
+            "p: probability with the image"
+            + (f"; q: with the {'first ' if masks > 1 else ''}perturbed one" if found.logp_perturbed else ""),
+            style="dim",
+        )
         display.console.print()
 
 
@@ -86,9 +88,7 @@ def _most(config: Config, found: Perception) -> list[tuple[str, ...]]:
         others = [_told((text, p) for text, p, _ in found.alternatives()[index])]
         if two:
             chances.append(f"{exp(found.logp_perturbed[index]):.3f}")
-            others.append(
-                _told((t, q or 0.0) for t, _, q in found.alternatives(perturbed=True)[index])
-            )
+            others.append(_told((t, q or 0.0) for t, _, q in found.alternatives(perturbed=True)[index]))
         rows.append((_named(found, index), f"{found.perception[index]:.3f}", *chances, *others))
     return rows
 

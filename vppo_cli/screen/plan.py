@@ -16,9 +16,12 @@ from vppo_cli.screen.words import ranges
 
 
 def show(
-    chain: Chain, note: str, rows: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]],
+    chain: Chain,
+    note: str,
+    rows: Sequence[dict[str, Any]],
+    variants: Sequence[dict[str, Any]],
     needs: dict[str, Any] | None,
-) -> None:  # fmt: skip
+) -> None:
     """Print it.
 
     Args:
@@ -32,9 +35,7 @@ def show(
         display.line("note", note)
     if named := list(named_on_hub(chain.config)):
         known = ", ".join(f"{one.name} {one.revision[:12]}" for one in named if one.revision)
-        display.line(
-            "revisions", known or "of the hub's repositories: resolved when the run begins"
-        )
+        display.line("revisions", known or "of the hub's repositories: resolved when the run begins")
     if needs and all(row["reason"] == "not made yet" for row in rows):
         display.line("plan", f"{facts.in_words(chain)}; nothing is on disk yet")
         capacity.show(chain.config, needs)
@@ -44,16 +45,17 @@ def show(
         styles=[{"keep": "dim", "stale": "yellow", "run": ""}[row["status"]] for row in rows],
     )
     if any(row["step"] == "rollout" and row["status"] == "stale" for row in rows):
-        display.line("note", "a changed update makes later rollouts stale too: the policy that "
-                     "sampled them would no longer exist")  # fmt: skip
+        display.line(
+            "note",
+            "a changed update makes later rollouts stale too: the policy that sampled them would no longer exist",
+        )
     for variant in variants:
         display.console.print()
-        display.line("on disk", f"{variant['step']} {variant['steps']} also with {variant['settings']}, "
-                     "not used by this run")  # fmt: skip
+        display.line(
+            "on disk", f"{variant['step']} {variant['steps']} also with {variant['settings']}, not used by this run"
+        )
         if variant["stale"]:
-            display.line(
-                "", f"to go on with it: vppo train --run {chain.run.name} {variant['set']}"
-            )
+            display.line("", f"to go on with it: vppo train --run {chain.run.name} {variant['set']}")
             display.line("", f"stale then: {variant['stale']}")
     todo = sum(row["count"] for row in rows if row["status"] != "keep")
     display.line("would run", f"{todo} steps" if todo else "nothing: every step is on disk")
@@ -70,11 +72,14 @@ def plan_rows(chain: Chain) -> list[dict[str, Any]]:
         found.setdefault((step.name, status, reason), []).append(step)
     return [
         {
-            "step": name, "steps": ranges(s.index for s in steps if s.index is not None),
-            "status": status, "reason": reason, "count": len(steps),
+            "step": name,
+            "steps": ranges(s.index for s in steps if s.index is not None),
+            "status": status,
+            "reason": reason,
+            "count": len(steps),
         }
         for (name, status, reason), steps in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
@@ -90,24 +95,22 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
                 manifest = read_manifest(folder)
                 if manifest["inputs"] != step.inputs:
                     continue
-                changed = {
-                    k: v for k, v in manifest["settings"].items() if step.settings.get(k) != v
-                }
+                changed = {k: v for k, v in manifest["settings"].items() if step.settings.get(k) != v}
                 if any(" " in name for name in changed):  # no setting: the source of a part
                     continue
                 key = (step.name, json.dumps(changed, sort_keys=True))
                 groups.setdefault(key, (changed, []))[1].append(index)
     for (name, _), (changed, indices) in groups.items():
         overrides = [
-            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in changed.items()
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
         ]
         yield {
-            "step": name, "steps": ranges(indices),
+            "step": name,
+            "steps": ranges(indices),
             "settings": ", ".join(f"{key} {value}" for key, value in changed.items()),
             "set": " ".join(f"--set {text}" for text in overrides),
             "stale": _stale_with(chain, overrides),
-        }  # fmt: skip
+        }
 
 
 def _stale_with(chain: Chain, overrides: list[str]) -> str:

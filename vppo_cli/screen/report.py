@@ -59,10 +59,7 @@ def _calm(warnings: Sequence[str]) -> list[str]:
     return [
         *(warning for warning in warnings if warning not in counts),
         "Numbers of rows other than expected (before the filter; after it):",
-        *(
-            COUNTS.sub(lambda m: m[0] if m[5] else f"{m[1]}{m[2]}{m[3]}{m[4]}", text)
-            for text in counts
-        ),
+        *(COUNTS.sub(lambda m: m[0] if m[5] else f"{m[1]}{m[2]}{m[3]}{m[4]}", text) for text in counts),
     ]
 
 
@@ -71,15 +68,22 @@ def _accuracy(report: dict[str, Any]) -> None:
     results, average, published = report["results"], report["average"], report["published"]
     others = report_tables.other_graders(results)
     body = [
-        [report_tables.label(r, results), report_tables.accuracy(r),
-         *(report_tables.graded(r, grader) for grader in others)] for r in results
-    ]  # fmt: skip
+        [
+            report_tables.label(r, results),
+            report_tables.accuracy(r),
+            *(report_tables.graded(r, grader) for grader in others),
+        ]
+        for r in results
+    ]
     if average:
         by = [average["graders"].get(grader) for grader in others]
-        body.append([
-            "average", report_tables.accuracy(average),
-            *("" if value is None else report_tables.percent(value) for value in by),
-        ])  # fmt: skip
+        body.append(
+            [
+                "average",
+                report_tables.accuracy(average),
+                *("" if value is None else report_tables.percent(value) for value in by),
+            ]
+        )
     graders = "/".join(dict.fromkeys(r["grader"] for r in results))
     profile = report_tables.one_profile(results)
     above = f"ours{f', {profile} profile' if profile else ''}"
@@ -102,9 +106,10 @@ def _accuracy(report: dict[str, Any]) -> None:
 def _beside(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The printed rows to show: the nearest family's, where they have one of these benchmarks."""
     rows = [
-        row for row in report["published"]["rows"]
+        row
+        for row in report["published"]["rows"]
         if row["family"] == report["published"]["nearest"] and row["method"] in TRAINED_HERE
-    ]  # fmt: skip
+    ]
     shown = any(r["benchmark"] in row["accuracy"] for r in report["results"] for row in rows)
     return rows if shown else []
 
@@ -112,24 +117,22 @@ def _beside(report: dict[str, Any]) -> list[dict[str, Any]]:
 def _as_published(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """The verdict that may stand beside printed numbers, of the benchmarks that have some."""
 
-    def cells(
-        label: str, found: dict[str, Any] | None, printed: Sequence[float | None]
-    ) -> list[str]:
+    def cells(label: str, found: dict[str, Any] | None, printed: Sequence[float | None]) -> list[str]:
         numbers = ("" if value is None else f"{value:.1f}" for value in printed)
         return [label, report_tables.accuracy(found) if found else "", *numbers]
 
     results, average = report["results"], report["average"]
     body = [
-        cells(report_tables.label(r, results), r.get(AS_PUBLISHED),
-              [row["accuracy"].get(r["benchmark"]) for row in rows])
-        for r in results if any(r["benchmark"] in row["accuracy"] for row in rows)
-    ]  # fmt: skip
+        cells(
+            report_tables.label(r, results), r.get(AS_PUBLISHED), [row["accuracy"].get(r["benchmark"]) for row in rows]
+        )
+        for r in results
+        if any(r["benchmark"] in row["accuracy"] for row in rows)
+    ]
     if average:
         body.append(cells("average", average.get(AS_PUBLISHED), [row["average"] for row in rows]))
     head = ["accuracy, %", GRADER, *(row["method"] for row in rows)]
-    _verdict(
-        "as published", [head, *body], bool(average), f"printed: {report['published']['nearest']}"
-    )
+    _verdict("as published", [head, *body], bool(average), f"printed: {report['published']['nearest']}")
 
 
 def _verdict(above: str, rows: Sequence[Row], average: bool, over: str = "") -> None:
@@ -149,17 +152,26 @@ def _counts(results: Sequence[dict[str, Any]]) -> None:
     """Questions, what the intervals draw, pass@k, majority; then the outcomes."""
     passes, votes = (report_tables.ks(results, name) for name in ("pass_at_k", "majority_at_k"))
     by_k = [*(f"pass@{k}" for k in passes), *(f"majority@{k}" for k in votes)]
-    _table(["", "responses", "drawn", *by_k], [
+    _table(
+        ["", "responses", "drawn", *by_k],
         [
-            r["title"], f"{r['questions']} x {r['samples']}", report_tables.drawn(r),
-            *(report_tables.at_k(r, "pass_at_k", k) for k in passes),
-            *(report_tables.at_k(r, "majority_at_k", k) for k in votes),
-        ] for r in results
-    ])  # fmt: skip
-    _table(["", *(name.replace("_", " ") for name in OUTCOMES), "mean tokens"], [
-        [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES),
-         f"{r['response_tokens_mean']:.0f}"] for r in results
-    ])  # fmt: skip
+            [
+                r["title"],
+                f"{r['questions']} x {r['samples']}",
+                report_tables.drawn(r),
+                *(report_tables.at_k(r, "pass_at_k", k) for k in passes),
+                *(report_tables.at_k(r, "majority_at_k", k) for k in votes),
+            ]
+            for r in results
+        ],
+    )
+    _table(
+        ["", *(name.replace("_", " ") for name in OUTCOMES), "mean tokens"],
+        [
+            [r["title"], *(str(r["outcomes"].get(name, 0)) for name in OUTCOMES), f"{r['response_tokens_mean']:.0f}"]
+            for r in results
+        ],
+    )
 
 
 def _scores(results: Sequence[dict[str, Any]]) -> None:
@@ -169,8 +181,7 @@ def _scores(results: Sequence[dict[str, Any]]) -> None:
             continue
         console.print()
         line(f"{plain(r['title'])}: its own scores, %", "")
-        cells = _aligned([[name.replace("_", " "), report_tables.score(found)]
-                          for name, found in r["scores"].items()])  # fmt: skip
+        cells = _aligned([[name.replace("_", " "), report_tables.score(found)] for name, found in r["scores"].items()])
         for (name, value), found in zip(cells, r["scores"].values(), strict=True):
             head = (" " * GAP).join([name, value, ""])
             for i, part in enumerate(_parts(plain(found["about"]), console.width - len(head))):
@@ -188,10 +199,9 @@ def _breakdowns(results: Sequence[dict[str, Any]]) -> None:
                 console.print()
                 line(name, f": {len(levels)} levels, in the report's files")
                 continue
-            cells = _aligned([
-                [level, report_tables.accuracy(found), str(found["questions"])]
-                for level, found in levels.items()
-            ])  # fmt: skip
+            cells = _aligned(
+                [[level, report_tables.accuracy(found), str(found["questions"])] for level, found in levels.items()]
+            )
             items = [(" " * GAP).join(row) for row in cells]
             across = max(1, (console.width + 4) // (max(map(len, items)) + 4))
             down = -(-len(items) // across)
@@ -210,9 +220,12 @@ def _aligned(rows: Sequence[Row]) -> list[list[str]]:
     safe = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip_longest(*safe, fillvalue="")]
     return [
-        [cell.rjust(width) if i else cell.ljust(width)
-         for i, (cell, width) in enumerate(zip(row, widths, strict=False))] for row in safe
-    ]  # fmt: skip
+        [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        for row in safe
+    ]
 
 
 def _wrapped(label: str, text: str, style: str = "") -> None:

@@ -39,10 +39,14 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
             entries.append(row)
         if entries:
             results = read_results((end if is_there(end.path) else start).path)
-            rows.append({
-                "benchmark": benchmark, "questions": results["questions"],
-                "samples": results["samples"], "results": entries,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "benchmark": benchmark,
+                    "questions": results["questions"],
+                    "samples": results["samples"],
+                    "results": entries,
+                }
+            )
     return rows
 
 
@@ -52,10 +56,13 @@ def entry(step: Step, policy: str) -> dict[str, Any]:
     assert manifest is not None
     metrics = manifest["metrics"]
     return {
-        "policy": policy, "step": step.index, "accuracy": metrics["accuracy"],
-        "interval": metrics["interval"], "outcomes": metrics["outcomes"],
+        "policy": policy,
+        "step": step.index,
+        "accuracy": metrics["accuracy"],
+        "interval": metrics["interval"],
+        "outcomes": metrics["outcomes"],
         "pass_at_k": metrics["pass_at_k"],
-    }  # fmt: skip
+    }
 
 
 def policy_name(step: int) -> str:
@@ -63,9 +70,7 @@ def policy_name(step: int) -> str:
     return f"checkpoint {step}" if step else "starting model"
 
 
-def write_report(
-    chain: Chain, config: Config, step: int, label: str = ""
-) -> tuple[dict[str, Any], list[Path]]:
+def write_report(chain: Chain, config: Config, step: int, label: str = "") -> tuple[dict[str, Any], list[Path]]:
     """The report on a policy's evaluations as ``config`` has them, and its files.
 
     The files (``eval/NNNN/report.*``) also keep what an earlier report says of the same policy on
@@ -105,9 +110,7 @@ def write_reports(chain: Chain, *, again: bool) -> None:
     """
     ends = (0, chain.config.run.steps) if chain.config.eval.baseline else (chain.config.run.steps,)
     for step in ends:
-        missing = [
-            f for f in report.FILES if not (chain.run / "eval" / f"{step:04d}" / f).is_file()
-        ]
+        missing = [f for f in report.FILES if not (chain.run / "eval" / f"{step:04d}" / f).is_file()]
         done = all(is_there(chain.eval(step, n).path) for n in chain.benchmarks)
         if chain.benchmarks and done and (again or missing):
             write_report(chain, chain.config, step)

@@ -13,9 +13,11 @@ from rich.text import Text
 from vppo_cli.screen.display import plain
 
 SHADES = (
-    (0.5, "bold #ffffff on #005fff"), (0.2, "#ffffff on #005faf"), (0.05, "#ffffff on #56789f"),
+    (0.5, "bold #ffffff on #005fff"),
+    (0.2, "#ffffff on #005faf"),
+    (0.05, "#ffffff on #56789f"),
     (0.01, "#ffffff on #767676"),
-)  # fmt: skip
+)
 """From this share of the response's highest perception on -> style."""
 
 LEAST = 1e-4

@@ -32,10 +32,14 @@ LIMITS = {"probe": 80, "resume": 110, "bits": 80, "profile": 120, "stages": 210}
 """Parts, the cheapest first, and the seconds that each may take; on a GPU they need some 60 % of them."""
 SHAPES = ("tiny", "3b")
 ENVIRONMENT = {
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    "GOMP_SPINCOUNT": "10000", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
-}  # fmt: skip
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "GOMP_SPINCOUNT": "10000",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 """What the parts run with, where one has set nothing else; mostly as ``vppo`` does."""
 
 
@@ -46,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     console, parts = Console(), dict[str, dict[str, Any]]()
     command = shlex.join(["python", "-m", "pipelines.bench.gpu", *line])
-    with (
-        tempfile.TemporaryDirectory(dir=asked.work) as work,
-        open(asked.out / "log.txt", "w") as log,
-    ):
+    with tempfile.TemporaryDirectory(dir=asked.work) as work, open(asked.out / "log.txt", "w") as log:
         for name in asked.parts or LIMITS:
             limit = asked.limit or LIMITS[name]
             console.print(f"{name}, {limit} s at most", highlight=False)
@@ -61,21 +62,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(found["ended"] != "done" for found in parts.values()))
 
 
-def part(
-    name: str, asked: argparse.Namespace, work: Path, limit: float, log: TextIO
-) -> dict[str, Any]:
+def part(name: str, asked: argparse.Namespace, work: Path, limit: float, log: TextIO) -> dict[str, Any]:
     """Run one part to its end, or until its limit -> what its file says, which then tells how it ended."""
     file = asked.out / f"{name}.json"
     file.unlink(missing_ok=True)
     log.write(f"== {name}\n")
     log.flush()
-    command = [sys.executable, "-m", "pipelines.bench.gpu.part", name, "--shape", asked.shape,
-               "--device", asked.device, "--out", str(asked.out), "--work", str(work)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.bench.gpu.part",
+        name,
+        "--shape",
+        asked.shape,
+        "--device",
+        asked.device,
+        "--out",
+        str(asked.out),
+        "--work",
+        str(work),
+    ]
     begun = time.perf_counter()
     # A session of its own, so that what it started ends with it.
-    process = subprocess.Popen(
-        command, stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT | os.environ
-    )
+    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT | os.environ)
     try:
         code = process.wait(limit)
         ended = "done" if code == 0 else f"exit code {code} {_last_line(log)}"

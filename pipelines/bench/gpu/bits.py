@@ -42,9 +42,7 @@ def findings(place: Place) -> Findings:
 class _Free(TorchTrainer):
     """Updates by whatever kernels are fastest."""
 
-    def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable
-    ) -> dict[str, Any]:
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[Scored], samples: SampleTable) -> dict[str, Any]:
         with determinism.free(self.policy.device):
             return self._optimizer_step(list(zip(rollouts, scores, strict=True)), samples)
 
@@ -53,9 +51,14 @@ class _Free(TorchTrainer):
 def _workload(place: Place, dtype: str) -> Workload:
     """Two micro-batches; every finding leaves its weights as they were."""
     return Workload(
-        LENGTHS[place.shape], place.shape, place.work, f"model.dtype={dtype}",
-        f"run.device={place.device}", "update.micro_batch_prompts=2", layers=LAYERS,
-    )  # fmt: skip
+        LENGTHS[place.shape],
+        place.shape,
+        place.work,
+        f"model.dtype={dtype}",
+        f"run.device={place.device}",
+        "update.micro_batch_prompts=2",
+        layers=LAYERS,
+    )
 
 
 def _twice(place: Place, dtype: str, kind: type[TorchTrainer]) -> Figures:
@@ -123,6 +126,8 @@ def _compared(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Figures:
     pairs = list(zip(ours, theirs, strict=True))
     differ = [(a - b).abs().max().item() for a, b in pairs if not torch.equal(a, b)]
     return {
-        "the same bits": not differ, "tensors": len(pairs), "that differ": len(differ),
+        "the same bits": not differ,
+        "tensors": len(pairs),
+        "that differ": len(differ),
         "largest difference": max(differ, default=0.0),
-    }  # fmt: skip
+    }

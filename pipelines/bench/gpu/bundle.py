@@ -23,21 +23,52 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-BROUGHT = frozenset({
-    "accelerate", "filelock", "fsspec", "huggingface-hub", "jinja2", "mpmath", "numpy", "packaging",
-    "pillow", "pyyaml", "requests", "rich", "safetensors", "scikit-learn", "sympy", "tokenizers", "torch",
-    "torchvision", "tqdm", "transformers", "typer", "typing-extensions",
-})  # fmt: skip
+BROUGHT = frozenset(
+    {
+        "accelerate",
+        "filelock",
+        "fsspec",
+        "huggingface-hub",
+        "jinja2",
+        "mpmath",
+        "numpy",
+        "packaging",
+        "pillow",
+        "pyyaml",
+        "requests",
+        "rich",
+        "safetensors",
+        "scikit-learn",
+        "sympy",
+        "tokenizers",
+        "torch",
+        "torchvision",
+        "tqdm",
+        "transformers",
+        "typer",
+        "typing-extensions",
+    }
+)
 """On the machine already: torch, torchvision, transformers, accelerate, what they need, and scikit-learn.
 Another build of torch would not find its GPU."""
 NOT_ASKED = frozenset({"datasets", "lm-eval"})
 """What the first command does not need."""
 SYSTEMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 PRUNED = (
-    "bin", "pyarrow/include", "pyarrow/src", "pyarrow/tests", "pyarrow/*.p[xy][dxi]",
-    "pyarrow/*flight*", "pyarrow/*s3fs*", "pyarrow/*gcsfs*", "pyarrow/*azurefs*", "pyarrow/*hdfs*",
-    "pyarrow/*orc*", "pyarrow/*_cpp_test*", "**/__pycache__",
-)  # fmt: skip
+    "bin",
+    "pyarrow/include",
+    "pyarrow/src",
+    "pyarrow/tests",
+    "pyarrow/*.p[xy][dxi]",
+    "pyarrow/*flight*",
+    "pyarrow/*s3fs*",
+    "pyarrow/*gcsfs*",
+    "pyarrow/*azurefs*",
+    "pyarrow/*hdfs*",
+    "pyarrow/*orc*",
+    "pyarrow/*_cpp_test*",
+    "**/__pycache__",
+)
 """Not imported here, and half of the size."""
 
 
@@ -66,9 +97,7 @@ def fill(site: Path, python: str) -> None:
     text = Path("pyproject.toml").read_text(encoding="utf-8")
     project = [Requirement(line) for line in tomllib.loads(text)["project"]["dependencies"]]
     needed, have = project, dict[str, Distribution]()
-    while missing := {
-        _name(r): r for r in needed if _name(r) not in have.keys() | BROUGHT | NOT_ASKED
-    }:
+    while missing := {_name(r): r for r in needed if _name(r) not in have.keys() | BROUGHT | NOT_ASKED}:
         for requirement in missing.values():
             _install(site, f"{requirement.name}{requirement.specifier}", python)
         extras: dict[str, set[str]] = {}
@@ -77,11 +106,7 @@ def fill(site: Path, python: str) -> None:
         have = {canonicalize_name(found.name): found for found in distributions(path=[str(site)])}
         needed = [
             *project,
-            *(
-                r
-                for name, found in have.items()
-                for r in _needs(found, extras.get(name, set()), python)
-            ),
+            *(r for name, found in have.items() for r in _needs(found, extras.get(name, set()), python)),
         ]
 
 
@@ -106,12 +131,35 @@ def _install(site: Path, what: str, python: str) -> None:
     Raises:
         SystemExit: there is neither.
     """
-    line = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-            "--root-user-action=ignore", "--no-deps", "-c", "constraints-cpu.txt", "--target", str(site),
-            what]  # fmt: skip
-    foreign = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp",
-               "--abi", f"cp{python.replace('.', '')}", "--abi", "abi3", "--abi", "none",
-               *(part for system in SYSTEMS for part in ("--platform", system))]  # fmt: skip
+    line = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+        "--no-deps",
+        "-c",
+        "constraints-cpu.txt",
+        "--target",
+        str(site),
+        what,
+    ]
+    foreign = [
+        "--only-binary=:all:",
+        "--python-version",
+        python,
+        "--implementation",
+        "cp",
+        "--abi",
+        f"cp{python.replace('.', '')}",
+        "--abi",
+        "abi3",
+        "--abi",
+        "none",
+        *(part for system in SYSTEMS for part in ("--platform", system)),
+    ]
     if subprocess.run([*line, *foreign], capture_output=True, check=False).returncode == 0:
         return
     done = subprocess.run(line, capture_output=True, text=True, check=False)

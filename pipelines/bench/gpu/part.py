@@ -67,19 +67,20 @@ def main() -> None:
     determinism.warning()
     ensure_importable()
     head = {
-        "part": asked.part, "shape": place.shape, "device": place.name,
-        "date": time.strftime("%Y-%m-%d"), "python": sys.version.split()[0],
+        "part": asked.part,
+        "shape": place.shape,
+        "device": place.name,
+        "date": time.strftime("%Y-%m-%d"),
+        "python": sys.version.split()[0],
         "versions": {name: version(name) for name in ("torch", "transformers")},
-    }  # fmt: skip
+    }
     file = place.out / f"{asked.part}.json"
 
     def written(found: dict[str, Figures]) -> None:
         write_atomic(file, json.dumps(head | {"found": found}, indent=1))
 
     written({})
-    findings: Findings = importlib.import_module(f"pipelines.bench.gpu.{asked.part}").findings(
-        place
-    )
+    findings: Findings = importlib.import_module(f"pipelines.bench.gpu.{asked.part}").findings(place)
     measure(findings, written)
 
 

@@ -46,7 +46,7 @@ class Sizes:
 SIZES = {
     "tiny": Sizes(4, 32, 128, 412, 2, 32, 256, prompts=2, prompt=80, samples=4, response=16),
     "3b": Sizes(16, 128, 2048, 151_936, 16, 80, 5120, prompts=4, prompt=1440, samples=8, response=512),
-}  # fmt: skip
+}
 
 
 def findings(place: Place) -> Findings:
@@ -86,16 +86,15 @@ def _first_and_then(work: Callable[[], object]) -> tuple[float, float]:
 
 def _device(place: Place) -> Figures:
     if not place.cuda:
-        return {
-            "name": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
+        return {"name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     card = torch.cuda.get_device_properties(place.device)
     return {
-        "name": card.name, "memory_bytes": card.total_memory,
-        "capability": f"{card.major}.{card.minor}", "CUDA": torch.version.cuda,
+        "name": card.name,
+        "memory_bytes": card.total_memory,
+        "capability": f"{card.major}.{card.minor}",
+        "CUDA": torch.version.cuda,
         "cuDNN": torch.backends.cudnn.version(),
-    }  # fmt: skip
+    }
 
 
 def _peak(place: Place) -> Figures:
@@ -146,10 +145,7 @@ def _calls(at: Sizes, place: Place, dtype: torch.dtype) -> dict[str, Call]:
 
     def sides(rows: int, heads: int, queries: int, keys: int, channels: int) -> dict[str, Any]:
         lengths = {"query": queries, "key": keys, "value": keys}
-        return {
-            name: _random(place, rows, heads, length, channels, dtype=dtype)
-            for name, length in lengths.items()
-        }
+        return {name: _random(place, rows, heads, length, channels, dtype=dtype) for name, length in lengths.items()}
 
     def prompts() -> dict[str, Any]:
         shape = (at.prompts, at.heads, at.prompt, at.prompt, at.channels)
@@ -249,9 +245,7 @@ def _head(place: Place, at: Sizes) -> Figures:
 def _patches(place: Place, at: Sizes, dtype: torch.dtype) -> Figures:
     """An image's patches embedded, by the convolution and by the product that a GPU takes."""
     inside, sides = at.vision_heads * at.vision_channels, (2, 14, 14)
-    conv, product = (
-        nn.Conv3d(3, inside, sides, sides, bias=False).to(place.device, dtype) for _ in range(2)
-    )
+    conv, product = (nn.Conv3d(3, inside, sides, sides, bias=False).to(place.device, dtype) for _ in range(2))
     vision.patches_by_product(product)
     patches = _random(place, at.patches, 3, *sides, dtype=dtype)
     found = {}
@@ -266,13 +260,14 @@ def _patches(place: Place, at: Sizes, dtype: torch.dtype) -> Figures:
 
 def _windows(place: Place, at: Sizes) -> Figures:
     given = _calls(at, place, torch.bfloat16)["windows"]()
-    each = [
-        {name: x[i : i + 1] for name, x in given.items()} for i in range(at.patches // at.window)
-    ]
-    turns = alternate({
-        "loop": lambda: [scaled_dot_product_attention(**window) for window in each],
-        "one call": lambda: scaled_dot_product_attention(**given),
-    }, REPEATS)  # fmt: skip
+    each = [{name: x[i : i + 1] for name, x in given.items()} for i in range(at.patches // at.window)]
+    turns = alternate(
+        {
+            "loop": lambda: [scaled_dot_product_attention(**window) for window in each],
+            "one call": lambda: scaled_dot_product_attention(**given),
+        },
+        REPEATS,
+    )
     return {f"{name}_s": median(times) for name, times in turns.items()}
 
 

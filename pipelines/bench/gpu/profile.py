@@ -38,9 +38,13 @@ def findings(place: Place) -> Findings:
 @lru_cache(maxsize=1)
 def _passes(place: Place) -> Passes:
     work = Workload(
-        LENGTHS[place.shape], place.shape, place.work, f"run.device={place.device}",
-        "model.dtype=bfloat16", "update.gradient_checkpointing=true",
-    )  # fmt: skip
+        LENGTHS[place.shape],
+        place.shape,
+        place.work,
+        f"run.device={place.device}",
+        "model.dtype=bfloat16",
+        "update.gradient_checkpointing=true",
+    )
     return work.passes(work.config)
 
 
@@ -60,8 +64,7 @@ def _decoded(place: Place) -> Figures:
     finally:
         policy.suppressed_ids = known
     rows = {
-        name: [a - b for a, b in zip(row, first[1].get(name, [0.0] * 3), strict=True)]
-        for name, row in whole[1].items()
+        name: [a - b for a, b in zip(row, first[1].get(name, [0.0] * 3), strict=True)] for name, row in whole[1].items()
     }
     return {"prompt_s": first[0], "a token_s": (whole[0] - first[0]) / TOKENS, **_told(rows)}
 
@@ -90,11 +93,12 @@ def _figures(work: Callable[[], object], place: Place) -> tuple[float, Rows]:
     # An operation's device time is that of its kernels, which have rows of their own.
     return seconds, {
         row.key: (
-            [row.count, 0.0, row.self_cpu_time_total / 1e6] if row.device_type == DeviceType.CPU
+            [row.count, 0.0, row.self_cpu_time_total / 1e6]
+            if row.device_type == DeviceType.CPU
             else [row.count, row.self_device_time_total / 1e6, 0.0]
         )
         for row in averages
-    }  # fmt: skip
+    }
 
 
 def _told(rows: Rows) -> Figures:
@@ -108,9 +112,7 @@ def _told(rows: Rows) -> Figures:
         found[f"{side}_s"] = sum(row[column] for row in rows.values())
         if side == "device":
             found["kernels"] = sum(row[0] for row in rows.values() if row[column])
-        found[f"most on the {side}"] = "; ".join(
-            f"{name[:40]} {row[column] * 1e3:.1f} ms" for name, row in ordered[:3]
-        )
+        found[f"most on the {side}"] = "; ".join(f"{name[:40]} {row[column] * 1e3:.1f} ms" for name, row in ordered[:3])
         found[f"top on the {side}"] = [
             {"name": name[:120], "calls": row[0], "s": row[column]} for name, row in ordered[:TOP]
         ]

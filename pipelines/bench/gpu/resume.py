@@ -22,12 +22,20 @@ from pipelines.bench.measure import timed
 from pipelines.disk.contents import file_hash
 
 SETTINGS = (
-    "data.glyphs.train=64", "data.glyphs.validation=8", "data.glyphs.test=16", "run.steps=3",
-    "rollout.prompts_per_step=8", "rollout.samples_per_prompt=4", "rollout.dynamic_sampling=false",
-    "reward.function=pipelines.bench.scale:alternating", "update.batch_prompts=4",
-    "update.micro_batch_prompts=2", "checkpoint.every=2", "checkpoint.validation_samples=1",
+    "data.glyphs.train=64",
+    "data.glyphs.validation=8",
+    "data.glyphs.test=16",
+    "run.steps=3",
+    "rollout.prompts_per_step=8",
+    "rollout.samples_per_prompt=4",
+    "rollout.dynamic_sampling=false",
+    "reward.function=pipelines.bench.scale:alternating",
+    "update.batch_prompts=4",
+    "update.micro_batch_prompts=2",
+    "checkpoint.every=2",
+    "checkpoint.validation_samples=1",
     "eval.benchmarks=[]",
-)  # fmt: skip
+)
 KILLED_AT = ("checkpoint", 3)
 KILL = "--kill"
 COMPARED = ("*.safetensors", "*.parquet", "metrics.jsonl")
@@ -50,13 +58,16 @@ def _compared(place: Place, dtype: str) -> Figures:
     ours, theirs = _contents(alone), _contents(killed)
     differ = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     return {
-        "the same bits": not differ, "files": len(ours), "files that differ": len(differ),
+        "the same bits": not differ,
+        "files": len(ours),
+        "files that differ": len(differ),
         "weights differ by": max(
-            (_furthest(alone / n, killed / n) for n in differ if n.endswith(".safetensors")),
-            default=0.0,
+            (_furthest(alone / n, killed / n) for n in differ if n.endswith(".safetensors")), default=0.0
         ),
-        "alone_s": seconds, "said": " | ".join(notes), "differing": differ[:20],
-    }  # fmt: skip
+        "alone_s": seconds,
+        "said": " | ".join(notes),
+        "differing": differ[:20],
+    }
 
 
 def _started(run: Path, line: list[str], code: int) -> list[str]:

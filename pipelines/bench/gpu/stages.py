@@ -30,26 +30,38 @@ def _run(place: Place, found: dict[str, Any]) -> Figures:
     if place.cuda != torch.cuda.is_available():
         raise NotMeasured("a GPU is here, and is what the benchmark takes")
     line = [
-        "--shape", place.shape, "--out", str(place.work), "--steps", str(place.out / "steps.json"),
-        "--repeats", "1", *LINES[place.shape],
-    ]  # fmt: skip
+        "--shape",
+        place.shape,
+        "--out",
+        str(place.work),
+        "--steps",
+        str(place.out / "steps.json"),
+        "--repeats",
+        "1",
+        *LINES[place.shape],
+    ]
     found |= scale_benchmark.measure(scale_benchmark.parsed(line))
     at = found["tokens"]
     return {
-        "weights": f"{found['parameters'] / 1e9:.3g} billion", "prompts": found["config"]["rollout"][
-            "prompts_per_step"], "responses to each": found["config"]["rollout"]["samples_per_prompt"],
-        "tokens of a prompt": round(at["prompt"]), "of a response": round(at["response"]),
-    }  # fmt: skip
+        "weights": f"{found['parameters'] / 1e9:.3g} billion",
+        "prompts": found["config"]["rollout"]["prompts_per_step"],
+        "responses to each": found["config"]["rollout"]["samples_per_prompt"],
+        "tokens of a prompt": round(at["prompt"]),
+        "of a response": round(at["response"]),
+    }
 
 
 def _stage(place: Place, found: dict[str, Any], stage: str) -> Figures:
     row, peak = found["stages"][stage], found["peak_flops"]
     seconds, flops = row["seconds"], row["flops"] / row["seconds"]
     figures = {
-        "stage_s": seconds, "predicted_s": row["seconds_predicted"],
-        "tokens_per_s": row["tokens"] / seconds, "work_flops": flops,
+        "stage_s": seconds,
+        "predicted_s": row["seconds_predicted"],
+        "tokens_per_s": row["tokens"] / seconds,
+        "work_flops": flops,
         "of peak_share": flops / peak if peak else None,
-        "memory_bytes": row["bytes"], "predicted_bytes": row["bytes_predicted"],
-    }  # fmt: skip
+        "memory_bytes": row["bytes"],
+        "predicted_bytes": row["bytes_predicted"],
+    }
     missing = "no figure for this GPU" if place.cuda else NEEDS_CUDA
     return {name: missing if value is None else value for name, value in figures.items()}

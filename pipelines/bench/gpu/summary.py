@@ -50,11 +50,7 @@ def _rows(parts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
             yield (
                 "",
                 what,
-                ", ".join(
-                    _figure(of, value)
-                    for of, value in figures.items()
-                    if not isinstance(value, list)
-                ),
+                ", ".join(_figure(of, value) for of, value in figures.items() if not isinstance(value, list)),
             )  # lists are for the file alone
 
 

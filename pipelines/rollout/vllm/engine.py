@@ -68,9 +68,7 @@ class View:
     engine: Any
     policy: Policy
 
-    def generate(
-        self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling
-    ) -> list[list[Response]]:
+    def generate(self, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling) -> list[list[Response]]:
         """One list of responses per sample."""
         return self.engine.generate_as(self.policy, samples, names, sampling)
 
@@ -96,9 +94,7 @@ class VLLMEngine:
 
     def sync(self, policy: Policy) -> None:
         """Copy the policy's weights into the engine; every rank calls it."""
-        self._wake(
-            "weights"
-        )  # asleep, it gets them before its KV cache, whose room they need on their way
+        self._wake("weights")  # asleep, it gets them before its KV cache, whose room they need on their way
         weights = _detached(policy)
         with self._free():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -144,19 +140,18 @@ class VLLMEngine:
         prompts = [prompt(policy, sample) for sample in samples]
         try:
             settings = [
-                SamplingParams(
-                    **sampling_settings(policy, name, sampling), logprobs=0, detokenize=False
-                )
+                SamplingParams(**sampling_settings(policy, name, sampling), logprobs=0, detokenize=False)
                 for name in names
             ]
             with self._free():
                 outputs = self._llm.generate(prompts, settings, use_tqdm=False)
         except (ValueError, VLLMClientError) as error:
             raise UserError(
-                "rollout.engine: vllm", f"vLLM refuses a request: {error}",
+                "rollout.engine: vllm",
+                f"vLLM refuses a request: {error}",
                 "Longer prompts than the model takes are the usual reason: see data.max_prompt_tokens "
                 "and data.max_pixels.",
-            ) from error  # fmt: skip
+            ) from error
         found = []
         for sample, output in zip(samples, outputs, strict=True):
             check_prompt(policy, sample, output.prompt_token_ids)
@@ -191,14 +186,21 @@ def sampling_settings(policy: Policy, name: Name, sampling: Sampling) -> dict[st
     greedy = sampling.temperature < LEAST_TEMPERATURE and sampling.samples == 1
     base = int(generator(sampling.seed, "vllm", *name).integers(2**62))
     return {
-        "n": sampling.samples, "seed": base + sampling.first, "max_tokens": sampling.max_new_tokens,
+        "n": sampling.samples,
+        "seed": base + sampling.first,
+        "max_tokens": sampling.max_new_tokens,
         "temperature": 0.0 if greedy else sampling.temperature,
-        "top_p": sampling.top_p, "top_k": sampling.top_k,
-        "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "logit_bias": {int(token): BAN for token in policy.suppressed_ids.tolist()},
         # Ours decide alone: vLLM's own end token is the tokenizer's.
-        "ignore_eos": True, "stop_token_ids": list(policy.eos_ids),
-    }  # fmt: skip
+        "ignore_eos": True,
+        "stop_token_ids": list(policy.eos_ids),
+    }
 
 
 def logprobs_mode(config: Config) -> str:
@@ -219,13 +221,11 @@ def check_prompt(policy: Policy, sample: Sample, found: Sequence[int] | None) ->
     if theirs == ours:
         return
     shared = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
     )
     raise UserError(
         f"question {sample.id}",
-        f"vLLM reads it as {len(theirs)} tokens, the trainer as {len(ours)}; they differ from token "
-        f"{shared}.",
+        f"vLLM reads it as {len(theirs)} tokens, the trainer as {len(ours)}; they differ from token {shared}.",
         "Both must use the same model folder (tokenizer, chat template, image processor) and the "
         "versions of transformers and vllm that the package asks for.",
     )
@@ -250,9 +250,10 @@ def check(config: Config) -> Any:
     """
     if os.environ.get(SPLIT, "0") != "0":
         raise UserError(
-            f"{SPLIT}: {os.environ[SPLIT]}", "vLLM cannot divide a process group that it did not make.",
+            f"{SPLIT}: {os.environ[SPLIT]}",
+            "vLLM cannot divide a process group that it did not make.",
             "Unset it in the environment.",
-        )  # fmt: skip
+        )
     on_cpu = {} if choose_device(config).type == "cuda" else CPU_ENVIRONMENT
     os.environ.update(ENVIRONMENT | on_cpu | dict(os.environ))
     try:
@@ -263,17 +264,19 @@ def check(config: Config) -> Any:
         found = ModelConfig(**_model(config))
     except ValueError as error:
         raise UserError(
-            f"model.path {config.model.path}", f"vLLM does not take it: {_said(error)}",
+            f"model.path {config.model.path}",
+            f"vLLM does not take it: {_said(error)}",
             "rollout.engine=hf runs every model that is trained here.",
-        ) from error  # fmt: skip
+        ) from error
     except OSError as error:
         raise cannot_load(model_location(config.model), error) from error
     parts, heads = config.rollout.tensor_parallel, found.model_arch_config.total_num_attention_heads
     if heads % parts:
         raise UserError(
-            f"rollout.tensor_parallel: {parts}", f"does not divide the model's {heads} attention heads.",
+            f"rollout.tensor_parallel: {parts}",
+            f"does not divide the model's {heads} attention heads.",
             f"Choose one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}.",
-        )  # fmt: skip
+        )
     if config.rollout.max_new_tokens >= found.max_model_len:
         raise UserError(
             f"rollout.max_new_tokens: {config.rollout.max_new_tokens}",
@@ -295,16 +298,21 @@ def check_banned(policy: Policy) -> None:
             f"model.path {policy.config.model.path}",
             f"has {count} special and unused ids, never to be sampled; vLLM bans {MOST_BANNED} at most.",
             f"Set rollout.engine=hf; or {OLD_RUNNER}=0 in the environment, for vLLM's older runner.",
-        )  # fmt: skip
+        )
 
 
 def _model(config: Config) -> dict[str, Any]:
     """How vLLM is to read the model; as long as its positions, and the memory for its KV cache, allow."""
     return {
-        "model": model_location(config.model), "revision": config.model.revision,
-        "dtype": config.model.dtype, "max_model_len": -1, "generation_config": "vllm",
-        "trust_remote_code": False, "logprobs_mode": logprobs_mode(config), "seed": 0,
-    }  # fmt: skip
+        "model": model_location(config.model),
+        "revision": config.model.revision,
+        "dtype": config.model.dtype,
+        "max_model_len": -1,
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+        "logprobs_mode": logprobs_mode(config),
+        "seed": 0,
+    }
 
 
 def _start(config: Config, cuda: bool) -> Any:
@@ -317,9 +325,13 @@ def _start(config: Config, cuda: bool) -> Any:
     ranks().workers(parts)
     try:
         made = LLM(
-            **_model(config), enable_prefix_caching=True, enforce_eager=not cuda,
-            gpu_memory_utilization=config.rollout.memory_fraction, enable_sleep_mode=cuda,
-            tensor_parallel_size=parts, max_num_seqs=MAX_SEQUENCES,
+            **_model(config),
+            enable_prefix_caching=True,
+            enforce_eager=not cuda,
+            gpu_memory_utilization=config.rollout.memory_fraction,
+            enable_sleep_mode=cuda,
+            tensor_parallel_size=parts,
+            max_num_seqs=MAX_SEQUENCES,
             # Or it tries itself on one of 114,688 tokens as it starts. (Limits of images change nothing: as
             # many as fill its largest batch are tried.)
             limit_mm_per_prompt={"video": 0},
@@ -330,12 +342,13 @@ def _start(config: Config, cuda: bool) -> Any:
             enable_chunked_prefill=cuda,
             # Each rank drives the worker on its own device, in the process group there is.
             distributed_executor_backend="external_launcher" if several else None,
-        )  # fmt: skip
+        )
     except (ValueError, torch.OutOfMemoryError) as error:
         raise UserError(
-            "rollout.engine: vllm", f"vLLM does not start: {_said(error)}",
+            "rollout.engine: vllm",
+            f"vLLM does not start: {_said(error)}",
             "See rollout.memory_fraction and rollout.tensor_parallel; rollout.engine=hf needs no vLLM.",
-        ) from error  # fmt: skip
+        ) from error
     _check_room(config, known.max_model_len, made.llm_engine.model_config.max_model_len)
     return made
 
@@ -369,6 +382,7 @@ def _said(error: Exception) -> str:
 def not_installed(error: ImportError) -> UserError:
     """The error for a machine without vLLM."""
     return UserError(
-        "rollout.engine: vllm", f"cannot be imported here ({error}).",
+        "rollout.engine: vllm",
+        f"cannot be imported here ({error}).",
         "Install it: pip install 'vppo[gpu]' (docs/rollout_vllm.md); or set rollout.engine=hf.",
-    )  # fmt: skip
+    )

@@ -35,13 +35,7 @@ from pipelines.model.prompts import model_location
 from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engine import Engine, Name, Response, cut
-from pipelines.rollout.vllm.engine import (
-    View,
-    check_prompt,
-    image_settings,
-    not_installed,
-    sampling_settings,
-)
+from pipelines.rollout.vllm.engine import View, check_prompt, image_settings, not_installed, sampling_settings
 
 TIMEOUT_S = 3600.0
 """Longest wait for a reply: a prompt's responses behind all others of its batch."""
@@ -72,9 +66,7 @@ class VLLMServer:
             UserError: the server went away, refuses a prompt, or reads it in other tokens.
         """
         with ThreadPoolExecutor(TOGETHER) as pool:
-            replies = list(
-                pool.map(lambda s, name: self._ask(policy, s, name, sampling), samples, names)
-            )
+            replies = list(pool.map(lambda s, name: self._ask(policy, s, name, sampling), samples, names))
         found = []
         for sample, reply in zip(samples, replies, strict=True):
             check_prompt(policy, sample, reply.get("prompt_token_ids"))
@@ -126,9 +118,7 @@ class VLLMServer:
         here, port = _own_address(self.url)
         workers = self._get("get_world_size")["world_size"] if ranks().main else 0
         return nccl.NCCLTrainerWeightTransferEngine.trainer_init(
-            nccl.NCCLTrainerInitInfo(
-                rank=ranks().rank, master_address=here, master_port=port, world_size=workers + 1
-            ),
+            nccl.NCCLTrainerInitInfo(rank=ranks().rank, master_address=here, master_port=port, world_size=workers + 1),
             client=clients.HTTPVLLMWeightSyncClient(self.url, TIMEOUT_S),
             source=self._weights,
         )
@@ -150,19 +140,22 @@ class VLLMServer:
 
     # -- HTTP ------------------------------------------------------------------------------------
 
-    def _ask(
-        self, policy: Policy, sample: Sample, name: Name, sampling: Sampling
-    ) -> dict[str, Any]:
+    def _ask(self, policy: Policy, sample: Sample, name: Name, sampling: Sampling) -> dict[str, Any]:
         settings = sampling_settings(policy, name, sampling)
         return self._post(
             "v1/chat/completions",
-            settings | {
-                "model": self.model, "messages": _with_images(policy, sample),
+            settings
+            | {
+                "model": self.model,
+                "messages": _with_images(policy, sample),
                 "mm_processor_kwargs": image_settings(policy) if sample.images else None,
-                "max_completion_tokens": settings["max_tokens"], "logprobs": True, "top_logprobs": 0,
-                "return_token_ids": True, "skip_special_tokens": False,
+                "max_completion_tokens": settings["max_tokens"],
+                "logprobs": True,
+                "top_logprobs": 0,
+                "return_token_ids": True,
+                "skip_special_tokens": False,
             },
-        )  # fmt: skip
+        )
 
     def _served_model(self, model: ModelConfig) -> str:
         wanted = model_location(model)
@@ -198,10 +191,10 @@ class VLLMServer:
             raise UserError(place, f"answers /{path} with {error.code}: {detail}", fix) from error
         except (OSError, ValueError) as error:  # unreachable, timed out, or no address at all
             raise UserError(
-                place, f"cannot be reached ({error}).",
-                "Start vllm serve first (docs/rollout_vllm.md), or unset rollout.server to run vLLM in "
-                "this process.",
-            ) from error  # fmt: skip
+                place,
+                f"cannot be reached ({error}).",
+                "Start vllm serve first (docs/rollout_vllm.md), or unset rollout.server to run vLLM in this process.",
+            ) from error
         return json.loads(text) if text else {}
 
 
@@ -237,10 +230,9 @@ def _with_images(policy: Policy, sample: Sample) -> list[dict[str, Any]]:
     pictures = iter(policy.encoder.images(sample))
     for turn in chat:
         turn["content"] = [
-            {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}}
-            if part["type"] == "image" else part
+            {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}} if part["type"] == "image" else part
             for part in turn["content"]
-        ]  # fmt: skip
+        ]
     return chat
 
 
