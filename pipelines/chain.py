@@ -20,6 +20,7 @@ from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.disk.part_sources import PartSources
 from pipelines.disk.step import Step
 from pipelines.errors import UserError
+from pipelines.objectives.table import KEYED, stored
 from pipelines.prepare import stage as prepare
 from pipelines.prepare.rows import reader_version
 from pipelines.prepare.sources import check_places
@@ -197,6 +198,10 @@ class Chain:
     def _training(self, name: str, index: int, parent: Path, inputs: dict[str, str]) -> Step:
         settings = self.config.holds(*CODE[name].READS)
         settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
+        if name == "score":
+            settings |= {"score.store": stored(self.config)}
+            if settings["score.store"] == KEYED:
+                del settings["score.store"]
         shape = shape_of(self.config) | getattr(self.config, name).shape(name)
         return self._step(name, index, parent, settings, inputs, shape)
 

@@ -11,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.grading.graders import check_grader
 from pipelines.grading.reward import make_reward
 from pipelines.model.prompts import model_location, only_local
+from pipelines.objectives import table
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engines import ENGINES
 from pipelines.score.perturb import PERTURBATIONS
@@ -18,7 +19,6 @@ from pipelines.score.scoring import ESTIMATOR_NAMES
 from pipelines.stages import STAGES, find
 from pipelines.tracking.trackers import check_trackers
 from pipelines.update.engines import TRAINERS, check_trainer
-from pipelines.update.objectives import OBJECTIVES
 
 
 def check_model(config: Config, steps: Sequence[Step]) -> None:
@@ -44,7 +44,8 @@ def check_parts(config: Config) -> None:
     views = (*PERTURBATIONS, "raw_black")
     find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
     find_part("update.engine", config.update.engine, TRAINERS)
-    find_part("update.objective", config.update.objective, OBJECTIVES)
+    table.find_objective(config.update.objective)
+    table.check(config)
     make_reward(config.reward.function, config.reward.grader)
     for stage in STAGES:
         find(stage, config)

@@ -33,6 +33,7 @@ from pipelines.model.load import load_policy
 from pipelines.model.placement import OnMain
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import PixelLimits
+from pipelines.objectives.table import stored
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engine import Engine, LiveEngine
 from pipelines.rollout.engines import ENGINES
@@ -268,6 +269,8 @@ class Session:
         if step.name == "score" and index > 1 and is_there(chain.score(1).path):
             inputs |= {"first rollout": chain.rollout(1), "first score": chain.score(1)}
         folders = {name: self._made(made) for name, made in inputs.items()}
+        kept = config.score.model_copy(update={"store": stored(config)})  # by the objective asked for now
+        config = config.model_copy(update={"score": kept})
         config = self.config.with_those_of(config, (*SETTINGS[step.name], "stages"))
         return Ask(step.name, step.name, index, config, folders, self.watch)
 

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-LossAverage = Literal["token", "sequence"]
+LossAverage = Literal["token", "sequence", "max_length"]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -196,16 +196,19 @@ def keep_top_fraction(perception_BT: Tensor, mask_BT: Tensor, fraction: float) -
 # --- Advantages and the base objective (GRPO, DAPO) -----------------------------------------------
 
 
-def group_advantages(reward_B: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
+def group_advantages(reward_B: Tensor, group_size: int, eps: float = 1e-6, *, standardize: bool = True) -> Tensor:
     """(R - mean) / (std + eps) within each prompt's group -> adv_B (arXiv 2402.03300, eq. 3).
 
     Args:
         reward_B: the responses of a prompt stand next to each other.
         group_size: G, at least 2: the standard deviation is the unbiased one.
+        standardize: whether to divide; Dr. GRPO does not (arXiv 2503.20783).
     """
     assert group_size >= 2, f"a group needs two responses or more, not {group_size}"
     reward_PG = _wide(reward_B).reshape(-1, group_size)
     centered_PG = reward_PG - reward_PG.mean(-1, keepdim=True)
+    if not standardize:
+        return centered_PG.reshape(-1)
     return (centered_PG / (reward_PG.std(-1, keepdim=True) + eps)).reshape(-1)
 
 
@@ -272,16 +275,16 @@ def clipped_loss_BT(
     )
 
 
-def loss_denominator(mask_BT: Tensor, how: LossAverage = "token") -> Tensor:
-    """What :func:`average_loss` divides by: response tokens, or responses that have any.
+def loss_denominator(mask_BT: Tensor, how: LossAverage = "token", max_length: int = 0) -> Tensor:
+    """What :func:`average_loss` divides by: response tokens, responses that have any, or those times the
+    longest that a response can be.
 
     Sum it over the whole update batch (micro-batches and ranks) and pass the sum to every call.
     """
     if how == "token":
         return mask_BT.bool().sum()
-    if how == "sequence":
-        return mask_BT.bool().any(-1).sum()
-    raise ValueError(f"how must be 'token' or 'sequence', not {how!r}")
+    responses = mask_BT.bool().any(-1).sum()
+    return responses * max_length if how == "max_length" else responses
 
 
 def average_loss(
@@ -295,23 +298,24 @@ def average_loss(
 
     ``token``: sum(loss * keep * mask) / sum(mask): the mean over ALL response tokens; what the
     filter drops counts as 0 (paper Table 9, authors' code, DAPO). ``sequence``: the mean over responses
-    of sum(loss * keep * mask) / length (as the paper writes eq. 6, and GRPO).
+    of sum(loss * keep * mask) / length (as the paper writes eq. 6, and GRPO). ``max_length``: the sum over
+    responses times the longest there can be (Dr. GRPO, arXiv 2503.20783), which ``denominator`` has to give.
 
     Args:
         loss_BT: any per-token quantity.
-        keep_BT: tokens that pass the filter; ``mask_BT`` itself for no filter.
+        keep_BT: tokens that pass the filter (bool; ``mask_BT`` itself for no filter), or soft weights (float).
         mask_BT: response tokens.
         denominator: :func:`loss_denominator` of the whole update batch; by default of this one.
             With it, the losses of the micro-batches add up to the loss of the batch, however it
             was cut.
     """
+    assert denominator is not None or how != "max_length", "the longest length is not known here"
     if denominator is None:
         denominator = loss_denominator(mask_BT, how).clamp(min=1)
-    kept_B = _masked_sum(loss_BT, keep_BT.bool() & mask_BT.bool())
+    weighted_BT = loss_BT * keep_BT if keep_BT.is_floating_point() else loss_BT
+    kept_B = _masked_sum(weighted_BT, keep_BT.bool() & mask_BT.bool())
     if how == "sequence":
         kept_B = kept_B / mask_BT.bool().sum(-1).clamp(min=1)
-    elif how != "token":
-        raise ValueError(f"how must be 'token' or 'sequence', not {how!r}")
     return kept_B.sum() / denominator
 
 

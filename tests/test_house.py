@@ -17,6 +17,7 @@ ORDER = (
     "pipelines.watch",
     "pipelines.vppo",
     "pipelines.config",
+    "pipelines.objectives",
     "pipelines.ranks",
     "pipelines.disk",
     "pipelines.stages",

@@ -36,11 +36,11 @@ from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
 from pipelines.model.control_tokens import IMAGE
 from pipelines.model.load import load_policy
+from pipelines.objectives.batch import Batch
 from pipelines.prepare.samples import DATA_SEED
 from pipelines.rollout.groups import rollout
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import score
-from pipelines.update.objectives import Batch
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 

@@ -65,7 +65,8 @@ def with_revisions(config: Config, revisions: dict[str, str | None]) -> Config:
 
 
 def as_begun(asked: Config, stored: Config, given: set[str]) -> Config:
-    """``asked`` with the commits that a run was begun with, where it asks for no other.
+    """``asked`` with the commits that a run was begun with, where it asks for no other; and with what its
+    scores hold, where ``score.store`` is left to the objective and that is the same.
 
     Args:
         stored: the run's own settings; where ``asked`` comes from them and names another repository,
@@ -83,6 +84,8 @@ def as_begun(asked: Config, stored: Config, given: set[str]) -> Config:
         left_over = named.name != was.name and named.revision == was.revision
         if left_over and named.revision_setting not in given:
             known[named.revision_setting] = None
+    if asked.score.store == "auto" and asked.update.objective == stored.update.objective:
+        asked = asked.with_those_of(stored, ["score.store"])
     return with_revisions(asked, known)
 
 

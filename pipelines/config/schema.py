@@ -216,8 +216,9 @@ class RewardConfig(Section):
 class ScoreConfig(Section):
     """Token perception: how much each token depends on the image (paper eq. 3)."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens", "looks"})
-    shapes: ClassVar[frozenset[str]] = unkeyed - {"looks"}
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "batch_tokens", "looks", "watch"})
+    shapes: ClassVar[frozenset[str]] = unkeyed - {"looks", "watch"}
+    introduced: ClassVar[dict[str, Any]] = {"store": "auto", "watch": 10}
 
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (of the sampled token),
@@ -242,6 +243,13 @@ class ScoreConfig(Section):
     looks: int = Field(default=4, ge=0, le=MOST_ROWS)
     """Groups of each step kept to be looked at, with their images as PNG and what else each token could
     have been (looks.parquet, for vppo report); 0 keeps none."""
+    store: Literal["auto", "policy", "perception", "hidden", "views", "all"] = "auto"
+    """What a step keeps of every token besides its log-prob and entropy: ``auto`` (what ``update.objective``
+    needs), ``policy`` (nothing: one pass, and the image is not perturbed), ``perception`` (S), ``hidden``
+    (similarities to the image's hidden states), ``views`` (S, and the numbers of both views), ``all``."""
+    watch: int = Field(default=10, ge=0, le=MOST_STEPS)
+    """Where steps keep no perception, measure it all the same at the first step and at every so many, to be
+    looked at (a folder ``watch`` of the score step, for vppo report); 0: never."""
 
     def keyed(self, prefix: str) -> dict[str, Any]:
         """As every section, but for an estimator whose name meant another one once."""
@@ -260,7 +268,7 @@ class UpdateConfig(Section):
         {"micro_batch_prompts", "micro_batch_tokens", "gradient_checkpointing", "zero_stage", "offload"}
     )
     shapes: ClassVar[frozenset[str]] = unkeyed
-    introduced: ClassVar[dict[str, Any]] = {"beta_max": None}
+    introduced: ClassVar[dict[str, Any]] = {"beta_max": None, "surrogate": "ppo", "variant": None, "constants": {}}
 
     engine: str = "torch"
     """Which engine updates: ``torch`` (one process, AdamW), ``deepspeed`` (ZeRO, any number of
@@ -278,7 +286,17 @@ class UpdateConfig(Section):
     lora_alpha: int = Field(default=32, gt=0, le=MOST_TOKENS)
     """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"
-    """``vppo``, ``vppo-tas``, ``vppo-tgf``, ``dapo``, ``grpo`` (see pipelines/update/objectives.py)."""
+    """What each token's gradient is weighted by: ``vppo``, ``dapo``, ``grpo`` ... (docs/objectives.md has
+    the table), or an import path."""
+    surrogate: Literal["ppo", "gspo", "cispo", "dr_grpo", "sapo"] = "ppo"
+    """What the ratio to the policy that sampled becomes: ``ppo`` (clipped, by token), ``gspo`` (of the whole
+    sequence), ``cispo`` (a clipped weight), ``dr_grpo`` (as ppo; advantages not divided by their standard
+    deviation, the loss by the longest length there can be), ``sapo`` (a soft gate)."""
+    variant: Literal["paper", "code", "exact"] | None = None
+    """Which form of the objective, where its paper and its authors' code differ; none: the first that
+    docs/objectives.md names."""
+    constants: dict[str, float] = Field(default_factory=dict)
+    """Constants of the objective and the surrogate, by name, where not as published: ``{tau: 0.3}``."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """AdamW's learning rate."""
     warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)

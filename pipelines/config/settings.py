@@ -248,6 +248,8 @@ def _migrated(layer: _Layer) -> _Layer:
     found = layer.values
     if found.get("eval.profile") == OLD_PROFILE:
         found["eval.profile"] = "published"
+    if found and "score.store" not in found:
+        layer.put("score.store", "perception", "score.store")
     if found.get("mode") not in OLD_MODES:
         return layer
     found["mode"] = "exact"
@@ -336,7 +338,7 @@ def shortened(text: str) -> str:
 
 def _open_mappings() -> set[str]:
     """Settings whose value is itself a free mapping, such as data.columns."""
-    return {"data.columns"}
+    return {"data.columns", "update.constants"}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,21 +19,24 @@ from pipelines.disk.records import (
     RESULTS,
     ROLLOUTS,
     SCORES,
+    STATISTICS,
     SURPLUS,
     Advantages,
     Look,
     Rollout,
     Sample,
     Scored,
+    Statistics,
     check_columns,
     check_finite,
+    schema,
 )
 from pipelines.errors import UserError
 
 TABLES: dict[str, dict[str, type]] = {
     "prepare": {"train.parquet": Sample, "validation.parquet": Sample, "test.parquet": Sample},
     "rollout": {ROLLOUTS: Rollout, SURPLUS: Rollout},
-    "score": {SCORES: Scored, "looks.parquet": Look},
+    "score": {SCORES: Scored, STATISTICS: Statistics, "looks.parquet": Look},
     "update": {ADVANTAGES: Advantages},
 }
 """Stage -> its Parquet files and their rows."""
@@ -41,7 +44,7 @@ TABLES: dict[str, dict[str, type]] = {
 OTHERS = {"rollout": ("next.json",), "checkpoint": ("model/config.json", "trainer"), "eval": (RESULTS,)}
 """Stage -> its other files and folders."""
 
-MAY_BE_MISSING = {"test.parquet", "looks.parquet", ADVANTAGES}
+MAY_BE_MISSING = {"test.parquet", "looks.parquet", STATISTICS, ADVANTAGES}
 
 FIELDS = (
     "benchmark",
@@ -70,6 +73,11 @@ FIELDS = (
 """What results.json has to have."""
 
 OF_TOKENS = {Rollout: ("response_ids", "logp"), Scored: ("old_logp", "entropy", "perception", "keep")}
+NOT_ALWAYS = {
+    Scored: ("perception", "keep", "dependency"),
+    Statistics: tuple(name for name in schema(Statistics).names if name not in ("sample_id", "position")),
+}
+"""Columns that may hold nothing: those of S do so together."""
 OF_RESPONSES = {Rollout: ("response", "truncated", "answer", "outcome", "reward"), Scored: ("dependency",)}
 
 
@@ -94,7 +102,9 @@ def check(stage: str, out: Path, inputs: Mapping[str, Path]) -> None:
             if row in OF_TOKENS:
                 _check_lengths(out / name, row)
     if stage == "score":
-        _check_prompts(out / SCORES, inputs["rollout"] / ROLLOUTS)
+        _check_prompts(out / SCORES, "old_logp", inputs["rollout"] / ROLLOUTS)
+        for column in NOT_ALWAYS[Statistics] if (out / STATISTICS).exists() else ():
+            _check_prompts(out / STATISTICS, column, inputs["rollout"] / ROLLOUTS)
     if (out / ADVANTAGES).exists():
         _check_responses(out / ADVANTAGES, inputs["rollout"] / ROLLOUTS)
     if stage == "eval":
@@ -110,22 +120,35 @@ def _check_lengths(path: Path, row: type) -> None:
     table = pq.read_table(path, columns=["sample_id", first, *others, *OF_RESPONSES[row]])
     check_finite(str(path), table)
     tokens, responses = _tokens(table[first]), pc.list_value_length(table[first])
+    nothing = set(NOT_ALWAYS.get(row, ()))
+    if not all(_is_empty(table[column]) for column in nothing):
+        nothing = set()
     for column in others:
-        if not _tokens(table[column]).equals(tokens):
+        if column not in nothing and not _tokens(table[column]).equals(tokens):
             raise UserError(f"{path}, column {column}", f"has other lengths than {first}.", _PAGE)
     for column in OF_RESPONSES[row]:
-        if not pc.list_value_length(table[column]).equals(responses):
+        if column not in nothing and not pc.list_value_length(table[column]).equals(responses):
             raise UserError(f"{path}, column {column}", f"has other lengths than {first}.", _PAGE)
 
 
-def _check_prompts(scores: Path, rollouts: Path) -> None:
-    """The same prompts in the same order, and a score for every token."""
+def _check_prompts(scores: Path, column: str, rollouts: Path) -> None:
+    """The same prompts in the same order, and a value for every token."""
     theirs = pq.read_table(rollouts, columns=["position", "response_ids"])
-    ours = pq.read_table(scores, columns=["position", "perception"])
+    ours = pq.read_table(scores, columns=["position", column])
     if not ours["position"].equals(theirs["position"]):
         raise UserError(f"{scores}, column position", "is not that of rollouts.parquet.", _PAGE)
-    if not _tokens(ours["perception"]).equals(_tokens(theirs["response_ids"])):
-        raise UserError(f"{scores}, column perception", "has not one value for each token of the responses.", _PAGE)
+    if scores.name == STATISTICS and _is_empty(ours[column]):
+        return
+    if not _tokens(ours[column]).equals(_tokens(theirs["response_ids"])):
+        raise UserError(f"{scores}, column {column}", "has not one value for each token of the responses.", _PAGE)
+
+
+def _is_empty(column: pa.ChunkedArray) -> bool:
+    """Whether a column of lists holds no value at all."""
+    values = column.combine_chunks()
+    while pa.types.is_list(values.type):
+        values = values.flatten()
+    return len(values) == 0
 
 
 def _check_responses(advantages: Path, rollouts: Path) -> None:

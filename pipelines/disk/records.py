@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +31,12 @@ BYTES_PER_GROUP = 8 * 2**20
 
 ROLLOUTS, SURPLUS, SCORES = "rollouts.parquet", "surplus.parquet", "scores.parquet"
 """Files of rollout steps, and of score steps."""
+
+STATISTICS = "statistics.parquet"
+"""Of score steps that hold more than S (``score.store``)."""
+
+WATCH = "watch"
+"""The folder of a score step that holds no S: S all the same, to be looked at (``score.watch``)."""
 
 ADVANTAGES = "advantages.parquet"
 """Of an update step; those of earlier versions have none."""
@@ -92,6 +98,29 @@ class Rollout:
 
 
 @dataclass
+class Statistics:
+    """More of the G responses to one prompt (``score-*/statistics.parquet``), for objectives that need it.
+
+    Lists nest as response -> token. The first six are of the views that were scored, p with the image and q
+    with the perturbed one: log-probs of each token and entropy of q (nats), KL(p || q) and Jensen-Shannon
+    divergence over the vocabulary (nats), p - q of the token that p likes best. The last two are cosines of
+    the hidden state that predicts the token with the mean of those of the image's tokens: of the last layer,
+    and the mean over layers. What ``score.store`` does not name is an empty list for each response.
+    """
+
+    sample_id: str = _column(TEXT)
+    position: int = _column(pa.int64())
+    logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    logp_perturbed: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    entropy_perturbed: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    kl: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    jsd: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    argmax_drop: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    image_similarity: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    layer_similarity: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+
+
+@dataclass
 class Scored:
     """Token perception of the G responses to one prompt (``score-*/scores.parquet``).
 
@@ -99,7 +128,10 @@ class Scored:
     sampled it: the trainer's own for this step's groups, as recorded then for surplus of earlier
     steps, whose ratio to the new policy is so a true importance ratio. ``entropy`` is the trainer's.
     ``perception`` is S of paper eq. 3 by the configured estimator; ``keep`` is the TGF mask;
-    ``dependency`` is the mean of S over the response (eq. 5's input).
+    ``dependency`` is the mean of S over the response (eq. 5's input). These three are empty, for each
+    response and in all, where ``score.store`` names no S.
+
+    ``statistics`` and ``step``, that of the scoring, are no columns: ``read_scores`` fills them in.
     """
 
     sample_id: str = _column(TEXT)
@@ -109,6 +141,8 @@ class Scored:
     perception: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
     keep: list[list[bool]] = _column(pa.list_(pa.list_(FLAG)))
     dependency: list[float] = _column(pa.list_(REAL))
+    statistics: Statistics | None = None
+    step: int = 0
 
 
 @dataclass
@@ -200,12 +234,12 @@ class Perceived:
     top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
 
 
-Row = TypeVar("Row", Sample, Rollout, Scored, Look, Advantages, Perceived)
+Row = TypeVar("Row", Sample, Rollout, Scored, Statistics, Look, Advantages, Perceived)
 
 
 def schema(row_type: type) -> pa.Schema:
     """The Arrow schema of a row type."""
-    return pa.schema([(f.name, f.metadata["arrow"]) for f in fields(row_type)])
+    return pa.schema([(f.name, f.metadata["arrow"]) for f in fields(row_type) if "arrow" in f.metadata])
 
 
 def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
@@ -215,7 +249,7 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
         UserError: a number that training reads is not finite.
     """
     table = _table(list(rows), row_type)
-    if row_type in (Rollout, Scored):
+    if row_type in (Rollout, Scored, Statistics):
         check_finite(path.name, table)
     repeated = [_leaf(field) for field in table.schema if "float" not in str(field.type)]
     pq.write_table(table, path, compression="zstd", write_page_checksum=True, use_dictionary=repeated)
@@ -280,6 +314,17 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     with parquet_errors(path):
         file = check_columns(path, row_type)
         return _rows(file.read(columns=schema(row_type).names), row_type)
+
+
+def read_scores(folder: Path, step: int) -> list[Scored]:
+    """The rows of a score step, each with its statistics where the step holds some.
+
+    Raises:
+        UserError: as ``read_rows``.
+    """
+    rows = read_rows(folder / SCORES, Scored)
+    more = read_rows(folder / STATISTICS, Statistics) if (folder / STATISTICS).exists() else [None] * len(rows)
+    return [replace(row, statistics=found, step=step) for row, found in zip(rows, more, strict=True)]
 
 
 class SampleTable(Sequence[Sample]):

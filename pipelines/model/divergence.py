@@ -43,7 +43,8 @@ CPU_MAX_ELEMENTS, CPU_WIDTH = 2**20, 2**12
 class TokenStatistics:
     """One float32 number per token, [N] each. p: the policy; q: the policy on the perturbed view.
 
-    The last six are None when no perturbed view was given, ``jsd`` also unless it was asked for.
+    What a perturbed view gives is None where there was none, ``jsd`` also unless it was asked for. The last
+    two come from hidden states (``Policy.similarities``) and are None unless they were asked for.
     """
 
     logp: Tensor
@@ -60,6 +61,12 @@ class TokenStatistics:
     """p - q of the id that p likes best; in (-1, 1]."""
     log_ratio: Tensor | None = None
     """log p/q of the sampled token, signed: above 0 where the image argues for the token."""
+    entropy_perturbed: Tensor | None = None
+    """Entropy of q, nats."""
+    image_similarity: Tensor | None = None
+    """Cosine of the last hidden state that predicts the token with the mean of the image tokens'."""
+    layer_similarity: Tensor | None = None
+    """The mean of the same over all layers."""
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -218,7 +225,7 @@ def _two_views(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: 
     jsd_N = None
     if jsd:
         jsd_N = _jsd(hidden_ND, perturbed_ND, parts, p.total_N, q.total_N)
-    return TokenStatistics(logp_N, p.entropy_N, logq_N, kl_N, jsd_N, argmax_drop_N, logp_N - logq_N)
+    return TokenStatistics(logp_N, p.entropy_N, logq_N, kl_N, jsd_N, argmax_drop_N, logp_N - logq_N, q.entropy_N)
 
 
 def _jsd(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, total_N: Tensor, total_q_N: Tensor) -> Tensor:
@@ -383,7 +390,7 @@ def token_logp(
 
 
 def _given(statistic_N: Tensor | None) -> Tensor:
-    assert statistic_N is not None, "this estimator needs the perturbed view"
+    assert statistic_N is not None, "this estimator needs what was not read"
     return statistic_N
 
 
@@ -395,10 +402,15 @@ ESTIMATORS: dict[str, Callable[[TokenStatistics], Tensor]] = {
     "top1_drop": lambda s: s.logp.exp() - _given(s.logp_perturbed).exp(),
     "argmax_drop": lambda s: _given(s.argmax_drop),
     "entropy": lambda s: s.entropy,
+    "image_similarity": lambda s: _given(s.image_similarity),
+    "layer_similarity": lambda s: _given(s.layer_similarity),
 }
 """Statistics -> token perception S, [N]. ``kl`` is eq. 3, ``k3`` what the authors ran, ``top1_drop``
 pi(o | I) - pi(o | I') of the sampled token (paper appendix G), ``argmax_drop`` that of the likeliest."""
 
-ONE_VIEW = frozenset({"entropy", "random", "oracle"})
+SIMILARITIES = ("image_similarity", "layer_similarity")
+"""Estimators from hidden states."""
+
+ONE_VIEW = frozenset({"entropy", "random", "oracle", *SIMILARITIES})
 """Estimators that need no forward with the perturbed image. ``random`` and ``oracle`` need none at
 all and are not in ESTIMATORS: their scores do not come from the model."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -18,12 +18,13 @@ import torch
 from pipelines import vppo
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
-from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, write_rows
+from pipelines.disk.records import SCORES, STATISTICS, Rollout, Sample, SampleTable, Scored, Statistics, write_rows
 from pipelines.errors import UserError
-from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_statistics
+from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, SIMILARITIES, TokenStatistics, token_statistics
 from pipelines.model.packing import fill
 from pipelines.model.policy import Encoded, Policy, Row
 from pipelines.model.ragged import pad_lists, split_like
+from pipelines.objectives.table import HIDDEN, KEYED, PERCEPTION, STORES, VIEWS, stored
 from pipelines.ranks.ranks import ranks
 from pipelines.score.looks import TokenLooks, token_looks, write_looks
 from pipelines.score.perturb import blacken_raw, perturb
@@ -39,14 +40,21 @@ def score(
     policy: Policy,
     out: Path,
     watch: Watch,
+    holds: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Score every response token of a step's rollouts and write one row per group.
 
-    The first ``score.looks`` groups are written once more, to be looked at (pipelines/score/looks.py).
+    Of what holds S the first ``score.looks`` groups are written once more, to be looked at
+    (pipelines/score/looks.py).
+
+    Args:
+        holds: what is kept besides log-probs and entropies (objectives/table.py); by default what
+            ``score.store`` names.
     """
-    estimator = make_estimator(config, step, policy)
+    holds = STORES[stored(config)] if holds is None else holds
+    estimator = make_estimator(config, step, policy) if PERCEPTION in holds else None
     everyone = ranks()
-    looked_at = {group.position for group in rollouts[: config.score.looks]}
+    looked_at = {group.position for group in rollouts[: config.score.looks]} if estimator else set()
 
     def work(groups: list[Rollout]) -> list[tuple[Scored, TokenLooks | None]]:
         owners = [samples.by_id(group.sample_id) for group in groups]
@@ -56,9 +64,9 @@ def score(
             policy.encoder.expect([owners[i] for i in (*chosen, *following)])
             watch.progress("groups", len(done), len(groups))
             part, asked = [groups[i] for i in chosen], [owners[i] for i in chosen]
-            statistics, looks = policy.placement.forward(_measure, config, step, part, asked, policy, looked_at)
-            perception_N = estimator(statistics, part, asked)
-            rows = scored_rows(config, step, part, asked, statistics, perception_N)
+            statistics, looks = policy.placement.forward(_measure, config, step, part, asked, policy, looked_at, holds)
+            perception_N = estimator(statistics, part, asked) if estimator else None
+            rows = scored_rows(config, step, part, asked, statistics, perception_N, holds)
             done |= dict(zip(chosen, zip(rows, looks, strict=True), strict=True))
         return [done[i] for i in range(len(groups))]
 
@@ -70,8 +78,11 @@ def score(
     scored = [done[i][0] for i in range(len(rollouts))]
     if everyone.main:
         write_rows(out / SCORES, Scored, scored)
-        found = [done[i][1] for i in range(len(rollouts))]
-        write_looks(out, rollouts, samples, policy, found, partial(scored_views, config, step, policy))
+        if more := [row.statistics for row in scored if row.statistics]:
+            write_rows(out / STATISTICS, Statistics, more)
+        if estimator:
+            found = [done[i][1] for i in range(len(rollouts))]
+            write_looks(out, rollouts, samples, policy, found, partial(scored_views, config, step, policy))
     return _metrics(step, rollouts, scored)
 
 
@@ -161,6 +172,18 @@ def needs_two_views(config: Config) -> bool:
     return config.score.estimator not in ONE_VIEW
 
 
+def watched(config: Config) -> Config:
+    """The settings by which perception is measured where a step does not need it: the run's, and the exact KL
+    where its estimator is none of both views."""
+    how = {"store": KEYED} if needs_two_views(config) else {"store": KEYED, "estimator": "kl"}
+    return config.model_copy(update={"score": config.score.model_copy(update=how)})
+
+
+def reads_twice(config: Config, holds: frozenset[str]) -> bool:
+    """Whether what a score step holds takes a pass over the perturbed view."""
+    return VIEWS in holds or (PERCEPTION in holds and needs_two_views(config))
+
+
 def depends(config: Config, sample: Sample) -> bool:
     """Whether responses to this question are filtered and shaped by what their perception is.
 
@@ -172,11 +195,14 @@ def depends(config: Config, sample: Sample) -> bool:
 
 @dataclass(frozen=True)
 class Views:
-    """Hidden states that predict the response tokens, [N, D]; ``perturbed_ND`` may be None."""
+    """Hidden states that predict the response tokens, [N, D], and how similar they are to the image's, [N]
+    (``Policy.with_similarities``); what was not asked for is None."""
 
     token_N: torch.Tensor
     hidden_ND: torch.Tensor
     perturbed_ND: torch.Tensor | None
+    image_N: torch.Tensor | None = None
+    layers_N: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -188,14 +214,18 @@ def both_views(
     policy: Policy,
     *,
     perturbed: bool | None = None,
+    similar: bool | None = None,
 ) -> Views:
     """Read every response twice: with its images, and with them perturbed.
 
     Args:
         perturbed: whether to look at the perturbed image too; by default if the estimator needs it.
+        similar: whether to compare with the image's hidden states; likewise.
     """
     if perturbed is None:
         perturbed = needs_two_views(config)
+    if similar is None:
+        similar = config.score.estimator in SIMILARITIES
     prompts = [policy.encoder.encode(sample) for sample in samples]
     clean = [
         row for prompt, group in zip(prompts, groups, strict=True) for row in policy.rows(prompt, group.response_ids)
@@ -203,11 +233,15 @@ def both_views(
     token_N = torch.tensor(
         [token for group in groups for ids in group.response_ids for token in ids], device=policy.device
     )
-    hidden_ND = policy.hidden_states(clean)
+    similarities: tuple[torch.Tensor, ...] = ()
+    if similar:
+        hidden_ND, *similarities = policy.with_similarities(clean)
+    else:
+        hidden_ND = policy.hidden_states(clean)
     if not perturbed:
-        return Views(token_N, hidden_ND, None)
+        return Views(token_N, hidden_ND, None, *similarities)
     perturbed_ND = perturbed_states(config, step, groups, samples, policy, hidden_ND)
-    return Views(token_N, hidden_ND, perturbed_ND)
+    return Views(token_N, hidden_ND, perturbed_ND, *similarities)
 
 
 @torch.no_grad()
@@ -245,7 +279,7 @@ def view_statistics(config: Config, views: Views, policy: Policy, jsd: bool | No
     Args:
         jsd: whether to compute it too; by default if the estimator needs it.
     """
-    return token_statistics(
+    statistics = token_statistics(
         views.hidden_ND,
         policy.head_weight,
         views.token_N,
@@ -254,6 +288,7 @@ def view_statistics(config: Config, views: Views, policy: Policy, jsd: bool | No
         suppressed_ids=policy.suppressed_ids,
         jsd=config.score.estimator == "jsd" if jsd is None else jsd,
     )
+    return replace(statistics, image_similarity=views.image_N, layer_similarity=views.layers_N)
 
 
 def group_statistics(
@@ -278,10 +313,12 @@ def _measure(
     samples: Sequence[Sample],
     policy: Policy,
     looked_at: Container[int],
+    holds: frozenset[str],
 ) -> tuple[TokenStatistics, list[TokenLooks | None]]:
     """The statistics, and the alternatives of the groups at the positions to be looked at."""
-    views = both_views(config, step, groups, samples, policy)
-    statistics = view_statistics(config, views, policy)
+    similar = True if HIDDEN in holds else None if PERCEPTION in holds else False
+    views = both_views(config, step, groups, samples, policy, perturbed=reads_twice(config, holds), similar=similar)
+    statistics = view_statistics(config, views, policy, jsd=True if VIEWS in holds else None)
     looks = token_looks(
         policy, groups, statistics, views.hidden_ND, views.perturbed_ND, config.rollout.temperature, looked_at
     )
@@ -386,56 +423,91 @@ def scored_rows(
     groups: Sequence[Rollout],
     samples: Sequence[Sample],
     statistics: TokenStatistics,
-    perception_N: torch.Tensor,
+    perception_N: torch.Tensor | None,
+    holds: frozenset[str] = STORES[KEYED],
 ) -> list[Scored]:
     """One row per group, of the numbers of all their tokens in order.
 
     What is said about a question without an image cannot depend on one: all its tokens are kept.
     """
     responses = [group.response_ids for group in groups]
-    perception = split_like(perception_N, responses)
+    perception = None if perception_N is None else split_like(perception_N, responses)
+    more = _statistics(groups, statistics, holds)
     logp, entropy = (split_like(statistics.logp, responses), split_like(statistics.entropy, responses))
     rows = []
     for index, (group, sample) in enumerate(zip(groups, samples, strict=True)):
-        perception_GT, mask_GT = pad_lists(perception[index])
-        fraction = config.score.keep_fraction if depends(config, sample) else 1.0
-        keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, fraction)
-        rows.append(
-            Scored(
-                sample_id=group.sample_id,
-                position=group.position,
-                old_logp=logp[index] if group.step == step else group.logp,
-                entropy=entropy[index],
-                perception=perception[index],
-                keep=[k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)],
-                dependency=vppo.trajectory_dependency(perception_GT, mask_GT).tolist(),
-            )
+        row = Scored(
+            sample_id=group.sample_id,
+            position=group.position,
+            old_logp=logp[index] if group.step == step else group.logp,
+            entropy=entropy[index],
+            perception=[[] for _ in group.response_ids],
+            keep=[[] for _ in group.response_ids],
+            dependency=[],
+            statistics=more[index] if more else None,
         )
+        if perception:
+            perception_GT, mask_GT = pad_lists(perception[index])
+            fraction = config.score.keep_fraction if depends(config, sample) else 1.0
+            keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, fraction)
+            row.perception = perception[index]
+            row.keep = [k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)]
+            row.dependency = vppo.trajectory_dependency(perception_GT, mask_GT).tolist()
+        rows.append(row)
     return rows
 
 
+OF_VIEWS = ("logp", "logp_perturbed", "entropy_perturbed", "kl", "jsd", "argmax_drop")
+
+
+def _statistics(groups: Sequence[Rollout], statistics: TokenStatistics, holds: frozenset[str]) -> list[Statistics]:
+    """One row per group of what is held besides S; none where nothing is."""
+    names = (*(OF_VIEWS if VIEWS in holds else ()), *(SIMILARITIES if HIDDEN in holds else ()))
+    if not names:
+        return []
+    responses = [group.response_ids for group in groups]
+    kept = {name: split_like(getattr(statistics, name), responses) for name in names}
+    nothing: list[list[list[float]]] = [[[] for _ in group.response_ids] for group in groups]
+    return [
+        Statistics(
+            sample_id=group.sample_id,
+            position=group.position,
+            **{name: kept.get(name, nothing)[index] for name in (*OF_VIEWS, *SIMILARITIES)},
+        )
+        for index, group in enumerate(groups)
+    ]
+
+
 def _metrics(step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> dict[str, Any]:
-    perception_BT, mask_BT = pad_lists([p for row in scored for p in row.perception])
-    entropy_BT, _ = pad_lists([e for row in scored for e in row.entropy])
+    entropy_BT, mask_BT = pad_lists([e for row in scored for e in row.entropy])
     old_BT, _ = pad_lists([x for row in scored for x in row.old_logp])
     rollout_BT, _ = pad_lists([x for group in rollouts for x in group.logp])
-    dependency_B = torch.tensor([d for row in scored for d in row.dependency])
-    keep_BT, _ = pad_lists([k for row in scored for k in row.keep])
     # How far the rollout engine's log-probs are from the trainer's, for what this policy sampled.
     fresh_B = torch.tensor([g.step == step for g in rollouts for _ in g.response_ids])
     fresh_BT = mask_BT & fresh_B[:, None]
     gap_N = (old_BT - rollout_BT)[fresh_BT].abs()
     kl_N = vppo.k3(rollout_BT, old_BT)[fresh_BT]
+    return perception_metrics(scored) | {
+        "entropy": entropy_BT[mask_BT].mean().item(),
+        "surplus_share": 1 - fresh_B.float().mean().item(),
+        "mismatch_mean": gap_N.mean().item() if len(gap_N) else 0.0,
+        "mismatch_max": gap_N.max().item() if len(gap_N) else 0.0,
+        "mismatch_kl": kl_N.mean().item() if len(gap_N) else 0.0,
+    }
+
+
+def perception_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """What is said of S; nothing where there is none."""
+    if not any(row.dependency for row in scored):
+        return {}
+    perception_BT, mask_BT = pad_lists([p for row in scored for p in row.perception])
+    keep_BT, _ = pad_lists([k for row in scored for k in row.keep])
+    dependency_B = torch.tensor([d for row in scored for d in row.dependency])
     kept_mass = (perception_BT * keep_BT).sum() / perception_BT.sum().clamp(min=1e-12)
     return {
         "perception_mean": perception_BT[mask_BT].mean().item(),
         "perception_in_kept": kept_mass.item(),
         "dependency_mean": dependency_B.mean().item(),
         "dependency_std": dependency_B.std().item(),
-        "entropy": entropy_BT[mask_BT].mean().item(),
         "kept_share": keep_BT[mask_BT].mean().item(),
-        "surplus_share": 1 - fresh_B.float().mean().item(),
-        "mismatch_mean": gap_N.mean().item() if len(gap_N) else 0.0,
-        "mismatch_max": gap_N.max().item() if len(gap_N) else 0.0,
-        "mismatch_kl": kl_N.mean().item() if len(gap_N) else 0.0,
     }

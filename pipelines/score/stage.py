@@ -15,16 +15,27 @@ PARTS = ("score.estimator", "score.perturbation")
 
 
 def score(ask: Ask, live: Live, out: Path) -> Metrics:
-    """rollouts.parquet of the step -> scores.parquet, looks.parquet.
+    """rollouts.parquet of the step -> scores.parquet; by ``score.store`` statistics.parquet, looks.parquet, or,
+    where that names no S, now and then the folder ``watch``.
 
     Raises:
         UserError: the engine did not sample with the trainer's weights.
     """
-    from pipelines.disk.records import ROLLOUTS, Rollout, read_rows
+    from pipelines.disk.records import ROLLOUTS, WATCH, Rollout, read_rows
+    from pipelines.objectives.table import PERCEPTION, STORES, stored
     from pipelines.score import mismatch, scoring
 
     rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
     policy = live.reader(ask.step - 1)
     metrics = scoring.score(ask.config, ask.step, rollouts, live.samples, policy, out, ask.watch)
     mismatch.check_mismatch(ask.config, ask.step, metrics, mismatch.of_first(ask.inputs))
+    if PERCEPTION not in STORES[stored(ask.config)] and is_watched(ask.step, ask.config.score.watch):
+        (out / WATCH).mkdir(exist_ok=True)
+        seen = scoring.watched(ask.config)
+        metrics |= scoring.score(seen, ask.step, rollouts, live.samples, policy, out / WATCH, ask.watch)
     return metrics
+
+
+def is_watched(step: int, every: int) -> bool:
+    """Whether perception is measured at a step that does not need it: the first, and every so many."""
+    return every > 0 and (step == 1 or step % every == 0)

@@ -26,10 +26,10 @@ def update(ask: Ask, live: Live, out: Path) -> Metrics:
 
     Made again from the same files when a run goes on behind its last checkpoint.
     """
-    from pipelines.disk.records import ADVANTAGES, ROLLOUTS, SCORES, Advantages, Rollout, Scored, read_rows, write_rows
+    from pipelines.disk.records import ADVANTAGES, ROLLOUTS, Advantages, Rollout, read_rows, read_scores, write_rows
 
     rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
-    scores = read_rows(ask.inputs["score"] / SCORES, Scored)
+    scores = read_scores(ask.inputs["score"], ask.step)
     with live.training(ask.step, ask.config) as trainer:
         metrics: Metrics = trainer.update(rollouts, scores, live.samples)
         used = getattr(trainer, "advantages_used", [])  # an engine of one's own need not tell

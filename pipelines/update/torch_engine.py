@@ -9,41 +9,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines import vppo
-from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
 from pipelines.disk.records import Advantages, Rollout, SampleTable, Scored
 from pipelines.model.divergence import token_logp
 from pipelines.model.finite import first_not_finite
 from pipelines.model.packing import fill
 from pipelines.model.policy import Policy
-from pipelines.model.ragged import pad_lists
-from pipelines.score.scoring import depends as depends_on_image
+from pipelines.objectives import table
+from pipelines.objectives.batch import Batch, Reading, Terms
+from pipelines.objectives.surrogates import SURROGATES
 from pipelines.update import lora, moments
+from pipelines.update.batches import Groups, Tokens, cut_terms, cut_tokens, make_batch, make_tokens
 from pipelines.update.moments import OPTIMIZER
-from pipelines.update.objectives import OBJECTIVES, Batch, Terms
 
 MOST_SKIPPED = 5
 """So many optimizer steps in a row whose gradients are not finite end the run. One is an accident of its
 batch (the weights stay, the next batch is another); five batches are not."""
-
-
-@dataclass
-class Tokens:
-    """Padded tensors of a micro-batch's responses; see records.Scored for the meanings."""
-
-    old_logp_BT: torch.Tensor
-    rollout_logp_BT: torch.Tensor
-    mask_BT: torch.Tensor
-    loss_mask_BT: torch.Tensor
-    keep_BT: torch.Tensor
-    adv_B: torch.Tensor
 
 
 class TorchTrainer:
@@ -56,7 +44,8 @@ class TorchTrainer:
 
     def __init__(self, policy: Policy, config: Config, reference: Callable[[], Policy] | None = None) -> None:
         self.policy, self.config, self.settings = policy, config, config.update
-        self.objective = find_part("update.objective", self.settings.objective, OBJECTIVES)
+        self.objective = table.find_objective(self.settings.objective)
+        self.passes = table.passes(self.objective, self.settings.objective)
         self._make_reference = reference
         self._reference: Policy | None = None
         self.updates = 0
@@ -119,20 +108,14 @@ class TorchTrainer:
         found = {name: _mean(values) for name, values in sums.items()}
         return found | ({"updates_skipped": round(skipped)} if skipped else {})
 
-    def _optimizer_step(self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable) -> dict[str, float]:
-        whole = self._tensors(groups)
-        per_group = torch.tensor([len(rollout.response_ids) for rollout, _ in groups])
-        group_B = torch.arange(len(groups)).repeat_interleave(per_group)
-        group_B = group_B.to(self.policy.device)
-        batch = self._batch(groups, samples, whole, group_B)
-        advantages = whole.adv_B.reshape(len(groups), -1).tolist()
+    def _optimizer_step(self, groups: Groups, samples: SampleTable) -> dict[str, float]:
+        whole = make_tokens(self.config, groups, self.policy.device)
+        batch = self._batch(groups, samples)
         terms = self.objective(batch, self.settings)
-        shaped = terms.adv_B.reshape(len(groups), -1).tolist()
-        self.advantages_used += [
-            Advantages(rollout.sample_id, rollout.position, *found)
-            for (rollout, _), *found in zip(groups, advantages, shaped, strict=True)
-        ]
-        denominator = vppo.loss_denominator(whole.loss_mask_BT, terms.average).clamp(min=1)
+        if self.settings.surrogate == "dr_grpo":
+            terms = replace(terms, average="max_length")
+        self.advantages_used += _advantages(groups, batch, terms)
+        denominator = vppo.loss_denominator(whole.loss_mask_BT, terms.average, batch.max_tokens).clamp(min=1)
         tokens = whole.loss_mask_BT.sum().clamp(min=1)
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -145,11 +128,11 @@ class TorchTrainer:
         for number, (chosen, counts) in enumerate(mine, start=1):
             soon = [i for part, _ in mine[number - 1 : number + 1] for i in part]
             self.policy.encoder.expect([samples.by_id(groups[i][0].sample_id) for i in soon])
-            rows_B = torch.isin(group_B, torch.tensor(chosen, device=group_B.device))
-            cut = _slice(whole, rows_B)
-            cut_terms = _slice_terms(terms, rows_B, cut.mask_BT.shape[1])
+            rows_B = torch.isin(batch.group_B, torch.tensor(chosen, device=batch.group_B.device))
+            cut = cut_tokens(whole, rows_B)
+            cut_to = cut_terms(terms, rows_B, cut.mask_BT.shape[1])
             part = [groups[i] for i in chosen]
-            loss, sums = self._loss(part, samples, cut, cut_terms, denominator, tokens)
+            loss, sums = self._loss(part, samples, rows_B, cut, cut_to, denominator, tokens)
             self._backward(loss * counts, last=number == len(mine))
             for name, value in sums.items():
                 totals[name] += value * counts
@@ -164,8 +147,7 @@ class TorchTrainer:
             return {"updates_skipped": 1.0}
         self._check_weights()
         self.updates += 1
-        alpha_B = terms.adv_B / torch.where(batch.adv_B == 0, 1.0, batch.adv_B)
-        alpha_B = alpha_B[batch.adv_B != 0]
+        alpha_B = (_mean_advantage(batch, terms) / torch.where(batch.adv_B == 0, 1.0, batch.adv_B))[batch.adv_B != 0]
         return totals | {
             "updates_skipped": 0.0,
             "grad_norm": norm,
@@ -175,29 +157,15 @@ class TorchTrainer:
             "alpha_max": alpha_B.max().item() if len(alpha_B) else 1.0,
         }
 
-    def _batch(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable, whole: Tokens, group_B: torch.Tensor
-    ) -> Batch:
+    def _batch(self, groups: Groups, samples: SampleTable) -> Batch:
         """What the objective sees of the update batch, the same on every rank."""
-        sizes, place_B = self.config.published, torch.arange(len(group_B), device=group_B.device)
-        mini_B = place_B // (sizes.mini_batch_responses or len(place_B))
-        within_B = place_B - mini_B * (sizes.mini_batch_responses or 0)
-        micro_B = within_B // (sizes.micro_batch_responses or len(place_B))
-        depends = [depends_on_image(self.config, samples.by_id(r.sample_id)) for r, _ in groups]
-        return Batch(
-            adv_B=whole.adv_B,
-            dependency_B=torch.tensor([d for _, scored in groups for d in scored.dependency], device=group_B.device),
-            keep_BT=whole.keep_BT,
-            mask_BT=whole.mask_BT,
-            mini_batch_B=mini_B,
-            micro_batch_B=micro_B,
-            depends_B=torch.tensor(depends, device=group_B.device)[group_B],
-        )
+        return make_batch(self.config, groups, samples, self.policy, self.updates)
 
     def _loss(
         self,
-        groups: Sequence[tuple[Rollout, Scored]],
+        groups: Groups,
         samples: SampleTable,
+        rows_B: torch.Tensor,
         t: Tokens,
         terms: Terms,
         denominator: torch.Tensor,
@@ -205,23 +173,24 @@ class TorchTrainer:
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of one micro-batch, and its share of the batch's metrics."""
         settings = self.settings
-        logp_N, entropy_N = self._trained(groups, samples)
-        logp_BT = torch.zeros_like(t.old_logp_BT).masked_scatter(t.mask_BT, logp_N)
-        entropy_BT = torch.zeros_like(t.old_logp_BT).masked_scatter(t.mask_BT, entropy_N)
-        loss_BT, clipping = vppo.clipped_loss_BT(
-            logp_BT, t.old_logp_BT, terms.adv_B, terms.clip_low, terms.clip_high, settings.dual_clip
-        )
+        reading = self._read(groups, samples, rows_B, t.mask_BT)
+        logp_BT, entropy_BT = reading.logp_BT, reading.entropy_BT
+        loss_BT, clipping = SURROGATES[settings.surrogate](logp_BT, t.old_logp_BT, t.mask_BT, terms, settings)
         tis = {}
         if settings.tis_cap is not None:
             weight_BT = vppo.tis_weights(t.old_logp_BT, t.rollout_logp_BT, settings.tis_cap)
             loss_BT = loss_BT * weight_BT
             capped_BT = weight_BT >= settings.tis_cap * (1 - 1e-6)
             tis = {"tis_weight_mean": weight_BT, "tis_capped": capped_BT}
-        loss = vppo.average_loss(loss_BT, terms.keep_BT, t.loss_mask_BT, terms.average, denominator)
+        loss = vppo.average_loss(loss_BT, terms.weight_BT, t.loss_mask_BT, terms.average, denominator)
         penalty_BT = vppo.ENTROPY_PENALTIES[settings.entropy_estimator](logp_BT, entropy_BT)
         penalty = vppo.average_loss(penalty_BT, t.mask_BT, t.loss_mask_BT, "token", tokens)
         total = loss + settings.entropy_penalty * penalty
         metrics = {"loss": loss.item(), "entropy_penalty": penalty.item()}
+        for name, extra_BT in (terms.extra(reading) if terms.extra else {}).items():
+            extra = vppo.average_loss(extra_BT, t.mask_BT, t.loss_mask_BT, "token", tokens)
+            total = total + extra
+            metrics[name] = extra.item()
         if settings.kl_coefficient:
             with torch.no_grad():
                 reference_N, _ = self._forward(self.reference, groups, samples)
@@ -240,7 +209,7 @@ class TorchTrainer:
             **tis,
         }.items():
             metrics[name] = ((value_BT * t.loss_mask_BT).sum() / tokens).item()
-        metrics["trained_share"] = ((terms.keep_BT & t.loss_mask_BT).sum() / tokens).item()
+        metrics["trained_share"] = ((terms.weight_BT.bool() & t.loss_mask_BT).sum() / tokens).item()
         return total, metrics
 
     def _micro_batches(self, tokens: Sequence[int]) -> list[tuple[list[int], float]]:
@@ -298,15 +267,19 @@ class TorchTrainer:
         """The micro-batches' metrics of all ranks."""
         return totals
 
-    def _trained(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, groups: Groups, samples: SampleTable, rows_B: torch.Tensor, mask_BT: torch.Tensor) -> Reading:
+        """The policy's own passes over a micro-batch, with gradient."""
+
+        def padded(x_N: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(mask_BT.shape, device=x_N.device).masked_scatter(mask_BT, x_N)
+
+        return Reading(rows_B.nonzero().flatten(), mask_BT, *map(padded, self._trained(groups, samples)))
+
+    def _trained(self, groups: Groups, samples: SampleTable) -> tuple[torch.Tensor, torch.Tensor]:
         """``_forward`` of the policy that is trained."""
         return self._forward(self.policy, groups, samples)
 
-    def _forward(
-        self, policy: Policy, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, policy: Policy, groups: Groups, samples: SampleTable) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy of every response token, flat [N], differentiable."""
         rows = [
             row
@@ -323,26 +296,6 @@ class TorchTrainer:
             temperature=self.config.rollout.temperature,
             suppressed_ids=policy.suppressed_ids,
         )
-
-    def _tensors(self, groups: Sequence[tuple[Rollout, Scored]]) -> Tokens:
-        """The whole update batch as padded tensors."""
-        size = len(groups[0][0].reward)
-        old_BT, mask_BT = pad_lists([x for _, scored in groups for x in scored.old_logp])
-        rollout_BT, _ = pad_lists([x for rollout, _ in groups for x in rollout.logp])
-        keep_BT, _ = pad_lists([x for _, scored in groups for x in scored.keep])
-        truncated_B = torch.tensor([x for rollout, _ in groups for x in rollout.truncated])
-        reward_B = torch.tensor([x for rollout, _ in groups for x in rollout.reward])
-        if self.settings.overlong_cache:
-            reward_B = reward_B + vppo.soft_overlong_penalty(
-                mask_BT.sum(-1), self.config.rollout.max_new_tokens, self.settings.overlong_cache
-            )
-        loss_mask_BT = mask_BT
-        if self.settings.mask_truncated:
-            loss_mask_BT = vppo.without_truncated(mask_BT, truncated_B)
-        tokens = Tokens(
-            old_BT, rollout_BT, mask_BT, loss_mask_BT, keep_BT.bool(), vppo.group_advantages(reward_B, size).float()
-        )
-        return _map(tokens, lambda x: x.to(self.policy.device))
 
     @property
     def reference(self) -> Policy:
@@ -414,17 +367,17 @@ def of_language(model: Any) -> set[int]:
     return {id(p) for p in (*model.get_decoder().parameters(), *head)}
 
 
-def _map(tokens: Tokens, function: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
-    values = {f.name: getattr(tokens, f.name) for f in fields(Tokens)}
-    return Tokens(**{name: function(value) for name, value in values.items()})
+def _mean_advantage(batch: Batch, terms: Terms) -> torch.Tensor:
+    """What the objective made of each response's advantage, as the mean over its tokens where they differ -> [B]."""
+    if terms.advantage.dim() == 1:
+        return terms.advantage
+    return vppo.masked_mean(terms.advantage, batch.mask_BT)
 
 
-def _slice(tokens: Tokens, rows_B: torch.Tensor) -> Tokens:
-    """The micro-batch's rows, cut to its longest response."""
-    part = _map(tokens, lambda x: x[rows_B])
-    longest = int(part.mask_BT.sum(-1).max())
-    return _map(part, lambda x: x[:, :longest] if x.dim() == 2 else x)
-
-
-def _slice_terms(terms: Terms, rows_B: torch.Tensor, longest: int) -> Terms:
-    return replace(terms, adv_B=terms.adv_B[rows_B], keep_BT=terms.keep_BT[rows_B, :longest])
+def _advantages(groups: Groups, batch: Batch, terms: Terms) -> list[Advantages]:
+    """Before and after the objective, a row for each group."""
+    both = (x_B.reshape(len(groups), -1).tolist() for x_B in (batch.adv_B, _mean_advantage(batch, terms)))
+    return [
+        Advantages(rollout.sample_id, rollout.position, *found)
+        for (rollout, _), *found in zip(groups, *both, strict=True)
+    ]

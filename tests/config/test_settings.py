@@ -13,7 +13,7 @@ from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.schema import Config, DataConfig, PublishedConfig
 from pipelines.errors import UserError
-from pipelines.update.objectives import OBJECTIVES
+from pipelines.objectives.table import OBJECTIVES
 
 
 def write(folder: Path, name: str, text: str) -> Path:

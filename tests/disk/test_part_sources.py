@@ -70,7 +70,7 @@ def test_trackers_and_built_in_parts_are_no_part_of_a_key(project):
     before = chain("run.trackers=['parts:T']")
     project("parts.py", "b")
     assert stale(before, "run.trackers=['parts:T']") == set()
-    assert source_hash("pipelines.update.objectives:dapo") == ""
+    assert source_hash("pipelines.objectives.dapo:dapo") == ""
 
 
 FILES = {

@@ -165,9 +165,9 @@ def table() -> Iterator[tuple[str, ...]]:
     Parts come from the code's own dicts and fields from the config's own classes, so what is added there
     is tested by itself.
     """
+    from pipelines.objectives.table import OBJECTIVES
     from pipelines.score.perturb import PERTURBATIONS
     from pipelines.score.scoring import ESTIMATOR_NAMES
-    from pipelines.update.objectives import OBJECTIVES
 
     yield from ((f"score.estimator={name}",) for name in ESTIMATOR_NAMES)
     yield from ((f"score.perturbation={name}",) for name in (*PERTURBATIONS, "raw_black"))

@@ -149,9 +149,9 @@ BUGS = (
     ),
     Bug(
         "shaping not applied",
-        "pipelines/update/objectives.py",
-        "adv_B=shaping(batch, settings) * batch.adv_B",
-        "adv_B=batch.adv_B",
+        "pipelines/objectives/vppo.py",
+        "advantage=shaping(batch, settings) * batch.adv_B",
+        "advantage=batch.adv_B",
     ),
     Bug(
         "shaping upside down",
@@ -161,7 +161,7 @@ BUGS = (
     ),
     Bug(
         "mean per response, not per token",
-        "pipelines/update/objectives.py",
+        "pipelines/objectives/dapo.py",
         "settings.clip_low, settings.clip_high, settings.loss_average",
         "settings.clip_low, settings.clip_high, 'sequence'",
     ),

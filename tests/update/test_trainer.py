@@ -7,12 +7,14 @@ import math
 import applied
 import pytest
 import torch
+from random_batch import random_batch
 
 from pipelines.config import settings
 from pipelines.model.divergence import token_logp
+from pipelines.objectives.dapo import dapo
+from pipelines.objectives.vppo import shaping
 from pipelines.ranks.ranks import Ranks
 from pipelines.update import deepspeed_engine
-from pipelines.update.objectives import Batch, dapo, shaping
 from pipelines.update.torch_engine import MOST_SKIPPED, TorchTrainer
 
 ADVANTAGE = 0.5 / (math.sqrt(1 / 3) + 1e-6)
@@ -229,7 +231,7 @@ def test_advantages_are_kept_as_the_objective_used_them(train, rollouts, scores,
         ]
         found = [a for row in kept[part] for a in row.shaped_advantage]
         assert found == pytest.approx(shaped, rel=1e-4)
-    trainer.objective = lambda *given: dataclasses.replace(dapo(*given), adv_B=2 * given[0].adv_B)
+    trainer.objective = lambda *given: dataclasses.replace(dapo(*given), advantage=2 * given[0].adv_B)
     trainer.update(rollouts[1:3], scores[1:3], table)
     assert [row.position for row in trainer.advantages_used] == [g.position for g in rollouts[1:3]]
     assert all(row.shaped_advantage == [2 * a for a in row.advantage] for row in trainer.advantages_used)
@@ -241,8 +243,8 @@ def test_a_question_without_an_image_keeps_its_advantages_and_is_in_no_statistic
         None, [f"update.shaping_statistics={statistics}", "published.micro_batch_responses=2"]
     ).update
     dependency, seen = torch.tensor([0.0, 0.0, 3.0, 1.0]), torch.tensor([False, False, True, True])
-    ones, zeros = torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, dtype=torch.long)
-    batch = Batch(torch.ones(4), dependency, ones, ones, zeros, zeros, seen)
+    zeros = torch.zeros(4, dtype=torch.long)
+    batch = random_batch(groups=1, dependency_B=dependency, mini_batch_B=zeros, micro_batch_B=zeros, depends_B=seen)
     assert shaping(batch, config).tolist() == pytest.approx([1, 1, 1.1, 0.9])
     alone = dataclasses.replace(batch, depends_B=torch.zeros(4, dtype=torch.bool))
     assert shaping(alone, config).tolist() == [1, 1, 1, 1]

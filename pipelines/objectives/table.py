@@ -1,0 +1,191 @@
+"""Every objective and surrogate by name: its code, what it needs of a step, its constants. Torch-free.
+
+An objective is a function (Batch, UpdateConfig) -> Terms (pipelines/objectives/batch.py). To add one, write it
+in a file of its own and a row here; or, outside the package, name it by an import path in ``update.objective``.
+docs/objectives.md is made from these rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.config.resolve import find_part
+from pipelines.config.schema import Config, UpdateConfig
+from pipelines.errors import UserError
+
+PERCEPTION, VIEWS, HIDDEN, ROLES = "perception", "views", "hidden", "roles"
+"""What of a step an objective may need besides log-probs, entropies and rewards: S by ``score.estimator``;
+the numbers of both views; similarities from hidden states; the true roles of tokens (embedded data)."""
+
+STORES: dict[str, frozenset[str]] = {
+    "policy": frozenset(),
+    "perception": frozenset({PERCEPTION}),
+    "hidden": frozenset({HIDDEN}),
+    "views": frozenset({PERCEPTION, VIEWS}),
+    "all": frozenset({PERCEPTION, VIEWS, HIDDEN}),
+}
+"""``score.store``: what a score step holds besides log-probs and entropies, the smallest first."""
+
+KEYED = "perception"
+"""The set that all score steps held once: keys do not name it."""
+
+PERTURBED = "perturbed"
+"""A pass of the update's own over the perturbed view, with gradient."""
+
+ALL_SURROGATES = ("ppo", "gspo", "cispo", "dr_grpo", "sapo")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One row.
+
+    Attributes:
+        code: import path of the function.
+        formula: what a token of response i is weighted by, in the letters of docs/objectives.md.
+        source: where it was published.
+        known: how well it is known: from the paper's text, its authors' code, or another's.
+        needs: of PERCEPTION, VIEWS, HIDDEN, ROLES.
+        constants: name -> published value, set by ``update.constants``; None: it has none, and must be set.
+        variants: values of ``update.variant``, where the paper and its code differ; the first is the default.
+        passes: passes of the update's own besides the policy's: PERTURBED.
+        surrogates: those that it has a meaning with.
+    """
+
+    code: str
+    formula: str
+    source: str
+    known: str
+    needs: frozenset[str] = frozenset()
+    constants: Mapping[str, float | None] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+    passes: frozenset[str] = frozenset()
+    surrogates: tuple[str, ...] = ALL_SURROGATES
+
+
+_PAPER = "arXiv 2510.09285"
+
+OBJECTIVES: dict[str, Objective] = {
+    "vppo": Objective(
+        "pipelines.objectives.vppo:vppo_both",
+        "alpha_i A_i on the k T tokens of highest S, else 0",
+        f"{_PAPER}, eq. 6",
+        "the authors' code",
+        frozenset({PERCEPTION}),
+    ),
+    "vppo-tas": Objective(
+        "pipelines.objectives.vppo:vppo_tas",
+        "alpha_i A_i",
+        f"{_PAPER}, eq. 5, Table 2",
+        "the authors' code",
+        frozenset({PERCEPTION}),
+    ),
+    "vppo-tgf": Objective(
+        "pipelines.objectives.vppo:vppo_tgf",
+        "A_i on the k T tokens of highest S, else 0",
+        f"{_PAPER}, Table 2",
+        "the authors' code",
+        frozenset({PERCEPTION}),
+    ),
+    "dapo": Objective("pipelines.objectives.dapo:dapo", "A_i", "arXiv 2503.14476", "the authors' code"),
+    "grpo": Objective(
+        "pipelines.objectives.dapo:grpo",
+        "A_i, symmetric clipping, mean of means",
+        "arXiv 2402.03300",
+        "the paper",
+        surrogates=("ppo",),
+    ),
+}
+"""``update.objective`` -> its row."""
+
+SURROGATE_CONSTANTS: dict[str, dict[str, float]] = {
+    "gspo": {"gspo_clip_low": 3e-4, "gspo_clip_high": 4e-4},
+    "sapo": {"sapo_tau_positive": 1.0, "sapo_tau_negative": 1.05},
+}
+"""Constants of surrogates, set by ``update.constants`` as well."""
+
+
+def find_objective(name: str) -> Any:
+    """The function of an objective: a built-in one's, or that at an import path."""
+    row = OBJECTIVES.get(name)
+    return find_part("update.objective", row.code if row else name, {} if row else dict.fromkeys(OBJECTIVES))
+
+
+def needs(config: Config) -> frozenset[str]:
+    """What the objective needs; one of one's own may read all that a score step can hold."""
+    row = OBJECTIVES.get(config.update.objective)
+    return row.needs if row else STORES["all"]
+
+
+def stored(config: Config) -> str:
+    """The set of STORES that a score step holds: what ``score.store`` names, or the smallest that serves."""
+    if config.score.store != "auto":
+        return config.score.store
+    wanted = needs(config) - {ROLES}
+    return next(name for name, holds in STORES.items() if wanted <= holds)
+
+
+def passes(objective: Any, name: str) -> frozenset[str]:
+    """The passes of an objective's own: of its row, or of its function's attribute ``passes``."""
+    row = OBJECTIVES.get(name)
+    return row.passes if row else frozenset(getattr(objective, "passes", ()))
+
+
+def constants(name: str, settings: UpdateConfig) -> dict[str, float]:
+    """An objective's constants by name, as published but for what ``update.constants`` gives."""
+    known = OBJECTIVES[name].constants
+    return {key: settings.constants.get(key, value) for key, value in known.items()}  # type: ignore[misc]
+
+
+def surrogate_constants(settings: UpdateConfig) -> dict[str, float]:
+    """The surrogate's constants likewise."""
+    known = SURROGATE_CONSTANTS.get(settings.surrogate, {})
+    return {key: settings.constants.get(key, value) for key, value in known.items()}
+
+
+def variant(settings: UpdateConfig) -> str:
+    """The variant of the objective: as set, or its first."""
+    return settings.variant or OBJECTIVES[settings.objective].variants[0]
+
+
+def check(config: Config) -> None:
+    """See that objective, variant, surrogate, constants and what is stored fit each other.
+
+    Raises:
+        UserError: they do not; names which.
+    """
+    settings = config.update
+    row, name = OBJECTIVES.get(settings.objective), f"update.objective: {settings.objective}"
+    if (missing := needs(config) - STORES[stored(config)] - {ROLES}) and row:
+        raise UserError(
+            f"score.store: {config.score.store}",
+            f"holds no {' or '.join(sorted(missing))}, which {settings.objective} needs.",
+            "Leave score.store at auto, or take all.",
+        )
+    if settings.variant and settings.variant not in (row.variants if row else ()):
+        known = f"It has {' and '.join(row.variants)}." if row and row.variants else "It has one form only."
+        raise UserError(f"update.variant: {settings.variant}", f"{settings.objective} has no such variant.", known)
+    if row and settings.surrogate not in row.surrogates:
+        raise UserError(
+            f"update.surrogate: {settings.surrogate}",
+            f"has no meaning with {name}, which brings its own clipping or averaging.",
+            f"Take update.surrogate={row.surrogates[0]}, or another objective.",
+        )
+    known_constants = dict(row.constants if row else {}) | SURROGATE_CONSTANTS.get(settings.surrogate, {})
+    for constant in settings.constants if row else ():
+        if constant not in known_constants:
+            near = difflib.get_close_matches(constant, known_constants, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            listed = " ".join(known_constants) or "none"
+            raise UserError(
+                f"update.constants.{constant}", f"{settings.objective} has no such constant.", f"{hint}Known: {listed}."
+            )
+    for constant, value in known_constants.items():
+        if value is None and constant not in settings.constants:
+            raise UserError(
+                name,
+                f"its constant {constant} is published nowhere, so it has no default.",
+                f"Set it: --set 'update.constants={{{constant}: ...}}' (docs/objectives.md says what is known).",
+            )
