@@ -18,9 +18,9 @@ from pipelines.config.schema import Config
 from pipelines.config.settings import shipped_config
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.disk.part_sources import PartSources
-from pipelines.disk.step import Step
+from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
-from pipelines.objectives.table import KEYED, stored
+from pipelines.objectives.table import KEYED, ROLES, STORES, needs, stored
 from pipelines.prepare import stage as prepare
 from pipelines.prepare.rows import reader_version
 from pipelines.prepare.sources import check_places
@@ -177,7 +177,20 @@ class Chain:
         if stage == "eval":
             return [self.cell(index, name, wanted.config).results for name in wanted.benchmarks]
         new, old = getattr(wanted, stage)(index), getattr(self, stage)(index)
-        return [replace(new, inputs=old.inputs)]
+        inputs = old.inputs
+        if stage == "update":
+            inputs = inputs | {"score": self.scored_for(index, wanted.config).key}
+        return [replace(new, inputs=inputs)]
+
+    def scored_for(self, step: int, config: Config) -> Step:
+        """The scores of a step that an update with these settings reads: the run's own, or, where those hold
+        too little for its objective, some with the same settings that hold more and are on disk."""
+        own, wanted = self.score(step), needs(config) - {ROLES}
+        if wanted <= STORES[stored(self.config)]:
+            return own
+        names = [name for name, holds in STORES.items() if wanted <= holds]
+        more = [replace(own, settings=_with_store(own.settings, name)) for name in names]
+        return next((found for found in more if is_there(found.path)), own)
 
     def _grow(self, step: int) -> None:
         while len(self._updates) < step:
@@ -199,9 +212,7 @@ class Chain:
         settings = self.config.holds(*CODE[name].READS)
         settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
         if name == "score":
-            settings |= {"score.store": stored(self.config)}
-            if settings["score.store"] == KEYED:
-                del settings["score.store"]
+            settings = _with_store(settings, stored(self.config))
         shape = shape_of(self.config) | getattr(self.config, name).shape(name)
         return self._step(name, index, parent, settings, inputs, shape)
 
@@ -228,6 +239,12 @@ def _value(config: Config, setting: str) -> str:
     section, _, name = setting.partition(".")
     value: str = getattr(getattr(config, section), name)
     return value
+
+
+def _with_store(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A score step's settings with the set that it holds."""
+    rest = {key: value for key, value in settings.items() if key != "score.store"}
+    return rest if name == KEYED else rest | {"score.store": name}
 
 
 def is_evaluation(step: Step) -> bool:

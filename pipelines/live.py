@@ -265,7 +265,7 @@ class Session:
         if step.name in ("score", "update"):
             inputs["rollout"] = chain.rollout(index)
         if step.name == "update":
-            inputs["score"] = chain.score(index)
+            inputs["score"] = chain.scored_for(index, config)
         if step.name == "score" and index > 1 and is_there(chain.score(1).path):
             inputs |= {"first rollout": chain.rollout(1), "first score": chain.score(1)}
         folders = {name: self._made(made) for name, made in inputs.items()}

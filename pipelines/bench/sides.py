@@ -37,8 +37,9 @@ class Work:
     """Images of noise with so many tokens, instead of the embedded data; rewards alternate."""
     looks: int = 4
     """Groups of a step that are kept to be looked at."""
-    scored: bool = True
-    """Whether the perturbed view is looked at: without, ``score`` is the old log-probs alone."""
+    estimator: str = "kl"
+    """``entropy``: ``score`` is the old log-probs alone, the perturbed view is not looked at."""
+    objective: str = "vppo"
 
 
 Step = Callable[[], dict[str, Any]]
@@ -70,8 +71,10 @@ def vppo_steps(work: Work, folder: Path) -> Iterator[Step]:
             f"update.micro_batch_prompts={work.micro_prompts}",
             f"update.learning_rate={work.learning_rate}",
             *noise,
-            f"score.estimator={'kl' if work.scored else 'entropy'}",
+            f"score.estimator={work.estimator}",
             f"score.looks={work.looks}",
+            "score.watch=0",
+            f"update.objective={work.objective}",
         ],
     )
     chain = Chain(config, folder / "run")

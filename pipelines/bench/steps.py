@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,7 +38,7 @@ def against_trl(shape: str, repeats: int, out: Path, say: Callable[[str], None])
 
 
 def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """A step at long-prompt shapes with exact scoring and without (old log-probs only), in turn."""
+    """A step at long-prompt shapes with exact scoring, without (old log-probs only), and DAPO's, in turn."""
     at = LONG_PROMPT
     base = Work(
         prompts=4 * at.prompts,
@@ -48,7 +49,7 @@ def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> 
         micro_prompts=at.prompts,
         looks=0,
     )
-    sides = {"with": base, "without": Work(**{**vars(base), "scored": False})}
+    sides = {"with": base, "without": replace(base, estimator="entropy"), "dapo": replace(base, objective="dapo")}
     found = take_turns(sides, repeats, say, "scoring", side="vppo")
     seconds = {name: [row["seconds"] for row in rows] for name, rows in found.items()}
     yield {
@@ -59,6 +60,7 @@ def scoring(shape: str, repeats: int, out: Path, say: Callable[[str], None]) -> 
             for name, rows in found.items()
         },
         "added": ratio(seconds["with"], seconds["without"]) - 1,
+        "dapo": ratio(seconds["dapo"], seconds["without"]),
     }
 
 

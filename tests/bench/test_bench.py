@@ -151,16 +151,16 @@ def test_what_fails_loses_no_figures(monkeypatch, tmp_path):
 
 
 def test_scoring_is_what_the_sides_differ_in(tmp_path):
-    small = Work(prompts=2, samples=4, max_new_tokens=8, micro_prompts=2, steps=1, image_tokens=16)
-    found = {}
-    for scored in (True, False):
-        step = next(vppo_steps(replace(small, scored=scored, threads=1), tmp_path / str(scored)))
-        found[scored] = step()
-        assert list(found[scored]["stages"]) == ["rollout", "score", "update"]
-    assert found[True]["tokens"] == found[False]["tokens"]  # both have one policy still
-    scores = [next(tmp_path.glob(f"{scored}/run/**/scores.parquet")) for scored in found]
-    kl, entropy = (read_rows(file, Scored)[0].perception for file in scores)
-    assert kl != entropy
+    small = Work(prompts=2, samples=4, max_new_tokens=8, micro_prompts=2, steps=1, image_tokens=16, threads=1)
+    found, perception = {}, {}
+    for name, more in {"with": {}, "without": {"estimator": "entropy"}, "dapo": {"objective": "dapo"}}.items():
+        found[name] = next(vppo_steps(replace(small, **more), tmp_path / name))()
+        assert list(found[name]["stages"]) == ["rollout", "score", "update"]
+        [file] = (tmp_path / name).glob("run/**/scores.parquet")
+        perception[name] = read_rows(file, Scored)[0].perception
+    assert found["with"]["tokens"] == found["without"]["tokens"] == found["dapo"]["tokens"]  # one policy still
+    assert perception["with"] != perception["without"]
+    assert not any(perception["dapo"])
 
 
 def test_a_step_against_trl():

@@ -56,9 +56,11 @@ def report(
     if twice:
         raise UserError(f"--compare {twice}", "the run is there already.", "Name each run once.")
     asked = parse_steps(steps, first.chain) if steps else None
-    if asked and not set(asked) & set(first.scored):
+    if asked and not set(asked) & set(first.perceived):
         raise UserError(
-            f"--steps {steps}", "no scored step of these is on disk.", f"There: {ranges(first.scored) or 'none'}."
+            f"--steps {steps}",
+            "no step of these whose perception is known is on disk.",
+            f"There: {ranges(first.perceived) or 'none'}.",
         )
     path = out or first.chain.run / PAGE
     if path.is_dir():

@@ -41,9 +41,9 @@ def viewer(source: RunSource, vocabulary: Vocabulary | None, budget: int, steps:
 
     Args:
         budget: bytes of the page that they may take.
-        steps: those to show; None: all that are scored.
+        steps: those to show; None: all whose S is known.
     """
-    wanted = [t for t in source.scored if steps is None or t in steps]
+    wanted = [t for t in source.perceived if steps is None or t in steps]
     maker = EntryMaker(source, vocabulary)
     made: dict[int, list[Entry]] = {}
     left, raw_left, cut = budget, MOST_JSON, False
@@ -95,6 +95,11 @@ def _notes(source: RunSource, found: Viewer, maker: EntryMaker, *, cut: bool) ->
             f"{shown}, as many as fit this page. Any other: vppo report {source.name} "
             f"--steps {ask} --out step-{ask}.html"
         )
+    if len(source.perceived) < len(source.scored):
+        notes.append(
+            f"{source.chain.config.update.objective} needs no perception: it was measured at steps "
+            f"{ranges(source.perceived) or 'none'} only (score.watch)."
+        )
     if maker.without_looks:
         notes.append(
             "This run kept no second views (looks.parquet): perturbed images and the likeliest other "
@@ -143,10 +148,10 @@ class EntryMaker:
             yield self._entry(step, group, scored, look, advantages)
 
     def _looks(self, step: int) -> Looks | None:
-        score = self.source.chain.score(step)
+        score, file = self.source.chain.score(step), self.source.score_file(step, LOOKS)
         looks = None
-        if LOOKS in (score.manifest() or {"files": ()})["files"]:
-            looks = Looks(read_table(score, LOOKS, schema(Look)))
+        if file in (score.manifest() or {"files": ()})["files"]:
+            looks = Looks(read_table(score, file, schema(Look)))
         if looks is None or not looks.positions:
             self.without_looks = True
             return None

@@ -35,8 +35,8 @@ class Reading:
 def read(source: RunSource, words: WordCount | None = None) -> Reading:
     """Read at most ``MOST_STEPS`` steps, evenly, and ``MOST_TOKENS`` tokens of each."""
     reading = Reading(words=words)
-    reading.steps = spread(source.scored, MOST_STEPS)
-    reading.complete = len(reading.steps) == len(source.scored)
+    reading.steps = spread(source.perceived, MOST_STEPS)
+    reading.complete = len(reading.steps) == len(source.perceived)
     for step in reading.steps:
         rollouts, scores = source.tables(step)
         length_B = lengths(scores)

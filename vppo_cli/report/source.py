@@ -15,12 +15,23 @@ import pyarrow.parquet as pq
 
 from pipelines import runs
 from pipelines.chain import ANSWERS, TRAINING, Chain
-from pipelines.disk.records import ADVANTAGES, Advantages, Rollout, Scored, parquet_errors, schema
+from pipelines.disk.records import (
+    ADVANTAGES,
+    ROLLOUTS,
+    SCORES,
+    WATCH,
+    Advantages,
+    Rollout,
+    Scored,
+    parquet_errors,
+    schema,
+)
 from pipelines.disk.step import Step, checked
 from pipelines.errors import UserError
+from pipelines.objectives.table import PERCEPTION, STORES, stored
 from vppo_cli.screen.results import recent_rows
 
-ROLLOUTS, SCORES, LOOKS = "rollouts.parquet", "scores.parquet", "looks.parquet"
+LOOKS = "looks.parquet"
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +64,21 @@ class RunSource:
         steps = range(1, self.chain.config.run.steps + 1)
         return [t for t in steps if self.chain.rollout(t).path.is_dir() and self.chain.score(t).path.is_dir()]
 
+    @cached_property
+    def perceived(self) -> list[int]:
+        """Those of them whose S is known: all, or where the objective needs none, the watched ones."""
+        if PERCEPTION in STORES[stored(self.chain.config)]:
+            return self.scored
+        return [t for t in self.scored if f"{WATCH}/{SCORES}" in self._files(t)]
+
+    def _files(self, step: int) -> Any:
+        return (self.chain.score(step).manifest() or {"files": ()})["files"]
+
+    def score_file(self, step: int, name: str) -> str:
+        """Where a score step has a file of what S is: in itself, or in its watch."""
+        watched = f"{WATCH}/{name}"
+        return watched if watched in self._files(step) else name
+
     def trained_tokens(self, step: int) -> int:
         """Response tokens of the groups that a step trains on, from the score file's own counts."""
         path = self.chain.score(step).path / SCORES
@@ -60,16 +86,16 @@ class RunSource:
             metadata = pq.read_metadata(checked(path))
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-        return sum(c.num_values for c in columns if c.path_in_schema.startswith("perception."))
+        return sum(c.num_values for c in columns if c.path_in_schema.startswith("old_logp."))
 
     def tables(self, step: int) -> tuple[pa.Table, pa.Table]:
-        """A step's responses and their scores, row by row the same groups.
+        """A step's responses and their scores, S among them, row by row the same groups.
 
         Raises:
             UserError: a file is not what the stage wrote.
         """
         rollouts = read_table(self.chain.rollout(step), ROLLOUTS, schema(Rollout))
-        scores = read_table(self.chain.score(step), SCORES, schema(Scored))
+        scores = read_table(self.chain.score(step), self.score_file(step, SCORES), schema(Scored))
         _same_groups(self.chain.score(step), scores, rollouts)
         return rollouts, scores
 
@@ -123,7 +149,7 @@ def flat(table: pa.Table, column: str) -> Array:
     return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
-def lengths(table: pa.Table, column: str = "perception") -> Array:
+def lengths(table: pa.Table, column: str = "old_logp") -> Array:
     """Tokens of each response."""
     return np.asarray(responses(table, column).value_lengths().to_numpy(zero_copy_only=False))
 

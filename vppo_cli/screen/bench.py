@@ -48,6 +48,7 @@ def _scoring(part: dict[str, Any]) -> None:
         "",
         f"with exact scoring {seconds['with']:.2f} s, without {seconds['without']:.2f} s: it adds {part['added']:.1%}",
     )
+    display.line("", f"DAPO's, which needs none {seconds['dapo']:.2f} s, {part['dapo']:.2f} of that without")
 
 
 def _streamed(part: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from pipelines.chain import Chain
 from pipelines.disk.step import Step
 from pipelines.errors import UserError
+from pipelines.objectives.table import PERCEPTION, STORES, stored
 from pipelines.ranks.ranks import is_main
 from vppo_cli.screen.words import ranges
 
@@ -171,9 +172,8 @@ def next_steps(chain: Chain) -> None:
     line("next", f"vppo report {name}      a page: its curves, and what every token looked at")
     line("", f"vppo status --run {name}      what the run did")
     line("", f"vppo export {name}-model --run {name}      the model, for transformers")
-    line(
-        "", f"vppo train --run {name} --stage score --set score.estimator=k3      score the saved rollouts another way"
-    )
+    scored = "score.estimator=k3" if PERCEPTION in STORES[stored(chain.config)] else "score.store=all"
+    line("", f"vppo train --run {name} --stage score --set {scored}      score the saved rollouts another way")
 
 
 def made(chain: Chain, wanted: Chain, stage: str, steps: Sequence[Step], overrides: Sequence[str]) -> None:
