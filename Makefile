@@ -7,7 +7,7 @@ SCALE := .venv-scale
 PYTHON ?= 3.12
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: plan-table bench screenshots scale-test scale demo test nightly check regression baseline planted-bugs kill-test fault-test perception modes grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs
+.PHONY: plan-table bench screenshots scale-test scale demo test nightly check regression baseline planted-bugs kill-test fault-test perception modes objectives grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -58,6 +58,9 @@ perception: $(READY)    ## measure every estimator against the true token roles 
 
 modes: $(READY)         ## how much each difference of mode: published does by itself (docs/method.md)
 	$(BIN)/python -m pipelines.bench.modes --out docs/method.md
+
+objectives: $(READY)    ## what each objective is and costs (docs/objectives.md)
+	$(BIN)/python -m pipelines.bench.objectives --out docs/objectives.md
 
 plan-table: $(READY)    ## what fits on which GPUs, and what to change where it does not (docs/plan.md)
 	$(BIN)/python -m pipelines.capacity.table --out docs/plan.md

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipelines.bench.pages import put
 from pipelines.config import settings
 from pipelines.config.schema import Config
 from pipelines.disk.records import (
@@ -32,7 +33,6 @@ from pipelines.disk.records import (
     write_samples,
 )
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
-from pipelines.errors import UserError
 from pipelines.grading.reward import make_reward
 from pipelines.model.control_tokens import IMAGE
 from pipelines.model.load import load_policy
@@ -364,11 +364,7 @@ def _numbers(base: Found, changed: Found, steps: bool = False) -> tuple[str, str
     return f"{gap:.1e}" if 0 < gap < 0.0005 else f"{gap:.3f}", (f"{overlap(base.scores, changed.scores):.0%}")
 
 
-BEGIN, END = "<!-- modes: begin -->", "<!-- modes: end -->"
-
-TEMPLATE = (
-    BEGIN
-    + """
+TEMPLATE = """\
 {table}
 
 Gradient: ‖g - g₀‖ / ‖g₀‖ of one update batch, with g₀ that of `exact` and one difference switched on
@@ -397,10 +393,7 @@ What cannot be the same as in the authors' code:
   update batch, whatever the number of ranks. Dealt by length instead, the gradient of `micro_batch`
   shaping changes by {dealt}.
 - **Ties** in S keep the earlier token here; `torch.sort` on their GPU leaves open which.
-- **Images** are what a person sees in both modes (EXIF, transparency); theirs are as PIL opens them.
-"""
-    + END
-)
+- **Images** are what a person sees in both modes (EXIF, transparency); theirs are as PIL opens them."""
 
 
 def main() -> None:
@@ -409,15 +402,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="prompts of an update batch")
     parser.add_argument("--out", type=Path, help="a page with the table, to be written anew")
     arguments = parser.parse_args()
-    text, page = table(arguments.prompts), arguments.out
-    if page is None:
+    text = table(arguments.prompts)
+    if arguments.out is None:
         sys.stdout.write(text + "\n")
-        return
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(str(page), f"has no place for the table ({BEGIN} ... {END}).", "Name docs/method.md.")
-    page.write_text(before + text + after, encoding="utf-8")
+    else:
+        put(arguments.out, "modes", text)
 
 
 if __name__ == "__main__":

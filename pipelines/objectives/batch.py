@@ -141,3 +141,24 @@ def given(tensor: Tensor | None) -> Tensor:
     """What an objective declared that it needs."""
     assert tensor is not None, "the objective's row in pipelines/objectives/table.py lacks a need"
     return tensor
+
+
+def problem_of(terms: object, batch: Batch) -> str:
+    """What is wrong with what an objective of one's own returned; "" if nothing is."""
+    if not isinstance(terms, Terms):
+        return f"returned {type(terms).__name__}, not pipelines.objectives.batch.Terms."
+    wanted = tuple(batch.mask_BT.shape)
+    for name, tensor, shapes in (
+        ("advantage", terms.advantage, (wanted, wanted[:1])),
+        ("weight_BT", terms.weight_BT, (wanted,)),
+    ):
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if shape not in shapes:
+            listed = " or ".join(str(list(shape)) for shape in shapes)
+            return f"returned {name} as {list(shape) if isinstance(shape, tuple) else shape}, not {listed}."
+        seen = tensor[batch.mask_BT] if tensor.dim() == 2 else tensor
+        if not bool(torch.isfinite(seen.float()).all()):
+            return f"returned {name} that is not finite."
+    if bool((terms.weight_BT[batch.mask_BT].float() < 0).any()):
+        return "returned weights below 0: the sign is the advantage's."
+    return ""

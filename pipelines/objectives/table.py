@@ -8,8 +8,10 @@ docs/objectives.md is made from these rows.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from pipelines.config.resolve import find_part
@@ -108,9 +110,21 @@ SURROGATE_CONSTANTS: dict[str, dict[str, float]] = {
 
 
 def find_objective(name: str) -> Any:
-    """The function of an objective: a built-in one's, or that at an import path."""
+    """The function of an objective: a built-in one's, or that at an import path, whose result is looked at."""
     row = OBJECTIVES.get(name)
-    return find_part("update.objective", row.code if row else name, {} if row else dict.fromkeys(OBJECTIVES))
+    if row:
+        module, _, function = row.code.partition(":")
+        return getattr(import_module(module), function)
+    own = find_part("update.objective", name, dict.fromkeys(OBJECTIVES))
+
+    @functools.wraps(own)
+    def checked(batch: Any, settings: UpdateConfig) -> Any:
+        terms = own(batch, settings)
+        if problem := import_module("pipelines.objectives.batch").problem_of(terms, batch):
+            raise UserError(f"update.objective: {name}", problem, "docs/objectives.md says what an objective returns.")
+        return terms
+
+    return checked
 
 
 def needs(config: Config) -> frozenset[str]:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from pipelines.bench import modes
+from pipelines.bench.pages import marks
 from pipelines.config import settings
 from pipelines.disk.records import Scored
 
 PAGE = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+BEGIN, END = marks("modes")
 
 
 def test_every_difference_has_a_row_of_the_page() -> None:
@@ -19,7 +21,7 @@ def test_every_difference_has_a_row_of_the_page() -> None:
     rows = [name for one in modes.DIFFERENCES for name in one.names]
     assert sorted(rows) == sorted(ours)
     assert all(ours[name] != theirs[name] for name in rows)
-    table = PAGE.partition(modes.BEGIN)[2].partition(modes.END)[0]
+    table = PAGE.partition(BEGIN)[2].partition(END)[0]
     for one in modes.DIFFERENCES:
         assert sum(f"`{one.names[0]}`" in row and one.why in row for row in table.splitlines()) == 1
 
@@ -29,7 +31,7 @@ def test_the_text_of_the_page_is_the_commands() -> None:
     said = modes.TEMPLATE.partition("{table}")[2]
     said = said.replace("{command}", "python -m pipelines.bench.modes --prompts 32")
     words = {word for word in said.split() if "{" not in word}
-    assert words <= {*PAGE.partition(modes.BEGIN)[2].split()}
+    assert words <= {*PAGE.partition(BEGIN)[2].split()}
 
 
 def scored(perception: list[float], keep: list[bool]) -> Scored:
