@@ -44,7 +44,7 @@ class TokenStatistics:
     """One float32 number per token, [N] each. p: the policy; q: the policy on the perturbed view.
 
     What a perturbed view gives is None where there was none, ``jsd`` also unless it was asked for. The last
-    two come from hidden states (``Policy.similarities``) and are None unless they were asked for.
+    two come from hidden states (``Policy.with_similarities``) and are None unless they were asked for.
     """
 
     logp: Tensor

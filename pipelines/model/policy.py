@@ -168,16 +168,70 @@ class Policy:
             hidden_ND: one vector per response token, in the order row, response, token
             (N = total response tokens).
         """
+        batch, flat_N = self._batch(rows)
+        return self._states(batch).index_select(0, flat_N)
+
+    @torch.no_grad()
+    def with_similarities(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same, and how similar they are to the image, in the same pass; no gradient.
+
+        Similar is the cosine with the mean of the hidden states of the image tokens of the row's own
+        prompt, those of several images together; float32. A prompt without an image has 0.
+
+        Returns:
+            hidden_ND: as of ``hidden_states``.
+            image_N: the cosine of these, which are after the final norm.
+            layers_N: its mean over the decoder layers; of each what leaves it, of the last what leaves the
+                final norm, as ``output_hidden_states`` of the library's models has them.
+        """
+        batch, flat_N = self._batch(rows)
+        places = self._image_places(rows, flat_N)
+        # Sums alone are kept: all layers' states would take their number times the memory of one.
+        sums: list[torch.Tensor] = []
+
+        def see(_module: Any, _inputs: Any, output: Any) -> None:
+            states_BLD = output[0] if isinstance(output, tuple) else output
+            found_N = _similarity(states_BLD.flatten(0, 1), places)
+            sums[:] = [sums[0] + found_N if sums else found_N]
+
+        *before, _ = layers = self.model.get_decoder().layers
+        with contextlib.ExitStack() as hooks:
+            for layer in before:
+                hooks.enter_context(layer.register_forward_hook(see))
+            states_MD = self._states(batch)
+        image_N = _similarity(states_MD, places)
+        layers_N = (sums[0] + image_N if sums else image_N) / len(layers)
+        return states_MD.index_select(0, flat_N), image_N, layers_N
+
+    def _batch(self, rows: Sequence[Row]) -> tuple[dict[str, Any], torch.Tensor]:
+        """The tensors of the pass over these rows, and where in it [B L] the predicting states are [N]."""
         blind = not any("pixel_values" in row.prompt for row in rows)
         beside = [self.stand_in] if blind and self.stand_in else []
         batch = (self._plain if self.plain else self._pack)([*rows, *beside])
         where = batch.pop("where")
         where = where[:, : where.shape[1] - len(beside)]
+        return batch, where[0] * batch["input_ids"].shape[1] + where[1]
+
+    def _states(self, batch: dict[str, Any]) -> torch.Tensor:
+        """One pass -> last hidden states [B L, D]."""
         with self.compute_type():
             output = self.model.base_model(**batch, use_cache=False)
-        hidden_BLD = output.last_hidden_state
-        flat_N = where[0] * hidden_BLD.shape[1] + where[1]
-        return hidden_BLD.flatten(0, 1).index_select(0, flat_N)
+        hidden_BLD: torch.Tensor = output.last_hidden_state
+        return hidden_BLD.flatten(0, 1)
+
+    def _image_places(self, rows: Sequence[Row], flat_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each prompt of a pass: where its image tokens are, and the states that predict what follows it."""
+        alike: list[tuple[Encoded, Sequence[Sequence[int]]]] = [(row.prompt, row.responses) for row in rows]
+        if self.plain:  # each response has its own copy
+            alike = [(prompt, [response]) for prompt, responses in alike for response in responses]
+        parts = flat_N.split([sum(map(len, responses)) for _, responses in alike])
+        found = []
+        for (prompt, _), part_N in zip(alike, parts, strict=True):
+            ids_L = prompt["input_ids"]
+            local = (ids_L == self.model.config.image_token_id).nonzero().flatten()
+            # The first state is that of the prompt's last token.
+            found.append((local.to(part_N.device) + (part_N[0] - len(ids_L) + 1), part_N))
+        return found
 
     def _pack(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Tensors of one forward pass; ``where`` [2, N] locates the predicting states.
@@ -320,6 +374,20 @@ class Policy:
     @property
     def _sharing(self) -> Setting:
         return False if self.plain else self.config.model.shared_prefix
+
+
+def _similarity(states_MD: torch.Tensor, places: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Cosine of states with the mean of those of their prompt's image tokens -> [N], float32."""
+    found = []
+    with torch.autocast(states_MD.device.type, enabled=False):
+        for image_K, part_N in places:
+            if not len(image_K):
+                found.append(torch.zeros(len(part_N), device=states_MD.device))
+                continue
+            mean_D = states_MD.index_select(0, image_K).float().mean(0)
+            part_ND = states_MD.index_select(0, part_N).float()
+            found.append(torch.nn.functional.cosine_similarity(part_ND, mean_D[None], dim=-1))
+    return torch.cat(found)
 
 
 def _block_mask(segment_BL: torch.Tensor) -> torch.Tensor:

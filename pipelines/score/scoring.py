@@ -187,10 +187,10 @@ def reads_twice(config: Config, holds: frozenset[str]) -> bool:
 def depends(config: Config, sample: Sample) -> bool:
     """Whether responses to this question are filtered and shaped by what their perception is.
 
-    Not where it compares images and there is none, but with ``published.filter_text_only``.
+    Not where it compares with images and there is none, but with ``published.filter_text_only``.
     """
-    always = config.published.filter_text_only or not needs_two_views(config)
-    return always or bool(sample.images)
+    compares = needs_two_views(config) or config.score.estimator in SIMILARITIES
+    return config.published.filter_text_only or not compares or bool(sample.images)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,8 @@ def both_views(
     )
     similarities: tuple[torch.Tensor, ...] = ()
     if similar:
-        hidden_ND, *similarities = policy.with_similarities(clean)
+        hidden_ND, *found = policy.with_similarities(clean)
+        similarities = tuple(found)
     else:
         hidden_ND = policy.hidden_states(clean)
     if not perturbed:

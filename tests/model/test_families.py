@@ -170,6 +170,27 @@ def test_prompts_of_different_images_share_a_batch(family):
     torch.testing.assert_close(together, straight(family.policy, groups), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_similarities_are_of_the_states_that_the_model_gives(family):
+    policy, (name, sample) = family.policy, next(iter(family.asked.items()))
+    response, image_id = RESPONSES[0], family.policy.model.config.image_token_id
+    prompt = policy.encoder.encode(sample)
+    fed = policy.copies(prompt, 1) | {n: v[None] for n, v in policy.joined(prompt, response).items()}
+    fed["attention_mask"] = torch.ones_like(fed["input_ids"])
+    own = family.load()
+    own.take(plain=True)
+    states = own.model(**fed, output_hidden_states=True, use_cache=False).hidden_states[1:]
+    image_L = fed["input_ids"][0] == image_id
+    assert image_L.sum() == (prompt["input_ids"] == image_id).sum() > 0
+    expected = []
+    for states_BLD in states:
+        said_TD, mean_D = states_BLD[0, -len(response) - 1 : -1], states_BLD[0, image_L].mean(0)
+        expected.append(said_TD @ mean_D / said_TD.norm(dim=-1) / mean_D.norm())
+    _, image_N, layers_N = policy.with_similarities([Row(prompt, [response])])
+    torch.testing.assert_close(image_N, expected[-1], atol=1e-5, rtol=0, msg=name)
+    torch.testing.assert_close(layers_N, sum(expected) / len(expected), atol=1e-5, rtol=0, msg=name)
+
+
 def test_images_and_their_positions_count(family):
     # So that agreement above means something: what is compared depends on each of them.
     policy = family.policy

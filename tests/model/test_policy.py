@@ -188,3 +188,88 @@ def test_a_model_that_cannot_be_loaded(tmp_path, configure, policy, damage):
     config = configure().model_copy(update={"model": ModelConfig(path=str(folder))})
     with pytest.raises(UserError, match=f"model.path {folder}"):
         load_policy(config)
+
+
+# --- similarity with the image ----------------------------------------------------------------------
+
+
+def naive_similarities(policy, rows):
+    """(of the last states, the mean over layers) as two lists: each response by itself, all layers' states kept."""
+    last, layers = [], []
+    for row in rows:
+        prompt_L = row.prompt["input_ids"]
+        inputs = {k: v for k, v in row.prompt.items() if k in ("pixel_values", "image_grid_thw")}
+        for response in row.responses:
+            ids_L = torch.cat([prompt_L, torch.tensor(response)])
+            types_L = (ids_L == policy.model.config.image_token_id).int()
+            output = policy.model(
+                input_ids=ids_L[None], mm_token_type_ids=types_L[None], **inputs, output_hidden_states=True
+            )
+            for t in range(len(response)):
+                cosines = []
+                for states_BLD in output.hidden_states[1:]:  # the first are the embeddings
+                    images = [state for state, kind in zip(states_BLD[0], types_L, strict=True) if kind]
+                    if not images:
+                        cosines.append(0.0)
+                        continue
+                    mean = sum(images) / len(images)
+                    said = states_BLD[0, len(prompt_L) - 1 + t]
+                    cosines.append(((said @ mean) / (said.norm() * mean.norm())).item())
+                last.append(cosines[-1])
+                layers.append(sum(cosines) / len(cosines))
+    return torch.tensor(last), torch.tensor(layers)
+
+
+@pytest.fixture(scope="module")
+def asked(policy, samples, prompts):
+    """Rows about one image, about none, about two."""
+    blind = policy.encoder.encode(Sample("text", "What is 3 + 4?", [], "7"))
+    both = samples[1].images + samples[2].images
+    two = policy.encoder.encode(Sample("two", "<image>and <image>: which?", both, "7"))
+    return [Row(prompts[0], RESPONSES[0]), Row(blind, [[20, 2], [21]]), Row(two, RESPONSES[1])]
+
+
+@torch.no_grad()
+def test_similarities_are_those_of_each_response_alone(policy, fresh_policy, configure, asked):
+    last, layers = naive_similarities(policy, asked)
+    assert last[:9].abs().min() > 1e-3
+    assert (last - layers).abs().max() > 1e-2
+    plain = fresh_policy(configure())
+    plain.take(plain=True)
+    for way in (policy, fresh_policy(configure("model.attention=eager")), plain):
+        hidden_ND, image_N, layers_N = way.with_similarities(asked)
+        assert torch.equal(hidden_ND, way.hidden_states(asked))
+        torch.testing.assert_close(image_N, last, atol=1e-5, rtol=0)
+        torch.testing.assert_close(layers_N, layers, atol=1e-5, rtol=0)
+        assert image_N[9:12].tolist() == layers_N[9:12].tolist() == [0.0] * 3  # without an image
+
+
+@torch.no_grad()
+def test_similarities_do_not_depend_on_the_rows_beside_or_a_shared_prefix(policy, asked):
+    together = policy.with_similarities(asked)[1:]
+    alone = [policy.with_similarities([Row(row.prompt, [r])])[1:] for row in asked for r in row.responses]
+    for whole_N, *parts in zip(together, *alone, strict=True):
+        torch.testing.assert_close(torch.cat(parts), whole_N, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_similarities_in_bfloat16_are_close(policy, fresh_policy, configure, asked):
+    half = fresh_policy(configure("model.dtype=bfloat16"))
+    for exact_N, rounded_N in zip(policy.with_similarities(asked)[1:], half.with_similarities(asked)[1:], strict=True):
+        assert rounded_N.dtype == torch.float32
+        assert 0 < (exact_N - rounded_N).abs().mean() < 0.01
+
+
+def test_no_hook_stays(fresh_policy, tiny_config, asked, monkeypatch):
+    policy = fresh_policy(tiny_config)
+
+    def hooks():
+        return sum(len(module._forward_hooks) for module in policy.model.modules())
+
+    before = hooks()
+    policy.with_similarities(asked)
+    assert hooks() == before
+    monkeypatch.setattr(policy.model.get_decoder().norm, "forward", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        policy.with_similarities(asked)
+    assert hooks() == before

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
-from pipelines.disk.records import Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.disk.records import STATISTICS, Sample, SampleTable, Scored, Statistics, read_rows, write_rows
 from pipelines.errors import UserError
+from pipelines.model.policy import Policy
+from pipelines.score import scoring
 from pipelines.score.scoring import (
     both_views,
     group_statistics,
@@ -335,3 +337,72 @@ def test_bfloat16_perception_is_within_bounds(policy, fresh_policy, configure, r
     count = len(exact) * 2 // 5
     tops = [set(kl_N.topk(count).indices.tolist()) for kl_N in (exact, rounded)]
     assert len(tops[0] & tops[1]) > 0.9 * count
+
+
+# --- what is held besides ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts of forward passes, and of perturbed images made."""
+    found = {"passes": 0, "similar": 0, "perturbed": 0}
+
+    def counted(owner, name, what):
+        original = getattr(owner, name)
+
+        def called(*arguments, **other):
+            found[what] += 1
+            return original(*arguments, **other)
+
+        monkeypatch.setattr(owner, name, called)
+
+    counted(Policy, "hidden_states", "passes")
+    counted(Policy, "with_similarities", "similar")
+    counted(scoring, "perturbed_prompt", "perturbed")
+    return found
+
+
+def held(policy, config, rollouts, table, folder):
+    folder.mkdir(exist_ok=True)
+    score(config, 1, rollouts, table, policy, folder, Silent())
+    more = read_rows(folder / STATISTICS, Statistics) if (folder / STATISTICS).exists() else []
+    return read_rows(folder / "scores.parquet", Scored), more
+
+
+def test_hidden_states_need_no_perturbed_view(policy, configure, rollouts, table, tmp_path, passes):
+    plain, _ = held(policy, configure("score.store=policy"), rollouts, table, tmp_path / "policy")
+    assert passes == {"passes": 1, "similar": 0, "perturbed": 0}
+    rows, more = held(policy, configure("score.store=hidden"), rollouts, table, tmp_path / "hidden")
+    assert passes == {"passes": 1, "similar": 1, "perturbed": 0}
+    assert [row.old_logp for row in rows] == [row.old_logp for row in plain]
+    assert [row.entropy for row in rows] == [row.entropy for row in plain]
+    assert not any(row.dependency for row in rows)
+    cosines = flat([row.image_similarity for row in more])
+    assert len(cosines) == sum(len(ids) for group in rollouts for ids in group.response_ids)
+    assert 0 < cosines.abs().max() <= 1
+    assert not any(any(row.kl) for row in more)
+
+
+def test_all_that_is_held_changes_nothing_else(policy, configure, rollouts, table, tmp_path, passes):
+    rows, _ = held(
+        policy, configure("score.store=perception", "score.looks=0"), rollouts, table, tmp_path / "perception"
+    )
+    assert passes == {"passes": 2, "similar": 0, "perturbed": 4}
+    again, more = held(policy, configure("score.store=all", "score.looks=0"), rollouts, table, tmp_path / "all")
+    assert passes == {"passes": 3, "similar": 1, "perturbed": 8}
+    assert [row.perception for row in again] == [row.perception for row in rows] == [row.kl for row in more]
+    assert [row.old_logp for row in again] == [row.old_logp for row in rows] == [row.logp for row in more]
+    assert [row.keep for row in again] == [row.keep for row in rows]
+
+
+@pytest.mark.parametrize("name", ["image_similarity", "layer_similarity"])
+def test_similarities_as_estimators(policy, configure, rollouts, table, samples, tmp_path, passes, name):
+    blind = dataclasses.replace(samples[0], id="blind", images=[], problem="What is 3 + 4?")
+    write_rows(tmp_path / "asked.parquet", Sample, [*samples[1:4], blind])
+    asked = SampleTable(tmp_path / "asked.parquet")
+    groups = [*rollouts[1:], dataclasses.replace(rollouts[0], sample_id="blind", position=0)]
+    rows, more = held(policy, configure(f"score.estimator={name}", "score.store=all"), groups, asked, tmp_path)
+    assert [row.perception for row in rows] == [getattr(row, name) for row in more]
+    assert flat([rows[3].perception]).abs().max() == 0
+    assert all(all(keep) for keep in rows[3].keep)  # nothing to compare with: every token
+    assert not all(all(keep) for keep in rows[0].keep)
