@@ -97,9 +97,10 @@ def table(prompts: int, repeats: int) -> str:
         [
             *lines,
             "",
-            "Passes: forward passes of a step over each response, without gradient + with. Cost: seconds of scoring and",
-            f"update over DAPO's, the median of {repeats} turns in one run on the tiny model ({prompts} prompts x",
-            f"{batch_size()} responses), by `python -m pipelines.bench.objectives --prompts {prompts} --repeats {repeats}`",
+            "Passes: forward passes of a step over each response, without gradient + with. Cost: seconds of scoring",
+            f"and update over DAPO's, the median of {repeats} turns in one run on the tiny model ({prompts} prompts x",
+            f"{batch_size()} responses), by",
+            f"`python -m pipelines.bench.objectives --prompts {prompts} --repeats {repeats}`",
             "(`make objectives`).",
             "",
             f"Constants of surrogates: {constants}.",

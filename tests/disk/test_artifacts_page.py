@@ -27,6 +27,7 @@ FILES = {
     "Sample": "train.parquet",
     "Rollout": "rollouts.parquet",
     "Scored": "scores.parquet",
+    "Statistics": "statistics.parquet",
     "Look": "looks.parquet",
     "Advantages": "advantages.parquet",
     "Perceived": "perception.parquet",
