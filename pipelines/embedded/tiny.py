@@ -9,7 +9,6 @@ start ends with careless transcripts: a model that knows how, and slips often.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -262,7 +261,7 @@ class CellReader(nn.Module):
         """Mean cross-entropy over the N image tokens of a batch, in nats."""
         digits, names = [], []
         for sample in samples:
-            for row, cells in enumerate(json.loads(sample.metadata)["grid"]):
+            for row, cells in enumerate(sample.details()["grid"]):
                 digits += cells
                 names += [3 * row + column for column in range(len(cells))]
         digit_N, name_N = torch.tensor(digits), torch.tensor(names)
@@ -346,7 +345,7 @@ def warm_start(
     # Other samples than a run's own, which start from the run's seed.
     samples = glyphs.make_samples("train", recipe.samples, seed + 1_000_003, options)
     prompts = Prompts(processor, samples)
-    lengths = [len(ids) + len(json.loads(s.metadata)["roles"]) for ids, s in zip(prompts.ids, samples, strict=True)]
+    lengths = [len(ids) + len(s.details()["roles"]) for ids, s in zip(prompts.ids, samples, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = CellReader(model.lm_head.in_features)

@@ -11,7 +11,6 @@ has the result. Every response is graded as well, so outcomes are reported whate
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,10 +151,17 @@ GOLDS = "golds"
 
 
 def golds(sample: Sample) -> list[str]:
-    """What counts as right: the answer, or each of those that the question's metadata lists."""
-    if f'"{GOLDS}"' not in sample.metadata:
+    """What counts as right: the answer, or each of those that the question's metadata lists.
+
+    Raises:
+        UserError: what it has there is no list of texts.
+    """
+    if f'"{GOLDS}"' not in (sample.metadata or ""):
         return [sample.answer]
-    return json.loads(sample.metadata).get(GOLDS) or [sample.answer]
+    found = sample.details().get(GOLDS) or [sample.answer]
+    if not isinstance(found, list) or not all(isinstance(gold, str) for gold in found):
+        raise UserError(f"sample {sample.id}, metadata", f"{GOLDS} {found!r} is no list of texts.", 'Such as ["7"].')
+    return found
 
 
 def make_reward(

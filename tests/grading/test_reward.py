@@ -50,6 +50,20 @@ def test_outcomes(outcome: RewardFunction) -> None:
     assert count_outcomes(graded) == counts
 
 
+@pytest.mark.parametrize(
+    "metadata", ['["golds"]', '{"golds": ["5"', '{"golds": "56"}', '{"golds": [5]}', '{"golds": {"5": 1}}']
+)
+def test_golds_that_are_no_list_of_texts_are_refused(outcome: RewardFunction, metadata: str) -> None:
+    with pytest.raises(UserError, match="sample s, metadata"):
+        outcome([r"\boxed{5}"], [Sample("s", "?", [], "5", metadata=metadata)], [False])
+
+
+@pytest.mark.parametrize("metadata", ["", "no object", None, '{"golds": []}', '{"golds": ["6", "5"]}'])
+def test_without_golds_the_answer_is_right(outcome: RewardFunction, metadata: str) -> None:
+    [graded] = outcome([r"\boxed{5}"], [Sample("s", "?", [], "5", metadata=metadata)], [False])
+    assert graded.outcome == "correct"
+
+
 def test_no_responses(outcome: RewardFunction) -> None:
     assert outcome([], [], []) == []
 
