@@ -11,7 +11,6 @@ has the result. Every response is graded as well, so outcomes are reported whate
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -182,12 +181,6 @@ def make_reward(
     """
     pool = GraderPool(workers=workers, deadline_s=deadline_s)
     return RewardFunction(reward, grader, pool, choice_rule)
-
-
-def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:
-    """How often each outcome occurred, zeros included."""
-    counts = Counter(one.outcome for one in graded)
-    return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
 LARGEST_REWARD = 3.4e38

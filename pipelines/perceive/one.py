@@ -23,7 +23,7 @@ from typing import Any
 
 from pipelines.config import settings as config_files
 from pipelines.config.schema import Config
-from pipelines.disk.records import Perceived, Rollout, Sample
+from pipelines.disk.records import Perceived, Sample
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text, control_tokens
 from pipelines.model.load import load_policy
@@ -33,7 +33,7 @@ from pipelines.model.sampling import Sampling
 from pipelines.page import viewer, write_page
 from pipelines.page.images import png_urls
 from pipelines.perceive.example import ImageLike, example
-from pipelines.rollout.engine import Name, Response, encoded
+from pipelines.rollout.engine import Name, Response, encoded, group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.looks import look_rows
 from pipelines.score.scoring import (
@@ -198,19 +198,7 @@ def see(
         encoded(policy, sample)  # which tells of a question that the processor refuses
     found = _responses(config, policy, samples, responses, first)
     groups = [
-        Rollout(
-            sample_id=sample.id,
-            position=first + index,
-            response_ids=[one.ids],
-            response=[one.text],
-            logp=[one.logp],
-            truncated=[one.truncated],
-            answer=[],
-            outcome=[],
-            reward=[],
-            step=0,
-        )
-        for index, (sample, one) in enumerate(zip(samples, found, strict=True))
+        group_row(sample, first + index, [one]) for index, (sample, one) in enumerate(zip(samples, found, strict=True))
     ]
     views = both_views(config, 0, groups, samples, policy)
     statistics = view_statistics(config, views, policy)
