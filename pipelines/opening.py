@@ -55,20 +55,27 @@ def held(run: Path, watch: Watch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def configured(chain: Chain, missing: Sequence[Step]) -> Iterator[None]:
-    """Record the settings that the run is asked for, by who holds its lock.
-
-    Where nothing can be made with them, the run keeps those that it had.
-    """
-    if not ranks().main:
+    """Record the settings that the run is asked for, by who holds its lock; see ``trying``."""
+    with trying(chain.run, chain.config, missing):
+        if ranks().main:
+            runs.write_config(chain.run, chain.config)
         yield
-        return
-    before = runs.config_text(chain.run)
-    runs.write_config(chain.run, chain.config)
+
+
+@contextlib.contextmanager
+def trying(run: Path, config: Config, missing: Sequence[Step]) -> Iterator[None]:
+    """Where nothing can be made with other settings than the run has, it keeps those; and is as finished."""
+    before = {runs.CONFIG: runs.config_text(run)}
+    with contextlib.suppress(UserError):
+        if runs.read_state(run).state == "finished":
+            before[runs.STATE] = (run / runs.STATE).read_text(encoding="utf-8")
     try:
         yield
     except UserError:
-        if before and not any(step.path.is_dir() for step in missing):
-            write_atomic(chain.run / runs.CONFIG, before)
+        others = before[runs.CONFIG] not in ("", runs.marked(config))
+        if ranks().main and others and not any(step.path.is_dir() for step in missing):
+            for name, text in before.items():
+                write_atomic(run / name, text)
         raise
 
 

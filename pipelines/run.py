@@ -14,7 +14,7 @@ from pipelines.chain import Chain, is_evaluation
 from pipelines.config.schema import Config
 from pipelines.disk.files import sweep
 from pipelines.disk.step import Step, committed
-from pipelines.opening import check_costly, check_inputs, configured, held, tell_changes
+from pipelines.opening import check_costly, check_inputs, configured, held, tell_changes, trying
 from pipelines.ranks.ranks import ranks
 from pipelines.stages import make, of_evaluations
 from pipelines.tracking.recorder import recording
@@ -70,7 +70,7 @@ def train_stage(
         of_evaluations("evaluate_all")(chain, wanted, missing, watch, force=force)
     elif missing:
         check_costly(wanted.config, missing)
-        with held(chain.run, watch):
+        with held(chain.run, watch), trying(chain.run, wanted.config, missing):
             # A run that is begun by one of its stages has the settings of that stage.
             if ranks().main and not runs.config_text(chain.run):
                 runs.write_config(chain.run, chain.config)

@@ -212,16 +212,6 @@ def group_advantages(reward_B: Tensor, group_size: int, eps: float = 1e-6, *, st
     return (centered_PG / (reward_PG.std(-1, keepdim=True) + eps)).reshape(-1)
 
 
-def group_is_informative(correct_PG: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
-    """Whether a prompt's mean accuracy lies within (low, high) -> keep_P, bool.
-
-    DAPO's dynamic sampling (arXiv 2503.14476, eq. 11): a group all right or all wrong has no
-    gradient.
-    """
-    accuracy_P = _wide(correct_PG).mean(-1)
-    return (accuracy_P > low) & (accuracy_P < high)
-
-
 class Clipping(NamedTuple):
     """What the clipping did to each token; bool but for the ratio. No gradient."""
 

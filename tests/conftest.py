@@ -19,10 +19,12 @@ from pipelines.config.schema import Config
 from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.embedded import tiny
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.grading.reward import Graded
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import load_processor
 from pipelines.model.sampling import Sampling
+from pipelines.rollout.engine import group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import score
 from pipelines.watch import Silent
@@ -135,20 +137,10 @@ def rollouts(policy: Policy, samples: list[Sample], tiny_config: Config) -> list
     """Groups of 4 responses to the first 4 questions; two responses of each pass for right."""
     sampling = Sampling(1.0, 1.0, 0, tiny_config.rollout.max_new_tokens, 4, seed=0)
     generated = HuggingFaceEngine(policy).generate(samples[:4], [(1, i) for i in range(4)], sampling)
+    marks = [Graded("", o, float(o == "correct")) for o in ("correct", "wrong", "wrong", "correct")]
     return [
-        Rollout(
-            sample_id=sample.id,
-            position=position,
-            response_ids=[r.ids for r in group],
-            response=[r.text for r in group],
-            logp=[r.logp for r in group],
-            truncated=[r.truncated for r in group],
-            answer=[""] * 4,
-            outcome=["correct", "wrong", "wrong", "correct"],
-            reward=[1.0, 0.0, 0.0, 1.0],
-            step=1,
-        )
-        for position, (sample, group) in enumerate(zip(samples, generated, strict=False))
+        group_row(sample, position, group, marks, step=1)
+        for position, (sample, group) in enumerate(zip(samples[:4], generated, strict=True))
     ]
 
 

@@ -27,6 +27,7 @@ ORDER = (
     "pipelines.embedded",
     "pipelines.prepare",
     "pipelines.rollout",
+    "pipelines.embedded.tiny",
     "pipelines.score",
     "pipelines.update",
     "pipelines.checkpoint",

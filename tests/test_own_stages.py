@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import contents, copy_of, given, stamps, start, vppo
 
+from pipelines.runs import read_state
+
 SMALL = (
     "data.glyphs.train=8",
     "data.glyphs.validation=2",
@@ -34,7 +36,7 @@ SMALL = (
 OWN = """
 import json
 import pyarrow.parquet as pq
-from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Scored, read_rows, write_rows
+from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, Scored, read_rows, write_rows
 
 
 def prepare(ask, live, out):
@@ -88,6 +90,14 @@ def bad_prepare(ask, live, out):
     return {}
 
 
+def odd_prepare(ask, live, out):
+    prepare(ask, live, out)
+    rows = read_rows(out / "train.parquet", Sample)
+    rows[1].metadata = "level: 1"
+    write_rows(out / "train.parquet", Sample, rows)
+    return {}
+
+
 def bad_rollout(ask, live, out):
     rollout(ask, live, out)
     without(out / ROLLOUTS, "reward")
@@ -138,14 +148,15 @@ FOLLOWS = {
 }
 """Stage -> the steps that are made again where it is replaced."""
 
-TOLD = {
-    "prepare": "train.parquet, column answer",
-    "rollout": "rollouts.parquet, column reward",
-    "score": "scores.parquet, column keep",
-    "update": "raised KeyError: 'gradient'",
-    "checkpoint": "wrote no model/config.json",
-    "eval": "results.json: lacks title",
-}
+TOLD = [
+    ("bad_prepare", "train.parquet, column answer"),
+    ("odd_prepare", "metadata: 'level: 1' is no JSON object."),
+    ("bad_rollout", "rollouts.parquet, column reward"),
+    ("bad_score", "scores.parquet, column keep"),
+    ("bad_update", "raised KeyError: 'gradient'"),
+    ("bad_checkpoint", "wrote no model/config.json"),
+    ("bad_eval", "results.json: lacks title"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -223,15 +234,17 @@ def test_it_is_used_and_what_follows_is_made_again(run, stage):
     assert not {name for name in changed if name.endswith(".parquet") or "weights" in name}
 
 
-@pytest.mark.parametrize("stage", FOLLOWS)
-def test_what_does_not_fit_is_refused_by_name_and_nothing_is_lost(run, stage):
+@pytest.mark.parametrize(("stage", "told"), TOLD)
+def test_what_does_not_fit_is_refused_by_name_and_nothing_is_lost(run, stage, told):
     before = contents(run)
-    wrong = vppo("train", "--run", run.name, *given(f"stages.{stage}=own:bad_{stage}"), runs=run.parent, cwd=run.parent)
+    part = f"stages.{stage.removeprefix('bad_').removeprefix('odd_')}=own:{stage}"
+    wrong = vppo("train", "--run", run.name, *given(part), runs=run.parent, cwd=run.parent)
     assert wrong.code == 2
-    assert TOLD[stage] in " ".join(wrong.err.split())
+    assert told in " ".join(wrong.err.split())
     assert "Traceback" not in wrong.err
     left = contents(run)
     assert {name: left[name] for name in before} == before
+    assert read_state(run).state == "finished"
 
 
 def test_an_update_of_ones_own_alone_begins_with_the_policy_of_the_run(run):

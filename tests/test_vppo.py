@@ -272,15 +272,6 @@ def test_group_advantages_need_two_responses():
         vppo.group_advantages(torch.ones(4), 1)
 
 
-def test_group_is_informative_by_hand():
-    # Means 0, 1/4, 1: the first and the last have nothing to teach. Of 128 responses one right is
-    # 0.0078, which is not above 0.01.
-    correct = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]])
-    assert vppo.group_is_informative(correct).tolist() == [False, True, False]
-    assert not vppo.group_is_informative(torch.eye(128)[:1])
-    assert vppo.group_is_informative(torch.eye(128)[:1], low=0.0)
-
-
 # --- the clipped loss ----------------------------------------------------------------------------
 
 

@@ -125,13 +125,13 @@ def read_questions(step: Step) -> SampleTable:
 
 def groups(sample: Sample) -> dict[str, str]:
     """What a question counts under: version, subject, level ..."""
-    found = json.loads(sample.metadata).get("groups", {})
+    found = sample.details().get("groups", {})
     return {str(name): str(value) for name, value in found.items()}
 
 
 def options(sample: Sample) -> list[str]:
     """The texts of a choice's options, in the order of their letters; none where they are not known."""
-    return list(json.loads(sample.metadata).get(OPTIONS, ()))
+    return list(sample.details().get(OPTIONS, ()))
 
 
 @contextlib.contextmanager

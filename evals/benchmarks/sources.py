@@ -27,7 +27,18 @@ from pipelines.config.hub import check_commit, commit_of
 from pipelines.config.settings import plain_yaml
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.errors import UserError
-from pipelines.prepare.sources import BATCH, Part, RawRows, arrow, hub_caches, is_hidden, json_file, json_lines, parquet
+from pipelines.prepare.sources import (
+    BATCH,
+    Part,
+    RawRows,
+    arrow,
+    hub_caches,
+    is_hidden,
+    json_file,
+    json_lines,
+    parquet,
+    saved,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -214,20 +225,7 @@ def open_files(found: Files) -> Opened:
     """The tables behind local files, opened one after the other."""
     for where, path in found.files:
         root = found.root if path.is_file() else path
-        part = OPENERS[path.suffix](path, root) if path.is_file() else _saved(path)
-        yield where, part
-
-
-def _saved(path: Path) -> Part:
-    import datasets
-    import pyarrow as pa
-
-    try:
-        table = datasets.load_from_disk(str(path))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        detail = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(str(path), f"not a readable saved data set ({detail}).", "") from error
-    return arrow(table, str(path), (path,))
+        yield where, OPENERS[path.suffix](path, root) if path.is_file() else saved(path, where.split or "")
 
 
 OPENERS: dict[str, Callable[[Path, Path], Part]] = {".parquet": parquet, ".jsonl": json_lines, ".json": json_file}

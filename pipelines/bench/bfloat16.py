@@ -21,10 +21,11 @@ from pipelines.config import settings
 from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, write_samples
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.grading.reward import Graded
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
-from pipelines.rollout.engine import Response
+from pipelines.rollout.engine import Response, group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import group_statistics, scored_rows
 from pipelines.update.torch_engine import TorchTrainer
@@ -172,20 +173,8 @@ class _Ratios(TorchTrainer):
 
 def _rollout(number: int, sample: Sample, responses: Sequence[Response]) -> Rollout:
     """A group in which every other response is right, so that it trains."""
-    count = len(responses)
-    return Rollout(
-        sample.id,
-        number,
-        [r.ids for r in responses],
-        [r.text for r in responses],
-        [r.logp for r in responses],
-        [r.truncated for r in responses],
-        [""] * count,
-        ["wrong"] * count,
-        [float(i % 2) for i in range(count)],
-        1,
-        responses[0].prompt_tokens,
-    )
+    marks = [Graded("", "wrong", float(i % 2)) for i in range(len(responses))]
+    return group_row(sample, number, responses, marks, step=1)
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:

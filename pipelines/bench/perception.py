@@ -26,6 +26,7 @@ from pipelines.model.policy import Policy
 from pipelines.model.ragged import batches, pad_lists, split_like
 from pipelines.model.sampling import Sampling
 from pipelines.prepare.samples import DATA_SEED
+from pipelines.rollout.engine import group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.perturb import PERTURBATIONS
 from pipelines.score.scoring import ESTIMATOR_NAMES, group_statistics, make_estimator, token_roles
@@ -50,20 +51,8 @@ def generate(policy: Policy, questions: Sequence[Sample], seed: int) -> list[Rol
     groups = []
     for start, part in zip(range(0, len(questions), BATCH), batches(questions, BATCH), strict=True):
         names: list[tuple[int | str, ...]] = [("perception", q.id) for q in part]
-        for place, (question, responses) in enumerate(zip(part, engine.generate(part, names, sampling), strict=True)):
-            groups.append(
-                Rollout(
-                    sample_id=question.id,
-                    position=start + place,
-                    response_ids=[r.ids for r in responses],
-                    response=[r.text for r in responses],
-                    logp=[r.logp for r in responses],
-                    truncated=[r.truncated for r in responses],
-                    answer=[],
-                    outcome=[],
-                    reward=[],
-                )
-            )
+        made = zip(part, engine.generate(part, names, sampling), strict=True)
+        groups += [group_row(q, start + place, responses) for place, (q, responses) in enumerate(made)]
     return groups
 
 

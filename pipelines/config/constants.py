@@ -46,11 +46,6 @@ def constants() -> tuple[Constant, ...]:
     return tuple(Constant(*row) for row in list(csv.reader(lines))[1:])
 
 
-def of_size(size: str) -> dict[str, Any]:
-    """Setting -> value, for one model size."""
-    return {row.setting: row.value for row in constants() if row.size in ("", size)}
-
-
 def cited(setting: str) -> str:
     """``Paper (Table 9): 2048 for 7B, 4096 for 32B. Authors' code (...): ...``; "" for none but ours."""
     rows = [row for row in constants() if row.setting == setting and row.source != "ours"]

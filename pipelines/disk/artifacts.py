@@ -25,6 +25,7 @@ from pipelines.disk.records import (
     Look,
     Rollout,
     Sample,
+    SampleTable,
     Scored,
     Statistics,
     check_columns,
@@ -89,7 +90,7 @@ def check(stage: str, out: Path, inputs: Mapping[str, Path]) -> None:
 
     Raises:
         UserError: a file or a column is missing, of another type, not finite, or of other prompts and
-            tokens than the rollouts.
+            tokens than the rollouts; a question's metadata is no JSON object.
     """
     tables = TABLES.get(stage, {})
     for name in (*tables, *OTHERS.get(stage, ())):
@@ -101,6 +102,9 @@ def check(stage: str, out: Path, inputs: Mapping[str, Path]) -> None:
             check_columns(out / name, row)
             if row in OF_TOKENS:
                 _check_lengths(out / name, row)
+            if row is Sample:
+                for sample in SampleTable(out / name).without_images():
+                    sample.details()
     if stage == "score":
         _check_prompts(out / SCORES, "old_logp", inputs["rollout"] / ROLLOUTS)
         for column in NOT_ALWAYS[Statistics] if (out / STATISTICS).exists() else ():

@@ -8,6 +8,7 @@ fit it is refused with the column's name.
 from __future__ import annotations
 
 import contextlib
+import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -70,6 +71,18 @@ class Sample:
     answer: str = _column(TEXT)
     kind: str = _column(TEXT, default="value")
     metadata: str = _column(TEXT, default="{}")
+
+    def details(self) -> dict[str, Any]:
+        """What ``metadata`` holds.
+
+        Raises:
+            UserError: it is no JSON object.
+        """
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            if isinstance(found := json.loads(self.metadata), dict):
+                return found
+        problem = f"{str(self.metadata)[:60]!r} is no JSON object."
+        raise UserError(f"sample {self.id}, metadata", problem, "Write {} where there is nothing to say.")
 
 
 @dataclass

@@ -374,7 +374,7 @@ def write(puzzle: Puzzle, slips: Slips, random: np.random.Generator) -> tuple[li
 
 def puzzle_of(sample: Sample) -> Puzzle:
     """The puzzle behind a sample, from its metadata."""
-    details = json.loads(sample.metadata)
+    details = sample.details()
     return Puzzle(
         task=details["task"],
         grid=tuple(map(tuple, details["grid"])),
@@ -387,7 +387,7 @@ def puzzle_of(sample: Sample) -> Puzzle:
 
 def solution(sample: Sample) -> str:
     """The right solution of a sample, as text (without the end-of-sequence token)."""
-    return str(json.loads(sample.metadata)["solution"])
+    return str(sample.details()["solution"])
 
 
 def transcript(sample: Sample, slips: Slips, random: np.random.Generator) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,18 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
+from pipelines.config.settings import load
 from pipelines.disk.records import Sample
 from pipelines.embedded import glyphs
-from pipelines.model.images import open_image
+from pipelines.grading.reward import make_reward
+from pipelines.model.load import load_policy
+from pipelines.model.prompts import encode_sample
+from pipelines.model.sampling import Sampling
 from pipelines.model.torchvision_ops import ensure_importable
+from pipelines.rollout.engine import Name
+from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.seeds import generator
 
 if TYPE_CHECKING:  # the module imports torchvision: see torchvision_ops
@@ -192,47 +198,32 @@ def build_model(tokenizer: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration
 # ---------------------------------------------------------------------------------- batches
 
 
-def messages_of(sample: Sample) -> list[dict[str, Any]]:
-    """The chat of a sample: its images, then the question, with no instruction."""
-    text = sample.problem.removeprefix("<image>")
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    return [{"role": "user", "content": content}]
-
-
 class Prompts:
     """Samples made ready once: prompt ids, and pixels as the processor gives them."""
 
     def __init__(self, processor: Any, samples: Sequence[Sample]) -> None:
-        self.processor, self.samples = processor, list(samples)
+        self.processor = processor
         self.ids: list[list[int]] = []
         self.pixels: list[torch.Tensor] = []
         self.grids: list[torch.Tensor] = []
-        for start in range(0, len(self.samples), 256):
-            self._add(self.samples[start : start + 256])
-
-    def _add(self, samples: Sequence[Sample]) -> None:
-        chats = [messages_of(sample) for sample in samples]
-        texts = self.processor.apply_chat_template(chats, add_generation_prompt=True)
-        encoded = self.processor(text=texts, images=[[open_image(s.images[0])] for s in samples])
-        grids = torch.as_tensor(encoded["image_grid_thw"])
-        pixels = torch.as_tensor(encoded["pixel_values"])
-        self.ids += encoded["input_ids"]
-        self.grids += list(grids)
-        # Halves keep 8,000 images in memory; the values are n/127.5 - 1, exact to 1/4 of a step.
-        self.pixels += [p.half() for p in pixels.split(grids.prod(-1).tolist())]
+        for sample in samples:
+            encoded = encode_sample(processor, "", sample)
+            self.ids.append(encoded["input_ids"].tolist())
+            self.grids += list(encoded["image_grid_thw"])
+            # Halves keep 8,000 images in memory; the values are n/127.5 - 1, exact to 1/4 of a step.
+            self.pixels.append(encoded["pixel_values"].half())
 
     def batch(self, indices: Sequence[int], responses: Sequence[list[int]]) -> dict[str, Any]:
         """Right-padded inputs [B, L] of prompts with responses, and the mask of the responses."""
-        rows = [self.ids[i] + response for i, response in zip(indices, responses, strict=True)]
-        length = max(map(len, rows))
-        pad = self.processor.tokenizer.pad_token_id
-        ids_BL = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
-        used_BL = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        rows = [torch.tensor(self.ids[i] + response) for i, response in zip(indices, responses, strict=True)]
+        ids_BL = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
+        place_L = torch.arange(ids_BL.shape[1])
+        used_BL = place_L < torch.tensor([[len(row)] for row in rows])
         prompt_B1 = torch.tensor([[len(self.ids[i])] for i in indices])
         return {
             "input_ids": ids_BL,
-            "attention_mask": used_BL,
-            "response_mask": (torch.arange(length) >= prompt_B1) & used_BL.bool(),
+            "attention_mask": used_BL.long(),
+            "response_mask": (place_L >= prompt_B1) & used_BL,
             "mm_token_type_ids": (ids_BL == self.processor.image_token_id).int(),
             "pixel_values": torch.cat([self.pixels[i] for i in indices]).float(),
             "image_grid_thw": torch.stack([self.grids[i] for i in indices]),
@@ -262,7 +253,7 @@ class CellReader(nn.Module):
         """Mean cross-entropy over the N image tokens of a batch, in nats."""
         digits, names = [], []
         for sample in samples:
-            for row, cells in enumerate(json.loads(sample.metadata)["grid"]):
+            for row, cells in enumerate(sample.details()["grid"]):
                 digits += cells
                 names += [3 * row + column for column in range(len(cells))]
         digit_N, name_N = torch.tensor(digits), torch.tensor(names)
@@ -346,7 +337,7 @@ def warm_start(
     # Other samples than a run's own, which start from the run's seed.
     samples = glyphs.make_samples("train", recipe.samples, seed + 1_000_003, options)
     prompts = Prompts(processor, samples)
-    lengths = [len(ids) + len(json.loads(s.metadata)["roles"]) for ids, s in zip(prompts.ids, samples, strict=True)]
+    lengths = [len(ids) + len(s.details()["roles"]) for ids, s in zip(prompts.ids, samples, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = CellReader(model.lm_head.in_features)
@@ -374,61 +365,21 @@ def warm_start(
     return {"text_loss": float(text_loss.detach()), "cell_loss": float(cell_loss.detach())}
 
 
-# ---------------------------------------------------------------------------------- accuracy
-
-
-@torch.no_grad()
-def answer_all(
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Any,
-    samples: Sequence[Sample],
-    *,
-    sampled: bool,
-    seed: int = 0,
-) -> list[str]:
-    """One response a sample, at temperature 1 from the full distribution or greedily.
-
-    Special tokens other than the end are suppressed: a sampled image token would make the next
-    forward fail.
-    """
-    tokenizer = processor.tokenizer
-    banned = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
-    responses: list[str] = []
-    engine: Any = model  # the stubs of generate accept no concrete model class
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for start in range(0, len(samples), 256):
-            part = samples[start : start + 256]
-            texts = processor.apply_chat_template([messages_of(sample) for sample in part], add_generation_prompt=True)
-            inputs = processor(
-                text=texts,
-                images=[[open_image(sample.images[0])] for sample in part],
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            )
-            ids_BL = engine.generate(**inputs, max_new_tokens=64, do_sample=sampled, suppress_tokens=banned)
-            new_BT = ids_BL[:, inputs["input_ids"].shape[1] :]
-            responses += tokenizer.batch_decode(new_BT, skip_special_tokens=True)
-    return responses
-
-
-def accuracy(responses: Sequence[str], samples: Sequence[Sample]) -> float:
-    """Fraction of responses whose last box holds the answer."""
-    right = 0
-    for response, sample in zip(responses, samples, strict=True):
-        boxes = re.findall(r"\\boxed\{(\d+)\}", response)
-        right += bool(boxes) and boxes[-1] == sample.answer
-    return right / len(samples)
-
-
 # ---------------------------------------------------------------------------------- the command
 
 
-def save(model: Qwen2_5_VLForConditionalGeneration, processor: Any, out: Path) -> None:
-    """Write the model folder: safetensors, configs, processor, tokenizer, chat template."""
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+def accuracy(folder: Path, count: int, seed: int) -> dict[str, float]:
+    """Fractions of held-out questions that a model answers right, 0..1: sampled at temperature 1, and greedily."""
+    policy = load_policy(load(None, [f"model.path={json.dumps(str(folder))}"], base={}))
+    samples = glyphs.make_samples("test", count, seed, glyphs.GlyphsOptions())
+    names: list[Name] = [("tiny", index) for index in range(count)]
+    found = {}
+    with make_reward(workers=1) as grade:
+        for name, top_k in (("sampled_accuracy", 0), ("greedy_accuracy", 1)):
+            groups = HuggingFaceEngine(policy).generate(samples, names, Sampling(1.0, 1.0, top_k, 64, 1, seed))
+            marks = grade([one.text for [one] in groups], samples, [one.truncated for [one] in groups])
+            found[name] = sum(mark.reward for mark in marks) / count
+    return found
 
 
 def rebuild(
@@ -456,13 +407,9 @@ def rebuild(
     model = build_model(processor.tokenizer, seed)
     metrics = warm_start(model, processor, seed=seed, steps=steps, recipe=recipe, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
-    save(model, processor, out)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
     metrics["seconds"] = time.monotonic() - started
     metrics["steps"] = steps
     metrics["parameters"] = sum(p.numel() for p in model.parameters())
-    if test_samples:
-        samples = glyphs.make_samples("test", test_samples, seed, glyphs.GlyphsOptions())
-        for name, sampled in (("sampled_accuracy", True), ("greedy_accuracy", False)):
-            responses = answer_all(model, processor, samples, sampled=sampled)
-            metrics[name] = accuracy(responses, samples)
-    return metrics
+    return metrics | (accuracy(out, test_samples, seed) if test_samples else {})

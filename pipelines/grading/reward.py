@@ -11,8 +11,6 @@ has the result. Every response is graded as well, so outcomes are reported whate
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -152,10 +150,17 @@ GOLDS = "golds"
 
 
 def golds(sample: Sample) -> list[str]:
-    """What counts as right: the answer, or each of those that the question's metadata lists."""
-    if f'"{GOLDS}"' not in sample.metadata:
+    """What counts as right: the answer, or each of those that the question's metadata lists.
+
+    Raises:
+        UserError: what it has there is no list of texts.
+    """
+    if f'"{GOLDS}"' not in (sample.metadata or ""):
         return [sample.answer]
-    return json.loads(sample.metadata).get(GOLDS) or [sample.answer]
+    found = sample.details().get(GOLDS) or [sample.answer]
+    if not isinstance(found, list) or not all(isinstance(gold, str) for gold in found):
+        raise UserError(f"sample {sample.id}, metadata", f"{GOLDS} {found!r} is no list of texts.", 'Such as ["7"].')
+    return found
 
 
 def make_reward(
@@ -176,12 +181,6 @@ def make_reward(
     """
     pool = GraderPool(workers=workers, deadline_s=deadline_s)
     return RewardFunction(reward, grader, pool, choice_rule)
-
-
-def count_outcomes(graded: Sequence[Graded]) -> dict[Outcome, int]:
-    """How often each outcome occurred, zeros included."""
-    counts = Counter(one.outcome for one in graded)
-    return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
 LARGEST_REWARD = 3.4e38

@@ -41,6 +41,11 @@ class PageImages:
         return _data_url("webp", small)
 
 
+def png_urls(images: Sequence[bytes]) -> list[str]:
+    """``data:image/png`` of PNG images, as large as they are."""
+    return [_data_url("png", image) for image in images]
+
+
 def smaller(image: bytes, side: int = SIDE, quality: int = 82) -> bytes:
     """The image, as the model gets it, as WebP, no side longer than ``side`` pixels.
 

@@ -75,7 +75,7 @@ def perceive_dataset(config: Config, policy: Policy, masks: int, out: Path, watc
             filtered = Filter(config, listing, _Notes(watch))
             for samples in _batches(filtered.usable(source, "rows"), config.score.batch_prompts):
                 watch.progress("responses", tally.responses, source.total)
-                given = [json.loads(sample.metadata).get(RESPONSE) for sample in samples]
+                given = [sample.details().get(RESPONSE) for sample in samples]
                 rows = see(config, policy, samples, given, masks, tally.responses)
                 _grade(rows, samples, grader)
                 table = pa.Table.from_pylist([asdict(row) for row in rows], schema(Perceived))
@@ -181,7 +181,7 @@ def _checked(row: int, item: Sample | Rejected, policy: Policy) -> Sample | Reje
         return item
     if not item.images:
         return Rejected(row, item.id, "no image", "there is nothing to perceive")
-    text = json.loads(item.metadata).get(RESPONSE)
+    text = item.details().get(RESPONSE)
     if text is not None:
         try:
             as_response(policy, text)

@@ -12,10 +12,10 @@ what is measured here.
 
 from __future__ import annotations
 
-import base64
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from json import dumps
 from pathlib import Path
@@ -23,17 +23,19 @@ from typing import Any
 
 from pipelines.config import settings as config_files
 from pipelines.config.schema import Config
-from pipelines.disk.records import Look, Perceived, Rollout, Sample, Scored
+from pipelines.disk.records import Perceived, Sample
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text, control_tokens
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import PromptEncoder
 from pipelines.model.sampling import Sampling
+from pipelines.page import viewer, write_page
+from pipelines.page.images import png_urls
 from pipelines.perceive.example import ImageLike, example
-from pipelines.rollout.engine import Name, Response, encoded
+from pipelines.rollout.engine import Name, Response, encoded, group_row
 from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.score.looks import look, token_looks
+from pipelines.score.looks import look_rows
 from pipelines.score.scoring import (
     both_views,
     make_estimator,
@@ -69,50 +71,13 @@ class Perception(Perceived):
 
     def to_html(self, path: str | Path, title: str = "Token perception") -> Path:
         """Write the page that shows it: one file, which needs no network."""
-        from pipelines.page import write_page
-
         write_page(Path(path), title, {"viewer": [self.entry()]})
         return Path(path)
 
     def entry(self) -> dict[str, Any]:
         """What the viewer of pipelines/page/ shows; plain JSON values."""
-        two = bool(self.logp_perturbed)
-        return {
-            "step": None,
-            "position": None,
-            "sample_id": self.id,
-            "problem": self.problem,
-            "gold": self.gold,
-            "images": [_address(png) for png in self.images],
-            "perturbed": [[_address(png) for png in self.perturbed_images]] if two else [],
-            "responses": [
-                {
-                    "tokens": self.tokens,
-                    "perception": self.perception,
-                    "keep": self.keep,
-                    "logp": self.logp,
-                    "logp_perturbed": self.logp_perturbed if two else None,
-                    "entropy": self.entropy,
-                    "top": self.alternatives(),
-                    "top_perturbed": self.alternatives(perturbed=True) if two else None,
-                    "dependency": self.dependency,
-                    "reward": self.reward,
-                    "outcome": self.outcome,
-                    "answer": self.answer,
-                    "truncated": self.truncated,
-                    "advantage": None,
-                    "shaped_advantage": None,
-                }
-            ],
-        }
-
-    def alternatives(self, *, perturbed: bool = False) -> list[list[tuple[str, float, float | None]]]:
-        """Per token the likeliest ones, with the image or with the perturbed one: (text, its
-        probability with the image, with the perturbed one or None)."""
-        columns: tuple[Any, ...] = (self.top, self.top_p, self.top_q or [[None] * len(t) for t in self.top])
-        if perturbed:
-            columns = (self.top_perturbed, self.top_perturbed_p, self.top_perturbed_q)
-        return [list(zip(*token, strict=True)) for token in zip(*columns, strict=True)]
+        views = [self.perturbed_images] if self.perturbed_images else []
+        return viewer.prompt_entry([self], self.images, views, png_urls)
 
 
 def perceive(
@@ -233,19 +198,7 @@ def see(
         encoded(policy, sample)  # which tells of a question that the processor refuses
     found = _responses(config, policy, samples, responses, first)
     groups = [
-        Rollout(
-            sample_id=sample.id,
-            position=first + index,
-            response_ids=[one.ids],
-            response=[one.text],
-            logp=[one.logp],
-            truncated=[one.truncated],
-            answer=[],
-            outcome=[],
-            reward=[],
-            step=0,
-        )
-        for index, (sample, one) in enumerate(zip(samples, found, strict=True))
+        group_row(sample, first + index, [one]) for index, (sample, one) in enumerate(zip(samples, found, strict=True))
     ]
     views = both_views(config, 0, groups, samples, policy)
     statistics = view_statistics(config, views, policy)
@@ -254,30 +207,19 @@ def see(
         other_ND = perturbed_states(config, mask, groups, samples, policy, views.hidden_ND)
         again = view_statistics(config, replace(views, perturbed_ND=other_ND), policy)
         perception_N = perception_N + make_estimator(config, mask, policy)(again, groups, samples)
-    looks = token_looks(
-        policy,
-        groups,
-        statistics,
-        views.hidden_ND,
-        views.perturbed_ND,
-        config.rollout.temperature,
-        {group.position for group in groups},
-    )
+    hidden = (views.hidden_ND, views.perturbed_ND)
+    everyone = range(first, first + len(groups))
+    shown = partial(scored_views, config, 0, policy)
+    looks = look_rows(policy, groups, samples, statistics, *hidden, config.rollout.temperature, everyone, shown)
     rows = scored_rows(config, 0, groups, samples, statistics, perception_N / masks)
     return [
-        _joined(sample, group, row, shown, given is not None)
-        for sample, group, row, shown, given in zip(
-            samples,
-            groups,
-            rows,
-            (
-                look(policy, sample, group, tokens, scored_views(config, 0, policy, group, sample))
-                for sample, group, tokens in zip(samples, groups, looks, strict=True)
-                if tokens
-            ),
-            responses,
-            strict=True,
+        Perception(
+            **vars(viewer.perceived(sample, group, row, look, given=given is not None)),
+            images=look.images,
+            perturbed_images=look.perturbed_images[0] if look.perturbed_images else [],
         )
+        for sample, group, row, look, given in zip(samples, groups, rows, looks, responses, strict=True)
+        if look
     ]
 
 
@@ -319,31 +261,3 @@ def as_response(policy: Policy, text: str) -> Response:
             )
     ids.append(policy.eos_ids[0])
     return Response(ids, [], policy.tokenizer.decode(ids, skip_special_tokens=True), False)
-
-
-def _joined(sample: Sample, group: Rollout, row: Scored, shown: Look, given: bool) -> Perception:
-    """The rows of a group of one, as one flat row."""
-    columns = {f.name for f in fields(Look)} & {f.name for f in fields(Perceived)}
-    return Perception(
-        id=sample.id,
-        problem=sample.problem,
-        gold=sample.answer or None,
-        response=group.response[0],
-        given=given,
-        truncated=group.truncated[0],
-        answer=None,
-        outcome=None,
-        reward=None,
-        dependency=row.dependency[0],
-        token_ids=group.response_ids[0],
-        perception=row.perception[0],
-        keep=row.keep[0],
-        entropy=row.entropy[0],
-        **{name: getattr(shown, name)[0] for name in columns},
-        images=shown.images,
-        perturbed_images=shown.perturbed_images[0] if shown.perturbed_images else [],
-    )
-
-
-def _address(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -256,7 +256,7 @@ def _local(path: Path, split: str, told: list[str]) -> list[Part]:
             )
         return [opener(path, path.parent)]
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return [_saved(path, split)]
+        return [saved(path, split)]
     for name in ("metadata.jsonl", "metadata.csv"):
         if (path / name).is_file():
             return [FILES[(path / name).suffix](path / name, path)]
@@ -502,7 +502,7 @@ def _read_csv(path: Path) -> RawRows:
             raise UserError(f"{path}, line {lines.line_num + 1}", f"not CSV: {error}.") from error
 
 
-def _saved(path: Path, split: str) -> Part:
+def saved(path: Path, split: str) -> Part:
     """A folder written by ``save_to_disk``, of one data set or of several splits."""
     import datasets
 

@@ -8,8 +8,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from pipelines.disk.records import Sample
+from pipelines.disk.records import Rollout, Sample
 from pipelines.errors import UserError
+from pipelines.grading.reward import Graded
 from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
 
@@ -26,6 +27,25 @@ class Response:
     text: str
     truncated: bool
     prompt_tokens: int = 0
+
+
+def group_row(
+    sample: Sample, position: int, responses: Sequence[Response], marks: Sequence[Graded] = (), step: int = 0
+) -> Rollout:
+    """The responses to one prompt, and their marks if they were graded."""
+    return Rollout(
+        sample_id=sample.id,
+        position=position,
+        response_ids=[r.ids for r in responses],
+        response=[r.text for r in responses],
+        logp=[r.logp for r in responses],
+        truncated=[r.truncated for r in responses],
+        answer=[m.answer for m in marks],
+        outcome=[m.outcome for m in marks],
+        reward=[m.reward for m in marks],
+        step=step,
+        prompt_tokens=responses[0].prompt_tokens,
+    )
 
 
 class Engine(Protocol):

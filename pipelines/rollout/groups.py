@@ -22,7 +22,7 @@ from pipelines.grading.reward import RewardFunction
 from pipelines.model.ragged import batches
 from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.engine import Engine
+from pipelines.rollout.engine import Engine, group_row
 from pipelines.seeds import generator
 from pipelines.watch import Watch
 
@@ -186,25 +186,10 @@ def sample_groups(
     flat = [response for responses in generated for response in responses]
     owners: list[Sample] = [s for s, responses in zip(chosen, generated, strict=True) for _ in responses]
     graded = iter(reward([r.text for r in flat], owners, [r.truncated for r in flat]))
-    groups = []
-    for sample, position, responses in zip(chosen, positions, generated, strict=True):
-        marks = [next(graded) for _ in responses]
-        groups.append(
-            Rollout(
-                sample_id=sample.id,
-                position=position,
-                response_ids=[r.ids for r in responses],
-                response=[r.text for r in responses],
-                logp=[r.logp for r in responses],
-                truncated=[r.truncated for r in responses],
-                answer=[m.answer for m in marks],
-                outcome=[m.outcome for m in marks],
-                reward=[m.reward for m in marks],
-                step=step,
-                prompt_tokens=responses[0].prompt_tokens,
-            )
-        )
-    return groups
+    return [
+        group_row(sample, position, responses, [next(graded) for _ in responses], step)
+        for sample, position, responses in zip(chosen, positions, generated, strict=True)
+    ]
 
 
 def prompt_at(seed: int, position: int, count: int) -> int:

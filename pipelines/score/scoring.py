@@ -5,7 +5,6 @@ One pass gives the trainer's own log-probs and entropy as well, so the update ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,17 @@ import torch
 from pipelines import vppo
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
-from pipelines.disk.records import SCORES, STATISTICS, Rollout, Sample, SampleTable, Scored, Statistics, write_rows
+from pipelines.disk.records import (
+    SCORES,
+    STATISTICS,
+    Look,
+    Rollout,
+    Sample,
+    SampleTable,
+    Scored,
+    Statistics,
+    write_rows,
+)
 from pipelines.errors import UserError
 from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, SIMILARITIES, TokenStatistics, token_statistics
 from pipelines.model.packing import fill
@@ -26,7 +35,7 @@ from pipelines.model.policy import Encoded, Policy, Row
 from pipelines.model.ragged import pad_lists, split_like
 from pipelines.objectives.table import HIDDEN, KEYED, PERCEPTION, STORES, VIEWS, stored
 from pipelines.ranks.ranks import ranks
-from pipelines.score.looks import TokenLooks, token_looks, write_looks
+from pipelines.score.looks import LOOKS, look_rows
 from pipelines.score.perturb import blacken_raw, perturb
 from pipelines.seeds import generator
 from pipelines.watch import Watch
@@ -56,9 +65,9 @@ def score(
     everyone = ranks()
     looked_at = {group.position for group in rollouts[: config.score.looks]} if estimator else set()
 
-    def work(groups: list[Rollout]) -> list[tuple[Scored, TokenLooks | None]]:
+    def work(groups: list[Rollout]) -> list[tuple[Scored, Look | None]]:
         owners = [samples.by_id(group.sample_id) for group in groups]
-        done: dict[int, tuple[Scored, TokenLooks | None]] = {}
+        done: dict[int, tuple[Scored, Look | None]] = {}
         passes = _passes(config, groups, policy)
         for chosen, following in zip_longest(passes, passes[1:], fillvalue=()):
             policy.encoder.expect([owners[i] for i in (*chosen, *following)])
@@ -81,8 +90,7 @@ def score(
         if more := [row.statistics for row in scored if row.statistics]:
             write_rows(out / STATISTICS, Statistics, more)
         if estimator:
-            found = [done[i][1] for i in range(len(rollouts))]
-            write_looks(out, rollouts, samples, policy, found, partial(scored_views, config, step, policy))
+            write_rows(out / LOOKS, Look, [look for i in range(len(rollouts)) if (look := done[i][1])])
     return _metrics(step, rollouts, scored)
 
 
@@ -158,7 +166,7 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
     """
     from pipelines.embedded.glyphs import token_roles as roles_of
 
-    if "solution" not in json.loads(sample.metadata):
+    if "solution" not in sample.details():
         raise UserError(
             "score.estimator: oracle",
             f"sample {sample.id} has no known token roles.",
@@ -315,14 +323,14 @@ def _measure(
     policy: Policy,
     looked_at: Container[int],
     holds: frozenset[str],
-) -> tuple[TokenStatistics, list[TokenLooks | None]]:
-    """The statistics, and the alternatives of the groups at the positions to be looked at."""
+) -> tuple[TokenStatistics, list[Look | None]]:
+    """The statistics, and the rows of the groups at the positions to be looked at."""
     similar = True if HIDDEN in holds else None if PERCEPTION in holds else False
     views = both_views(config, step, groups, samples, policy, perturbed=reads_twice(config, holds), similar=similar)
     statistics = view_statistics(config, views, policy, jsd=True if VIEWS in holds else None)
-    looks = token_looks(
-        policy, groups, statistics, views.hidden_ND, views.perturbed_ND, config.rollout.temperature, looked_at
-    )
+    hidden = (views.hidden_ND, views.perturbed_ND)
+    shown = partial(scored_views, config, step, policy)
+    looks = look_rows(policy, groups, samples, statistics, *hidden, config.rollout.temperature, looked_at, shown)
     return statistics, looks
 
 

@@ -17,7 +17,7 @@ from evals.benchmarks import published
 from evals.profiles import PUBLISHED
 from pipelines.chain import Chain
 from pipelines.config import schema, settings
-from pipelines.config.constants import SOURCES, cited, constants, of_size
+from pipelines.config.constants import SOURCES, cited, constants
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from vppo_cli.screen import capacity
@@ -95,6 +95,11 @@ def test_paper_stands_only_where_the_paper_has_the_number():
 def test_help_has_its_sources_from_the_table_alone():
     text = Path(schema.__file__).read_text(encoding="utf-8")
     assert not re.findall(r"(?:Paper|Authors' (?:code|evaluation))(?: \([^)]*\))?: ", text)
+
+
+def of_size(size):
+    """Setting -> value, for one model size."""
+    return {row.setting: row.value for row in constants() if row.size in ("", size)}
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.grading.reward import Graded, RewardFunction, count_outcomes, make_reward
+from pipelines.grading.reward import Graded, RewardFunction, make_reward
 
 
 def sample(answer: str, kind: str = "value") -> Sample:
@@ -46,8 +46,20 @@ def test_outcomes(outcome: RewardFunction) -> None:
     assert [one.answer for one in graded] == list(answers)
     assert [one.outcome for one in graded] == list(outcomes)
     assert [one.reward for one in graded] == [float(o == "correct") for o in outcomes]
-    counts = {"correct": 4, "wrong": 3, "no_answer": 2, "timed_out": 1, "truncated": 1}
-    assert count_outcomes(graded) == counts
+
+
+@pytest.mark.parametrize(
+    "metadata", ['["golds"]', '{"golds": ["5"', '{"golds": "56"}', '{"golds": [5]}', '{"golds": {"5": 1}}']
+)
+def test_golds_that_are_no_list_of_texts_are_refused(outcome: RewardFunction, metadata: str) -> None:
+    with pytest.raises(UserError, match="sample s, metadata"):
+        outcome([r"\boxed{5}"], [Sample("s", "?", [], "5", metadata=metadata)], [False])
+
+
+@pytest.mark.parametrize("metadata", ["", "no object", None, '{"golds": []}', '{"golds": ["6", "5"]}'])
+def test_without_golds_the_answer_is_right(outcome: RewardFunction, metadata: str) -> None:
+    [graded] = outcome([r"\boxed{5}"], [Sample("s", "?", [], "5", metadata=metadata)], [False])
+    assert graded.outcome == "correct"
 
 
 def test_no_responses(outcome: RewardFunction) -> None:

@@ -13,14 +13,15 @@ from applied import gradients
 from families import FAMILIES, VISION_TOWERS, picture, questions, write_folder
 from PIL import Image
 
-from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.records import SCORES, Sample, SampleTable, Scored, read_rows
 from pipelines.errors import UserError
+from pipelines.grading.reward import Graded
 from pipelines.model.divergence import token_logp
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Row
 from pipelines.model.prompts import messages, open_image
 from pipelines.model.sampling import Sampling
-from pipelines.rollout.engine import encoded
+from pipelines.rollout.engine import encoded, group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import perturbed_prompt, score
 from pipelines.seeds import generator
@@ -72,19 +73,9 @@ def rollouts(family):
     sampling = Sampling(1.0, 1.0, 0, 10, 3, seed=0)
     names = [(1, position) for position in range(len(family.asked))]
     generated = HuggingFaceEngine(family.policy).generate(list(family.asked.values()), names, sampling)
+    marks = [Graded("", outcome, float(outcome == "correct")) for outcome in ("correct", "wrong", "wrong")]
     return [
-        Rollout(
-            sample_id=sample.id,
-            position=position,
-            response_ids=[r.ids for r in group],
-            response=[r.text for r in group],
-            logp=[r.logp for r in group],
-            truncated=[r.truncated for r in group],
-            answer=[""] * 3,
-            outcome=["correct", "wrong", "wrong"],
-            reward=[1.0, 0.0, 0.0],
-            step=1,
-        )
+        group_row(sample, position, group, marks, step=1)
         for position, (sample, group) in enumerate(zip(family.asked.values(), generated, strict=True))
     ]
 

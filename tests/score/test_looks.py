@@ -9,11 +9,13 @@ import torch
 from families import picture, questions, write_folder
 from PIL import Image
 
-from pipelines.disk.records import SCORES, Look, Rollout, Sample, SampleTable, Scored, read_rows
+from pipelines.disk.records import SCORES, Look, Sample, SampleTable, Scored, read_rows
+from pipelines.grading.reward import Graded
 from pipelines.model.divergence import Head
 from pipelines.model.load import load_policy
 from pipelines.model.sampling import Sampling
 from pipelines.model.token_texts import token_texts
+from pipelines.rollout.engine import group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.alternatives import top_alternatives
 from pipelines.score.looks import LOOKS
@@ -237,21 +239,8 @@ def test_looks_of_every_family(family, write_prepared, tmp_path):
     table = SampleTable(write_prepared(tmp_path / "prepared", asked) / "train.parquet")
     sampling = Sampling(1.0, 1.0, 0, 6, 2, seed=0)
     made = HuggingFaceEngine(family.policy).generate(asked, [(1, i) for i in range(4)], sampling)
-    groups = [
-        Rollout(
-            s.id,
-            i,
-            [r.ids for r in g],
-            [r.text for r in g],
-            [r.logp for r in g],
-            [r.truncated for r in g],
-            ["", ""],
-            ["correct", "wrong"],
-            [1.0, 0.0],
-            1,
-        )
-        for i, (s, g) in enumerate(zip(asked, made, strict=True))
-    ]
+    marks = [Graded("", "correct", 1.0), Graded("", "wrong", 0.0)]
+    groups = [group_row(s, i, g, marks, step=1) for i, (s, g) in enumerate(zip(asked, made, strict=True))]
     score(family.config, 1, groups, table, family.policy, tmp_path, Silent())
     looks = read_rows(tmp_path / LOOKS, Look)
     for look, group in zip(looks, groups, strict=True):

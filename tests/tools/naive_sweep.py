@@ -30,10 +30,12 @@ from pipelines.config import settings
 from pipelines.config.schema import Config
 from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+from pipelines.grading.reward import Graded
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import model_location
 from pipelines.model.sampling import Sampling
+from pipelines.rollout.engine import group_row
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.scoring import perturbed_views, score
 from pipelines.update.torch_engine import TorchTrainer
@@ -146,20 +148,8 @@ def rollouts(policy: Policy, samples: Sequence[Sample], seed: int = 0) -> list[R
     ):
         right = [index < 1 + name[1] % 3 for index in range(GROUP)]
         random.Random(f"{seed} {name}").shuffle(right)
-        groups.append(
-            Rollout(
-                sample_id=sample.id,
-                position=name[1],
-                response_ids=[r.ids for r in said],
-                response=[r.text for r in said],
-                logp=[r.logp for r in said],
-                truncated=[r.truncated for r in said],
-                answer=[""] * GROUP,
-                outcome=["correct" if r else "wrong" for r in right],
-                reward=[float(r) for r in right],
-                step=STEP,
-            )
-        )
+        marks = [Graded("", "correct" if r else "wrong", float(r)) for r in right]
+        groups.append(group_row(sample, name[1], said, marks, STEP))
     return groups
 
 

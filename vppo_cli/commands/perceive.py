@@ -93,7 +93,17 @@ def perceive(
 
     vppo perceive --dataset answers.jsonl --columns problem=question --out perceived
     """
-    _refuse_another_model(run, model, checkpoint)
+    if run is not None and model is not None:
+        raise UserError(f"--model {model}", "is another model than that of --run.", "Drop one.")
+    if checkpoint is not None and run is None:
+        raise UserError(f"--checkpoint {checkpoint}", "belongs to a run.", "Name it with --run.")
+    if dataset is None:
+        _refuse("goes with --dataset.", columns=columns, limit=limit)
+        _need("image", image, "an image: without one there is nothing to perceive")
+        _need("prompt", prompt, "a question about it")
+    else:
+        own = {"image": image, "prompt": prompt, "response": response}
+        _refuse("goes with one example, and --dataset brings its own.", "Drop one.", **own)
     changed = _overrides(
         {
             "score.estimator": estimator,
@@ -104,30 +114,13 @@ def perceive(
             "rollout.temperature": temperature,
         }
     )
+    if dataset is not None:
+        changed += _source(dataset, columns, limit)
+    asked = Asked(model, run, checkpoint, [*changed, *(settings or [])], masks)
     if dataset is None:
-        _refuse("goes with --dataset.", columns=columns, limit=limit)
-        _need("image", image, "an image: without one there is nothing to perceive")
-        _need("prompt", prompt, "a question about it")
-        asked = Asked(model, run, checkpoint, [*changed, *(settings or [])], masks)
         _one(asked, image or [], prompt or "", response, out, as_json=json)
     else:
-        _refuse(
-            "goes with one example, and --dataset brings its own.",
-            "Drop one.",
-            image=image,
-            prompt=prompt,
-            response=response,
-        )
-        changed += _source(dataset, columns, limit)
-        asked = Asked(model, run, checkpoint, [*changed, *(settings or [])], masks)
         _every_row(asked, out, as_json=json)
-
-
-def _refuse_another_model(run: str | None, model: str | None, checkpoint: str | None) -> None:
-    if run is not None and model is not None:
-        raise UserError(f"--model {model}", "is another model than that of --run.", "Drop one.")
-    if checkpoint is not None and run is None:
-        raise UserError(f"--checkpoint {checkpoint}", "belongs to a run.", "Name it with --run.")
 
 
 def _refuse(problem: str, fix: str = "", **given: Any) -> None:

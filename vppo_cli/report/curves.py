@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines.disk.step import MANIFEST, read_manifest
+from pipelines.page.viewer import short
 from vppo_cli.report.source import RunSource
 
 Chart = dict[str, Any]
@@ -213,8 +214,3 @@ def _timed(title: str, key: str, form: str, timed: list[dict[str, list[tuple[int
     ]
     about = "seconds a step" if form == "seconds" else "response tokens a second"
     return lambda _: _chart(title, form, about, series)
-
-
-def short(value: float, digits: int = 5) -> float:
-    """A number with as many digits as a page can show."""
-    return float(f"{value:.{digits}g}")

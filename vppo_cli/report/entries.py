@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.disk.records import Look, SampleTable, schema
+from pipelines.disk.records import Advantages, Look, Rollout, Row, SampleTable, Scored, schema
 from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
-from vppo_cli.report.curves import short
-from vppo_cli.report.looks import Looks
+from pipelines.page.viewer import Entry, perceived, prompt_entry
 from vppo_cli.report.source import LOOKS, RunSource, Vocabulary, read_table, spread_order
 
 GROUPS = 4
@@ -22,8 +20,6 @@ GROUPS = 4
 
 MOST_JSON = 80_000_000
 """Characters of all entries before they are compressed: what a browser holds without effort."""
-
-Entry = dict[str, Any]
 
 
 @dataclass
@@ -140,90 +136,44 @@ class EntryMaker:
         self.without_advantages |= used is None
         looks = self._looks(step)
         positions = rollouts["position"].to_pylist()
-        chosen = [positions.index(p) for p in looks.positions] if looks else range(len(positions))
-        for row in list(chosen)[: None if looks else GROUPS]:
-            group, scored = (_row(table, row) for table in (rollouts, scores))
-            look = looks.row(group["position"]) if looks else None
-            advantages = _row(used, row) if used is not None else None
+        shown = looks["position"].to_pylist() if looks else positions[:GROUPS]
+        for place, position in enumerate(shown):
+            row = positions.index(position)
+            group, scored = _row(rollouts, row, Rollout), _row(scores, row, Scored)
+            look = _row(looks, place, Look) if looks else self._plain(group, scored)
+            advantages = _row(used, row, Advantages) if used else None
             yield self._entry(step, group, scored, look, advantages)
 
-    def _looks(self, step: int) -> Looks | None:
+    def _looks(self, step: int) -> pa.Table | None:
         score, file = self.source.chain.score(step), self.source.score_file(step, LOOKS)
         looks = None
         if file in (score.manifest() or {"files": ()})["files"]:
-            looks = Looks(read_table(score, file, schema(Look)))
-        if looks is None or not looks.positions:
-            self.without_looks = True
-            return None
-        return looks
+            looks = read_table(score, file, schema(Look))
+        self.without_looks |= not looks
+        return looks or None
 
-    def _entry(self, step: int, group: Entry, scored: Entry, look: Entry | None, used: Entry | None) -> Entry:
-        sample = self.samples.by_id(group["sample_id"])
-        views = look["perturbed_images"] if look else []
-        advantages = {
-            name: _rounded(used[name], 5) if used else [None] * len(group["response_ids"])
-            for name in ("advantage", "shaped_advantage")
-        }
-        return {
-            "step": step,
-            "position": group["position"],
-            "sample_id": group["sample_id"],
-            "problem": sample.problem,
-            "gold": sample.answer,
-            "images": self.images.urls(look["images"] if look else sample.images),
-            "perturbed": [self.images.urls(view) for view in views],
-            "responses": [
-                self._response(i, group, scored, look) | {name: values[i] for name, values in advantages.items()}
-                for i in range(len(group["response_ids"]))
-            ],
-        }
+    def _plain(self, group: Rollout, scored: Scored) -> Look:
+        """What is known without looks.parquet."""
+        tokens = [[self._text(token) for token in ids] for ids in group.response_ids]
+        images = self.samples.by_id(group.sample_id).images
+        unknown: list[Any] = [[] for _ in tokens]
+        return Look(group.sample_id, group.position, images, [], tokens, scored.old_logp, *[unknown] * 7)
 
-    def _response(self, i: int, group: Entry, scored: Entry, look: Entry | None) -> Entry:
-        ids = group["response_ids"][i]
-        perturbed = look["logp_perturbed"] if look else []
-        return {
-            "tokens": look["tokens"][i] if look else [self._text(token) for token in ids],
-            "perception": [short(v, 6) for v in scored["perception"][i]],
-            "keep": scored["keep"][i],
-            "logp": _rounded(look["logp"][i] if look else scored["old_logp"][i]),
-            "logp_perturbed": _rounded(perturbed[i]) if perturbed and perturbed[i] else None,
-            "entropy": _rounded(scored["entropy"][i]),
-            "top": _alternatives(look, i, "top", "top_p", "top_q"),
-            "top_perturbed": _alternatives(look, i, "top_perturbed", "top_perturbed_p", "top_perturbed_q"),
-            "dependency": short(scored["dependency"][i], 6),
-            "reward": short(group["reward"][i]),
-            "outcome": group["outcome"][i],
-            "answer": group["answer"][i],
-            "truncated": group["truncated"][i],
-        }
+    def _entry(self, step: int, group: Rollout, scored: Scored, look: Look, used: Advantages | None) -> Entry:
+        sample = self.samples.by_id(group.sample_id)
+        return prompt_entry(
+            [perceived(sample, group, scored, look, i) for i in range(len(group.response_ids))],
+            look.images,
+            look.perturbed_images,
+            self.images.urls,
+            step=step,
+            position=group.position,
+            advantages=list(zip(used.advantage, used.shaped_advantage, strict=True)) if used else None,
+        )
 
     def _text(self, token: int) -> str:
         return self.vocabulary.text(token) if self.vocabulary else f" {token}"
 
 
-def _row(table: pa.Table, index: int) -> Entry:
-    return dict(table.slice(index, 1).to_pylist()[0])
-
-
-def _rounded(values: Sequence[float | None], digits: int = 4) -> list[float | None]:
-    return [short(v, digits) if v is not None and math.isfinite(v) else None for v in values]
-
-
-def _alternatives(look: Entry | None, i: int, *names: str) -> list[Any] | None:
-    """[[[text, p, q], ...] of each token] of response i; q is None where there is no second view.
-
-    Args:
-        names: the columns of texts, p and q.
-    """
-    if look is None:
-        return None
-    texts, clean, perturbed = (look[name][i] if look[name] else [] for name in names)
-    if not texts:
-        return None
-    return [
-        [
-            [text, short(p, 3), short(perturbed[t][k], 3) if perturbed else None]
-            for k, (text, p) in enumerate(zip(texts[t], clean[t], strict=True))
-        ]
-        for t in range(len(texts))
-    ]
+def _row(table: pa.Table, index: int, row_type: type[Row]) -> Row:
+    return row_type(**table.slice(index, 1).to_pylist()[0])

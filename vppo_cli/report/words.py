@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vppo_cli.report.curves import short
+from pipelines.page.viewer import short
 from vppo_cli.report.source import Array, Vocabulary
 
 FEWEST = 10

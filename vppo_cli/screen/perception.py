@@ -10,6 +10,7 @@ from math import exp
 from rich.text import Text
 
 from pipelines.config.schema import Config
+from pipelines.page.viewer import alternatives
 from pipelines.perceive.one import Perception
 from pipelines.score.scoring import needs_two_views
 from vppo_cli.screen import display
@@ -85,10 +86,10 @@ def _most(config: Config, found: Perception) -> list[tuple[str, ...]]:
         if found.perception[index] < max(least, LEAST):
             break
         chances = [f"{exp(found.logp[index]):.3f}"]
-        others = [_told((text, p) for text, p, _ in found.alternatives()[index])]
+        others = [_told((text, p) for text, p, _ in alternatives(found)[index])]
         if two:
             chances.append(f"{exp(found.logp_perturbed[index]):.3f}")
-            others.append(_told((t, q or 0.0) for t, _, q in found.alternatives(perturbed=True)[index]))
+            others.append(_told((t, q or 0.0) for t, _, q in alternatives(found, perturbed=True)[index]))
         rows.append((_named(found, index), f"{found.perception[index]:.3f}", *chances, *others))
     return rows
 
