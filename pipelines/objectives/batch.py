@@ -35,6 +35,7 @@ class Batch:
         max_tokens: longest response there can be, ``rollout.max_new_tokens``.
         updates: optimizer steps that were made before.
         standardized: whether advantages are divided by the group's standard deviation.
+        has_image_B: whether the question has an image, bool.
         depends_B: whether the response can depend on an image (score/scoring.py); shaping leaves the
             others as they are, and out of its statistics.
         mini_batch_B, micro_batch_B: the mini-batch and the micro-batch each response falls into, by
@@ -68,6 +69,7 @@ class Batch:
     max_tokens: int
     updates: int
     standardized: bool
+    has_image_B: Tensor
     depends_B: Tensor
     mini_batch_B: Tensor
     micro_batch_B: Tensor

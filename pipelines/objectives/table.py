@@ -99,6 +99,31 @@ OBJECTIVES: dict[str, Objective] = {
         "the paper",
         surrogates=("ppo",),
     ),
+    "vgpo": Objective(
+        "pipelines.objectives.vgpo:vgpo",
+        "inter_i intra_t A_i: 1 + w - mean w of w = minmax_i(cosine with the image), and of its sum in the group",
+        "arXiv 2604.09349",
+        "the authors' code; the variant paper: another's reading of the paper",
+        frozenset({HIDDEN}),
+        {
+            "late": 0.3,
+            "start": 0.5,
+            "share": 0.2,
+            "intra_low": 0.1,
+            "intra_high": 2.0,
+            "inter_low": 0.9,
+            "inter_high": 2.0,
+        },
+        ("code", "paper"),
+    ),
+    "pepo": Objective(
+        "pipelines.objectives.pepo:pepo",
+        "(1 - l + l w_t) A_i, l = update / steps; w = T softmax_i(V g / temperature), g of minmax_i(V) + minmax_i(H)",
+        "arXiv 2603.22847",
+        "the authors' code",
+        frozenset({HIDDEN}),
+        {"gate": 0.05, "temperature": 1.8, "steps": None},
+    ),
 }
 """``update.objective`` -> its row."""
 

@@ -67,7 +67,8 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
     place_B, sizes = torch.arange(len(group_B)), config.published
     mini_B = place_B // (sizes.mini_batch_responses or len(place_B))
     within_B = place_B - mini_B * (sizes.mini_batch_responses or 0)
-    depends_P = torch.tensor([depends(config, samples.by_id(rollout.sample_id)) for rollout, _ in groups])
+    owners = [samples.by_id(rollout.sample_id) for rollout, _ in groups]
+    depends_P = torch.tensor([depends(config, sample) for sample in owners])
     batch = Batch(
         mask_BT=mask_BT,
         ids_BT=pad_lists([x for rollout, _ in groups for x in rollout.response_ids])[0].long(),
@@ -82,6 +83,7 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
         max_tokens=config.rollout.max_new_tokens,
         updates=updates,
         standardized=standardized,
+        has_image_B=torch.tensor([bool(sample.images) for sample in owners])[group_B],
         depends_B=depends_P[group_B],
         mini_batch_B=mini_B,
         micro_batch_B=within_B // (sizes.micro_batch_responses or len(place_B)),

@@ -50,6 +50,7 @@ def random_batch(seed: int = 0, groups: int = 5, size: int = 4, longest: int = 9
         "max_tokens": longest,
         "updates": 3,
         "standardized": True,
+        "has_image_B": group_B != 2,
         "depends_B": group_B != 2,
         "mini_batch_B": place_B // 8,
         "micro_batch_B": place_B // 4,
