@@ -54,6 +54,8 @@ class Objective:
         variants: values of ``update.variant``, where the paper and its code differ; the first is the default.
         passes: passes of the update's own besides the policy's: PERTURBED.
         surrogates: those that it has a meaning with.
+        limits: constant -> the interval that it lies in, such as "(0, 1]"; those left out are any number.
+        published_with: further settings of its publication, which ``update.objective`` does not set.
     """
 
     code: str
@@ -65,6 +67,8 @@ class Objective:
     variants: tuple[str, ...] = ()
     passes: frozenset[str] = frozenset()
     surrogates: tuple[str, ...] = ALL_SURROGATES
+    limits: Mapping[str, str] = field(default_factory=dict)
+    published_with: str = ""
 
 
 _PAPER = "arXiv 2510.09285"
@@ -124,6 +128,72 @@ OBJECTIVES: dict[str, Objective] = {
         frozenset({HIDDEN}),
         {"gate": 0.05, "temperature": 1.8, "steps": None},
     ),
+    "pgpo": Objective(
+        "pipelines.objectives.pgpo:pgpo",
+        "w_t A_i; I = minmax_i(log(1 + S)), w = I / tau if I < tau, else 1 + beta (I - tau) / (1 - tau), of mean 1",
+        "arXiv 2604.01840, eq. 6, 7",
+        "the paper's text; code: another's report of the authors' unreleased code",
+        frozenset({PERCEPTION}),
+        {"tau": 0.4, "beta": 2.0},
+        ("paper", "code"),
+        limits={"tau": "(0, 1)", "beta": "[0, inf)"},
+        published_with="rollout.samples_per_prompt 5; S against a pass with attention to the image masked, "
+        "which no score.perturbation is (nearest: grey)",
+    ),
+    "vepo": Objective(
+        "pipelines.objectives.vepo:vepo",
+        "A_i on the share T tokens of highest (1 - (1 - J)^alpha (1 - |H - H'|)^(1 - alpha)) H, each minmax_i; "
+        "mean over these, symmetric clipping",
+        "arXiv 2606.03937",
+        "the authors' code",
+        frozenset({VIEWS}),
+        {"share": 0.2, "alpha": 0.7},
+        surrogates=("ppo",),
+        limits={"share": "(0, 1]", "alpha": "[0, 1]"},
+        published_with="update.clip_low 0.2, no dual clip, rollout.samples_per_prompt 12, update.freeze_vision true; "
+        "noise of deviation 2 (code: 6.93) on normalised pixels, which no score.perturbation is "
+        "(nearest: gaussian_noise)",
+    ),
+    "tor": Objective(
+        "pipelines.objectives.tor:tor",
+        "reasoning_weight A_i on the batch's tokens of highest H, else perception_weight A_i on those of highest "
+        "|log p - log q|, else 0",
+        "arXiv 2603.25077",
+        "another's report of the paper's text",
+        frozenset({VIEWS}),
+        {"reasoning_share": 0.3, "perception_share": 0.3, "reasoning_weight": 1.0, "perception_weight": 0.5},
+        limits={
+            "reasoning_share": "(0, 1]",
+            "perception_share": "(0, 1]",
+            "reasoning_weight": "[0, inf)",
+            "perception_weight": "[0, inf)",
+        },
+        published_with="rollout.samples_per_prompt 12; q without any image, which no score.perturbation is "
+        "(nearest: grey); H of the top-p 0.95 set",
+    ),
+    "pivot-vaa": Objective(
+        "pipelines.objectives.pivot:pivot_vaa",
+        "A_i + beta |A_i| U_t, kept to A_i's sign; U = c + weight detrended(u F), c = 1 - q/p, F the discounted mean "
+        "of the next window c, u = 1 - exp(-H / mean H)",
+        "arXiv 2609.18057, eq. 10 to 15, 25 to 27",
+        "the paper's text",
+        frozenset({VIEWS}),
+        {"beta": None, "weight": 0.5, "window": 32.0, "discount": 0.8},
+        limits={"beta": "[0, inf)", "weight": "(-inf, inf)", "window": "[1, inf)", "discount": "[0, 1]"},
+        published_with="score.probability 0.6, rollout.samples_per_prompt 8 (3B: 5), update.entropy_penalty 0.06; "
+        "experience replay, which is not here",
+    ),
+    "tpae": Objective(
+        "pipelines.objectives.tpae:tpae",
+        "A_i + sigmoid(min(0, tau - M_t)) - 1/2; M: Mahalanobis distance of [S, H] from the same token's in the "
+        "correct responses to the question",
+        "arXiv 2609.39168",
+        "summaries of the paper's text",
+        frozenset({PERCEPTION}),
+        {"tau": 3.03},
+        limits={"tau": "[0, inf)"},
+        published_with="score.probability 0.6, rollout.samples_per_prompt 16, update.entropy_penalty 0.06",
+    ),
 }
 """``update.objective`` -> its row."""
 
@@ -132,6 +202,14 @@ SURROGATE_CONSTANTS: dict[str, dict[str, float]] = {
     "sapo": {"sapo_tau_positive": 1.0, "sapo_tau_negative": 1.05},
 }
 """Constants of surrogates, set by ``update.constants`` as well."""
+
+SURROGATE_LIMITS: dict[str, str] = {
+    "gspo_clip_low": "[0, 1)",
+    "gspo_clip_high": "[0, inf)",
+    "sapo_tau_positive": "(0, inf)",
+    "sapo_tau_negative": "(0, inf)",
+}
+"""Their intervals, as ``Objective.limits``."""
 
 
 def find_objective(name: str) -> Any:
@@ -213,18 +291,31 @@ def check(config: Config) -> None:
             f"Take update.surrogate={row.surrogates[0]}, or another objective.",
         )
     known_constants = dict(row.constants if row else {}) | SURROGATE_CONSTANTS.get(settings.surrogate, {})
-    for constant in settings.constants if row else ():
-        if constant not in known_constants:
+    limits = SURROGATE_LIMITS | dict(row.limits if row else {})
+    for constant, given in settings.constants.items():
+        place = f"update.constants.{constant}"
+        if row and constant not in known_constants:
             near = difflib.get_close_matches(constant, known_constants, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             listed = " ".join(known_constants) or "none"
-            raise UserError(
-                f"update.constants.{constant}", f"{settings.objective} has no such constant.", f"{hint}Known: {listed}."
-            )
+            raise UserError(place, f"{settings.objective} has no such constant.", f"{hint}Known: {listed}.")
+        interval = limits.get(constant, "(-inf, inf)") if constant in known_constants else "(-inf, inf)"
+        if not _within(given, interval):
+            published = known_constants.get(constant)
+            fix = f"The published value is {published:g}." if published is not None else "None was published."
+            raise UserError(place, f"{given:g} is not in {interval}.", fix)
     for constant, value in known_constants.items():
         if value is None and constant not in settings.constants:
             raise UserError(
                 name,
-                f"its constant {constant} is published nowhere, so it has no default.",
+                f"no value of its constant {constant} was published, so it has no default.",
                 f"Set it: --set 'update.constants={{{constant}: ...}}' (docs/objectives.md says what is known).",
             )
+
+
+def _within(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval as it is written: ``[0, 1)`` holds 0 and not 1."""
+    low, high = map(float, interval[1:-1].split(","))
+    return (low <= value if interval[0] == "[" else low < value) and (
+        value <= high if interval[-1] == "]" else value < high
+    )

@@ -16,7 +16,7 @@ NAIVE = {
     if name.startswith("naive_")
 }
 
-BESIDES: dict[str, dict[str, float]] = {"pepo": {"steps": 4}}
+BESIDES: dict[str, dict[str, float]] = {"pepo": {"steps": 4}, "pivot-vaa": {"beta": 0.7}}
 """Constants that have no default."""
 
 CASES = [
@@ -24,6 +24,13 @@ CASES = [
     ("vgpo", "code", {"late": 2.0, "start": 0.2, "share": 0.6, "intra_high": 1.2, "inter_low": 0.5}),
     ("pepo", None, {"steps": 3, "gate": 2.0, "temperature": 0.2}),
     ("pepo", None, {"steps": 1}),
+    ("pgpo", "paper", {"tau": 0.7, "beta": 0.5}),
+    ("pgpo", "code", {"tau": 0.07}),
+    ("vepo", None, {"share": 0.55, "alpha": 0.0}),
+    ("tor", None, {"reasoning_share": 0.1, "perception_share": 1.0, "reasoning_weight": 0.25}),
+    ("pivot-vaa", None, {"beta": 3.0, "window": 2.0, "discount": 0.5, "weight": -1.0}),
+    ("pivot-vaa", None, {"discount": 0.0}),
+    ("tpae", None, {"tau": 1.0}),
 ]
 
 

@@ -7,7 +7,10 @@ on-policy: what ``Terms.token_weight_BT`` holds. ``-`` in an objective's name is
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
+import numpy as np
+from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from pipelines.config.schema import UpdateConfig
@@ -73,4 +76,133 @@ def naive_pepo(batch: Batch, settings: UpdateConfig) -> Weights:
         ]
         weights = [len(powers) * p / sum(powers) for p in powers]
         result.append([float(batch.adv_B[b]) * (1 - progress + progress * w) for w in weights])
+
+
+def highest(values: list[float], share: float) -> set[int]:
+    """The places of the ceil(share n) highest; of equal ones the first."""
+    count = math.ceil(round(share * len(values), 6))
+    return set(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count])
+
+
+def difference(one: list[float], other: list[float]) -> list[float]:
+    """|x - y| as float32 has it: what is equal there has to be equal here."""
+    return [float(abs(np.float32(x) - np.float32(y))) for x, y in zip(one, other, strict=True)]
+
+
+def naive_pgpo(batch: Batch, settings: UpdateConfig) -> Weights:
+    tau, beta = settings.constants.get("tau", 0.4), settings.constants.get("beta", 2.0)
+    result = []
+    for b, perception in enumerate(rows(batch.perception_BT, batch)):
+        importance = between([math.log(1 + s) for s in perception])
+        adv, ones = float(batch.adv_B[b]), [1.0] * len(importance)
+        if not batch.depends_B[b]:
+            weights = ones
+        elif settings.variant == "code":
+            limit = sorted(importance)[math.floor(round(tau * len(importance), 6))]
+            weights = [
+                max(i / limit, 0.1) if i < limit else 1 + (beta * (i - limit) / (1 - limit) if i > limit else 0)
+                for i in importance
+            ]
+        else:
+            weights = [i / tau if i < tau else 1 + beta * (i - tau) / (1 - tau) for i in importance]
+            weights = [w * len(weights) / sum(weights) for w in weights] if sum(weights) else ones
+        result.append([w * adv for w in weights])
+    return result
+
+
+def naive_vepo(batch: Batch, settings: UpdateConfig) -> Weights:
+    share, alpha = settings.constants.get("share", 0.2), settings.constants.get("alpha", 0.7)
+    clean, perturbed = rows(batch.entropy_BT, batch), rows(batch.perturbed_entropy_BT, batch)
+    kept = []
+    for b, divergence in enumerate(rows(batch.jsd_BT, batch)):
+        j, d, h = between(divergence), between(difference(clean[b], perturbed[b])), between(clean[b])
+        score = [(1 - (1 - j[t]) ** alpha * (1 - d[t]) ** (1 - alpha)) * h[t] for t in range(len(h))]
+        kept.append(highest(score, share) if batch.depends_B[b] else set(range(len(h))))
+    counted = [b for b in range(len(kept)) if not (settings.mask_truncated and batch.truncated_B[b])]
+    # A sum over the kept ones, divided by all: times all / kept it is their mean.
+    factor = sum(len(clean[b]) for b in counted) / sum(len(kept[b]) for b in counted)
+    return [
+        [float(batch.adv_B[b]) * factor if t in kept[b] else 0.0 for t in range(len(clean[b]))]
+        for b in range(len(kept))
+    ]
+
+
+def naive_tor(batch: Batch, settings: UpdateConfig) -> Weights:
+    fixed = {"reasoning_share": 0.3, "perception_share": 0.3, "reasoning_weight": 1.0, "perception_weight": 0.5}
+    fixed |= settings.constants
+    clean, perturbed = rows(batch.clean_logp_BT, batch), rows(batch.perturbed_logp_BT, batch)
+    entropy = rows(batch.entropy_BT, batch)
+    places = [(b, t) for b, row in enumerate(entropy) for t in range(len(row)) if batch.depends_B[b]]
+    shift = [difference(one, other) for one, other in zip(clean, perturbed, strict=True)]
+    reasons = {places[i] for i in highest([entropy[b][t] for b, t in places], fixed["reasoning_share"])}
+    perceives = {places[i] for i in highest([shift[b][t] for b, t in places], fixed["perception_share"])}
+    result = []
+    for b, row in enumerate(entropy):
+        weights = []
+        for t in range(len(row)):
+            if not batch.depends_B[b]:
+                weights.append(1.0)
+            elif (b, t) in reasons:
+                weights.append(fixed["reasoning_weight"])
+            else:
+                weights.append(fixed["perception_weight"] if (b, t) in perceives else 0.0)
+        result.append([w * float(batch.adv_B[b]) for w in weights])
+    return result
+
+
+def naive_pivot_vaa(batch: Batch, settings: UpdateConfig) -> Weights:
+    fixed = {"weight": 0.5, "window": 32, "discount": 0.8} | settings.constants
+    clean, perturbed = rows(batch.clean_logp_BT, batch), rows(batch.perturbed_logp_BT, batch)
+    entropy = rows(batch.entropy_BT, batch)
+    of_images = [h for b, row in enumerate(entropy) if batch.depends_B[b] for h in row]
+    mean_entropy = sum(of_images) / len(of_images)
+    result = []
+    for b, row in enumerate(entropy):
+        adv, n = float(batch.adv_B[b]), len(row)
+        if not batch.depends_B[b]:
+            result.append([adv] * n)
+            continue
+        c = [1 - math.exp(q - p) for p, q in zip(clean[b], perturbed[b], strict=True)]
+        gated = []
+        for t in range(n):
+            later = range(t + 1, min(n, t + 1 + int(fixed["window"])))
+            discounts = [fixed["discount"] ** (k - t - 1) for k in later]
+            future = sum(w * c[k] for w, k in zip(discounts, later, strict=True)) / sum(discounts) if later else 0.0
+            gated.append((1 - math.exp(-row[t] / mean_entropy)) * future)
+        # numpy's own line through the points; through one point or two it leaves nothing
+        place = [t / max(n - 1, 1) for t in range(n)]
+        line = np.polynomial.Polynomial.fit(place, gated, 1, domain=[0, 1])(np.array(place)) if n > 2 else gated
+        final = []
+        for t in range(n):
+            moved = adv + fixed["beta"] * abs(adv) * (c[t] + fixed["weight"] * (gated[t] - line[t]))
+            final.append(max(moved, 0.0) if adv > 0 else min(moved, 0.0))
+        result.append(final)
+    return result
+
+
+def naive_tpae(batch: Batch, settings: UpdateConfig) -> Weights:
+    tau = settings.constants.get("tau", 3.03)
+    perception, entropy = rows(batch.perception_BT, batch), rows(batch.entropy_BT, batch)
+    known = defaultdict(list)
+    for b, ids in enumerate(batch.ids_BT.tolist()):
+        for t in range(len(entropy[b])):
+            if batch.correct_B[b] and batch.depends_B[b]:
+                known[int(batch.group_B[b]), ids[t]].append([perception[b][t], entropy[b][t]])
+    fitted = {}
+    for word, points in known.items():
+        if len(points) >= 3:
+            fit = LedoitWolf().fit(np.array(points))
+            if np.linalg.matrix_rank(fit.covariance_, tol=1e-9 * np.trace(fit.covariance_), hermitian=True) == 2:
+                fitted[word] = (fit.location_, np.linalg.inv(fit.covariance_))
+    result = []
+    for b, ids in enumerate(batch.ids_BT.tolist()):
+        weights = []
+        for t in range(len(entropy[b])):
+            word, penalty = (int(batch.group_B[b]), ids[t]), 0.0
+            if word in fitted and batch.depends_B[b]:
+                mean, inverse = fitted[word]
+                off = np.array([perception[b][t], entropy[b][t]]) - mean
+                penalty = 1 / (1 + math.exp(-min(0.0, tau - math.sqrt(off @ inverse @ off)))) - 0.5
+            weights.append(float(batch.adv_B[b]) + penalty)
+        result.append(weights)
     return result
