@@ -34,6 +34,7 @@ class Batch:
         group_size: G.
         max_tokens: longest response there can be, ``rollout.max_new_tokens``.
         updates: optimizer steps that were made before.
+        keep_fraction: ``score.keep_fraction``, k.
         standardized: whether advantages are divided by the group's standard deviation.
         depends_B: whether the response can depend on an image (score/scoring.py); shaping leaves the
             others as they are, and out of its statistics.
@@ -41,7 +42,7 @@ class Batch:
             ``published.mini_batch_responses`` and ``micro_batch_responses``; only
             ``shaping_statistics: micro_batch`` looks at them.
         perception_BT: S by ``score.estimator`` (table.PERCEPTION, as the next two).
-        keep_BT: the share ``score.keep_fraction`` of highest S (vppo.keep_top_fraction), bool.
+        keep_BT: the share ``keep_fraction`` of highest S (vppo.keep_top_fraction), bool.
         dependency_B: mean S of each response.
         clean_logp_BT, perturbed_logp_BT: log p and log q of each token, under the policy that scored
             (table.VIEWS, as the next four); the first is ``logp_BT`` but for surplus of earlier steps.
@@ -67,6 +68,7 @@ class Batch:
     group_size: int
     max_tokens: int
     updates: int
+    keep_fraction: float
     standardized: bool
     depends_B: Tensor
     mini_batch_B: Tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config, UpdateConfig
@@ -52,6 +52,8 @@ class Objective:
         variants: values of ``update.variant``, where the paper and its code differ; the first is the default.
         passes: passes of the update's own besides the policy's: PERTURBED.
         surrogates: those that it has a meaning with.
+        limits: constant -> the interval that it lies in, such as "(0, 1]"; those left out are any number.
+        perturbation: the one ``score.perturbation`` that its S is defined by; "": any.
     """
 
     code: str
@@ -63,6 +65,8 @@ class Objective:
     variants: tuple[str, ...] = ()
     passes: frozenset[str] = frozenset()
     surrogates: tuple[str, ...] = ALL_SURROGATES
+    limits: Mapping[str, str] = field(default_factory=dict)
+    perturbation: str = ""
 
 
 _PAPER = "arXiv 2510.09285"
@@ -89,6 +93,28 @@ OBJECTIVES: dict[str, Objective] = {
         "the authors' code",
         frozenset({PERCEPTION}),
     ),
+    "vppo-soft": Objective(
+        "pipelines.objectives.vppo:vppo_soft",
+        "alpha_i A_i sigmoid(z_t - c_i), z S standardised over the response, c_i such that their mean is k",
+        f"{_PAPER}, appendix I, Table 6",
+        "the paper's text; that advantages are shaped as well, and which standard deviation, is our reading",
+        frozenset({PERCEPTION}),
+    ),
+    "vppo-reward": Objective(
+        "pipelines.objectives.vppo:vppo_reward",
+        "the advantage of alpha_i R_i on the k T tokens of highest S, else 0",
+        f"{_PAPER}, Table 7",
+        "the paper's text; that tokens are filtered as well is our reading",
+        frozenset({PERCEPTION}),
+    ),
+    "vppo-grpo": Objective(
+        "pipelines.objectives.vppo:vppo_grpo",
+        "as vppo, symmetric clipping, mean of means",
+        f"{_PAPER}, Table 5",
+        "the paper names it and does not describe its GRPO: this is that of arXiv 2402.03300",
+        frozenset({PERCEPTION}),
+        surrogates=("ppo",),
+    ),
     "dapo": Objective("pipelines.objectives.dapo:dapo", "A_i", "arXiv 2503.14476", "the authors' code"),
     "grpo": Objective(
         "pipelines.objectives.dapo:grpo",
@@ -96,6 +122,40 @@ OBJECTIVES: dict[str, Objective] = {
         "arXiv 2402.03300",
         "the paper",
         surrogates=("ppo",),
+    ),
+    "entropy-k": Objective(
+        "pipelines.objectives.choices:entropy_k",
+        "A_i on the batch's tokens of highest entropy, a share fraction of them, else 0",
+        "arXiv 2506.01939",
+        "the paper's text",
+        constants={"fraction": 0.2},
+        limits={"fraction": "(0, 1]"},
+    ),
+    "oracle-k": Objective(
+        "pipelines.objectives.choices:oracle_k",
+        "A_i on the tokens that are read from the image, else 0",
+        "ours",
+        "a control, on embedded data alone",
+        frozenset({ROLES}),
+    ),
+    "oracle-k-reasoning": Objective(
+        "pipelines.objectives.choices:oracle_k_reasoning",
+        "A_i on the tokens that are read from the image or follow from what was, else 0",
+        "ours",
+        "a control, on embedded data alone",
+        frozenset({ROLES}),
+    ),
+    "cgpo": Objective(
+        "pipelines.objectives.cgpo:cgpo",
+        "(1 + strength tanh((mean S_i - median) / MAD)) A_i on each response's top fraction of H or of S, "
+        "else elsewhere A_i likewise; S without the evidence regions",
+        "CGPO",
+        "the formula is the paper's; over what its statistics go, and that other tokens get no gradient, is our "
+        "reading. On embedded data alone, with score.perturbation=evidence: the cells that the answer needs",
+        frozenset({PERCEPTION}),
+        {"strength": 0.1, "fraction": 0.3, "elsewhere": 0.0},
+        limits={"strength": "[0, 1]", "fraction": "(0, 1]", "elsewhere": "[0, inf)"},
+        perturbation="evidence",
     ),
 }
 """``update.objective`` -> its row."""
@@ -105,6 +165,38 @@ SURROGATE_CONSTANTS: dict[str, dict[str, float]] = {
     "sapo": {"sapo_tau_positive": 1.0, "sapo_tau_negative": 1.05},
 }
 """Constants of surrogates, set by ``update.constants`` as well."""
+
+SURROGATE_LIMITS: dict[str, str] = {
+    "gspo_clip_low": "[0, 1)",
+    "gspo_clip_high": "[0, inf)",
+    "sapo_tau_positive": "(0, inf)",
+    "sapo_tau_negative": "(0, inf)",
+}
+"""Their intervals, as ``Objective.limits``."""
+
+SURROGATE_AVERAGES: dict[str, Literal["sequence", "max_length"]] = {
+    "gspo": "sequence",
+    "dr_grpo": "max_length",
+    "sapo": "sequence",
+}
+"""Surrogate -> what it averages over, whatever the objective does; others leave it to the objective."""
+
+UNREAD: dict[str, dict[str, str]] = {
+    "gspo": {
+        "clip_low": "its width is update.constants.gspo_clip_low",
+        "clip_high": "its width is update.constants.gspo_clip_high",
+        "dual_clip": "it has none",
+        "tis_cap": "it has one ratio for a response, and those weights are of single tokens",
+    },
+    "cispo": {"clip_low": "its ratio has no lower bound", "dual_clip": "its ratio is bounded whatever the sign"},
+    "dr_grpo": {"loss_average": "it divides by the longest length there can be"},
+    "sapo": {
+        "clip_low": "a gate stands in place of clipping",
+        "clip_high": "a gate stands in place of clipping",
+        "dual_clip": "a gate stands in place of clipping",
+    },
+}
+"""Surrogate -> settings of ``update`` that have no meaning with it, and why: refused but at their defaults."""
 
 
 def find_objective(name: str) -> Any:
@@ -173,19 +265,45 @@ def check(config: Config) -> None:
             f"has no meaning with {name}, which brings its own clipping or averaging.",
             f"Take update.surrogate={row.surrogates[0]}, or another objective.",
         )
+    if row and row.perturbation and config.score.perturbation != row.perturbation:
+        raise UserError(
+            f"score.perturbation: {config.score.perturbation}",
+            f"{settings.objective} is defined by another.",
+            f"Take score.perturbation={row.perturbation}, or another objective.",
+        )
+    for unread, why in UNREAD.get(settings.surrogate, {}).items():
+        if (value := getattr(settings, unread)) != UpdateConfig.model_fields[unread].default:
+            raise UserError(
+                f"update.{unread}: {value}",
+                f"has no meaning with update.surrogate: {settings.surrogate}: {why}.",
+                "Leave it out, or take another surrogate.",
+            )
     known_constants = dict(row.constants if row else {}) | SURROGATE_CONSTANTS.get(settings.surrogate, {})
-    for constant in settings.constants if row else ():
-        if constant not in known_constants:
+    limits = SURROGATE_LIMITS | dict(row.limits if row else {})
+    for constant, given in settings.constants.items():
+        place = f"update.constants.{constant}"
+        if row and constant not in known_constants:
             near = difflib.get_close_matches(constant, known_constants, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             listed = " ".join(known_constants) or "none"
-            raise UserError(
-                f"update.constants.{constant}", f"{settings.objective} has no such constant.", f"{hint}Known: {listed}."
-            )
+            raise UserError(place, f"{settings.objective} has no such constant.", f"{hint}Known: {listed}.")
+        interval = limits.get(constant, "(-inf, inf)") if constant in known_constants else "(-inf, inf)"
+        if not _within(given, interval):
+            published = known_constants.get(constant)
+            fix = f"The published value is {published:g}." if published is not None else "None was published."
+            raise UserError(place, f"{given:g} is not in {interval}.", fix)
     for constant, value in known_constants.items():
         if value is None and constant not in settings.constants:
             raise UserError(
                 name,
-                f"its constant {constant} is published nowhere, so it has no default.",
+                f"no value of its constant {constant} was published, so it has no default.",
                 f"Set it: --set 'update.constants={{{constant}: ...}}' (docs/objectives.md says what is known).",
             )
+
+
+def _within(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval as it is written: ``[0, 1)`` holds 0 and not 1."""
+    low, high = map(float, interval[1:-1].split(","))
+    return (low <= value if interval[0] == "[" else low < value) and (
+        value <= high if interval[-1] == "]" else value < high
+    )

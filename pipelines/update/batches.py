@@ -81,6 +81,7 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
         group_size=size,
         max_tokens=config.rollout.max_new_tokens,
         updates=updates,
+        keep_fraction=config.score.keep_fraction,
         standardized=standardized,
         depends_B=depends_P[group_B],
         mini_batch_B=mini_B,
@@ -136,8 +137,9 @@ def _roles(config: Config, groups: Groups, samples: SampleTable, policy: Policy)
     row = OBJECTIVES.get(config.update.objective)
     if row is None or ROLES not in row.needs:
         return {}
+    asked_by = f"update.objective: {config.update.objective}"
     roles = [
-        token_roles(policy, samples.by_id(rollout.sample_id), ids)
+        token_roles(policy, samples.by_id(rollout.sample_id), ids, asked_by)
         for rollout, _ in groups
         for ids in rollout.response_ids
     ]

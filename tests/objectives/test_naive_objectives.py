@@ -1,0 +1,42 @@
+"""Every objective against a second one, in plain loops (tests/tools/naive_objectives.py)."""
+
+from __future__ import annotations
+
+import naive_objectives
+import pytest
+import torch
+from random_batch import random_batch
+
+from pipelines.config.schema import UpdateConfig
+from pipelines.objectives.table import OBJECTIVES, find_objective
+
+NAIVE = {
+    name.removeprefix("naive_").replace("_", "-"): function
+    for name, function in vars(naive_objectives).items()
+    if name.startswith("naive_")
+}
+
+BESIDES: dict[str, dict[str, float]] = {}
+"""Constants that have no default."""
+
+CASES = [
+    *((name, variant, {}) for name in NAIVE for variant in OBJECTIVES[name].variants or (None,)),
+    ("entropy-k", None, {"fraction": 0.55}),
+    ("cgpo", None, {"strength": 1.0, "fraction": 0.07, "elsewhere": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "constants"), CASES, ids=str)
+def test_it_is_the_naive_one(name, variant, constants):
+    for seed in range(4):
+        for truncated in (False, True):
+            settings = UpdateConfig(
+                objective=name, variant=variant, constants=BESIDES.get(name, {}) | constants, mask_truncated=truncated
+            )
+            batch = random_batch(seed)
+            found = find_objective(name)(batch, settings).token_weight_BT
+            expected = torch.zeros_like(found)
+            for row, weights in zip(expected, NAIVE[name](batch, settings), strict=True):
+                row[: len(weights)] = torch.tensor(weights)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            assert bool(found.any())
