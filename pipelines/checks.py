@@ -14,7 +14,7 @@ from pipelines.model.prompts import model_location, only_local
 from pipelines.objectives import table
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engines import ENGINES
-from pipelines.score.perturb import PERTURBATIONS
+from pipelines.score.perturb import PERTURBATIONS, RAW
 from pipelines.score.scoring import ESTIMATOR_NAMES
 from pipelines.stages import STAGES, find
 from pipelines.tracking.trackers import check_trackers
@@ -41,17 +41,41 @@ def check_parts(config: Config) -> None:
     """
     find_part("rollout.engine", config.rollout.engine, ENGINES)
     find_part("score.estimator", config.score.estimator, dict.fromkeys(ESTIMATOR_NAMES))
-    views = (*PERTURBATIONS, "raw_black")
+    views = (*PERTURBATIONS, *RAW)
     find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
     find_part("update.engine", config.update.engine, TRAINERS)
     table.find_objective(config.update.objective)
     table.check(config)
+    check_truth(config)
     make_reward(config.reward.function, config.reward.grader)
     for stage in STAGES:
         find(stage, config)
     for grader in config.eval.graders:
         check_grader(grader, "eval.graders")
     check_trackers(config)
+
+
+def check_truth(config: Config) -> None:
+    """See that what only the embedded data know is not asked of one's own.
+
+    Raises:
+        UserError: it is.
+    """
+    if config.data.source == "glyphs" or config.stages.prepare:
+        return
+    asked = {
+        f"update.objective: {config.update.objective}": table.ROLES in table.needs(config),
+        f"score.estimator: {config.score.estimator}": config.score.estimator == "oracle",
+        f"score.perturbation: {config.score.perturbation}": config.score.perturbation == "evidence",
+    }
+    for setting, needs_truth in asked.items():
+        if needs_truth:
+            what = "evidence regions" if setting.endswith("evidence") else "token roles"
+            raise UserError(
+                setting,
+                f"the questions of {config.data.source} have no known {what}.",
+                "Only the embedded data (data.source=glyphs) has them.",
+            )
 
 
 def check_sampler(config: Config) -> None:

@@ -193,6 +193,50 @@ def keep_top_fraction(perception_BT: Tensor, mask_BT: Tensor, fraction: float) -
     return torch.zeros_like(mask_BT).scatter(-1, order_BT, positions_T < count_B.unsqueeze(-1))
 
 
+HALVINGS = 64
+"""Of the interval that holds c of :func:`soft_weights`: of a width of 2 sqrt(T), more than float64 tells apart."""
+
+
+def soft_weights(perception_BT: Tensor, mask_BT: Tensor, fraction: float) -> Tensor:
+    """Soft weights in place of the filter (paper appendix I, Table 6) -> weight_BT in (0, 1), float32.
+
+    w_t = sigmoid(z_t - c), where z is the perception of the response's tokens, standardised (by the standard
+    deviation of the population, as the sample's is that of no response of one token), and c is such that the
+    mean of w over the response is ``fraction``: found by bisection, in float64. Where all tokens have the same
+    perception, z is 0 and every w is ``fraction``. Padding has 0.
+
+    Args:
+        perception_BT: any score, signed or not; finite on response tokens.
+        mask_BT: response tokens.
+        fraction: in (0, 1]; at 1 every w is 1.
+    """
+    assert 0 < fraction <= 1, f"fraction must be in (0, 1], not {fraction}"
+    mask_BT = mask_BT.bool()
+    assert torch.isfinite(perception_BT[mask_BT]).all(), "perception of a token is NaN or infinite"
+    if fraction == 1:
+        return mask_BT.float()
+    score_BT = perception_BT.double()
+    length_B1 = mask_BT.sum(-1, keepdim=True).clamp(min=1)
+
+    def mean(x_BT: Tensor) -> Tensor:
+        return torch.where(mask_BT, x_BT, 0.0).sum(-1, keepdim=True) / length_B1
+
+    least_B1 = score_BT.masked_fill(~mask_BT, torch.inf).amin(-1, keepdim=True)
+    most_B1 = score_BT.masked_fill(~mask_BT, -torch.inf).amax(-1, keepdim=True)
+    centred_BT = torch.where(mask_BT & (most_B1 > least_B1), score_BT - mean(score_BT), 0.0)
+    spread_B1 = mean(centred_BT**2).sqrt()
+    z_BT = centred_BT / torch.where(spread_B1 > 0, spread_B1, 1.0)
+    # Were all z the least (the most) one, c would be the first (the second) of these. Padding has z's mean, 0.
+    logit = math.log(fraction / (1 - fraction))
+    low_B1, high_B1 = z_BT.amin(-1, keepdim=True) - logit, z_BT.amax(-1, keepdim=True) - logit
+    for _ in range(HALVINGS):
+        c_B1 = (low_B1 + high_B1) / 2
+        above_B1 = mean(torch.sigmoid(z_BT - c_B1)) > fraction
+        low_B1, high_B1 = torch.where(above_B1, c_B1, low_B1), torch.where(above_B1, high_B1, c_B1)
+    weight_BT = torch.sigmoid(z_BT - (low_B1 + high_B1) / 2)
+    return torch.where(mask_BT, weight_BT, 0.0).float()
+
+
 # --- Advantages and the base objective (GRPO, DAPO) -----------------------------------------------
 
 

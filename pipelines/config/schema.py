@@ -223,10 +223,13 @@ class ScoreConfig(Section):
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (of the sampled token),
     ``jsd``, ``log_ratio``, ``top1_drop`` (of the sampled token's probability; paper appendix G),
-    ``argmax_drop`` (of the likeliest token's), ``entropy``, ``random``, ``oracle`` (embedded data)."""
+    ``argmax_drop`` (of the likeliest token's), ``entropy``, ``random``, ``oracle`` (embedded data: 1 for a
+    token that is read from the image, and of the others the first of each response fill it up to
+    ``keep_fraction``; ``update.objective: oracle-k`` keeps no others)."""
     perturbation: str = "patch_black"
     """``patch_black``, ``gaussian_noise``, ``gaussian_blur``, ``grey``, or ``raw_black`` (authors' code:
-    14-pixel squares of the image, before the processor resizes it), or an import path
+    14-pixel squares of the image, before the processor resizes it), ``evidence`` (embedded data: the cells
+    that the answer needs are black, before the processor too; nothing is drawn), or an import path
     (pixels 0..255 [F, C, H, W], numpy Generator) -> pixels."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Chance of each patch to be blackened."""
@@ -287,11 +290,13 @@ class UpdateConfig(Section):
     """Adapters count lora_alpha / lora_rank times."""
     objective: str = "vppo"
     """What each token's gradient is weighted by: ``vppo``, ``dapo``, ``grpo`` ... (docs/objectives.md has
-    the table), or an import path."""
+    the table), or an import path. ``random-k`` and ``entropy-response-k`` are names for ``vppo-tgf`` with
+    ``score.estimator`` random or entropy, each response's own share; ``entropy-k`` takes the batch's."""
     surrogate: Literal["ppo", "gspo", "cispo", "dr_grpo", "sapo"] = "ppo"
     """What the ratio to the policy that sampled becomes: ``ppo`` (clipped, by token), ``gspo`` (of the whole
-    sequence), ``cispo`` (a clipped weight), ``dr_grpo`` (as ppo; advantages not divided by their standard
-    deviation, the loss by the longest length there can be), ``sapo`` (a soft gate)."""
+    sequence; mean of per-response means), ``cispo`` (a clipped weight), ``dr_grpo`` (as ppo; advantages not
+    divided by their standard deviation, the loss by the longest length there can be), ``sapo`` (a soft gate;
+    mean of per-response means). What a setting has no meaning with is refused."""
     variant: Literal["paper", "code", "exact"] | None = None
     """Which form of the objective, where its paper and its authors' code differ; none: the first that
     docs/objectives.md names."""

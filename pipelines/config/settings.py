@@ -56,6 +56,13 @@ OLD_MODES = ("paper", "reference")
 OLD_PROFILE = "paper"
 """What the evaluation profile ``published`` was called once, likewise."""
 
+TOKEN_CHOICES: dict[str, dict[str, str]] = {
+    "random-k": {"update.objective": "vppo-tgf", "score.estimator": "random"},
+    "entropy-response-k": {"update.objective": "vppo-tgf", "score.estimator": "entropy"},
+}
+"""``update.objective`` -> the settings that it is another name for. In a config that is read they have taken
+its place, so names of runs and keys are those of either spelling."""
+
 DEFAULT_CONFIG = "tiny.yaml"
 
 PAPER = "paper"
@@ -217,7 +224,7 @@ def load(
                 f"{shortened(value)!r} is not YAML: {error}.",
                 "Quote it, or mind the brackets.",
             ) from error
-    return _validate(_with_mode(asked).over(layer))
+    return _validate(_with_choice(_with_mode(asked).over(layer)))
 
 
 def _with_mode(layer: _Layer) -> _Layer:
@@ -237,6 +244,28 @@ def _with_mode(layer: _Layer) -> _Layer:
     for key, value in MODES.get(str(layer.values.get("mode")), {}).items():
         preset.put(key, value, f"mode {layer.values['mode']}, {key}")
     return layer.over(preset)
+
+
+def _with_choice(layer: _Layer) -> _Layer:
+    """The layer with a name of ``TOKEN_CHOICES`` written out, over what a mode sets.
+
+    Raises:
+        UserError: something else than a mode sets another value.
+    """
+    name = layer.values.get("update.objective")
+    meant = TOKEN_CHOICES.get(str(name), {})
+    place = layer.places.get("update.objective", "")
+    for key, value in meant.items():
+        if key != "update.objective" and layer.values.get(key, value) != value:
+            said = layer.places[key]
+            if not said.startswith("mode "):
+                raise UserError(
+                    said,
+                    f"{shortened(str(layer.values[key]))!r} is not what update.objective: {name} ranks tokens by.",
+                    f"Leave it out, or take {value}: {name} is update.objective={meant['update.objective']} with it.",
+                )
+        layer.put(key, value, place)
+    return layer
 
 
 def _migrated(layer: _Layer) -> _Layer:

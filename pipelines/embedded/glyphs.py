@@ -385,6 +385,17 @@ def puzzle_of(sample: Sample) -> Puzzle:
     )
 
 
+def evidence(sample: Sample) -> list[tuple[float, float, float, float]]:
+    """The cells that a sample's answer needs, whether the question gives their values away or not.
+
+    Each is left, top, right and bottom, as shares of the image.
+    """
+    puzzle = puzzle_of(sample)
+    rows, columns = len(puzzle.grid), len(puzzle.grid[0])
+    places = [("abc".index(cell[0]), int(cell[1]) - 1) for cell in puzzle.cells]
+    return [(x / columns, y / rows, (x + 1) / columns, (y + 1) / rows) for x, y in places]
+
+
 def solution(sample: Sample) -> str:
     """The right solution of a sample, as text (without the end-of-sequence token)."""
     return str(sample.details()["solution"])

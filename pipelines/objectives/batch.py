@@ -34,6 +34,7 @@ class Batch:
         group_size: G.
         max_tokens: longest response there can be, ``rollout.max_new_tokens``.
         updates: optimizer steps that were made before.
+        keep_fraction: ``score.keep_fraction``, k.
         standardized: whether advantages are divided by the group's standard deviation.
         has_image_B: whether the question has an image, bool.
         depends_B: whether the response can depend on an image (score/scoring.py); shaping leaves the
@@ -42,7 +43,7 @@ class Batch:
             ``published.mini_batch_responses`` and ``micro_batch_responses``; only
             ``shaping_statistics: micro_batch`` looks at them.
         perception_BT: S by ``score.estimator`` (table.PERCEPTION, as the next two).
-        keep_BT: the share ``score.keep_fraction`` of highest S (vppo.keep_top_fraction), bool.
+        keep_BT: the share ``keep_fraction`` of highest S (vppo.keep_top_fraction), bool.
         dependency_B: mean S of each response.
         clean_logp_BT, perturbed_logp_BT: log p and log q of each token, under the policy that scored
             (table.VIEWS, as the next four); the first is ``logp_BT`` but for surplus of earlier steps.
@@ -68,6 +69,7 @@ class Batch:
     group_size: int
     max_tokens: int
     updates: int
+    keep_fraction: float
     standardized: bool
     has_image_B: Tensor
     depends_B: Tensor

@@ -32,15 +32,16 @@ def gspo(
 ) -> tuple[Tensor, Clipping]:
     """GSPO (arXiv 2507.18071): the ratio of the sequence, s = exp(mean over tokens of log r), clipped.
 
-    In its token form (eq. 13 there), s_t = sg[s] pi_t / sg[pi_t]: the value is s, the gradient reaches every
-    token's log-prob alike, and advantages and weights may differ from token to token. For those that do
-    not it is GSPO itself.
+    In its token form (GSPO-token, section 4.3 there), s_t = sg[s] pi_t / sg[pi_t]: the value is s, the gradient
+    reaches every token's log-prob alike, and advantages and weights may differ from token to token. For those
+    that do not it is GSPO itself. s is of all response tokens, whatever their weights.
     """
     widths = surrogate_constants(settings)
     gap_BT = torch.where(mask_BT, logp_BT.detach() - old_logp_BT, 0.0)
     sequence_B1 = vppo.masked_mean(gap_BT, mask_BT).unsqueeze(-1)
-    # As a log-ratio: value the sequence's, gradient the token's.
-    shifted_BT = sequence_B1 + logp_BT - logp_BT.detach()
+    # As a log-ratio: value the sequence's, gradient the token's. The difference is 0 and comes first: added to
+    # a log-prob of 10 nats, s would be rounded by some 1e-6, and its clipping widths are 3e-4.
+    shifted_BT = sequence_B1 + (logp_BT - logp_BT.detach())
     return vppo.clipped_loss_BT(
         shifted_BT,
         torch.zeros_like(old_logp_BT),
@@ -54,7 +55,11 @@ def gspo(
 def cispo(
     logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor, terms: Terms, settings: UpdateConfig
 ) -> tuple[Tensor, Clipping]:
-    """CISPO (arXiv 2506.13585): -sg[min(r, 1 + clip_high)] A log pi: no token loses its gradient."""
+    """CISPO (arXiv 2506.13585): -sg[min(r, 1 + clip_high)] A log pi: no token loses its gradient.
+
+    The ratio has no lower bound, as theirs; their upper one is tuned, and 0.28 is DAPO's. It bounds the ratio
+    whatever the sign of A.
+    """
     adv_BT = _of_tokens(terms.advantage, logp_BT)
     ratio_BT = (logp_BT.detach() - old_logp_BT).clamp(-20.0, 20.0).exp()
     most = 1.0 + terms.clip_high
@@ -68,7 +73,8 @@ def sapo(
 ) -> tuple[Tensor, Clipping]:
     """SAPO (arXiv 2511.20347): a soft gate in place of clipping, f(r) = sigmoid(tau (r - 1)) 4 / tau.
 
-    tau is ``sapo_tau_positive`` where A > 0, else ``sapo_tau_negative``; on-policy its gradient is r's.
+    tau is ``sapo_tau_positive`` where A > 0, else ``sapo_tau_negative``; on-policy its gradient is r's. A is
+    the token's, so where an objective gives tokens of a response different signs, they have different gates.
     """
     taus = surrogate_constants(settings)
     adv_BT = _of_tokens(terms.advantage, logp_BT)
@@ -84,4 +90,4 @@ def _of_tokens(advantage: Tensor, like_BT: Tensor) -> Tensor:
 
 
 SURROGATES: dict[str, Surrogate] = {"ppo": ppo, "gspo": gspo, "cispo": cispo, "dr_grpo": ppo, "sapo": sapo}
-"""``dr_grpo`` (arXiv 2503.20783) is PPO's; its advantages and its averaging are its own."""
+"""``dr_grpo`` (arXiv 2503.20783) is PPO's; its advantages and its averaging (table.SURROGATE_AVERAGES) are its own."""

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config, UpdateConfig
@@ -56,6 +56,7 @@ class Objective:
         surrogates: those that it has a meaning with.
         limits: constant -> the interval that it lies in, such as "(0, 1]"; those left out are any number.
         published_with: further settings of its publication, which ``update.objective`` does not set.
+        perturbation: the one ``score.perturbation`` that its S is defined by; "": any.
     """
 
     code: str
@@ -69,6 +70,7 @@ class Objective:
     surrogates: tuple[str, ...] = ALL_SURROGATES
     limits: Mapping[str, str] = field(default_factory=dict)
     published_with: str = ""
+    perturbation: str = ""
 
 
 _PAPER = "arXiv 2510.09285"
@@ -94,6 +96,28 @@ OBJECTIVES: dict[str, Objective] = {
         f"{_PAPER}, Table 2",
         "the authors' code",
         frozenset({PERCEPTION}),
+    ),
+    "vppo-soft": Objective(
+        "pipelines.objectives.vppo:vppo_soft",
+        "alpha_i A_i sigmoid(z_t - c_i), z S standardised over the response, c_i such that their mean is k",
+        f"{_PAPER}, appendix I, Table 6",
+        "the paper's text; that advantages are shaped as well, and which standard deviation, is our reading",
+        frozenset({PERCEPTION}),
+    ),
+    "vppo-reward": Objective(
+        "pipelines.objectives.vppo:vppo_reward",
+        "the advantage of alpha_i R_i on the k T tokens of highest S, else 0",
+        f"{_PAPER}, Table 7",
+        "the paper's text; that tokens are filtered as well is our reading",
+        frozenset({PERCEPTION}),
+    ),
+    "vppo-grpo": Objective(
+        "pipelines.objectives.vppo:vppo_grpo",
+        "as vppo, symmetric clipping, mean of means",
+        f"{_PAPER}, Table 5",
+        "the paper names it and does not describe its GRPO: this is that of arXiv 2402.03300",
+        frozenset({PERCEPTION}),
+        surrogates=("ppo",),
     ),
     "dapo": Objective("pipelines.objectives.dapo:dapo", "A_i", "arXiv 2503.14476", "the authors' code"),
     "grpo": Objective(
@@ -194,6 +218,40 @@ OBJECTIVES: dict[str, Objective] = {
         limits={"tau": "[0, inf)"},
         published_with="score.probability 0.6, rollout.samples_per_prompt 16, update.entropy_penalty 0.06",
     ),
+    "entropy-k": Objective(
+        "pipelines.objectives.choices:entropy_k",
+        "A_i on the batch's tokens of highest entropy, a share fraction of them, else 0",
+        "arXiv 2506.01939",
+        "the paper's text",
+        constants={"fraction": 0.2},
+        limits={"fraction": "(0, 1]"},
+    ),
+    "oracle-k": Objective(
+        "pipelines.objectives.choices:oracle_k",
+        "A_i on the tokens that are read from the image, else 0",
+        "ours",
+        "a control, on embedded data alone",
+        frozenset({ROLES}),
+    ),
+    "oracle-k-reasoning": Objective(
+        "pipelines.objectives.choices:oracle_k_reasoning",
+        "A_i on the tokens that are read from the image or follow from what was, else 0",
+        "ours",
+        "a control, on embedded data alone",
+        frozenset({ROLES}),
+    ),
+    "cgpo": Objective(
+        "pipelines.objectives.cgpo:cgpo",
+        "(1 + strength tanh((mean S_i - median) / MAD)) A_i on each response's top fraction of H or of S, "
+        "else elsewhere A_i likewise; S without the evidence regions",
+        "CGPO",
+        "the formula is the paper's; over what its statistics go, and that other tokens get no gradient, is our "
+        "reading. On embedded data alone, with score.perturbation=evidence: the cells that the answer needs",
+        frozenset({PERCEPTION}),
+        {"strength": 0.1, "fraction": 0.3, "elsewhere": 0.0},
+        limits={"strength": "[0, 1]", "fraction": "(0, 1]", "elsewhere": "[0, inf)"},
+        perturbation="evidence",
+    ),
 }
 """``update.objective`` -> its row."""
 
@@ -210,6 +268,30 @@ SURROGATE_LIMITS: dict[str, str] = {
     "sapo_tau_negative": "(0, inf)",
 }
 """Their intervals, as ``Objective.limits``."""
+
+SURROGATE_AVERAGES: dict[str, Literal["sequence", "max_length"]] = {
+    "gspo": "sequence",
+    "dr_grpo": "max_length",
+    "sapo": "sequence",
+}
+"""Surrogate -> what it averages over, whatever the objective does; others leave it to the objective."""
+
+UNREAD: dict[str, dict[str, str]] = {
+    "gspo": {
+        "clip_low": "its width is update.constants.gspo_clip_low",
+        "clip_high": "its width is update.constants.gspo_clip_high",
+        "dual_clip": "it has none",
+        "tis_cap": "it has one ratio for a response, and those weights are of single tokens",
+    },
+    "cispo": {"clip_low": "its ratio has no lower bound", "dual_clip": "its ratio is bounded whatever the sign"},
+    "dr_grpo": {"loss_average": "it divides by the longest length there can be"},
+    "sapo": {
+        "clip_low": "a gate stands in place of clipping",
+        "clip_high": "a gate stands in place of clipping",
+        "dual_clip": "a gate stands in place of clipping",
+    },
+}
+"""Surrogate -> settings of ``update`` that have no meaning with it, and why: refused but at their defaults."""
 
 
 def find_objective(name: str) -> Any:
@@ -290,6 +372,19 @@ def check(config: Config) -> None:
             f"has no meaning with {name}, which brings its own clipping or averaging.",
             f"Take update.surrogate={row.surrogates[0]}, or another objective.",
         )
+    if row and row.perturbation and config.score.perturbation != row.perturbation:
+        raise UserError(
+            f"score.perturbation: {config.score.perturbation}",
+            f"{settings.objective} is defined by another.",
+            f"Take score.perturbation={row.perturbation}, or another objective.",
+        )
+    for unread, why in UNREAD.get(settings.surrogate, {}).items():
+        if (value := getattr(settings, unread)) != UpdateConfig.model_fields[unread].default:
+            raise UserError(
+                f"update.{unread}: {value}",
+                f"has no meaning with update.surrogate: {settings.surrogate}: {why}.",
+                "Leave it out, or take another surrogate.",
+            )
     known_constants = dict(row.constants if row else {}) | SURROGATE_CONSTANTS.get(settings.surrogate, {})
     limits = SURROGATE_LIMITS | dict(row.limits if row else {})
     for constant, given in settings.constants.items():

@@ -49,7 +49,7 @@ from pipelines.score.scoring import (
 DEFAULTS = ("rollout.top_p=1", "rollout.batch_prompts=16")
 """Settings of a model on its own that differ from those of training."""
 
-SAME_EVERY_TIME = ("grey", "gaussian_blur")
+SAME_EVERY_TIME = ("grey", "gaussian_blur", "evidence")
 """Perturbations without a random draw."""
 
 

@@ -242,6 +242,22 @@ def _black_row(scale: _Scale, patches: Tensor) -> Tensor:
     return black_C.repeat_interleave(patches.shape[1] // len(black_C))
 
 
+RAW = ("raw_black", "evidence")
+"""Perturbations of the image before the processor: ``blacken_raw``, ``blacken_boxes``."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, as shares of the image's width and height."""
+
+
+def blacken_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """The image, RGB, with the boxes black; their edges to the nearest pixel."""
+    pixels_HWC = np.array(image.convert("RGB"))
+    height, width, _ = pixels_HWC.shape
+    for left, top, right, bottom in boxes:
+        pixels_HWC[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 0
+    return Image.fromarray(pixels_HWC)
+
+
 def blacken_raw(
     image: Image.Image, rng: np.random.Generator, probability: float = 0.5, square: int = 14
 ) -> Image.Image:

@@ -36,7 +36,7 @@ from pipelines.model.ragged import pad_lists, split_like
 from pipelines.objectives.table import HIDDEN, KEYED, PERCEPTION, STORES, VIEWS, stored
 from pipelines.ranks.ranks import ranks
 from pipelines.score.looks import LOOKS, look_rows
-from pipelines.score.perturb import blacken_raw, perturb
+from pipelines.score.perturb import Box, blacken_boxes, blacken_raw, perturb
 from pipelines.seeds import generator
 from pipelines.watch import Watch
 
@@ -158,8 +158,14 @@ def _checked(name: str, estimator: Estimator) -> Estimator:
     return checked
 
 
-def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> list[str]:
+ORACLE = "score.estimator: oracle"
+
+
+def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int], asked_by: str = ORACLE) -> list[str]:
     """What each token of a response to an embedded question is for: its true role.
+
+    Args:
+        asked_by: the setting that needs to know, for the error.
 
     Raises:
         UserError: the sample is not embedded data, so nobody knows.
@@ -168,11 +174,28 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int]) -> 
 
     if "solution" not in sample.details():
         raise UserError(
-            "score.estimator: oracle",
+            asked_by,
             f"sample {sample.id} has no known token roles.",
             "Only the embedded data (data.source=glyphs) has them.",
         )
     return roles_of([policy.tokenizer.decode([token]) for token in response_ids])
+
+
+def evidence(sample: Sample) -> list[Box]:
+    """Where in the image of an embedded question the cells are that its answer needs.
+
+    Raises:
+        UserError: the sample is not embedded data, so nobody knows.
+    """
+    from pipelines.embedded.glyphs import evidence as boxes_of
+
+    if "cells" not in sample.details():
+        raise UserError(
+            "score.perturbation: evidence",
+            f"sample {sample.id} has no known evidence regions.",
+            "Only the embedded data (data.source=glyphs) has them.",
+        )
+    return boxes_of(sample)
 
 
 def needs_two_views(config: Config) -> bool:
@@ -381,6 +404,10 @@ def perturbed_prompt(config: Config, sample: Sample, prompt: Encoded, policy: Po
     if settings.perturbation == "raw_black":
         shown = policy.encoder.images(sample)
         images = [blacken_raw(image, rng, settings.probability) for image in shown]
+        return policy.encoder.encode_images(sample, images)
+    if settings.perturbation == "evidence":
+        boxes = evidence(sample)
+        images = [blacken_boxes(image, boxes) for image in policy.encoder.images(sample)]
         return policy.encoder.encode_images(sample, images)
     processor, grid_thw = policy.processor.image_processor, prompt.get("image_grid_thw")
     _check_layout(prompt, policy)

@@ -82,6 +82,7 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
         group_size=size,
         max_tokens=config.rollout.max_new_tokens,
         updates=updates,
+        keep_fraction=config.score.keep_fraction,
         standardized=standardized,
         has_image_B=torch.tensor([bool(sample.images) for sample in owners])[group_B],
         depends_B=depends_P[group_B],
@@ -138,8 +139,9 @@ def _roles(config: Config, groups: Groups, samples: SampleTable, policy: Policy)
     row = OBJECTIVES.get(config.update.objective)
     if row is None or ROLES not in row.needs:
         return {}
+    asked_by = f"update.objective: {config.update.objective}"
     roles = [
-        token_roles(policy, samples.by_id(rollout.sample_id), ids)
+        token_roles(policy, samples.by_id(rollout.sample_id), ids, asked_by)
         for rollout, _ in groups
         for ids in rollout.response_ids
     ]

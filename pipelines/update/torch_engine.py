@@ -112,8 +112,7 @@ class TorchTrainer:
         whole = make_tokens(self.config, groups, self.policy.device)
         batch = self._batch(groups, samples)
         terms = self.objective(batch, self.settings)
-        if self.settings.surrogate == "dr_grpo":
-            terms = replace(terms, average="max_length")
+        terms = replace(terms, average=table.SURROGATE_AVERAGES.get(self.settings.surrogate, terms.average))
         self.advantages_used += _advantages(groups, batch, terms)
         denominator = vppo.loss_denominator(whole.loss_mask_BT, terms.average, batch.max_tokens).clamp(min=1)
         tokens = whole.loss_mask_BT.sum().clamp(min=1)

@@ -31,6 +31,8 @@ CASES = [
     ("pivot-vaa", None, {"beta": 3.0, "window": 2.0, "discount": 0.5, "weight": -1.0}),
     ("pivot-vaa", None, {"discount": 0.0}),
     ("tpae", None, {"tau": 1.0}),
+    ("entropy-k", None, {"fraction": 0.55}),
+    ("cgpo", None, {"strength": 1.0, "fraction": 0.07, "elsewhere": 0.5}),
 ]
 
 

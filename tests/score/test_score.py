@@ -22,7 +22,7 @@ from pipelines.score.scoring import (
 from pipelines.watch import Silent
 
 ESTIMATORS = ["kl", "k3", "jsd", "log_ratio", "top1_drop", "argmax_drop", "entropy", "random", "oracle"]
-PERTURBATIONS = ["patch_black", "gaussian_noise", "gaussian_blur", "grey", "raw_black"]
+PERTURBATIONS = ["patch_black", "gaussian_noise", "gaussian_blur", "grey", "raw_black", "evidence"]
 
 
 def flat(nested):

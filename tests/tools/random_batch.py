@@ -49,6 +49,7 @@ def random_batch(seed: int = 0, groups: int = 5, size: int = 4, longest: int = 9
         "group_size": size,
         "max_tokens": longest,
         "updates": 3,
+        "keep_fraction": 0.4,
         "standardized": True,
         "has_image_B": group_B != 2,
         "depends_B": group_B != 2,
