@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines import vppo
-from pipelines.config.schema import Config
+from pipelines.config.schema import Config, UpdateConfig
 from pipelines.disk.records import Rollout, SampleTable, Scored
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
@@ -89,6 +89,12 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
         **_roles(config, groups, samples, policy),
     )
     return _map(batch, lambda x: x.to(policy.device))
+
+
+def make_terms(objective: Callable[[Batch, UpdateConfig], Terms], batch: Batch, settings: UpdateConfig) -> Terms:
+    """What the objective makes of the batch; Dr. GRPO brings its own average."""
+    terms = objective(batch, settings)
+    return replace(terms, average="max_length") if settings.surrogate == "dr_grpo" else terms
 
 
 OF_STATISTICS = {
