@@ -63,6 +63,11 @@ def choose(config: Config, names: Sequence[str] = (), *, roles: bool) -> tuple[l
         UserError: there is no such objective, or no such constant of those.
     """
     for name in names:
+        if name not in OBJECTIVES and ":" not in name:
+            near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            known = f"Known: {' '.join(OBJECTIVES)}; or an import path package.module:name."
+            raise UserError(f"--objectives {name}", "no such objective.", hint + known)
         table.find_objective(name)
     wanted = dict.fromkeys(n for n in OBJECTIVES if not names or n in names or n in REFERENCES)
     wanted |= dict.fromkeys(n for n in names if n not in OBJECTIVES)
