@@ -39,6 +39,7 @@ ORDER = (
     "pipelines.checks",
     "pipelines.opening",
     "pipelines.run",
+    "pipelines.ledger",
     "pipelines.page",
     "pipelines.perceive",
     "pipelines.bench",

@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "vppo_cli.commands.plan:plan",
     "status": "vppo_cli.commands.status:status",
     "report": "vppo_cli.commands.report:report",
+    "ledger": "vppo_cli.commands.ledger:ledger",
     "export": "vppo_cli.commands.export:export",
     "bench": "vppo_cli.commands.bench:bench",
     "config": "vppo_cli.commands.config:config",

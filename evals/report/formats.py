@@ -132,18 +132,18 @@ def _percents(bounds: list[float]) -> list[float]:
 
 def as_markdown(report: Report) -> str:
     """The tables of the report under headings, as people paste them into a README."""
-    parts = [f"# {markdown_text(report['model'])}", _markdown(report_tables.main_table(report))]
+    parts = [f"# {markdown_text(report['model'])}", markdown_table(report_tables.main_table(report))]
     if report["no_average"]:
         parts.append(f"No average: it {markdown_text(report['no_average'])}.")
     if report["warnings"]:
         parts += ["## Warnings", _bullets(report["warnings"])]
     if table := report_tables.verdict_table(report):
-        parts += ["## Two verdicts", _markdown(table)]
-    parts += ["## How it was counted", *map(_markdown, report_tables.detail_tables(report))]
+        parts += ["## Two verdicts", markdown_table(table)]
+    parts += ["## How it was counted", *map(markdown_table, report_tables.detail_tables(report))]
     if table := report_tables.score_table(report):
-        parts += ["## Scores of the benchmarks' own", _markdown(table)]
+        parts += ["## Scores of the benchmarks' own", markdown_table(table)]
     if tables := report_tables.breakdown_tables(report):
-        parts += ["## Breakdowns", *map(_markdown, tables)]
+        parts += ["## Breakdowns", *map(markdown_table, tables)]
     parts += [
         "## Settings",
         _bullets(
@@ -163,7 +163,8 @@ def markdown_text(text: Any) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is just itself
 
 
-def _markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table under its caption."""
     lines = [table.header, ["---:" if right else "---" for right in table.right()]]
     for i, row in enumerate(table.rows):
         cells = [cell if NUMBERS.fullmatch(cell) else markdown_text(cell) for cell in row]
@@ -191,7 +192,7 @@ def as_latex(report: Report) -> str:
         *filter(None, [report_tables.score_table(report)]),
         *report_tables.breakdown_tables(report),
     ]
-    return "\n".join(comments) + "\n\n" + "\n".join(map(_latex, tables))
+    return "\n".join(comments) + "\n\n" + "\n".join(map(latex_table, tables))
 
 
 def latex_text(text: Any) -> str:
@@ -211,7 +212,8 @@ def _column(right: bool, cells: Sequence[str]) -> str:
     return "p{0.5\\textwidth}" if long else "r" if right else "l"
 
 
-def _latex(table: Table) -> str:
+def latex_table(table: Table) -> str:
+    """A floating table; it needs the package booktabs."""
     # The first row that is ours is ruled off from the published ones.
     lines = []
     for i, row in enumerate(table.rows):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pipelines import vppo
-from pipelines.config.schema import Config
+from pipelines.config.schema import Config, UpdateConfig
 from pipelines.disk.records import Rollout, SampleTable, Scored
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
 from pipelines.model.ragged import pad_lists
 from pipelines.objectives.batch import Batch, Terms
-from pipelines.objectives.table import HIDDEN, OBJECTIVES, PERCEPTION, ROLES, VIEWS
+from pipelines.objectives.table import HIDDEN, OBJECTIVES, PERCEPTION, ROLES, SURROGATE_AVERAGES, VIEWS
 from pipelines.score.scoring import depends, token_roles
 
 Groups = Sequence[tuple[Rollout, Scored]]
@@ -92,6 +92,12 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
         **_roles(config, groups, samples, policy),
     )
     return _map(batch, lambda x: x.to(policy.device))
+
+
+def make_terms(objective: Callable[[Batch, UpdateConfig], Terms], batch: Batch, settings: UpdateConfig) -> Terms:
+    """What the objective makes of the batch, with the surrogate's own average where it has one."""
+    terms = objective(batch, settings)
+    return replace(terms, average=SURROGATE_AVERAGES.get(settings.surrogate, terms.average))
 
 
 OF_STATISTICS = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pipelines.objectives import table
 from pipelines.objectives.batch import Batch, Reading, Terms
 from pipelines.objectives.surrogates import SURROGATES
 from pipelines.update import lora, moments
-from pipelines.update.batches import Groups, Tokens, cut_terms, cut_tokens, make_batch, make_tokens
+from pipelines.update.batches import Groups, Tokens, cut_terms, cut_tokens, make_batch, make_terms, make_tokens
 from pipelines.update.moments import OPTIMIZER
 
 MOST_SKIPPED = 5
@@ -111,8 +110,7 @@ class TorchTrainer:
     def _optimizer_step(self, groups: Groups, samples: SampleTable) -> dict[str, float]:
         whole = make_tokens(self.config, groups, self.policy.device)
         batch = self._batch(groups, samples)
-        terms = self.objective(batch, self.settings)
-        terms = replace(terms, average=table.SURROGATE_AVERAGES.get(self.settings.surrogate, terms.average))
+        terms = make_terms(self.objective, batch, self.settings)
         self.advantages_used += _advantages(groups, batch, terms)
         denominator = vppo.loss_denominator(whole.loss_mask_BT, terms.average, batch.max_tokens).clamp(min=1)
         tokens = whole.loss_mask_BT.sum().clamp(min=1)

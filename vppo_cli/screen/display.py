@@ -72,6 +72,12 @@ def print_json(value: Any) -> None:
         sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
+def print_text(text: str) -> None:
+    """For a file: text as it is, nothing else on standard output."""
+    if is_main():
+        sys.stdout.write(text + "\n")
+
+
 def show_error(error: UserError) -> None:
     """An expected error: what is wrong and what to do, without a traceback."""
     problem = plain(f"{error.place}: {error.problem}", 7)
