@@ -12,6 +12,8 @@ CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
 
+unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
+
 test: $(READY)          ## all tests, two files at a time, the longest first
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -38,13 +40,19 @@ baseline: $(READY)      ## make the stored baseline again, after a change that i
 planted-bugs: $(READY)  ## a regression must be seen for each planted bug, and none without (slow)
 	$(BIN)/python tests/tools/planted_bugs.py
 
-kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
+kill-unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
+
+test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
 	$(BIN)/python tests/tools/kill_proof.py --kills 20
 
-fault-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
+fault-unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
+
+test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
 	$(BIN)/python tests/tools/fault_proof.py --faults 500
 
-flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
+flip-unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
+
+test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
 	$(BIN)/python tests/tools/flip_proof.py --flips 20000 --runs 200
 
 gpu-emulated: $(READY)  ## rollout, score and update with every setting, on a GPU emulated by the CPU (slow)

@@ -1,8 +1,8 @@
 """Runs commands in forks of a process that has already imported the slow packages.
 
 Each fork is a process of its own, with its own exit code, signals and session; it only skips the
-seconds that importing torch and transformers takes. ``tests/tools/command_line.py`` talks to this script:
-one JSON request a line on standard input, one JSON answer a line on standard output.
+seconds that importing torch and transformers takes. ``tests/tools/command_line.py`` talks to this script
+over a socket: one JSON request a line, one JSON answer a line. It ends with its standard input.
 """
 
 from __future__ import annotations
@@ -13,43 +13,67 @@ import gc
 import json
 import os
 import resource
+import select
+import socket
 import sys
 import time
+from pkgutil import resolve_name
 from typing import Any
 
 FOREVER = 300.0
 """Seconds after which a command is taken for stuck and killed, so that a test fails, not hangs."""
 
 
-def serve() -> list[str] | None:
-    """Answer requests until standard input ends; in a fork, return its arguments instead."""
+def warm_up() -> None:
+    """Import, and do once, what every command that loads a model would."""
     import datasets  # noqa: F401
-    import torch  # noqa: F401
 
     from pipelines.model.torchvision_ops import ensure_importable
 
     ensure_importable()
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+    from PIL import Image
 
-    from pipelines import live, run  # noqa: F401
+    from evals import stage  # noqa: F401
+    from pipelines import checks, live, run  # noqa: F401
+    from pipelines.config import settings
+    from pipelines.model.load import load_policy
     from vppo_cli import choose  # noqa: F401
-    from vppo_cli.screen import live as view  # noqa: F401
-    from vppo_cli.screen import results  # noqa: F401
+    from vppo_cli.app import COMMANDS
+    from vppo_cli.screen import capacity, glance  # noqa: F401
 
+    for command in COMMANDS.values():
+        resolve_name(command)
+    Image.init()
+    load_policy(settings.load())  # for which transformers imports some hundred modules
     gc.collect()
     gc.freeze()  # so that forks do not copy what is never collected
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "start" in request:
-            pid = os.fork()
-            if pid == 0:
-                become(request)
-                return list(request["start"])
-            print(pid, file=answers, flush=True)
-        else:
-            print(json.dumps(wait(request["wait"], request["block"])), file=answers, flush=True)
+
+
+def serve(listener: socket.socket) -> list[str] | None:
+    """Answer each client in a fork, until standard input ends; in a fork of those, return its arguments."""
+    warm_up()
+    while 0 not in select.select([listener, 0], [], [])[0]:
+        connection = listener.accept()[0]
+        if os.fork() == 0:
+            listener.close()
+            return answer(connection)
+        connection.close()
+    return None
+
+
+def answer(connection: socket.socket) -> list[str] | None:
+    """Answer a client's requests until it goes; in a fork, return its arguments instead."""
+    with connection, connection.makefile("rw") as line:
+        for text in line:
+            request = json.loads(text)
+            if "start" in request:
+                pid = os.fork()
+                if pid == 0:
+                    become(request)
+                    return list(request["start"])
+                print(pid, file=line, flush=True)
+            else:
+                print(json.dumps(wait(request["wait"], request["block"])), file=line, flush=True)
     return None
 
 
@@ -111,13 +135,12 @@ if __name__ == "__main__":
     ):
         os.environ.setdefault(name, value)  # as vppo_cli.app does before they are imported
     os.environ.pop("LD_PRELOAD", None)  # what a command starts is another matter
-    arguments = serve()
+    arguments, code = serve(socket.socket(fileno=int(sys.argv[1]))), 0
     if arguments is not None:
         from vppo_cli.app import main
 
         sys.argv = ["vppo", *arguments]
         sys.path[0] = ""  # not this script's folder
-        code = 0
         try:
             main()
         except SystemExit as end:
@@ -125,4 +148,4 @@ if __name__ == "__main__":
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # taking the imported packages down one by one costs half a second
+    os._exit(code)  # taking the imported packages down one by one costs half a second
