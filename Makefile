@@ -40,19 +40,13 @@ baseline: $(READY)      ## make the stored baseline again, after a change that i
 planted-bugs: $(READY)  ## a regression must be seen for each planted bug, and none without (slow)
 	$(BIN)/python tests/tools/planted_bugs.py
 
-kill-unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
-
-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
+kill-test: $(READY)     ## kill -9 a run at 20 random instants; it must end bit-identical (slow)
 	$(BIN)/python tests/tools/kill_proof.py --kills 20
 
-fault-unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
-
-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
+fault-test: $(READY)    ## system calls of a small run fail 500 times; told or handled, and bit-identical (slow)
 	$(BIN)/python tests/tools/fault_proof.py --faults 500
 
-flip-unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
-
-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
+flip-test: $(READY)     ## flip 20,000 bytes of a finished run, 200 followed by a whole run (slow)
 	$(BIN)/python tests/tools/flip_proof.py --flips 20000 --runs 200
 
 gpu-emulated: $(READY)  ## rollout, score and update with every setting, on a GPU emulated by the CPU (slow)
