@@ -101,6 +101,7 @@ def start(
     largest_file: int = 0,
     plain_user: bool = False,
     fault: Mapping[str, Any] | None = None,
+    forked_ranks: bool = False,
 ) -> Command:
     """Start ``vppo`` and return at once.
 
@@ -111,6 +112,7 @@ def start(
         largest_file: no file may grow beyond this many bytes (0: no such limit).
         plain_user: give up root's right to ignore file permissions.
         fault: a system call that fails (tests/tools/fault_proof.py).
+        forked_ranks: the ranks that it starts import nothing again either.
     """
     outputs = Path(tempfile.mkdtemp(prefix="command-", dir=_scratch()))
     outputs.chmod(0o777)
@@ -124,6 +126,7 @@ def start(
         largest_file=largest_file,
         plain_user=plain_user,
         fault=fault,
+        forked_ranks=forked_ranks,
     )
     return Command(pid, out, err)
 

@@ -11,14 +11,19 @@ import atexit
 import ctypes
 import gc
 import json
+import logging
 import os
 import resource
 import select
+import signal
 import socket
+import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NoReturn
 
 FOREVER = 300.0
 """Seconds after which a command is taken for stuck and killed, so that a test fails, not hangs."""
@@ -96,6 +101,10 @@ def become(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["plain_user"]:
         drop_privileges()
+    if request["forked_ranks"]:
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+        subprocess_handler.Popen = Rank  # type: ignore[misc, assignment]
 
 
 def arm(folder: str, state: str, kind: int, number: int, error: int, sticky: bool) -> None:
@@ -126,6 +135,63 @@ def wait(pid: int, block: bool) -> int | None:
         time.sleep(0.01)
 
 
+class Rank:
+    """What torchrun needs of ``subprocess.Popen`` for a rank: here it is a fork of the launcher.
+
+    Args:
+        args: interpreter, ``-m``, ``vppo_cli``, and the arguments.
+        env: its environment.
+    """
+
+    def __init__(self, args: Sequence[str], env: dict[str, str], **_: Any) -> None:
+        self.pid, self.code = os.fork(), None
+        if self.pid == 0:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
+            os.environ.clear()
+            os.environ.update(env)
+            from pipelines.ranks.ranks import ranks
+
+            logging.getLogger("pipelines").handlers.clear()
+            ranks.cache_clear()  # the server has looked already: it is alone
+            run(args[3:])
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.code is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if done else None
+        return self.code
+
+    def wait(self, timeout: float = FOREVER) -> int:
+        """The exit code, once there is one."""
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("rank", timeout)
+            time.sleep(0.01)
+        return code
+
+
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Run ``vppo`` as this process's last work."""
+    from vppo_cli.app import main
+
+    sys.argv, code = ["vppo", *arguments], 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking the imported packages down one by one costs half a second
+
+
 if __name__ == "__main__":
     for name, value in (
         ("OMP_WAIT_POLICY", "PASSIVE"),
@@ -135,17 +201,8 @@ if __name__ == "__main__":
     ):
         os.environ.setdefault(name, value)  # as vppo_cli.app does before they are imported
     os.environ.pop("LD_PRELOAD", None)  # what a command starts is another matter
-    arguments, code = serve(socket.socket(fileno=int(sys.argv[1]))), 0
+    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.path[0] = ""  # not this script's folder
     if arguments is not None:
-        from vppo_cli.app import main
-
-        sys.argv = ["vppo", *arguments]
-        sys.path[0] = ""  # not this script's folder
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)  # taking the imported packages down one by one costs half a second
+        run(arguments)
+    os._exit(0)
