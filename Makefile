@@ -12,6 +12,8 @@ CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
 
+unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
+
 test: $(READY)          ## all tests, two files at a time, the longest first
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -83,6 +83,8 @@ class Chain:
         self.sources = PartSources(run)
         self.prepare = self._step("prepare", None, run, _sources(config), {})
         self.model = Step("model", None, run, self.versions["model"], _model(config))
+        self._held: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        """Training stage -> what keys of its steps hold, and what shapes them."""
         self._rollouts: list[Step] = []
         self._scores: list[Step] = []
         self._updates: list[Step] = []
@@ -209,12 +211,13 @@ class Chain:
             self._updates.append(update)
 
     def _training(self, name: str, index: int, parent: Path, inputs: dict[str, str]) -> Step:
-        settings = self.config.holds(*CODE[name].READS)
-        settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
-        if name == "score":
-            settings = _with_store(settings, stored(self.config))
-        shape = shape_of(self.config) | getattr(self.config, name).shape(name)
-        return self._step(name, index, parent, settings, inputs, shape)
+        if name not in self._held:
+            settings = self.config.holds(*CODE[name].READS)
+            settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
+            if name == "score":
+                settings = _with_store(settings, stored(self.config))
+            self._held[name] = settings, shape_of(self.config) | getattr(self.config, name).shape(name)
+        return self._step(name, index, parent, self._held[name][0], inputs, self._held[name][1])
 
     def _step(
         self,

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch: do not spin while others compute
 
 import pytest
-import torch
-from command_line import SMALL, Command, given, vppo
+from command_line import SERVER, SMALL, Command, given, serve, vppo
 
-from pipelines.config import settings
-from pipelines.config.schema import Config
-from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
-from pipelines.embedded import tiny
-from pipelines.embedded.glyphs import GlyphsOptions, make_samples
-from pipelines.grading.reward import Graded
-from pipelines.model.load import load_policy
-from pipelines.model.policy import Policy
-from pipelines.model.prompts import load_processor
-from pipelines.model.sampling import Sampling
-from pipelines.rollout.engine import group_row
-from pipelines.rollout.hf import HuggingFaceEngine
-from pipelines.score.scoring import score
-from pipelines.watch import Silent
-
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from pipelines.config.schema import Config
+    from pipelines.disk.records import Rollout, Sample, SampleTable, Scored
+    from pipelines.model.policy import Policy
 
 FEW = (
     "rollout.prompts_per_step=4",
@@ -50,6 +40,15 @@ FEW = (
 LONGEST = ("test_committed", "test_families", "test_ranks", "test_bench", "test_fake_gpu")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several processes, the one that hands out the tests starts what all of them run commands with.
+
+    It imports nothing heavy itself: what this file needs, fixtures import.
+    """
+    if getattr(config.option, "numprocesses", None):
+        os.environ[SERVER] = serve()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none is left to one worker at the end; then by name."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
@@ -58,23 +57,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test writes into the runs of the checkout, or remembers hashes in the user's cache."""
+    import torch
+
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("VPPO_RUNS", str(tmp_path_factory.mktemp("runs")))
         yield
 
 
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all processes of these tests share; one at a time is inside."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
     """A small finished run: its folder (not to be changed: copy it), and the command that made it."""
-    runs = tmp_path_factory.mktemp("finished") / "runs"
-    command = vppo("train", "--run", "small", *given(*SMALL), runs=runs).succeeded()
+    with shared(tmp_path_factory, "finished") as folder:
+        runs, command = folder / "runs", Command(0, folder / "out", folder / "err", 0)
+        if not command.out_path.exists():
+            made = vppo("train", "--run", "small", *given(*SMALL), runs=runs).succeeded()
+            shutil.copy(made.err_path, command.err_path)
+            shutil.copy(made.out_path, command.out_path)
     return runs / "small", command
 
 
 @pytest.fixture(scope="session")
 def configure() -> Callable[..., Config]:
     """``configure("score.estimator=k3", ...)``: the small config with other settings."""
+    from pipelines.config import settings
+
     return lambda *overrides: settings.load(None, [*FEW, *overrides])
 
 
@@ -86,36 +105,48 @@ def tiny_config(configure: Callable[..., Config]) -> Config:
 @pytest.fixture(scope="session")
 def policy(tiny_config: Config) -> Policy:
     """The shipped tiny model. Not to be trained: take ``fresh_policy`` for that."""
+    from pipelines.model.load import load_policy
+
     return load_policy(tiny_config)
 
 
 @pytest.fixture(scope="session")
 def processor(tiny_config: Config) -> Any:
     """The shipped tiny model's. Not to be changed."""
+    from pipelines.model.prompts import load_processor
+
     return load_processor(tiny_config)
 
 
 @pytest.fixture(scope="session")
 def random_policy(tiny_config: Config, processor: Any) -> Policy:
     """The same architecture with random weights, which knows nothing of what it should not say."""
+    from pipelines.embedded import tiny
+    from pipelines.model.policy import Policy
+
     return Policy(tiny.build_model(processor.tokenizer, 1).eval(), processor, tiny_config)
 
 
 @pytest.fixture
 def fresh_policy(policy: Policy) -> Callable[..., Policy]:
     """``fresh_policy(config)``: a copy of the tiny model, to be trained or changed."""
+    from pipelines.model.policy import Policy
+
     return lambda config: Policy(copy.deepcopy(policy.model), policy.processor, config)
 
 
 @pytest.fixture(scope="session")
 def samples() -> list[Sample]:
     """Eight questions, with prompts of different lengths."""
+    from pipelines.embedded.glyphs import GlyphsOptions, make_samples
+
     return make_samples("test", 8, 0, GlyphsOptions())
 
 
 @pytest.fixture(scope="session")
 def write_prepared(samples: list[Sample]) -> Callable[..., Path]:
     """``write_prepared(folder, rows)``: what the prepare stage leaves behind."""
+    from pipelines.disk.records import Sample, write_rows
 
     def write(folder: Path, rows: Sequence[Sample] = samples) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,12 +160,19 @@ def write_prepared(samples: list[Sample]) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def table(write_prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> SampleTable:
     """The eight questions as the stages read them."""
+    from pipelines.disk.records import SampleTable
+
     return SampleTable(write_prepared(tmp_path_factory.mktemp("prepared")) / "train.parquet")
 
 
 @pytest.fixture(scope="session")
 def rollouts(policy: Policy, samples: list[Sample], tiny_config: Config) -> list[Rollout]:
     """Groups of 4 responses to the first 4 questions; two responses of each pass for right."""
+    from pipelines.grading.reward import Graded
+    from pipelines.model.sampling import Sampling
+    from pipelines.rollout.engine import group_row
+    from pipelines.rollout.hf import HuggingFaceEngine
+
     sampling = Sampling(1.0, 1.0, 0, tiny_config.rollout.max_new_tokens, 4, seed=0)
     generated = HuggingFaceEngine(policy).generate(samples[:4], [(1, i) for i in range(4)], sampling)
     marks = [Graded("", o, float(o == "correct")) for o in ("correct", "wrong", "wrong", "correct")]
@@ -149,6 +187,9 @@ def score_rows(
     table: SampleTable, policy: Policy, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., list[Scored]]:
     """``score_rows(config, rollouts)``: what the scoring stage writes."""
+    from pipelines.disk.records import SCORES, Scored, read_rows
+    from pipelines.score.scoring import score
+    from pipelines.watch import Silent
 
     def rows(config: Config, rollouts: list[Rollout], **other: Any) -> list[Scored]:
         out = tmp_path_factory.mktemp("scores")

@@ -171,8 +171,7 @@ def _by_stage(run: Run) -> Settings | None:
 
 def _fits(run: Run, stage: str) -> bool:
     most = {"rollout": run.rollout_memory, "score": run.score_memory, "update": run.update_memory}
-    enough = most[stage]().total <= run.gpu.memory * GIB
-    return enough and (stage != "rollout" or not run.own_vllm or _room(run))
+    return most[stage]().total <= run.gpu.memory * GIB and (stage != "rollout" or not run.own_vllm or _room(run))
 
 
 def _halves(number: int) -> list[int]:
@@ -183,7 +182,10 @@ def _halves(number: int) -> list[int]:
 def _rollout(run: Run) -> Iterator[Settings]:
     yield {}
     if run.own_vllm:
-        yield from ({"rollout.memory_fraction": f} for f in FRACTIONS)
+        # What is taken grows with the share, and so does its room: if an end fails, so does what is between.
+        most, least = (changed(run, {"rollout.memory_fraction": FRACTIONS[end]}) for end in (0, -1))
+        if _room(most) and least.rollout_memory().total <= run.gpu.memory * GIB:
+            yield from ({"rollout.memory_fraction": f} for f in FRACTIONS)
     elif run.config.rollout.engine == "hf":
         yield from _smaller(run, "rollout", "rollout.batch_prompts", run.config.rollout.batch_prompts)
 

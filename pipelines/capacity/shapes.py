@@ -6,6 +6,7 @@ Qwen2.5-VL and Qwen3-VL are written out; other families are counted (pipelines/c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Vision:
     positions: int = 0
     deepstack: int = 0
 
-    @property
+    @cached_property
     def layer_matrices(self) -> int:
         """Weights of one layer's matrices."""
         return (4 * self.hidden + (2 if self.qwen3 else 3) * self.intermediate) * self.hidden
@@ -43,7 +44,7 @@ class Vision:
         wide = self.merge**2 * self.hidden
         return wide * (wide + self.out)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         h, f, wide = self.hidden, self.intermediate, self.merge**2 * self.hidden
         norm = 2 * h if self.qwen3 else h
@@ -70,7 +71,7 @@ class Shape:
     qwen3: bool = False
     """Qwen3's layers: queries and keys normalised, no biases."""
 
-    @property
+    @cached_property
     def layer_matrices(self) -> int:
         """Weights of one layer's matrices; each costs two operations a token."""
         attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads)
@@ -87,7 +88,7 @@ class Shape:
         matrices = (1 if self.tied else 2) * self.head_matrix
         return matrices + self.layers * (self.layer_matrices + small) + self.hidden
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return self.language_parameters + self.vision.parameters
 

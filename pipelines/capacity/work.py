@@ -9,7 +9,7 @@ Bytes are bytes; shapes are those of pipelines/capacity/shapes.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import ceil, log2
 
 from pipelines.capacity.gpus import Gpu
@@ -87,7 +87,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(vars(self).values())
 
     def times(self, factor: float) -> Flops:
         return Flops(*(factor * getattr(self, f.name) for f in fields(self)))
@@ -106,6 +106,7 @@ def vision_flops(vision: Vision, tokens: float) -> float:
     return 2 * matrices * patches + merging + 4 * vision.hidden * patches * seen
 
 
+@cache
 def costs(shape: Shape, images: float) -> packing.Costs:
     """Operations of a token, a pair of positions, and an image of so many tokens."""
     return packing.Costs(
@@ -212,7 +213,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(vars(self).values())
 
 
 class Run:

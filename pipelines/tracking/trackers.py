@@ -82,7 +82,7 @@ class Tracked:
         Raises:
             UserError: one cannot be used as things are.
         """
-        steps = [step for step in self.chain.all() if self._has_metrics(step)]
+        steps = [step for step in self.chain.all() if self._has_metrics(step)] if names else []
         for name in dict.fromkeys(names):
             told = self._told[name] = _read(self._list(name))
             factory = find_part("run.trackers", name, TRACKERS)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+SERVER = "VPPO_TEST_SERVER"
+"""The environment variable that names the socket of a server which several processes share."""
 
 SCRIPT = Path(sys.executable).with_name("vppo")
 
@@ -97,6 +101,7 @@ def start(
     largest_file: int = 0,
     plain_user: bool = False,
     fault: Mapping[str, Any] | None = None,
+    forked_ranks: bool = False,
 ) -> Command:
     """Start ``vppo`` and return at once.
 
@@ -107,6 +112,7 @@ def start(
         largest_file: no file may grow beyond this many bytes (0: no such limit).
         plain_user: give up root's right to ignore file permissions.
         fault: a system call that fails (tests/tools/fault_proof.py).
+        forked_ranks: the ranks that it starts import nothing again either.
     """
     outputs = Path(tempfile.mkdtemp(prefix="command-", dir=_scratch()))
     outputs.chmod(0o777)
@@ -120,6 +126,7 @@ def start(
         largest_file=largest_file,
         plain_user=plain_user,
         fault=fault,
+        forked_ranks=forked_ranks,
     )
     return Command(pid, out, err)
 
@@ -188,20 +195,31 @@ def fault_shim() -> Path | None:
     return library if done.returncode == 0 else None
 
 
-@cache
-def _server() -> subprocess.Popen[str]:
+def serve() -> str:
+    """Start a server (preloaded.py) that ends with this process; the path of its socket."""
+    path, listener = str(_scratch() / "server"), socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
     shim = {"LD_PRELOAD": str(fault_shim())} if fault_shim() else {}  # asleep until it is armed
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
+        [sys.executable, str(Path(__file__).with_name("preloaded.py")), str(listener.fileno())],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **ONE_THREAD, **shim},
+        pass_fds=[listener.fileno()],
+        env={**os.environ, **ONE_THREAD, **shim, "XDG_CACHE_HOME": str(_scratch() / "cache")},
     )
-    atexit.register(server.wait)
+    listener.close()
     assert server.stdin is not None
+    atexit.register(server.wait)
     atexit.register(server.stdin.close)
-    return server
+    return path
+
+
+@cache
+def _server() -> TextIO:
+    """What this process asks: a server that it shares with others (``SERVER``), or its own."""
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(os.environ.get(SERVER) or serve())
+    return client.makefile("rw")
 
 
 _asking = threading.Lock()
@@ -210,8 +228,5 @@ _asking = threading.Lock()
 def _ask(**request: Any) -> Any:
     with _asking:
         server = _server()
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
+        print(json.dumps(request), file=server, flush=True)
+        return json.loads(server.readline())

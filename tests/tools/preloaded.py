@@ -1,8 +1,8 @@
 """Runs commands in forks of a process that has already imported the slow packages.
 
 Each fork is a process of its own, with its own exit code, signals and session; it only skips the
-seconds that importing torch and transformers takes. ``tests/tools/command_line.py`` talks to this script:
-one JSON request a line on standard input, one JSON answer a line on standard output.
+seconds that importing torch and transformers takes. ``tests/tools/command_line.py`` talks to this script
+over a socket: one JSON request a line, one JSON answer a line. It ends with its standard input.
 """
 
 from __future__ import annotations
@@ -11,45 +11,74 @@ import atexit
 import ctypes
 import gc
 import json
+import logging
 import os
 import resource
+import select
+import signal
+import socket
+import subprocess
 import sys
 import time
-from typing import Any
+import traceback
+from collections.abc import Sequence
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
 FOREVER = 300.0
 """Seconds after which a command is taken for stuck and killed, so that a test fails, not hangs."""
 
 
-def serve() -> list[str] | None:
-    """Answer requests until standard input ends; in a fork, return its arguments instead."""
+def warm_up() -> None:
+    """Import, and do once, what every command that loads a model would."""
     import datasets  # noqa: F401
-    import torch  # noqa: F401
 
     from pipelines.model.torchvision_ops import ensure_importable
 
     ensure_importable()
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+    from PIL import Image
 
-    from pipelines import live, run  # noqa: F401
+    from evals import stage  # noqa: F401
+    from pipelines import checks, live, run  # noqa: F401
+    from pipelines.config import settings
+    from pipelines.model.load import load_policy
     from vppo_cli import choose  # noqa: F401
-    from vppo_cli.screen import live as view  # noqa: F401
-    from vppo_cli.screen import results  # noqa: F401
+    from vppo_cli.app import COMMANDS
+    from vppo_cli.screen import capacity, glance  # noqa: F401
 
+    for command in COMMANDS.values():
+        resolve_name(command)
+    Image.init()
+    load_policy(settings.load())  # for which transformers imports some hundred modules
     gc.collect()
     gc.freeze()  # so that forks do not copy what is never collected
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "start" in request:
-            pid = os.fork()
-            if pid == 0:
-                become(request)
-                return list(request["start"])
-            print(pid, file=answers, flush=True)
-        else:
-            print(json.dumps(wait(request["wait"], request["block"])), file=answers, flush=True)
+
+
+def serve(listener: socket.socket) -> list[str] | None:
+    """Answer each client in a fork, until standard input ends; in a fork of those, return its arguments."""
+    warm_up()
+    while 0 not in select.select([listener, 0], [], [])[0]:
+        connection = listener.accept()[0]
+        if os.fork() == 0:
+            listener.close()
+            return answer(connection)
+        connection.close()
+    return None
+
+
+def answer(connection: socket.socket) -> list[str] | None:
+    """Answer a client's requests until it goes; in a fork, return its arguments instead."""
+    with connection, connection.makefile("rw") as line:
+        for text in line:
+            request = json.loads(text)
+            if "start" in request:
+                pid = os.fork()
+                if pid == 0:
+                    become(request)
+                    return list(request["start"])
+                print(pid, file=line, flush=True)
+            else:
+                print(json.dumps(wait(request["wait"], request["block"])), file=line, flush=True)
     return None
 
 
@@ -72,6 +101,10 @@ def become(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["plain_user"]:
         drop_privileges()
+    if request["forked_ranks"]:
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+        subprocess_handler.Popen = Rank  # type: ignore[misc, assignment]
 
 
 def arm(folder: str, state: str, kind: int, number: int, error: int, sticky: bool) -> None:
@@ -102,6 +135,63 @@ def wait(pid: int, block: bool) -> int | None:
         time.sleep(0.01)
 
 
+class Rank:
+    """What torchrun needs of ``subprocess.Popen`` for a rank: here it is a fork of the launcher.
+
+    Args:
+        args: interpreter, ``-m``, ``vppo_cli``, and the arguments.
+        env: its environment.
+    """
+
+    def __init__(self, args: Sequence[str], env: dict[str, str], **_: Any) -> None:
+        self.pid, self.code = os.fork(), None
+        if self.pid == 0:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
+            os.environ.clear()
+            os.environ.update(env)
+            from pipelines.ranks.ranks import ranks
+
+            logging.getLogger("pipelines").handlers.clear()
+            ranks.cache_clear()  # the server has looked already: it is alone
+            run(args[3:])
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.code is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if done else None
+        return self.code
+
+    def wait(self, timeout: float = FOREVER) -> int:
+        """The exit code, once there is one."""
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("rank", timeout)
+            time.sleep(0.01)
+        return code
+
+
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Run ``vppo`` as this process's last work."""
+    from vppo_cli.app import main
+
+    sys.argv, code = ["vppo", *arguments], 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking the imported packages down one by one costs half a second
+
+
 if __name__ == "__main__":
     for name, value in (
         ("OMP_WAIT_POLICY", "PASSIVE"),
@@ -111,18 +201,8 @@ if __name__ == "__main__":
     ):
         os.environ.setdefault(name, value)  # as vppo_cli.app does before they are imported
     os.environ.pop("LD_PRELOAD", None)  # what a command starts is another matter
-    arguments = serve()
+    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.path[0] = ""  # not this script's folder
     if arguments is not None:
-        from vppo_cli.app import main
-
-        sys.argv = ["vppo", *arguments]
-        sys.path[0] = ""  # not this script's folder
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # taking the imported packages down one by one costs half a second
+        run(arguments)
+    os._exit(0)
