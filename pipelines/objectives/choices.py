@@ -23,8 +23,10 @@ def entropy_k(batch: Batch, settings: UpdateConfig) -> Terms:
     """
     fraction = constants("entropy-k", settings)["fraction"]
     flat_1N, mask_1N = batch.entropy_BT.reshape(1, -1), batch.mask_BT.reshape(1, -1)
-    lowest = batch.entropy_BT.flatten()[vppo.keep_top_fraction(flat_1N, mask_1N, fraction)[0]].min()
-    return replace(dapo(batch, settings), weight_BT=batch.mask_BT & (batch.entropy_BT >= lowest))
+    highest_N = batch.entropy_BT.flatten()[vppo.keep_top_fraction(flat_1N, mask_1N, fraction)[0]]
+    if not len(highest_N):
+        return dapo(batch, settings)
+    return replace(dapo(batch, settings), weight_BT=batch.mask_BT & (batch.entropy_BT >= highest_N.min()))
 
 
 def oracle_k(batch: Batch, settings: UpdateConfig) -> Terms:

@@ -69,7 +69,8 @@ def test_a_row_keeps_its_own_rules(name: str) -> None:
     row = table.OBJECTIVES[name]
     assert callable(table.find_objective(name))
     assert row.limits.keys() <= row.constants.keys()
-    asked = settings.load(None, [f"update.objective={name}"])
+    views = [f"score.perturbation={row.perturbation}"] if row.perturbation else []
+    asked = settings.load(None, [f"update.objective={name}", *views])
     for constant, value in row.constants.items():
         others = {other: 1.0 for other, published in row.constants.items() if published is None}
         at = replace_constants(asked, others | {constant: 1.0 if value is None else value})
