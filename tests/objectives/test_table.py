@@ -19,8 +19,8 @@ WRONG = [
     (["update.objective=pgoo"], ("update.objective: pgoo", "Did you mean pgpo?", "import path")),
     ([VAA], ("pivot-vaa", "constant beta", "no default", "--set 'update.constants={beta: ...}'")),
     (
-        ["update.objective=pgpo", "update.constants={tow: 0.3}"],
-        ("update.constants.tow", "pgpo has no such constant", "Did you mean tau?", "Known: tau beta"),
+        ["update.objective=pgpo", "update.constants={taw: 0.3}"],
+        ("update.constants.taw", "pgpo has no such constant", "Did you mean tau?", "Known: tau beta"),
     ),
     (
         ["update.objective=tor", "update.constants={perception_share: 1.5}"],
@@ -69,7 +69,8 @@ def test_a_row_keeps_its_own_rules(name: str) -> None:
     row = table.OBJECTIVES[name]
     assert callable(table.find_objective(name))
     assert row.limits.keys() <= row.constants.keys()
-    asked = settings.load(None, [f"update.objective={name}"])
+    view = [f"score.perturbation={row.perturbation}"] if row.perturbation else []
+    asked = settings.load(None, [f"update.objective={name}", *view])
     for constant, value in row.constants.items():
         others = {other: 1.0 for other, published in row.constants.items() if published is None}
         at = replace_constants(asked, others | {constant: 1.0 if value is None else value})

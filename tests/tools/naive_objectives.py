@@ -76,6 +76,7 @@ def naive_pepo(batch: Batch, settings: UpdateConfig) -> Weights:
         ]
         weights = [len(powers) * p / sum(powers) for p in powers]
         result.append([float(batch.adv_B[b]) * (1 - progress + progress * w) for w in weights])
+    return result
 
 
 def highest(values: list[float], share: float) -> set[int]:
@@ -205,6 +206,7 @@ def naive_tpae(batch: Batch, settings: UpdateConfig) -> Weights:
                 penalty = 1 / (1 + math.exp(-min(0.0, tau - math.sqrt(off @ inverse @ off)))) - 0.5
             weights.append(float(batch.adv_B[b]) + penalty)
         result.append(weights)
+    return result
 
 
 def middle(values: list[float]) -> float:
