@@ -104,6 +104,10 @@ def table(prompts: int, repeats: int) -> str:
             "(`make objectives`).",
             "",
             f"Constants of surrogates: {constants}.",
+            "",
+            "What goes with an objective in its publication, and is not set with it:",
+            "",
+            *(f"- `{name}`: {row.published_with}." for name, row in OBJECTIVES.items() if row.published_with),
         ]
     )
 

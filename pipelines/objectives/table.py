@@ -166,7 +166,7 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "vepo": Objective(
         "pipelines.objectives.vepo:vepo",
-        "A_i on the share T tokens of highest (1 - (1 - J)^alpha (1 - |H - H'|)^(1 - alpha)) H, each minmax_i; "
+        "A_i on the share T tokens of highest (1 - (1 - J)^alpha (1 - abs(H - H'))^(1 - alpha)) H, each minmax_i; "
         "mean over these, symmetric clipping",
         "arXiv 2606.03937",
         "the authors' code",
@@ -181,7 +181,7 @@ OBJECTIVES: dict[str, Objective] = {
     "tor": Objective(
         "pipelines.objectives.tor:tor",
         "reasoning_weight A_i on the batch's tokens of highest H, else perception_weight A_i on those of highest "
-        "|log p - log q|, else 0",
+        "abs(log p - log q), else 0",
         "arXiv 2603.25077",
         "another's report of the paper's text",
         frozenset({VIEWS}),
@@ -197,8 +197,8 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "pivot-vaa": Objective(
         "pipelines.objectives.pivot:pivot_vaa",
-        "A_i + beta |A_i| U_t, kept to A_i's sign; U = c + weight detrended(u F), c = 1 - q/p, F the discounted mean "
-        "of the next window c, u = 1 - exp(-H / mean H)",
+        "A_i + beta abs(A_i) U_t, kept to A_i's sign; U = c + weight detrended(u F), c = 1 - q/p, F the discounted "
+        "mean of the next window c, u = 1 - exp(-H / mean H)",
         "arXiv 2609.18057, eq. 10 to 15, 25 to 27",
         "the paper's text",
         frozenset({VIEWS}),

@@ -19,8 +19,8 @@ WRONG = [
     (["update.objective=pgoo"], ("update.objective: pgoo", "Did you mean pgpo?", "import path")),
     ([VAA], ("pivot-vaa", "constant beta", "no default", "--set 'update.constants={beta: ...}'")),
     (
-        ["update.objective=pgpo", "update.constants={tow: 0.3}"],
-        ("update.constants.tow", "pgpo has no such constant", "Did you mean tau?", "Known: tau beta"),
+        ["update.objective=pgpo", "update.constants={taw: 0.3}"],
+        ("update.constants.taw", "pgpo has no such constant", "Did you mean tau?", "Known: tau beta"),
     ),
     (
         ["update.objective=tor", "update.constants={perception_share: 1.5}"],
