@@ -84,8 +84,9 @@ def test_what_is_clipped_is_told():
 
 def test_a_sequences_ratio_is_not_rounded_away():
     # Its widths are 3e-4 and 4e-4; between neighbours of 30 float32 has 2e-6.
-    logp_BT = -30 - torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
-    old_BT, mask_BT = logp_BT - 2.5e-4, torch.ones(8, 5, dtype=torch.bool)
+    draw = torch.Generator().manual_seed(0)
+    logp_BT = -30 - torch.rand(8, 5, generator=draw)
+    old_BT, mask_BT = logp_BT - 5e-4 * torch.rand(8, 5, generator=draw), torch.ones(8, 5, dtype=torch.bool)
     _, _, clipping = computed("gspo", logp_BT, old_BT, mask_BT, torch.ones(8))
     expected_B = (logp_BT.double() - old_BT.double()).mean(-1).exp()
     assert (clipping.ratio_BT - expected_B[:, None]).abs().max() < 2e-7
