@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from random_batch import random_batch
+from unpublished import UNPUBLISHED
 
 from pipelines.config.schema import UpdateConfig
 from pipelines.disk.records import read_scores
@@ -16,14 +17,13 @@ from pipelines.score.scoring import score
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 
-BESIDES = {"pivot-vaa": {"beta": 0.7}}
-"""Constants that have no default."""
-
 CASES = [(name, variant) for name, row in OBJECTIVES.items() for variant in row.variants or (None,)]
 
 
 def terms(name, variant, batch):
-    return find_objective(name)(batch, UpdateConfig(objective=name, variant=variant, constants=BESIDES.get(name, {})))
+    return find_objective(name)(
+        batch, UpdateConfig(objective=name, variant=variant, constants=UNPUBLISHED.get(name, {}))
+    )
 
 
 def weights(name, variant, batch):
@@ -92,7 +92,7 @@ def scored_for(table, policy, rollouts, tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=str)
 def test_it_trains(name, variant, fresh_policy, table, rollouts, scored_for, configure):
-    settings = [f"update.constants={BESIDES.get(name, {})}", *([f"update.variant={variant}"] if variant else [])]
+    settings = [f"update.constants={UNPUBLISHED.get(name, {})}", *([f"update.variant={variant}"] if variant else [])]
     config = configure(f"update.objective={name}", *settings)
     trainer = TorchTrainer(fresh_policy(config), config)
     metrics = trainer.update(rollouts, scored_for(config), table)

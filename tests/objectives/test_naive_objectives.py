@@ -6,6 +6,7 @@ import naive_objectives
 import pytest
 import torch
 from random_batch import random_batch
+from unpublished import UNPUBLISHED
 
 from pipelines.config.schema import UpdateConfig
 from pipelines.objectives.table import OBJECTIVES, find_objective
@@ -15,9 +16,6 @@ NAIVE = {
     for name, function in vars(naive_objectives).items()
     if name.startswith("naive_")
 }
-
-BESIDES: dict[str, dict[str, float]] = {"pepo": {"steps": 4}, "pivot-vaa": {"beta": 0.7}}
-"""Constants that have no default."""
 
 CASES = [
     *((name, variant, {}) for name in NAIVE for variant in OBJECTIVES[name].variants or (None,)),
@@ -41,7 +39,10 @@ def test_it_is_the_naive_one(name, variant, constants):
     for seed in range(4):
         for truncated in (False, True):
             settings = UpdateConfig(
-                objective=name, variant=variant, constants=BESIDES.get(name, {}) | constants, mask_truncated=truncated
+                objective=name,
+                variant=variant,
+                constants=UNPUBLISHED.get(name, {}) | constants,
+                mask_truncated=truncated,
             )
             batch = random_batch(seed)
             found = find_objective(name)(batch, settings).token_weight_BT
