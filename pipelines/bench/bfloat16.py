@@ -160,7 +160,7 @@ class _Ratios(TorchTrainer):
         self.logp: list[Tensor] = []
         self.same: list[Tensor] = []
 
-    def _trained(self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable) -> tuple[Tensor, Tensor]:
+    def _trained(self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable) -> tuple[Tensor, ...]:
         logp_N, entropy_N = super()._trained(groups, samples)
         rollouts = [rollout for rollout, _ in groups]
         owners = [samples.by_id(rollout.sample_id) for rollout in rollouts]

@@ -17,7 +17,17 @@ from pipelines.bench.pages import put
 from pipelines.config import settings
 from pipelines.disk.records import read_scores
 from pipelines.model.load import load_policy
-from pipelines.objectives.table import OBJECTIVES, PERTURBED, STORES, SURROGATE_CONSTANTS, Objective, stored
+from pipelines.objectives.table import (
+    OBJECTIVES,
+    PERTURBED,
+    STORES,
+    SURROGATE_CONSTANTS,
+    Objective,
+    find_objective,
+    needs,
+    stored,
+)
+from pipelines.objectives.table import passes as objective_passes
 from pipelines.score.scoring import reads_twice, score
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
@@ -38,10 +48,10 @@ def unpublished(row: Objective) -> list[str]:
 
 def passes(name: str) -> str:
     """Forward passes of a step over each response: without gradient, and with."""
-    row = OBJECTIVES[name]
-    config = settings.load(None, [f"update.objective={name}", *unpublished(row)])
+    config = settings.load(None, [f"update.objective={name}", *unpublished(OBJECTIVES[name])])
     without = 2 if reads_twice(config, STORES[stored(config)]) else 1
-    return f"{without} + {2 if PERTURBED in row.passes else 1}"
+    own = objective_passes(find_objective(name), config.update)
+    return f"{without} + {2 if PERTURBED in own else 1}"
 
 
 def described(name: str) -> list[str]:
@@ -54,7 +64,7 @@ def described(name: str) -> list[str]:
         f"`{name}`",
         row.formula,
         ", ".join([*values, *forms, *surrogates]) or "-",
-        ", ".join(sorted(row.needs)) or "-",
+        ", ".join(sorted(needs(settings.load(None, [f"update.objective={name}"])))) or "-",
         passes(name),
         row.source,
         row.known,

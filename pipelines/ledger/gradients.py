@@ -101,7 +101,7 @@ class LedgerTrainer(TorchTrainer):
                 for number, (name, part) in enumerate(parts.items(), start=1):
                     self.config, self.settings = part.config, part.config.update
                     objective = table.find_objective(self.settings.objective)
-                    self.passes = table.passes(objective, self.settings.objective)
+                    self.passes = table.passes(objective, self.settings)
                     tokens, terms, batch = whole[name], part.terms, part.batch
                     denominator = vppo.loss_denominator(tokens.loss_mask_BT, terms.average, batch.max_tokens)
                     rows_B = batch.group_B == place
@@ -137,7 +137,7 @@ class LedgerTrainer(TorchTrainer):
         """The gradients of log pi of some tokens of one response of a group -> [tokens, weights]."""
         rollout, scored = group
         alone = replace(rollout, response_ids=[rollout.response_ids[row]])
-        logp_T, _ = self._trained([(alone, scored)], samples)
+        logp_T, _ = self._forward(self.policy, [(alone, scored)], samples)
         last = len(tokens) - 1
         return torch.stack([self.gradient(logp_T[t], keep=i < last) for i, t in enumerate(tokens)])
 

@@ -203,11 +203,22 @@ def _one_view(hidden_ND: Tensor, parts: _Parts, token_N: Tensor) -> _Sums:
     return p
 
 
-def _two_views(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: Tensor, jsd: bool) -> TokenStatistics:
-    """The statistics of one range of tokens, both views in one pass over the vocabulary."""
+@dataclass(frozen=True)
+class _Both:
+    """The sums of one range of tokens under both views."""
+
+    p: _Sums
+    q: _Sums
+    kl_N: Tensor
+    other_N: Tensor
+    """q's logit of the id that p likes best."""
+
+
+def _both_views(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: Tensor) -> _Both:
+    """Both views in one pass over the vocabulary."""
     p, q = _Sums(token_N), _Sums(token_N)
     apart_N = torch.zeros_like(p.mass_N)  # sum(e^(a - top) ((a - top) - (b - top of b)))
-    other_N = torch.zeros_like(p.mass_N)  # q's logit of the id that p likes best
+    other_N = torch.zeros_like(p.mass_N)
     for first, head in parts.parts:
         logits_NV = head.logits_NV(perturbed_ND)
         mass_N = p.mass_N
@@ -219,13 +230,19 @@ def _two_views(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: 
         apart_N = apart_N + below_NV.sub_(below_q_NV).mul_(weight_NV).sum(-1)
         del logits_NV, below_NV, weight_NV, below_q_NV, _  # before the next tile is made
     # sum p (log p - log q), whose maxima cancel; the clamp removes rounding below 0.
-    kl_N = (apart_N / p.mass_N - p.mass_N.log() + q.mass_N.log()).clamp(min=0.0)
+    return _Both(p, q, (apart_N / p.mass_N - p.mass_N.log() + q.mass_N.log()).clamp(min=0.0), other_N)
+
+
+def _two_views(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, token_N: Tensor, jsd: bool) -> TokenStatistics:
+    """The statistics of one range of tokens."""
+    both = _both_views(hidden_ND, perturbed_ND, parts, token_N)
+    p, q = both.p, both.q
     logp_N, logq_N = p.logp_N, q.logp_N
-    argmax_drop_N = 1 / p.mass_N - (other_N - q.total_N).exp()
+    argmax_drop_N = 1 / p.mass_N - (both.other_N - q.total_N).exp()
     jsd_N = None
     if jsd:
         jsd_N = _jsd(hidden_ND, perturbed_ND, parts, p.total_N, q.total_N)
-    return TokenStatistics(logp_N, p.entropy_N, logq_N, kl_N, jsd_N, argmax_drop_N, logp_N - logq_N, q.entropy_N)
+    return TokenStatistics(logp_N, p.entropy_N, logq_N, both.kl_N, jsd_N, argmax_drop_N, logp_N - logq_N, q.entropy_N)
 
 
 def _jsd(hidden_ND: Tensor, perturbed_ND: Tensor, parts: _Parts, total_N: Tensor, total_q_N: Tensor) -> Tensor:
@@ -340,11 +357,7 @@ class _TokenLogp(torch.autograd.Function):
                     logp_NV += entropy_N[part].unsqueeze(1)
                     logp_NV *= -d_entropy_N[part].unsqueeze(1)
                     d_logits_NV = logp_NV.sub_(d_logp_N1).mul_(p_NV)
-                place_N1 = token_N[part].unsqueeze(1) - first
-                here_N1 = (place_N1 >= 0) & (place_N1 < len(head.weight_VD))
-                d_logits_NV.scatter_add_(
-                    1, place_N1.clamp(0, len(head.weight_VD) - 1), torch.where(here_N1, d_logp_N1, 0.0)
-                )
+                _add_chosen(d_logits_NV, first, token_N[part], d_logp_N[part])
                 if head.suppressed_ids is not None:  # a suppressed logit is a constant
                     d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
                 if ctx.temperature != 1:
@@ -362,6 +375,13 @@ class _TokenLogp(torch.autograd.Function):
             None if d_bias is None else d_bias.to(bias_V.dtype),
             *(None,) * 4,
         )
+
+
+def _add_chosen(d_logits_NV: Tensor, first: int, token_N: Tensor, d_logp_N: Tensor) -> None:
+    """Add the gradient of each row's chosen token, where the tile that begins with id ``first`` has it."""
+    place_N1, width = token_N.unsqueeze(1) - first, d_logits_NV.shape[1]
+    here_N1 = (place_N1 >= 0) & (place_N1 < width)
+    d_logits_NV.scatter_add_(1, place_N1.clamp(0, width - 1), torch.where(here_N1, d_logp_N.unsqueeze(1), 0.0))
 
 
 def token_logp(
@@ -387,6 +407,127 @@ def token_logp(
         hidden_ND, weight_VD, bias_V, token_N, temperature, max_elements, suppressed_ids
     )
     return logp_N, entropy_N
+
+
+class _TwoViews(torch.autograd.Function):
+    """``_TokenLogp`` of both views and their divergence, in one pass over the vocabulary each way.
+
+    With a, b the logits of both, p = softmax(a), q = softmax(b):
+    d KL / d a_v = p_v (log p_v - log q_v - KL), d KL / d b_v = q_v - p_v; the others as there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        perturbed_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        token_N: Tensor,
+        temperature: float,
+        max_elements: int | None,
+        suppressed_ids: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        parts = _Parts(Head(weight_VD, bias_V, temperature, suppressed_ids), max_elements)
+        found = [
+            _both_views(hidden_ND[part], perturbed_ND[part], parts, token_N[part])
+            for part in parts.tokens(len(token_N))
+        ]
+        entropy_N, entropy_q_N = (torch.cat([s.entropy_N for s in sums]) for sums in _views(found))
+        total_N, total_q_N = (torch.cat([s.total_N for s in sums]) for sums in _views(found))
+        logp_N, logq_N = (torch.cat([s.logp_N for s in sums]) for sums in _views(found))
+        kl_N = torch.cat([both.kl_N for both in found])
+        ctx.save_for_backward(
+            hidden_ND,
+            perturbed_ND,
+            weight_VD,
+            bias_V,
+            token_N,
+            suppressed_ids,
+            entropy_N,
+            entropy_q_N,
+            total_N,
+            total_q_N,
+            kl_N,
+        )
+        ctx.temperature, ctx.max_elements = temperature, max_elements
+        return logp_N, entropy_N, logq_N, entropy_q_N, kl_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *d_N: Tensor) -> tuple[Tensor | None, ...]:
+        d_logp_N, d_entropy_N, d_logq_N, d_entropy_q_N, d_kl_N = d_N
+        hidden_ND, perturbed_ND, weight_VD, bias_V, token_N, suppressed_ids, *sums = ctx.saved_tensors
+        entropy_N, entropy_q_N, total_N, total_q_N, kl_N = sums
+        need_hidden, need_perturbed, need_weight, need_bias = ctx.needs_input_grad[:4]
+        parts = _Parts(Head(weight_VD, bias_V, ctx.temperature, suppressed_ids), ctx.max_elements)
+        d_hidden = torch.zeros_like(hidden_ND, dtype=torch.float32) if need_hidden else None
+        d_perturbed = torch.zeros_like(perturbed_ND, dtype=torch.float32) if need_perturbed else None
+        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
+        d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias else None
+        for first, head in parts.parts:
+            ids = slice(first, first + len(head.weight_VD))
+            for part in parts.tokens(len(token_N)):
+                logp_NV = head.logits_NV(hidden_ND[part]).sub_(total_N[part, None])
+                logq_NV = head.logits_NV(perturbed_ND[part]).sub_(total_q_N[part, None])
+                p_NV, q_NV, d_kl_N1 = logp_NV.exp(), logq_NV.exp(), d_kl_N[part, None]
+                apart_NV = (logp_NV - logq_NV).sub_(kl_N[part, None]).mul_(d_kl_N1)
+                logp_NV.add_(entropy_N[part, None]).mul_(-d_entropy_N[part, None]).sub_(d_logp_N[part, None])
+                d_a_NV = logp_NV.add_(apart_NV).mul_(p_NV)
+                del apart_NV, logp_NV
+                logq_NV.add_(entropy_q_N[part, None]).mul_(-d_entropy_q_N[part, None]).sub_(d_logq_N[part, None])
+                d_b_NV = logq_NV.add_(d_kl_N1).mul_(q_NV).sub_(p_NV.mul_(d_kl_N1))
+                del p_NV, q_NV, logq_NV
+                views = ((d_a_NV, d_logp_N, hidden_ND, d_hidden), (d_b_NV, d_logq_N, perturbed_ND, d_perturbed))
+                for d_logits_NV, d_chosen_N, states_ND, d_states in views:
+                    _add_chosen(d_logits_NV, first, token_N[part], d_chosen_N[part])
+                    if head.suppressed_ids is not None:  # a suppressed logit is a constant
+                        d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
+                    if ctx.temperature != 1:
+                        d_logits_NV /= ctx.temperature
+                    if d_bias is not None:
+                        d_bias[ids] += d_logits_NV.sum(0)
+                    d_half_NV = d_logits_NV.to(weight_VD.dtype)
+                    if d_states is not None:
+                        d_states[part] += _matmul(d_half_NV, head.weight_VD)
+                    if d_weight is not None:
+                        d_weight[ids] += _matmul(d_half_NV.T, states_ND[part])
+        return (
+            None if d_hidden is None else d_hidden.to(hidden_ND.dtype),
+            None if d_perturbed is None else d_perturbed.to(perturbed_ND.dtype),
+            None if d_weight is None else d_weight.to(weight_VD.dtype),
+            None if d_bias is None else d_bias.to(bias_V.dtype),
+            *(None,) * 4,
+        )
+
+
+def _views(found: list[_Both]) -> tuple[list[_Sums], list[_Sums]]:
+    return [both.p for both in found], [both.q for both in found]
+
+
+def views_logp(
+    hidden_ND: Tensor,
+    perturbed_ND: Tensor,
+    weight_VD: Tensor,
+    token_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    temperature: float = 1.0,
+    max_elements: int | None = None,
+    suppressed_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`token_logp` of both views, and KL(p || q) over the vocabulary: (logp_N, entropy_N, logq_N,
+    entropy_q_N, kl_N), with gradients to both.
+
+    The values are bit for bit those of :func:`token_statistics` with the same ``max_elements``. In the backward
+    pass some six tiles of ``max_elements`` numbers are alive at once. Arguments as there.
+    """
+    _check(hidden_ND, weight_VD, token_N, temperature)
+    assert perturbed_ND.shape == hidden_ND.shape, "views differ in shape"
+    logp_N, entropy_N, logq_N, entropy_q_N, kl_N = _TwoViews.apply(
+        hidden_ND, perturbed_ND, weight_VD, bias_V, token_N, temperature, max_elements, suppressed_ids
+    )
+    return logp_N, entropy_N, logq_N, entropy_q_N, kl_N
 
 
 def _given(statistic_N: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 
 from pipelines import vppo
 from pipelines.config.schema import UpdateConfig
-from pipelines.errors import UserError
 from pipelines.objectives.batch import Batch, Terms, given
 from pipelines.objectives.dapo import dapo
 from pipelines.objectives.table import constants
@@ -27,17 +26,8 @@ def pepo(batch: Batch, settings: UpdateConfig) -> Terms:
     it, of the policy that scored, without gradient; its V is the mean of the cosines with each image token; its
     layers include the embeddings; without an image it compares with the prompt's text. ``steps`` is there the
     length of the run; it has no default here, as a run can be extended.
-
-    Raises:
-        UserError: ``steps`` is less than 1.
     """
     given_by = constants("pepo", settings)
-    if not given_by["steps"] >= 1:
-        raise UserError(
-            f"update.constants.steps: {given_by['steps']:g}",
-            "are no optimizer steps.",
-            "Take the number of updates over which the weights are to come in, such as those of the run.",
-        )
     mask_BT = batch.mask_BT
     similarity_BT = given(batch.layer_similarity_BT).float()
     mixed_BT = minmax(similarity_BT, mask_BT) + minmax(batch.entropy_BT, mask_BT)

@@ -53,6 +53,7 @@ class Objective:
         constants: name -> published value, set by ``update.constants``; None: it has none, and must be set.
         variants: values of ``update.variant``, where the paper and its code differ; the first is the default.
         passes: passes of the update's own besides the policy's: PERTURBED.
+        of_variant: what a variant takes of both besides.
         surrogates: those that it has a meaning with.
         limits: constant -> the interval that it lies in, such as "(0, 1]"; those left out are any number.
         published_with: further settings of its publication, which ``update.objective`` does not set.
@@ -67,6 +68,7 @@ class Objective:
     constants: Mapping[str, float | None] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
     passes: frozenset[str] = frozenset()
+    of_variant: Mapping[str, frozenset[str]] = field(default_factory=dict)
     surrogates: tuple[str, ...] = ALL_SURROGATES
     limits: Mapping[str, str] = field(default_factory=dict)
     published_with: str = ""
@@ -143,6 +145,16 @@ OBJECTIVES: dict[str, Objective] = {
             "inter_high": 2.0,
         },
         ("code", "paper"),
+        limits={
+            "late": "[0, inf)",
+            "start": "[0, 1)",
+            "share": "(0, 1]",
+            "intra_low": "[0, 1]",
+            "intra_high": "[1, inf)",
+            "inter_low": "[0, 1]",
+            "inter_high": "[1, inf)",
+        },
+        published_with="rollout.prompts_per_step 512, update.batch_prompts 128, rollout.samples_per_prompt 8",
     ),
     "pepo": Objective(
         "pipelines.objectives.pepo:pepo",
@@ -151,6 +163,20 @@ OBJECTIVES: dict[str, Objective] = {
         "the authors' code",
         frozenset({HIDDEN}),
         {"gate": 0.05, "temperature": 1.8, "steps": None},
+        limits={"gate": "[0, inf)", "temperature": "(0, inf)", "steps": "[1, inf)"},
+        published_with="rollout.samples_per_prompt 8; on GRPO update.kl_coefficient 0.001; steps: those of the run",
+    ),
+    "papo": Objective(
+        "pipelines.objectives.papo:papo",
+        "A_i; loss - gamma KL(p || q) + eta (H(p) + H(q))",
+        "arXiv 2507.06448",
+        "the authors' code; the variant exact: the paper's text, its KL and its entropies over the vocabulary",
+        constants={"gamma": 0.01, "eta": 0.03},
+        variants=("code", "exact"),
+        of_variant={"code": frozenset({VIEWS}), "exact": frozenset({PERTURBED})},
+        limits={"gamma": "[0, inf)", "eta": "[0, inf)"},
+        published_with="gamma 0.02 and eta 0.05 on GRPO (7B); score.perturbation raw_black, score.probability 0.6, "
+        "score.mask_per prompt, update.entropy_penalty 0",
     ),
     "pgpo": Objective(
         "pipelines.objectives.pgpo:pgpo",
@@ -315,7 +341,7 @@ def find_objective(name: str) -> Any:
 def needs(config: Config) -> frozenset[str]:
     """What the objective needs; one of one's own may read all that a score step can hold."""
     row = OBJECTIVES.get(config.update.objective)
-    return row.needs if row else STORES["all"]
+    return (row.needs | _of_variant(config.update)) - {PERTURBED} if row else STORES["all"]
 
 
 def stored(config: Config) -> str:
@@ -326,10 +352,17 @@ def stored(config: Config) -> str:
     return next(name for name, holds in STORES.items() if wanted <= holds)
 
 
-def passes(objective: Any, name: str) -> frozenset[str]:
+def passes(objective: Any, settings: UpdateConfig) -> frozenset[str]:
     """The passes of an objective's own: of its row, or of its function's attribute ``passes``."""
-    row = OBJECTIVES.get(name)
-    return row.passes if row else frozenset(getattr(objective, "passes", ()))
+    row = OBJECTIVES.get(settings.objective)
+    if row is None:
+        return frozenset(getattr(objective, "passes", ()))
+    return (row.passes | _of_variant(settings)) & {PERTURBED}
+
+
+def _of_variant(settings: UpdateConfig) -> frozenset[str]:
+    found = OBJECTIVES[settings.objective].of_variant
+    return found.get(variant(settings), frozenset()) if found else frozenset()
 
 
 def constants(name: str, settings: UpdateConfig) -> dict[str, float]:

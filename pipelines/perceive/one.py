@@ -21,6 +21,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipelines.config import settings as config_files
 from pipelines.config.schema import Config
 from pipelines.disk.records import Perceived, Sample
@@ -204,7 +206,8 @@ def see(
     statistics = view_statistics(config, views, policy)
     perception_N = make_estimator(config, 0, policy)(statistics, groups, samples)
     for mask in range(1, masks):
-        other_ND = perturbed_states(config, mask, groups, samples, policy, views.hidden_ND)
+        with torch.no_grad():
+            other_ND = perturbed_states(config, mask, groups, samples, policy, views.hidden_ND)
         again = view_statistics(config, replace(views, perturbed_ND=other_ND), policy)
         perception_N = perception_N + make_estimator(config, mask, policy)(again, groups, samples)
     hidden = (views.hidden_ND, views.perturbed_ND)

@@ -276,7 +276,6 @@ def both_views(
     return Views(token_N, hidden_ND, perturbed_ND, *similarities)
 
 
-@torch.no_grad()
 def perturbed_states(
     config: Config,
     step: int,
@@ -285,7 +284,7 @@ def perturbed_states(
     policy: Policy,
     hidden_ND: torch.Tensor,
 ) -> torch.Tensor:
-    """The hidden states of the perturbed view alone, [N, D]; ``step`` seeds it.
+    """The hidden states of the perturbed view alone, [N, D], with gradient where there is one; ``step`` seeds it.
 
     Where a question has no image it is ``hidden_ND``, the clean view: one reading, and not two that may be
     rounded differently.

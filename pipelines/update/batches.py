@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.model.policy import Policy
 from pipelines.model.ragged import pad_lists
 from pipelines.objectives.batch import Batch, Terms
-from pipelines.objectives.table import HIDDEN, OBJECTIVES, PERCEPTION, ROLES, SURROGATE_AVERAGES, VIEWS
+from pipelines.objectives.table import HIDDEN, OBJECTIVES, PERCEPTION, ROLES, SURROGATE_AVERAGES, VIEWS, needs
 from pipelines.score.scoring import depends, token_roles
 
 Groups = Sequence[tuple[Rollout, Scored]]
@@ -132,8 +132,8 @@ NEEDED = {PERCEPTION: "perception_BT", VIEWS: "perturbed_logp_BT", HIDDEN: "imag
 
 
 def _check_needs(config: Config, held: Mapping[str, Tensor]) -> None:
-    row = OBJECTIVES.get(config.update.objective)
-    if row and (missing := [need for need, name in NEEDED.items() if need in row.needs and name not in held]):
+    row, wanted = OBJECTIVES.get(config.update.objective), needs(config)
+    if row and (missing := [need for need, name in NEEDED.items() if need in wanted and name not in held]):
         raise UserError(
             f"update.objective: {config.update.objective}",
             f"needs {' and '.join(missing)}, which the scores of this step do not hold.",

@@ -124,10 +124,9 @@ class DeepSpeedTrainer(TorchTrainer):
         ]
         return [(hand[me.rank], 1.0) if me.rank < len(hand) else (hand[0], 0.0) for hand in dealt]
 
-    def _trained(
-        self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.engine(super()._trained, groups, samples)
+    def _trained(self, groups: Sequence[tuple[Rollout, Scored]], samples: SampleTable) -> tuple[torch.Tensor, ...]:
+        found: tuple[torch.Tensor, ...] = self.engine(super()._trained, groups, samples)
+        return found
 
     def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)

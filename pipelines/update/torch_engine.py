@@ -17,13 +17,14 @@ import torch
 from pipelines import vppo
 from pipelines.config.schema import Config
 from pipelines.disk.records import Advantages, Rollout, SampleTable, Scored
-from pipelines.model.divergence import token_logp
+from pipelines.model.divergence import token_logp, views_logp
 from pipelines.model.finite import first_not_finite
 from pipelines.model.packing import fill
 from pipelines.model.policy import Policy
 from pipelines.objectives import table
 from pipelines.objectives.batch import Batch, Reading, Terms
 from pipelines.objectives.surrogates import SURROGATES
+from pipelines.score.scoring import perturbed_states
 from pipelines.update import lora, moments
 from pipelines.update.batches import Groups, Tokens, cut_terms, cut_tokens, make_batch, make_terms, make_tokens
 from pipelines.update.moments import OPTIMIZER
@@ -44,7 +45,7 @@ class TorchTrainer:
     def __init__(self, policy: Policy, config: Config, reference: Callable[[], Policy] | None = None) -> None:
         self.policy, self.config, self.settings = policy, config, config.update
         self.objective = table.find_objective(self.settings.objective)
-        self.passes = table.passes(self.objective, self.settings.objective)
+        self.passes = table.passes(self.objective, self.settings)
         self._make_reference = reference
         self._reference: Policy | None = None
         self.updates = 0
@@ -119,8 +120,9 @@ class TorchTrainer:
         # Training mode turns gradient checkpointing on; dropout is 0 in these models.
         self.policy.model.train(self.settings.gradient_checkpointing)
         totals: dict[str, float] = defaultdict(float)
+        twice = 2 if table.PERTURBED in self.passes else 1  # both views' activations are there at once
         mine = self._micro_batches(
-            [self.policy.fed_tokens(rollout.prompt_tokens, rollout.response_ids) for rollout, _ in groups]
+            [twice * self.policy.fed_tokens(rollout.prompt_tokens, rollout.response_ids) for rollout, _ in groups]
         )
         for number, (chosen, counts) in enumerate(mine, start=1):
             soon = [i for part, _ in mine[number - 1 : number + 1] for i in part]
@@ -272,24 +274,37 @@ class TorchTrainer:
 
         return Reading(rows_B.nonzero().flatten(), mask_BT, *map(padded, self._trained(groups, samples)))
 
-    def _trained(self, groups: Groups, samples: SampleTable) -> tuple[torch.Tensor, torch.Tensor]:
-        """``_forward`` of the policy that is trained."""
+    def _trained(self, groups: Groups, samples: SampleTable) -> tuple[torch.Tensor, ...]:
+        """``_forward`` of the policy that is trained; where the objective asks for it, ``_both_views``."""
+        if table.PERTURBED in self.passes:
+            return self._both_views(groups, samples)
         return self._forward(self.policy, groups, samples)
 
     def _forward(self, policy: Policy, groups: Groups, samples: SampleTable) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy of every response token, flat [N], differentiable."""
-        rows = [
-            row
-            for rollout, _ in groups
-            for row in policy.rows(policy.encoder.encode(samples.by_id(rollout.sample_id)), rollout.response_ids)
-        ]
-        token_N = torch.tensor(
-            [token for rollout, _ in groups for ids in rollout.response_ids for token in ids], device=policy.device
-        )
         return token_logp(
-            policy.hidden_states(rows),
+            _clean_states(policy, groups, samples),
             policy.head_weight,
-            token_N,
+            _tokens(policy, groups),
+            temperature=self.config.rollout.temperature,
+            suppressed_ids=policy.suppressed_ids,
+        )
+
+    def _both_views(self, groups: Groups, samples: SampleTable) -> tuple[torch.Tensor, ...]:
+        """Of both views log-prob and entropy, then KL(p || q): each flat [N], differentiable.
+
+        The perturbed images are those that were scored.
+        """
+        policy, (step,) = self.policy, {scored.step for _, scored in groups}
+        rollouts = [rollout for rollout, _ in groups]
+        owners = [samples.by_id(rollout.sample_id) for rollout in rollouts]
+        hidden_ND = _clean_states(policy, groups, samples)
+        perturbed_ND = perturbed_states(self.config, step, rollouts, owners, policy, hidden_ND)
+        return views_logp(
+            hidden_ND,
+            perturbed_ND,
+            policy.head_weight,
+            _tokens(policy, groups),
             temperature=self.config.rollout.temperature,
             suppressed_ids=policy.suppressed_ids,
         )
@@ -345,6 +360,23 @@ class TorchTrainer:
             on_host = kind == "step" and not self.optimizer.defaults["fused"]
             place = "cpu" if on_host else self.policy.device
             self.optimizer.state[parameters[name]][kind] = value.to(place)
+
+
+def _clean_states(policy: Policy, groups: Groups, samples: SampleTable) -> torch.Tensor:
+    """Hidden states of all response tokens with the images as they are, [N, D]."""
+    return policy.hidden_states(
+        [
+            row
+            for rollout, _ in groups
+            for row in policy.rows(policy.encoder.encode(samples.by_id(rollout.sample_id)), rollout.response_ids)
+        ]
+    )
+
+
+def _tokens(policy: Policy, groups: Groups) -> torch.Tensor:
+    """All response tokens, [N]."""
+    ids = [token for rollout, _ in groups for response in rollout.response_ids for token in response]
+    return torch.tensor(ids, device=policy.device)
 
 
 def _mean(values: Sequence[float]) -> float:

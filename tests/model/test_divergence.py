@@ -2,12 +2,13 @@
 
 import math
 
+import naive
 import pytest
 import torch
 from torch.nn.functional import kl_div
 
 from pipelines.model import divergence
-from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_logp, token_statistics
+from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_logp, token_statistics, views_logp
 
 N, V, D = 13, 37, 8
 CHUNKS = [1, V // 2, V, 3 * V, 5 * V + 1, N * V, 2**24]
@@ -27,6 +28,11 @@ def dense(hidden, weight, bias, temperature, suppressed=()):
     logits = (hidden.double() @ weight.double().T + bias.double()) / temperature
     logits[:, list(suppressed)] = -torch.inf
     return logits.log_softmax(-1)
+
+
+def said(s):
+    """The statistics that there are."""
+    return {name: x for name, x in vars(s).items() if x is not None}
 
 
 def two_tokens(p, q):
@@ -51,8 +57,9 @@ def test_statistics_by_hand():
         "jsd": 0.033822,
         "argmax_drop": 0.25,
         "log_ratio": math.log(2),
+        "entropy_perturbed": 0.25 * math.log(4) + 0.75 * math.log(4 / 3),
     }
-    assert {k: v.item() for k, v in vars(s).items()} == pytest.approx(expected, abs=1e-6)
+    assert {k: v.item() for k, v in said(s).items()} == pytest.approx(expected, abs=1e-6)
 
 
 def test_top1_drop_is_the_sampled_tokens_and_argmax_drop_the_likeliests():
@@ -146,7 +153,7 @@ def test_extreme_logits_and_suppression_stay_finite(max_elements):
         suppressed_ids=torch.tensor([3, 4, 5]),
         max_elements=max_elements,
     )
-    assert all(torch.isfinite(x).all() for x in vars(s).values())
+    assert all(torch.isfinite(x).all() for x in said(s).values())
     torch.testing.assert_close(s.jsd, torch.full((3,), math.log(2)))
     torch.testing.assert_close(s.kl, torch.full((3,), 1000.0))
     torch.testing.assert_close(s.entropy, torch.zeros(3))
@@ -156,7 +163,7 @@ def test_extreme_logits_and_suppression_stay_finite(max_elements):
 def test_no_tokens():
     hidden, other, weight, _, token = problem()
     s = token_statistics(hidden[:0], weight, token[:0], perturbed_ND=other[:0])
-    assert all(x.shape == (0,) for x in vars(s).values())
+    assert all(x.shape == (0,) for x in said(s).values())
     assert token_logp(hidden[:0], weight, token[:0])[0].shape == (0,)
 
 
@@ -165,7 +172,7 @@ def test_one_view_leaves_the_others_out():
     s = token_statistics(hidden, weight, token)
     assert s.kl is None
     assert torch.equal(ESTIMATORS["entropy"](s), s.entropy)
-    with pytest.raises(AssertionError, match="perturbed view"):
+    with pytest.raises(AssertionError, match="was not read"):
         ESTIMATORS["kl"](s)
 
 
@@ -177,7 +184,7 @@ def test_half_precision_inputs_give_float32_logits():
         s = token_statistics(hidden, weight, token, perturbed_ND=other, bias_V=bias)
     logp = dense(hidden, weight, bias, 1.0)
     torch.testing.assert_close(s.logp.double(), logp.gather(1, token.unsqueeze(1))[:, 0], atol=5e-6, rtol=1e-6)
-    assert all(x.dtype == torch.float32 for x in vars(s).values())
+    assert all(x.dtype == torch.float32 for x in said(s).values())
 
 
 @pytest.mark.parametrize(
@@ -297,3 +304,112 @@ def test_all_logits_never_exist_at_once(monkeypatch):
     assert len(sizes) == 2 * 3 * 4  # ceil(13 / 5) ranges of tokens, ceil(37 / 10) of the vocabulary
     for name in ("logp", "entropy", "logp_perturbed", "kl", "argmax_drop", "log_ratio"):
         torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=2e-6, rtol=1e-6)
+
+
+# --- gradients of both views ------------------------------------------------------------------------
+
+SAID = ("logp", "entropy", "logp_perturbed", "entropy_perturbed", "kl")
+
+
+def whole_views(hidden, other, weight, bias, token, temperature=1.0, suppressed=()):
+    """What views_logp gives, from all logits."""
+    allowed = torch.tensor([v for v in range(V) if v not in suppressed])
+    p, q = (((h @ weight[allowed].T + bias[allowed]) / temperature).log_softmax(-1) for h in (hidden, other))
+    place = torch.searchsorted(allowed, token)[:, None]
+    entropies = [-(x.exp() * x).sum(-1) for x in (p, q)]
+    logp, logq = (x.gather(1, place)[:, 0] for x in (p, q))
+    return logp, entropies[0], logq, entropies[1], (p.exp() * (p - q)).sum(-1)
+
+
+def test_both_views_have_the_bits_of_scoring():
+    hidden, other, weight, bias, token = problem(torch.bfloat16)
+    ids = torch.tensor([V - 1])
+    for most in CHUNKS:
+        given = {"bias_V": bias, "temperature": 0.7, "max_elements": most, "suppressed_ids": ids}
+        s = token_statistics(hidden, weight, token, perturbed_ND=other, **given)
+        found = views_logp(hidden, other, weight, token, **given)
+        for name, x in zip(SAID, found, strict=True):
+            assert torch.equal(getattr(s, name), x), name
+        assert torch.equal(found[0], token_logp(hidden, weight, token, **given)[0])
+
+
+@pytest.mark.parametrize("max_elements", [CHUNKS[1], CHUNKS[3], CHUNKS[-1]])
+@pytest.mark.parametrize("suppressed", [(), (V - 1, V - 2)])
+@pytest.mark.parametrize("of", [*range(5), None], ids=[*SAID, "all"])
+def test_gradients_of_both_views_are_the_dense_ones(max_elements, suppressed, of):
+    *inputs, token = problem()
+    ids = torch.tensor(suppressed, dtype=torch.long) if suppressed else None
+    mix = torch.linspace(-1, 2, 5 * N).reshape(5, N)
+    if of is not None:
+        mix = mix * (torch.arange(5) == of)[:, None]
+
+    def taken(function, *tensors):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        total = sum((w * x).sum() for w, x in zip(mix, function(*leaves), strict=True))
+        return torch.autograd.grad(total, leaves)
+
+    def streamed(h, o, w, b):
+        return views_logp(h, o, w, token, bias_V=b, temperature=0.7, max_elements=max_elements, suppressed_ids=ids)
+
+    expected = taken(lambda *x: whole_views(*x, token, 0.7, suppressed), *(x.double() for x in inputs))
+    for actual, exact in zip(taken(streamed, *inputs), expected, strict=True):
+        torch.testing.assert_close(actual.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_both_views_are_those_of_differences():
+    # In float64 throughout: the derivative, and not one that float32 cannot tell from it.
+    with naive.wide():
+        hidden, other, weight, bias, token = problem(torch.float64)
+        leaves = [x[:3].clone() if len(x) == N else x.clone() for x in (hidden, other, weight, bias)]
+        ids = torch.tensor([V - 1])
+
+        def function(h, o, w, b):
+            return views_logp(h, o, w, token[:3], bias_V=b, temperature=0.7, max_elements=2 * V, suppressed_ids=ids)
+
+        assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in leaves], fast_mode=True)
+
+
+def test_gradient_of_the_divergence_by_hand():
+    # p = (1/2, 1/2), q = (1/4, 3/4): KL = log(4/3) / 2; d / d a_0 = 1/2 (log 2 - KL), d / d b = q - p.
+    p, q = (torch.tensor([x]).log().requires_grad_() for x in ([0.5, 0.5], [0.25, 0.75]))
+    kl = views_logp(p, q, torch.eye(2), torch.tensor([0]))[4]
+    of_p, of_q = torch.autograd.grad(kl.sum(), (p, q))
+    first = 0.5 * (math.log(2) - 0.5 * math.log(4 / 3))
+    torch.testing.assert_close(of_p, torch.tensor([[first, -first]]))
+    torch.testing.assert_close(of_q, torch.tensor([[-0.25, 0.25]]))
+
+
+def test_equal_views_have_no_divergence_and_no_gradient_of_it():
+    hidden, _, weight, _, token = problem()
+    leaves = [x.clone().requires_grad_() for x in (hidden, hidden, weight)]
+    kl = views_logp(*leaves, token)[4]
+    assert kl.max() < 1e-6
+    for gradient in torch.autograd.grad(kl.sum(), leaves):
+        assert gradient.abs().max() < 1e-6
+
+
+def test_no_tokens_of_two_views():
+    hidden, other, weight, _, token = problem()
+    weight.requires_grad_()
+    found = views_logp(hidden[:0], other[:0], weight, token[:0])
+    assert all(x.shape == (0,) for x in found)
+    sum(x.sum() for x in found).backward()
+    assert not weight.grad.any()
+
+
+def test_all_logits_of_two_views_never_exist_at_once(monkeypatch):
+    sizes = []
+    original = divergence._matmul
+
+    def spy(a, b):
+        if b.shape[0] == D and a.shape[1] == D:  # logits, not gradients of states or of the head
+            sizes.append(a.shape[0] * b.shape[1])
+        return original(a, b)
+
+    monkeypatch.setattr(divergence, "_matmul", spy)
+    hidden, other, weight, _, token = problem()
+    found = views_logp(hidden.requires_grad_(), other, weight, token, max_elements=3 * V)
+    assert len(sizes) == 2 * 5
+    found[4].sum().backward()
+    assert max(sizes) == 3 * V
+    assert len(sizes) == 4 * 5

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from random_batch import UNPUBLISHED, random_batch
+from random_batch import random_batch
+from unpublished import UNPUBLISHED
 
 from pipelines.config.schema import UpdateConfig
 from pipelines.disk.records import read_scores

@@ -5,7 +5,8 @@ from __future__ import annotations
 import naive_objectives
 import pytest
 import torch
-from random_batch import UNPUBLISHED, random_batch
+from random_batch import random_batch
+from unpublished import UNPUBLISHED
 
 from pipelines.config.schema import UpdateConfig
 from pipelines.objectives.table import OBJECTIVES, find_objective

@@ -7,7 +7,7 @@ from pipelines.config import settings
 from pipelines.disk.artifacts import check
 from pipelines.disk.records import SCORES, STATISTICS, Scored, Statistics, read_rows, read_scores, write_rows
 from pipelines.errors import UserError
-from pipelines.objectives.table import OBJECTIVES, STORES, stored
+from pipelines.objectives.table import OBJECTIVES, STORES, needs, stored
 from pipelines.score import scoring
 from pipelines.score.stage import is_watched
 from pipelines.watch import Silent
@@ -31,10 +31,11 @@ TINY = given(
 
 
 def test_auto_is_the_least_that_serves():
-    for name, row in OBJECTIVES.items():
-        found = stored(settings.load(None, [f"update.objective={name}"]))
-        assert row.needs - {"roles"} <= STORES[found]
-        assert not any(row.needs - {"roles"} <= holds < STORES[found] for holds in STORES.values())
+    for name in OBJECTIVES:
+        config = settings.load(None, [f"update.objective={name}"])
+        found, wanted = stored(config), needs(config) - {"roles"}
+        assert wanted <= STORES[found]
+        assert not any(wanted <= holds < STORES[found] for holds in STORES.values())
     assert stored(settings.load(None, ["update.objective=mine:terms"])) == "all"
     assert stored(settings.load(None, ["update.objective=dapo", "score.store=all"])) == "all"
 

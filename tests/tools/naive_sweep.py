@@ -28,7 +28,7 @@ import torch
 
 from pipelines.config import settings
 from pipelines.config.schema import Config
-from pipelines.disk.records import SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, read_scores, write_rows
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.grading.reward import Graded
 from pipelines.model.load import load_policy
@@ -157,7 +157,7 @@ def scored(config: Config, groups: Sequence[Rollout], table: SampleTable, policy
     """What the scoring stage writes."""
     with tempfile.TemporaryDirectory() as folder:
         score(config, STEP, groups, table, policy, Path(folder), Silent())
-        return read_rows(Path(folder) / SCORES, Scored)
+        return read_scores(Path(folder), STEP)
 
 
 def elsewhere(scores: Sequence[Scored], off: float) -> list[list[float]]:
