@@ -19,8 +19,11 @@ from typing import Any
 
 from pipelines.disk.step import disk_errors, write_atomic
 
-SCRIPTS = ("theme.js", "base.js", "charts.js", "sections.js", "tokens.js", "viewer.js", "start.js")
+SCRIPTS = ("theme.js", "base.js", "charts.js", "sections.js", "tokens.js", "viewer.js", "ledger.js", "start.js")
 """In the order in which they run: each uses only what stands before it."""
+
+PACKED = ("viewer", "credit")
+"""Sections that hold tokens: compressed in the page."""
 
 
 def write_page(path: Path, title: str, sections: dict[str, Any]) -> None:
@@ -33,7 +36,7 @@ def write_page(path: Path, title: str, sections: dict[str, Any]) -> None:
     ``logp_perturbed``, ``top`` and ``top_perturbed`` ([text, p, q] of the likeliest tokens of a view:
     their probabilities with the image and with it perturbed); and ``dependency``, ``reward``,
     ``outcome``, ``answer``, ``truncated``, ``advantage`` and ``shaped_advantage``. What is not known is
-    None. A report's other sections are ``vppo_cli/report``'s.
+    None. A report's other sections, and a ledger's, are ``vppo_cli/report``'s.
 
     Args:
         path: the HTML file; its folder is made if need be.
@@ -54,8 +57,7 @@ def page(title: str, sections: dict[str, Any]) -> str:
     style = _asset("page.css")
     script = "(async () => {\n'use strict';\n" + "\n".join(map(_asset, SCRIPTS)) + "\n})();\n"
     data = {"title": title, **sections}
-    if "viewer" in sections:
-        data["viewer"] = packed(embedded_json(sections["viewer"]))
+    data |= {name: packed(embedded_json(sections[name])) for name in PACKED if name in sections}
     parts = {
         "policy": _policy(style, script),
         "title": html.escape(title),

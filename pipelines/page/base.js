@@ -1,7 +1,7 @@
 // What every part uses: the data, making elements (text only ever as text), numbers as people read them.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-if (data.viewer) data.viewer = await unpack(data.viewer);
+for (const name of ["viewer", "credit"]) if (data[name]) data[name] = await unpack(data[name]);
 
 /** JSON that was compressed (zlib) and written as base64. */
 async function unpack(text) {

@@ -1,6 +1,9 @@
 // Puts the page together: its sections, the navigation, light and dark, the keyboard help.
 
 const PARTS = [
+  ["ledger", "Objectives", ledgerSection], ["credit", "Tokens", (found) => creditSection(found, data.credit_notes)],
+  ["agreement", "Agreement", agreementSection], ["theorem", "Variance", theoremSection],
+  ["provenance", "Provenance", provenanceSection],
   ["curves", "Curves", curvesSection], ["figures", "Perception", figuresSection],
   ["words", "Words", wordsSection], ["viewer", "Viewer", null],
   ["evaluations", "Evaluation", evaluationsSection], ["config", "Settings", configSection],
@@ -13,7 +16,7 @@ const PARTS = [
   document.getElementById("brand").textContent = data.title;
   content.replaceChildren();
   content.append(data.summary ? summarySection(data.summary)
-    : el("section", { class: "summary" }, el("h1", { text: data.title })));
+    : el("section", { class: "summary" }, el("h1", { text: data.title }), about(data.line, "line")));
   for (const [name, label, make] of shown) {
     content.append(make ? make(data[name])
       : viewerSection(data.viewer, data.viewer_notes, shown.length === 1));

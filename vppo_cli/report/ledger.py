@@ -219,6 +219,8 @@ def sections(chain: Chain, found: Sequence[Ledger], samples: SampleTable) -> dic
         },
         "credit": entries,
         "credit_notes": notes,
+        "agreement": True,
+        "theorem": True,
         "provenance": {
             "facts": [
                 ["Run", chain.run.name],
