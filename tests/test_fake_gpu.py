@@ -9,10 +9,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import fake_gpu
 import pytest
 
 TOOLS = Path(__file__).parent / "tools"
-EVERY = ("whole model.dtype=bfloat16", "steps model.dtype=bfloat16 update.lora_rank=4", "counts")
+EVERY = ("checks", "whole model.dtype=bfloat16", "steps model.dtype=bfloat16 update.lora_rank=4", "counts")
 NIGHTLY = ("whole model.dtype=float32", "first")
 """Stories, those of a line in one process, as torch is slow to import."""
 PERFORMANCE = TOOLS.parents[1] / "docs" / "performance.md"
@@ -24,20 +25,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def fresh(*line):
-    """What a process prints last, as JSON; fails with what it said if that is none."""
-    env = {**os.environ, "PYTHONPATH": str(TOOLS.parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *map(str, line)], capture_output=True, text=True, check=False, env=env)
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        raise AssertionError(done.stdout[-2000:] + done.stderr[-6000:]) from None
-
-
 @cache
 def stories(lines):
-    """What tests/tools/gpu_story.py found, by story."""
-    found = fresh(TOOLS / "gpu_story.py", *" + ".join(lines).split())
+    """What tests/tools/gpu_story.py found, by story; fails with what it said if that is nothing."""
+    line = [sys.executable, TOOLS / "gpu_story.py", *" + ".join(lines).split()]
+    env = {**os.environ, "PYTHONPATH": str(TOOLS.parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=env)
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise AssertionError(done.stdout[-2000:] + done.stderr[-6000:]) from None
     return dict(zip(lines, found, strict=True))
 
 
@@ -52,13 +49,14 @@ def told(line):
 
 
 def test_the_emulator():
-    assert fresh(TOOLS / "gpu_checks.py") == "all"
+    told("checks")
 
 
 def test_it_has_to_come_before_torch():
-    line = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import torch, fake_gpu; fake_gpu.preload()"
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
-    assert "torch is imported already" in done.stderr
+    import torch  # noqa: F401
+
+    with pytest.raises(RuntimeError, match="torch is imported already"):
+        fake_gpu.preload()
 
 
 # -- a run -----------------------------------------------------------------------------------------

@@ -1,14 +1,9 @@
-"""Checks of the emulated GPU itself (tests/tools/fake_gpu.py); tests/test_fake_gpu.py starts it."""
+"""Checks of the emulated GPU itself (tests/tools/fake_gpu.py); gpu_story.py imports it."""
 
-# ruff: noqa: E402
-import fake_gpu
-
-fake_gpu.preload()  # before anything imports torch, so imports follow
-
-import json
 import os
 import sys
 
+import fake_gpu
 import torch
 from fake_gpu_tensors import Counts, Gpu, MixedDevices
 
@@ -93,5 +88,5 @@ with fake_gpu.emulated() as gpu:
         torch.use_deterministic_algorithms(True, warn_only=bool(loose))
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
         assert gpu.loose == loose
+torch.use_deterministic_algorithms(False)
 assert not torch.cuda.is_available()
-print(json.dumps("all"))
