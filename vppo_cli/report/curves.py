@@ -93,7 +93,8 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
 Maker = Callable[[Sequence[RunSource]], Chart]
 
 
-def _chart(title: str, form: str, about: str, series: list[dict[str, Any]]) -> Chart:
+def chart(title: str, form: str, about: str, series: list[dict[str, Any]]) -> Chart:
+    """A chart over training steps."""
     return {
         "title": title,
         "about": about,
@@ -123,7 +124,7 @@ def _metric(title: str, key: str, form: str, about: str) -> Maker:
         series = []
         for index, rows in _rows(sources, key):
             series.append({"run": index, "x": [r["step"] for r in rows], "y": [short(r[key]) for r in rows]})
-        return _chart(title, form, about, series)
+        return chart(title, form, about, series)
 
     return make
 
@@ -141,7 +142,7 @@ def _band(title: str, middle: str, spread: str, about: str) -> Maker:
                     "high": [short(r[middle] + r[spread]) for r in rows],
                 }
             )
-        return _chart(title, "number", about, series)
+        return chart(title, "number", about, series)
 
     return make
 
@@ -156,7 +157,7 @@ def _range(title: str, low: str, high: str, about: str) -> Maker:
                 {"run": index, "name": "largest", "x": x, "y": above, "low": below, "high": above},
                 {"run": index, "name": "smallest", "x": x, "y": below},
             ]
-        return _chart(title, "number", about, series)
+        return chart(title, "number", about, series)
 
     return make
 
@@ -183,7 +184,7 @@ def _validation(sources: Sequence[RunSource]) -> Maker:
                 }
             )
     about = "of the checkpoints, with 95 % intervals"
-    return lambda _: _chart("Validation accuracy", "percent", about, series)
+    return lambda _: chart("Validation accuracy", "percent", about, series)
 
 
 def _times(source: RunSource) -> dict[str, list[tuple[int, float]]]:
@@ -213,4 +214,4 @@ def _timed(title: str, key: str, form: str, timed: list[dict[str, list[tuple[int
         if key in found
     ]
     about = "seconds a step" if form == "seconds" else "response tokens a second"
-    return lambda _: _chart(title, form, about, series)
+    return lambda _: chart(title, form, about, series)

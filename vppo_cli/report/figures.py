@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.page.viewer import short
+from vppo_cli.report.curves import chart
 from vppo_cli.report.source import Array, RunSource, flat, lengths, spread
 from vppo_cli.report.words import WordCount
 
@@ -181,25 +182,9 @@ def _bands(
                 {"run": run, "kind": "band", "x": x, "low": cut[low], "high": cut[high], "y": cut[high], "name": label}
             )
         series.append({"run": run, "x": x, "y": cut[middle], "name": "median"})
-    return {
-        "title": title,
-        "about": about,
-        "x": "step",
-        "whole": True,
-        "format": "number",
-        "sync": "step",
-        "series": series,
-    }
+    return chart(title, "number", about, series)
 
 
 def _kept(known: Sequence[tuple[int, Reading]]) -> dict[str, Any]:
     series = [{"run": run, "x": list(r.steps), "y": [short(v) for v in r.kept_share]} for run, r in known]
-    return {
-        "title": "Perception in kept tokens",
-        "about": "share of the total",
-        "x": "step",
-        "whole": True,
-        "format": "percent",
-        "sync": "step",
-        "series": series,
-    }
+    return chart("Perception in kept tokens", "percent", "share of the total", series)
