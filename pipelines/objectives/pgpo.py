@@ -30,9 +30,9 @@ def pgpo(batch: Batch, settings: UpdateConfig) -> Terms:
     as a re-implementation reports it (github.com/zsxm1998/awesome-perception-aware-rlvr); nothing was released.
 
     Where all S of a response are equal nothing tells its tokens apart, and w is 1; so it is without an image. An S
-    below 0, which some estimators have, counts as 0. PGPO's own S compares with a pass whose attention to the image
-    tokens is masked; here it is what ``score`` is set to, and no setting is the same (``grey`` leaves no
-    information either, but the image tokens).
+    below 0, which some estimators have, counts as 0. PGPO's own S is KL(p || q), which the re-implementation estimates
+    by k3, with q a pass whose attention to the image tokens is masked. Here it is what ``score`` is set to, and no
+    setting is the same: ``grey`` comes nearest, which leaves no information, but the image tokens.
     """
     fixed = constants("pgpo", settings)
     importance_BT = minmax(given(batch.perception_BT).clamp(min=0.0).log1p(), batch.mask_BT)

@@ -22,10 +22,10 @@ def vepo(batch: Batch, settings: UpdateConfig) -> Terms:
     The authors' code averages over the kept tokens of a micro-batch; here it is over those of the whole update
     batch, so that it does not depend on the cutting. Responses without an image keep all their tokens.
 
-    The view that VEPO compares with adds normal noise to the normalised pixels, unclipped, of standard
-    deviation 2 by the paper and 6.93 by the code (it adds the same noise once for each of 12 responses); here it
-    is what ``score.perturbation`` says: ``gaussian_noise`` is the nearest (0.74 of the pixel range, clipped,
-    where 2 is some 0.5).
+    The view that VEPO compares with has normal noise on the normalised pixels, unclipped: of standard deviation 2 by
+    the code's comment and as strong by the paper, but 6.93 as the code runs, which adds it twelve times to the one
+    image of twelve responses. Here it is what ``score.perturbation`` says: ``gaussian_noise`` is the nearest, of
+    0.74 of the pixels' range and clipped, where 2 is about 0.5 of it.
     """
     fixed = constants("vepo", settings)
     divergence_BT = minmax(given(batch.jsd_BT), batch.mask_BT)
@@ -37,5 +37,5 @@ def vepo(batch: Batch, settings: UpdateConfig) -> Terms:
     # The loss is divided by all tokens that it counts: this makes it the mean over the kept ones.
     counted_BT = vppo.without_truncated(batch.mask_BT, batch.truncated_B) if settings.mask_truncated else batch.mask_BT
     share = (keep_BT & counted_BT).sum() / counted_BT.sum().clamp(min=1)
-    weight_BT = keep_BT / share.clamp(min=torch.finfo(torch.float32).tiny)
+    weight_BT = keep_BT / torch.where(share > 0, share, 1.0)
     return Terms(batch.adv_B, weight_BT, settings.clip_low, settings.clip_low, "token")

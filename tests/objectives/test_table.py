@@ -59,6 +59,12 @@ def test_what_does_not_fit_is_refused(wrong: list[str], expected: tuple[str, ...
     assert not list((tmp_path / "runs").rglob("manifest.json")), "it was told before any work"
 
 
+def test_plan_refuses_it_too(tmp_path: Path) -> None:
+    command = vppo("plan", *given(VAA), runs=tmp_path / "runs")
+    assert command.code == 2
+    assert "constant beta" in command.err
+
+
 @pytest.mark.parametrize("right", [["update.constants={beta: 0}", VAA], ["update.surrogate=cispo"]], ids=str)
 def test_what_fits_is_not(right: list[str]) -> None:
     table.check(settings.load(None, right))
