@@ -81,6 +81,11 @@ def choose(config: Config, names: Sequence[str] = (), *, roles: bool) -> tuple[l
             )
         elif ROLES in table.needs(one.config) and not roles:
             left_out[name] = "nobody knows the true roles of these tokens"
+        elif (drawn := OBJECTIVES[name].perturbation if name in OBJECTIVES else None) not in (
+            None,
+            config.score.perturbation,
+        ):
+            left_out[name] = f"S is measured under {drawn} there: --set score.perturbation={drawn}"
         else:
             table.check(one.config)
             found.append(one)
