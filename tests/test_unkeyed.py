@@ -27,7 +27,7 @@ OTHERWISE = {
     "update.gradient_checkpointing": "true",
     "run.threads": "2",
 }
-"""Setting -> another value than that of STEP, each tried alone."""
+"""Setting -> another value than that of STEP."""
 
 APART = {
     "rollout.mismatch_limit": "5",
@@ -66,6 +66,7 @@ def unkeyed(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
 def test_every_unkeyed_setting_is_tried_somewhere():
     # The mode alone is a name for other settings (tests/config/test_settings.py).
     assert set(unkeyed()) - {"mode"} == OTHERWISE.keys() | APART.keys() | OF_SCALE
+    assert OTHERWISE.keys() == {name for names in TOGETHER for name in names} | SLOW
 
 
 def test_what_reaches_a_kernel_is_recorded():
@@ -94,17 +95,33 @@ def step(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("setting", OTHERWISE)
-def test_it_changes_nothing_but_last_bits(step, setting):
-    changed = f"{setting}={OTHERWISE[setting]}"
-    assert differences(step("mode=exact"), step("mode=exact", changed)) == []
+SLOW = {"data.workers"}
+"""Processes that import all anew in every stage; tests/model/test_prefetch.py compares their tensors."""
+
+
+TOGETHER = (
+    ("model.shared_prefix",),
+    ("run.threads",),
+    ("rollout.batch_prompts", "score.batch_prompts", "update.micro_batch_prompts"),
+    ("reward.workers", "score.batch_tokens", "update.micro_batch_tokens"),
+    ("score.looks", "update.gradient_checkpointing"),
+)
+"""Those of one row are of different stages, so that none hides what another does."""
+
+
+@pytest.mark.parametrize(
+    "names", [*TOGETHER, pytest.param(tuple(SLOW), marks=pytest.mark.nightly)], ids=lambda names: names[0]
+)
+def test_it_changes_nothing_but_last_bits(step, names):
+    changed = [f"{name}={OTHERWISE[name]}" for name in names]
+    assert differences(step("mode=exact"), step("mode=exact", *changed)) == []
 
 
 @pytest.mark.parametrize("mode", [("mode=exact",), PUBLISHED], ids=["exact", "published"])
 def test_what_no_kernel_sees_changes_nothing(step, mode):
     changed = [f"{name}={value}" for name, value in APART.items()]
-    if mode == PUBLISHED:  # all at once, but for data.workers, whose processes take long to start
-        changed += [f"{n}={value}" for n, value in OTHERWISE.items() if n != "data.workers"]
+    if mode == PUBLISHED:  # all at once
+        changed += [f"{n}={value}" for n, value in OTHERWISE.items() if n not in SLOW]
     assert differences(step(*mode), step(*mode, *changed)) == []
 
 

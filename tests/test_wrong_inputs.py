@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import SMALL, Command, contents, copy_of, given, vppo
+from command_line import SMALL, Command, back_to, contents, copy_of, given, vppo
 from PIL import Image
 
 Finished = tuple[Path, Command]
@@ -479,21 +479,22 @@ def test_a_run_in_use_is_refused_and_keeps_its_settings(finished: Finished, tmp_
 
 
 def test_a_file_too_large_for_the_disk_is_told_and_the_run_goes_on_later(finished: Finished, tmp_path: Path) -> None:
-    """No file may grow beyond 500 kB: the first that would is checkpoint 2's model."""
-    run = tmp_path / "runs" / "small"
-    arguments = ("train", "--run", "small", *given(*SMALL))
+    """No file may grow beyond 500 kB: the first that would is checkpoint 3's model."""
+    run = copy_of(finished[0], tmp_path)
+    back_to(run, "checkpoint 3")
+    arguments = ("train", "--run", "small")
     command = vppo(*arguments, runs=run.parent, largest_file=500_000)
-    refused(command, "checkpoints/0002", "the disk is full", "give the same command again")
+    refused(command, "checkpoints/0003", "the disk is full", "give the same command again")
     vppo(*arguments, runs=run.parent).succeeded()
     assert contents(run) == contents(finished[0])
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB, where this user may mount one."""
+    """A disk of 14 MB, where this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=14m", "none", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting needs root")
     yield folder
@@ -501,8 +502,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: Path, finished: Finished) -> None:
-    run = small_disk / "runs" / "small"
-    arguments = ("train", "--run", "small", *given(*SMALL))
+    """It holds one checkpoint, of 10 MB, and not another."""
+    whole = copy_of(finished[0], small_disk.with_name("whole"))
+    back_to(whole, "checkpoint 3")
+    run = copy_of(whole, small_disk)
+    arguments = ("train", "--run", "small")
     refused(vppo(*arguments, runs=run.parent), str(run), "the disk is full", "Free some space")
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     vppo(*arguments, runs=run.parent).succeeded()

@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from command_line import vppo
 
-from pipelines.bench import bfloat16, passes, run, steps, streamed, vision
+from pipelines.bench import bfloat16, passes, run, sides, steps, streamed, vision
 from pipelines.bench.measure import ratio
 from pipelines.bench.sides import Work, vppo_steps
 from pipelines.bench.workload import Lengths, Workload, random_policy
@@ -163,9 +166,37 @@ def test_scoring_is_what_the_sides_differ_in(tmp_path):
     assert not any(perception["dapo"])
 
 
-def test_a_step_against_trl():
+class Fork:
+    """A side as take_turns starts it, in a fork: it imports nothing again but TRL."""
+
+    def __init__(self, line, stderr, **_):
+        (from_us, to_it), (from_it, to_us) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for place, file in enumerate((from_us, to_us, stderr.fileno())):
+                os.dup2(file, place)
+            sys.stdin, sys.stderr = os.fdopen(0), os.fdopen(2, "w")  # not pytest's
+            try:
+                sides.main(line[3:])
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        os.close(from_us)
+        os.close(to_us)
+        self.stdin, self.stdout = os.fdopen(to_it, "w"), os.fdopen(from_it)
+
+    def kill(self):
+        with self.stdin, self.stdout:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self):
+        os.waitpid(self.pid, 0)
+
+
+def test_a_step_against_trl(monkeypatch):
     pytest.importorskip("trl")
-    small = Work(prompts=2, samples=4, max_new_tokens=16, micro_prompts=1, steps=3)
+    monkeypatch.setattr(steps.subprocess, "Popen", Fork)
+    small = Work(prompts=2, samples=4, max_new_tokens=16, micro_prompts=1, steps=3, threads=1)
     found = steps.take_turns({"vppo": small, "trl": small}, 1, quiet, "trl")
     for side in ("vppo", "trl"):
         [row] = found[side]

@@ -63,7 +63,13 @@ class Table:
     [
         (("model.dtype=bfloat16", "update.gradient_checkpointing=true"), 4096, True),
         (("model.dtype=float32",), 4096, False),
-        (("model.dtype=bfloat16", "update.lora_rank=8", "update.gradient_checkpointing=true"), 4096, True),
+        (("model.dtype=float32", "update.lora_rank=8", "update.gradient_checkpointing=true"), 4096, True),
+        pytest.param(  # a CPU takes four times as long in bfloat16, which the first case has
+            ("model.dtype=bfloat16", "update.lora_rank=8", "update.gradient_checkpointing=true"),
+            4096,
+            True,
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_memory_is_what_lives_at_once(monkeypatch, processor, overrides, vocabulary, tied):

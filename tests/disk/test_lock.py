@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, Command, contents, given, stamps, start, vppo
+from command_line import Command, back_to, contents, copy_of, stamps, start, vppo
 
 from evals import journal
 from pipelines import runs
@@ -317,10 +317,11 @@ def written(run: Path) -> dict[str, tuple[int, int]]:
 def test_a_run_that_is_taken_over_while_stopped_ends_when_it_wakes_and_writes_nothing(
     stage: str, finished: tuple[Path, Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "runs" / "small"
-    arguments = ("train", "--run", "small", *given(*SMALL))
+    run = copy_of(finished[0], tmp_path)
+    back_to(run, f"{stage} 3")
+    arguments = ("train", "--run", "small")
     owner = start(*arguments, runs=run.parent)
-    while owner.running() and (runs.read_state(run).stage, runs.read_state(run).step) != (stage, 2):
+    while owner.running() and (runs.read_state(run).stage, runs.read_state(run).step) != (stage, 3):
         time.sleep(0.002)
     owner.signal(signal.SIGSTOP)
     silent(run, lock.DEAD_S + 5)

@@ -516,13 +516,13 @@ def test_waiting_costs_no_deadline_but_does_not_last_for_ever(shifting: str, mon
 
 
 @linux
-def test_a_few_hundred_generated_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_generated_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = campaign(answers=120, seed=1, deadline_s=1.0, workers=2)
+    told = campaign(answers=60, seed=1, deadline_s=0.5, workers=2)
     assert told["broken"] == []
     assert set(told["refused"]) == set(GRADERS)
     assert told["refused"]["math-verify"] < 10  # it has other parsers
-    assert told["refused"]["mathruler"] > 10
+    assert told["refused"]["mathruler"] > 5
 
 
 @linux

@@ -155,7 +155,7 @@ UNDECIDABLE = {
 def test_hostile_answers_time_out_and_the_rest_is_graded(grader: str) -> None:
     easy = [(f"{n}/7", "3/7", "value") for n in range(1, 6)]
     hostile = [(text, GOLD, "value") for text in HOSTILE]
-    with GraderPool(workers=2, deadline_s=1.0) as pool:
+    with GraderPool(workers=2, deadline_s=0.4) as pool:
         verdicts = pool.grade([*easy, *hostile, *easy], grader)
         again = pool.grade([*easy, *easy], grader)
     by_text = dict(zip(HOSTILE, verdicts[len(easy) : -len(easy)], strict=True))
@@ -248,7 +248,7 @@ def _pair(rng: random.Random) -> tuple[str, str]:
 def test_what_is_spared_changes_no_verdict(grader: str) -> None:
     """The worker against the package as installed, in a process of its own."""
     rng = random.Random(7)
-    pairs = [_pair(rng) for _ in range(30)]
+    pairs = [_pair(rng) for _ in range(15)]
     run = subprocess.run(
         [sys.executable, "-c", UNCHANGED, grader],
         input=json.dumps(pairs),
@@ -261,7 +261,7 @@ def test_what_is_spared_changes_no_verdict(grader: str) -> None:
         verdicts = pool.grade([(*pair, "value") for pair in pairs], grader, alone=True)
     real = json.loads(run.stdout)
     assert [(p, v) for p, v, r in zip(pairs, verdicts, real, strict=True) if v != r] == []
-    assert 3 < sum(real) < 27
+    assert 2 < sum(real) < 13
 
 
 # Process and grader take 60 MiB. 250 MB cannot be had at all: mathruler would swallow the error.

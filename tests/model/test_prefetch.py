@@ -12,6 +12,7 @@ from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.images import Unusable
 from pipelines.model.policy import Policy
+from pipelines.model.prefetch import Prefetcher
 from pipelines.model.prompts import PromptEncoder
 from pipelines.rollout.engine import encoded
 
@@ -75,15 +76,15 @@ def test_old_prompts_leave_when_bytes_run_out(policy, samples, monkeypatch):
     assert samples[-1].id in {key[0] for key in made._cache}
 
 
-def test_workers_end_with_a_process_that_is_killed(policy, samples):
+def test_workers_end_with_a_process_that_is_killed(samples):
     read, write = os.pipe()
-    process = os.fork()  # whose worker imports all anew
+    process = os.fork()
     if process == 0:
         try:
-            made = PromptEncoder(policy.processor, "", workers=1)
-            made.expect(samples[:4])
-            made.encode(samples[0])
-            os.write(write, str(*made._prefetcher._pool._processes).encode())
+            made = Prefetcher(vars, 1)  # no processor, with which its worker would import transformers
+            made.expect([(("a", ""), samples[0])])
+            made._pending["a", ""].exception()
+            os.write(write, str(*made._pool._processes).encode())
             time.sleep(600)
         finally:
             os._exit(1)

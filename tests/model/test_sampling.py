@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from pipelines.model.divergence import Head
 from pipelines.model.sampling import Sampling, draw, next_token, truncate, uniforms
@@ -129,6 +128,8 @@ LOGITS = torch.tensor([0.0, 2.0, -1.0, 1.0, 3.0, 0.5])
     ids=["plain", "temperature", "top_k", "top_p", "suppressed"],
 )
 def test_frequencies_follow_the_probabilities(settings, possible):
+    from scipy.stats import chisquare  # slow to import
+
     count, possible = 20_000, list(possible)
     tokens, _ = sampler_draws(LOGITS, count, **settings)
     expected_V = np.zeros(6)

@@ -175,6 +175,16 @@ def copy_of(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder / "runs" / run.name))
 
 
+def back_to(run: Path, label: str) -> None:
+    """Let a finished run be as it was when this step ("update 3") was to be made."""
+    from pipelines import runs
+    from pipelines.chain import Chain, is_evaluation
+
+    steps = list(Chain(runs.read_config(run), run).all())
+    for step in steps[[step.label for step in steps].index(label) :]:
+        shutil.rmtree(step.parent if is_evaluation(step) else step.path, ignore_errors=True)
+
+
 @cache
 def _scratch() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="vppo-tests-")

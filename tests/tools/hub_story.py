@@ -95,12 +95,28 @@ def story(hub: FakeHub, folder: Path) -> dict[str, Any]:
     return told
 
 
+def offline(commit: str) -> str:
+    """What the command says without a connection, asked for a commit that the cache does not hold."""
+    import datasets
+    import huggingface_hub.constants
+
+    from vppo_cli.app import main as vppo
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    sys.argv = ["vppo", "prepare", "--set", "data.source=me/data", "--set", f"data.revision={commit}"]
+    os.environ["VPPO_RUNS"] += "-offline"
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        vppo()
+    return " ".join(said.getvalue().split())
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     with FakeHub() as hub:
         os.environ.update(hub.env(folder / "hf") | {"VPPO_RUNS": str(folder / "runs")})
         with contextlib.redirect_stdout(sys.stderr):
             told = story(hub, folder)
+    told["offline"] = offline(told["first"])
     print(json.dumps(told))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import pytest
-from command_line import SMALL, Command, fresh, given
-from imported import HEAVY, imported_by
+from command_line import SMALL, Command, copy_of, fresh, given, vppo
+from imported import HEAVY, imported_by, imported_by_all
 
 HELP = {
     "": ("train", "prepare", "eval", "plan", "status", "report", "export", "doctor", "rollout -> score"),
@@ -46,15 +44,15 @@ HELP = {
 }
 
 
-@pytest.mark.parametrize("command", HELP)
-def test_help_teaches_and_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
-    packages, done = imported_by(*command.split(), "--help", runs=tmp_path / "runs")
+def test_help_teaches_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    lines = [[*command.split(), "--help"] for command in HELP]
+    packages, printed, done = imported_by_all(lines, runs=tmp_path / "runs")
     assert done.returncode == 0
-    assert not packages & (HEAVY | {"numpy", "pyarrow"})
-    words = " ".join(done.stdout.replace("│", " ").split())
-    for expected in HELP[command]:
-        assert expected in words
-    assert "\x1b" not in done.stdout  # plain text in a pipe
+    assert not packages & (HEAVY | {"numpy", "pyarrow"})  # not even all of them together
+    for command, text in zip(HELP, printed, strict=True):
+        words = " ".join(text.replace("│", " ").split())
+        assert [expected for expected in HELP[command] if expected not in words] == [], command
+        assert "\x1b" not in text  # plain text in a pipe
 
 
 def test_a_command_imports_no_other_ones_file(tmp_path: Path) -> None:
@@ -70,28 +68,26 @@ def test_no_command_shows_the_help(tmp_path: Path) -> None:
     assert "Usage: vppo" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("plan", "--json"), '"keep"'),
-        (("train", "--run", "small"), "nothing to do"),
-        (("status",), "finished"),
-        (("status", "--watch"), "finished"),
-        (("config", "score"), "score.keep_fraction"),
-    ],
-)
-def test_looking_at_a_finished_run_imports_nothing_heavy(
-    arguments: tuple[str, ...], expected: str, finished: tuple[Path, Command], tmp_path: Path
-) -> None:
-    shutil.copytree(finished[0], tmp_path / "runs" / "small")
-    packages, done = imported_by(*arguments, runs=tmp_path / "runs")
+LOOKS = {
+    "plan --json": '"keep"',
+    "train --run small": "nothing to do",
+    "status": "finished",
+    "status --watch": "finished",
+    "config score": "score.keep_fraction",
+}
+
+
+def test_looking_at_a_finished_run_imports_nothing_heavy(finished: tuple[Path, Command], tmp_path: Path) -> None:
+    run = copy_of(finished[0], tmp_path)
+    packages, printed, done = imported_by_all([line.split() for line in LOOKS], runs=run.parent)
     assert done.returncode == 0, done.stderr
     assert not packages & HEAVY
-    assert expected in done.stdout
+    for (line, expected), text in zip(LOOKS.items(), printed, strict=True):
+        assert expected in text, line
 
 
 def test_what_only_published_needs_is_listed_when_it_is_asked_for(tmp_path: Path) -> None:
-    listed = [fresh("config", *more, runs=tmp_path / "runs").stdout for more in ((), ("--all",), ("published",))]
+    listed = [vppo("config", *more, runs=tmp_path / "runs").out for more in ((), ("--all",), ("published",))]
     named = [{line.partition(" ")[0] for line in text.splitlines()} for text in listed]
     assert ["published.decay_all" in names for names in named] == [False, True, True]
     assert ["update.weight_decay" in names for names in named] == [True, True, False]
