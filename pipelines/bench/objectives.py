@@ -20,15 +20,14 @@ from pipelines.model.load import load_policy
 from pipelines.objectives.table import (
     OBJECTIVES,
     PERTURBED,
-    STORES,
     SURROGATE_CONSTANTS,
     Objective,
     find_objective,
     needs,
-    stored,
+    reads_twice,
 )
 from pipelines.objectives.table import passes as objective_passes
-from pipelines.score.scoring import reads_twice, score
+from pipelines.score.scoring import score
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
 
@@ -49,7 +48,7 @@ def unpublished(row: Objective) -> list[str]:
 def passes(name: str) -> str:
     """Forward passes of a step over each response: without gradient, and with."""
     config = settings.load(None, [f"update.objective={name}", *unpublished(OBJECTIVES[name])])
-    without = 2 if reads_twice(config, STORES[stored(config)]) else 1
+    without = 2 if reads_twice(config) else 1
     own = objective_passes(find_objective(name), config.update)
     return f"{without} + {2 if PERTURBED in own else 1}"
 

@@ -16,6 +16,17 @@ from pipelines.capacity.gpus import Gpu
 from pipelines.capacity.shapes import Shape, Vision
 from pipelines.config.schema import Config
 from pipelines.model import packing
+from pipelines.objectives.table import (
+    HIDDEN,
+    PERCEPTION,
+    PERTURBED,
+    STORES,
+    VIEWS,
+    needs_two_views,
+    passes,
+    reads_twice,
+    stored,
+)
 
 GIB = 2**30
 
@@ -52,14 +63,14 @@ BUCKETS = 2 * 10**9
 """Bytes that DeepSpeed reduces gradients in, and gathers ZeRO-3's live weights in (its defaults)."""
 LOGITS_ELEMENTS, LOGITS_ALIVE = 2**24, 5
 """Numbers of one tile of logits, and such tensors alive at once (pipelines/model/divergence.py)."""
-ONE_VIEW = ("entropy", "random", "oracle")
-"""Estimators that need no forward pass with the perturbed image."""
 SORTED_BYTES = 40
 """Of a number of logits while a token is drawn: the softmax sorted, its places, sums in float64."""
 PROMPT_CACHE = 4 * GIB
 """Encoded prompts that a rank keeps in the machine's memory (pipelines/model/prompts.py)."""
 TEXT_BYTES = 4
 """Of a response's text, for each token."""
+HELD_BYTES = {PERCEPTION: 4 + 1 / 8, VIEWS: 24, HIDDEN: 8}
+"""Of a token that is scored, by what a step holds: S and a bit, six numbers, two."""
 LOOK_BYTES = 84
 """Of a token that is kept to be looked at: seven texts and fourteen numbers (pipelines/score/looks.py)."""
 PNG_BYTES = 2
@@ -442,7 +453,7 @@ class Run:
         groups = self._groups(
             min(update.micro_batch_prompts, ceil(update.batch_prompts / self.world)), update.micro_batch_tokens
         )
-        saved, layer = self.update_activations(groups)
+        saved, layer = self.update_activations(groups * self._trained_views)
         again = update.gradient_checkpointing
         copies = self.copies(saved=not again)
         # The head's gradient adds up in float32; in the end the embedding's is there too, and where
@@ -514,15 +525,20 @@ class Run:
         groups = config.rollout.prompts_per_step
         forward = group_flops(self.shape, at, self.samples, self.packed)
         views = forward
-        if config.score.estimator not in ONE_VIEW:
+        if reads_twice(config):
             packed = self.packed and config.score.mask_per == "prompt"
             views = forward.plus(group_flops(self.shape, at, self.samples, packed))
         read, decoded = rollout_flops(self.shape, at, self.samples)
         return {
             "rollout": read.plus(decoded).times(self.sampled()),
             "score": views.times(groups),
-            "update": update_flops(config, forward).times(groups * config.update.epochs),
+            "update": update_flops(config, forward).times(self._trained_views * groups * config.update.epochs),
         }
+
+    @property
+    def _trained_views(self) -> int:
+        """Passes of the update with gradient: two where the objective reads the perturbed view so."""
+        return 2 if PERTURBED in passes(None, self.config.update) else 1
 
     def seconds(self) -> dict[str, float]:
         """Expected seconds of a step, by stage."""
@@ -564,11 +580,12 @@ class Run:
         return prefill + steps * step + tail
 
     def disk(self) -> dict[str, float]:
-        """Bytes of a step's rollouts (id, log-prob, text), scores (three numbers, one bit) and looks,
-        before compression; of a checkpoint (float32 weights, two moments, adapters); of the whole run."""
+        """Bytes of a step's rollouts (id, log-prob, text), scores (two numbers, and what they hold besides)
+        and looks, before compression; of a checkpoint (float32 weights, two moments, adapters); of the run."""
         config = self.config
         tokens = config.rollout.prompts_per_step * self.samples * self.expected.response
-        step = tokens * (4 + 4 + TEXT_BYTES + 12 + 1 / 8) + self._looks()
+        held = sum(HELD_BYTES[kind] for kind in STORES[stored(config)])
+        step = tokens * (4 + 4 + TEXT_BYTES + 8 + held) + self._looks()
         moments = 12.0 if config.update.lora_rank else 8.0
         checkpoint = 4.0 * self.shape.parameters + moments * self.trained
         kept = config.checkpoint.keep_last + config.checkpoint.keep_best
@@ -579,8 +596,10 @@ class Run:
         """Bytes of a step's groups that are kept to be looked at: tokens, and both views' images."""
         score, vision = self.config.score, self.shape.vision
         groups = min(score.looks, self.config.rollout.prompts_per_step)
+        if PERCEPTION not in STORES[stored(self.config)]:
+            groups = 0  # but of the few steps that are watched
         views = self.samples if score.mask_per == "response" else 1
-        images = 1 + (0 if score.estimator in ONE_VIEW else views)
+        images = 1 + (views if needs_two_views(self.config) else 0)
         pixels = self.expected.image * (vision.patch * vision.merge) ** 2
         tokens = self.samples * self.expected.response
         return groups * (tokens * LOOK_BYTES + images * pixels * PNG_BYTES)

@@ -550,8 +550,4 @@ ESTIMATORS: dict[str, Callable[[TokenStatistics], Tensor]] = {
 pi(o | I) - pi(o | I') of the sampled token (paper appendix G), ``argmax_drop`` that of the likeliest."""
 
 SIMILARITIES = ("image_similarity", "layer_similarity")
-"""Estimators from hidden states."""
-
-ONE_VIEW = frozenset({"entropy", "random", "oracle", *SIMILARITIES})
-"""Estimators that need no forward with the perturbed image. ``random`` and ``oracle`` need none at
-all and are not in ESTIMATORS: their scores do not come from the model."""
+"""Estimators from hidden states. Those that are not in ESTIMATORS, ``random`` and ``oracle``, are not the model's."""

@@ -37,6 +37,9 @@ KEYED = "perception"
 PERTURBED = "perturbed"
 """A pass of the update's own over the perturbed view, with gradient."""
 
+ONE_VIEW = frozenset({"entropy", "random", "oracle", "image_similarity", "layer_similarity"})
+"""Values of ``score.estimator`` that need no pass over the perturbed view."""
+
 ALL_SURROGATES = ("ppo", "gspo", "cispo", "dr_grpo", "sapo")
 
 
@@ -350,6 +353,17 @@ def stored(config: Config) -> str:
         return config.score.store
     wanted = needs(config) - {ROLES}
     return next(name for name, holds in STORES.items() if wanted <= holds)
+
+
+def needs_two_views(config: Config) -> bool:
+    """Whether the estimator looks at the perturbed image too."""
+    return config.score.estimator not in ONE_VIEW
+
+
+def reads_twice(config: Config, holds: frozenset[str] | None = None) -> bool:
+    """Whether a score step takes a pass over the perturbed view for what it holds, by default ``stored``."""
+    holds = STORES[stored(config)] if holds is None else holds
+    return VIEWS in holds or (PERCEPTION in holds and needs_two_views(config))
 
 
 def passes(objective: Any, settings: UpdateConfig) -> frozenset[str]:

@@ -32,6 +32,7 @@ from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import PromptEncoder
 from pipelines.model.sampling import Sampling
+from pipelines.objectives.table import needs_two_views
 from pipelines.page import viewer, write_page
 from pipelines.page.images import png_urls
 from pipelines.perceive.example import ImageLike, example
@@ -41,7 +42,6 @@ from pipelines.score.looks import look_rows
 from pipelines.score.scoring import (
     both_views,
     make_estimator,
-    needs_two_views,
     perturbed_states,
     scored_rows,
     scored_views,

@@ -29,11 +29,11 @@ from pipelines.disk.records import (
     write_rows,
 )
 from pipelines.errors import UserError
-from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, SIMILARITIES, TokenStatistics, token_statistics
+from pipelines.model.divergence import ESTIMATORS, SIMILARITIES, TokenStatistics, token_statistics
 from pipelines.model.packing import fill
 from pipelines.model.policy import Encoded, Policy, Row
 from pipelines.model.ragged import pad_lists, split_like
-from pipelines.objectives.table import HIDDEN, KEYED, PERCEPTION, STORES, VIEWS, stored
+from pipelines.objectives.table import HIDDEN, KEYED, PERCEPTION, STORES, VIEWS, needs_two_views, reads_twice, stored
 from pipelines.ranks.ranks import ranks
 from pipelines.score.looks import LOOKS, look_rows
 from pipelines.score.perturb import Box, blacken_boxes, blacken_raw, perturb
@@ -198,21 +198,11 @@ def evidence(sample: Sample) -> list[Box]:
     return boxes_of(sample)
 
 
-def needs_two_views(config: Config) -> bool:
-    """Whether the estimator looks at the perturbed image too."""
-    return config.score.estimator not in ONE_VIEW
-
-
 def watched(config: Config) -> Config:
     """The settings by which perception is measured where a step does not need it: the run's, and the exact KL
     where its estimator is none of both views."""
     how = {"store": KEYED} if needs_two_views(config) else {"store": KEYED, "estimator": "kl"}
     return config.model_copy(update={"score": config.score.model_copy(update=how)})
-
-
-def reads_twice(config: Config, holds: frozenset[str]) -> bool:
-    """Whether what a score step holds takes a pass over the perturbed view."""
-    return VIEWS in holds or (PERCEPTION in holds and needs_two_views(config))
 
 
 def depends(config: Config, sample: Sample) -> bool:

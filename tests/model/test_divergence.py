@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import kl_div
 
 from pipelines.model import divergence
-from pipelines.model.divergence import ESTIMATORS, ONE_VIEW, TokenStatistics, token_logp, token_statistics, views_logp
+from pipelines.model.divergence import ESTIMATORS, TokenStatistics, token_logp, token_statistics, views_logp
+from pipelines.objectives.table import ONE_VIEW
 
 N, V, D = 13, 37, 8
 CHUNKS = [1, V // 2, V, 3 * V, 5 * V + 1, N * V, 2**24]

@@ -199,9 +199,9 @@ def _one(
 ) -> None:
     """Look at one response."""
     from pipelines.model.images import ImageTally
+    from pipelines.objectives.table import needs_two_views
     from pipelines.perceive.example import example
     from pipelines.perceive.one import see
-    from pipelines.score.scoring import needs_two_views
     from vppo_cli.screen import display
     from vppo_cli.screen import perception as screen
 

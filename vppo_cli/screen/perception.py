@@ -10,9 +10,9 @@ from math import exp
 from rich.text import Text
 
 from pipelines.config.schema import Config
+from pipelines.objectives.table import needs_two_views
 from pipelines.page.viewer import alternatives
 from pipelines.perceive.one import Perception
-from pipelines.score.scoring import needs_two_views
 from vppo_cli.screen import display
 from vppo_cli.screen.shading import LEAST, scale, shaded
 
