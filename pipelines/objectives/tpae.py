@@ -34,7 +34,7 @@ def tpae(batch: Batch, settings: UpdateConfig) -> Terms:
     - An id with fewer than 3 correct occurrences, or whose covariance is singular even when shrunk (all of them
       equal, say), has no reference: its tokens keep A.
 
-    Responses without an image keep A, and are no reference. Computed in float64 on the CPU, by sums in a fixed order.
+    Responses without an image keep A. Computed in float64 on the CPU, by sums in a fixed order.
     """
     tau = constants("tpae", settings)["tau"]
     mask_BT = batch.mask_BT.cpu().numpy()
@@ -45,7 +45,7 @@ def tpae(batch: Batch, settings: UpdateConfig) -> Terms:
     ids_N, group_N = batch.ids_BT.cpu().numpy()[mask_BT], batch.group_B.cpu().numpy()[row_N]
     seen_N, correct_N = (x_B.cpu().numpy()[row_N] for x_B in (batch.depends_B, batch.correct_B))
     word_N = group_N * (ids_N.max(initial=0) + 1) + ids_N
-    distance_N = distances(z_N2, word_N, seen_N & correct_N)
+    distance_N = distances(z_N2, word_N, correct_N)
     trust_N = np.where(seen_N, np.minimum(0.0, tau - distance_N), 0.0)
     penalty_N = 1.0 / (1.0 + np.exp(-trust_N)) - 0.5
     penalty_BT = np.zeros(mask_BT.shape)
