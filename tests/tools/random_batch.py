@@ -9,6 +9,7 @@ import torch
 from pipelines import vppo
 from pipelines.objectives.batch import Batch
 
+
 def random_batch(seed: int = 0, groups: int = 5, size: int = 4, longest: int = 9, **given: Any) -> Batch:
     """Padding, a response of one token, ties in every number, a group of constant rewards, one without an image.
 
