@@ -83,6 +83,7 @@ OTHER_SETTINGS: dict[str, tuple[str, ...]] = {
         "score.batch_tokens=600",
         "update.micro_batch_tokens=600",
     ),
+    "soft": ("update.objective=vppo-soft", "update.surrogate=sapo", "score.store=all", "update.batch_prompts=8"),
     "random": ("score.estimator=random", "update.freeze_vision=true"),
     "oracle": ("score.estimator=oracle", "update.lora_rank=4"),
 }
