@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipelines.objectives.batch import Terms
+
+Array = npt.NDArray[Any]
 
 CONSTANT = 1e-5
 """Weights of a response that differ by no more than this share of the largest are one weight."""
@@ -77,19 +82,17 @@ def overlap(one_BT: Tensor, other_BT: Tensor, mask_BT: Tensor, count_B: Tensor) 
     return ((tops[0] & tops[1]).sum() / smaller).item() if smaller > 0 else None
 
 
-def ranks_N(x_N: Tensor) -> Tensor:
+def ranks_N(x_N: Array) -> Array:
     """Ranks from 1, the smallest first; equal ones share their mean rank. float64."""
-    _, place_N, count_U = x_N.unique(return_inverse=True, return_counts=True)
-    last_U = count_U.cumsum(0).double()
-    return (last_U - (count_U - 1) / 2)[place_N]
+    _, place_N, count_U = np.unique(x_N, return_inverse=True, return_counts=True)
+    return np.asarray((count_U.cumsum() - (count_U - 1) / 2)[place_N])
 
 
-def spearman(x_N: Tensor, y_N: Tensor) -> float | None:
+def spearman(x_N: Array, y_N: Array) -> float | None:
     """Rank correlation, equal values at their mean rank; None where one of them is constant."""
-    pair = [ranks_N(one_N) for one_N in (x_N, y_N)]
-    x_N, y_N = (one_N - one_N.mean() for one_N in pair)
-    size = x_N.square().sum().sqrt() * y_N.square().sum().sqrt()
-    return ((x_N * y_N).sum() / size).item() if size > 0 else None
+    x_N, y_N = (ranks - ranks.mean() for ranks in (ranks_N(x_N), ranks_N(y_N)))
+    size = np.sqrt((x_N @ x_N) * (y_N @ y_N))
+    return float(x_N @ y_N / size) if size > 0 else None
 
 
 def shares(w_BT: Tensor, roles: Mapping[str, Tensor]) -> dict[str, float] | None:
@@ -120,19 +123,19 @@ def disagreements(credits: Mapping[str, Tensor], mask_BT: Tensor, count: int) ->
     Ranks are compared as shares of the response's length; of equal differences the longer response's comes
     first, then the earlier.
     """
-    named = {name: (w_BT.abs().cpu(), varies_B(w_BT, mask_BT).cpu()) for name, w_BT in credits.items()}
+    named = {name: (w_BT.abs().cpu().numpy(), varies_B(w_BT, mask_BT).cpu()) for name, w_BT in credits.items()}
     found: list[tuple[float, int, Disagreement]] = []
     for row, length in enumerate(mask_BT.sum(-1).tolist()):
         ranked = [name for name, (_, some_B) in named.items() if some_B[row]]
         if len(ranked) < 2:
             continue
-        rank_OT = torch.stack([ranks_N(-named[name][0][row, :length]) for name in ranked])
-        gap_T = (rank_OT.amax(0) - rank_OT.amin(0)) / (length - 1)
+        rank_OT = np.stack([ranks_N(-named[name][0][row, :length]) for name in ranked])
+        gap_T = (rank_OT.max(0) - rank_OT.min(0)) / (length - 1)
         token = int(gap_T.argmax())
         rank_O = rank_OT[:, token]
         most, least = ranked[int(rank_O.argmin())], ranked[int(rank_O.argmax())]
         ranks = dict(zip(ranked, rank_O.tolist(), strict=True))
-        found.append((gap_T[token].item(), length, Disagreement(row, token, length, ranks, most, least)))
+        found.append((float(gap_T[token]), length, Disagreement(row, token, length, ranks, most, least)))
     found.sort(key=lambda one: (-one[0], -one[1], one[2].row))
     return [one for gap, _, one in found[:count] if gap > 0]
 

@@ -22,7 +22,7 @@ from pipelines.model.policy import Policy
 from pipelines.model.ragged import pad_lists
 from pipelines.model.token_texts import token_texts
 from pipelines.objectives import table
-from pipelines.objectives.table import PERCEPTION, ROLES, VIEWS
+from pipelines.objectives.table import PERCEPTION, ROLES
 from pipelines.objectives.vppo import shaping
 from pipelines.score.scoring import score, token_roles
 from pipelines.update.batches import Groups, make_batch, make_terms, make_tokens
@@ -55,6 +55,7 @@ class Line:
     name: str
     formula: str
     source: str
+    known: str
     variant: str | None
     surrogate: str
     constants: dict[str, float]
@@ -82,7 +83,7 @@ class Ledger:
         role_shares: of the tokens, by true role; None where nobody knows.
         kept_share: of the tokens that VPPO keeps.
         overlaps, cosines: between all objectives, in the order of the lines.
-        disagreements: the tokens that two objectives rank most differently.
+        disagreements: the tokens that two objectives rank most differently, those at random left out.
         moved: mean |difference| of the sampled tokens' log-probs from those of the run's own scores, nats: 0 but
             for rounding where the policy is what it was; None where these are not on disk.
         credits: w_BT of each objective, on the CPU; rows are the responses of all groups in order.
@@ -118,20 +119,18 @@ class _Weighed:
 
 
 def scored_again(
-    config: Config,
-    step: int,
-    rollouts: Sequence[Rollout],
-    samples: SampleTable,
-    policy: Policy,
-    chosen: Sequence[Chosen],
-    watch: Watch,
-) -> list[Scored]:
-    """The step's scores with all numbers of both views, and what else these objectives need."""
-    needed = frozenset({PERCEPTION, VIEWS}).union(*(table.needs(one.config) for one in chosen))
-    config = config.model_copy(update={"score": config.score.model_copy(update={"looks": 0})})
-    with tempfile.TemporaryDirectory() as out:
-        score(config, step, rollouts, samples, policy, Path(out), watch, needed - {ROLES})
-        return read_scores(Path(out), step)
+    step: int, rollouts: Sequence[Rollout], samples: SampleTable, policy: Policy, chosen: Sequence[Chosen], watch: Watch
+) -> dict[tuple[str, str], list[Scored]]:
+    """The step's scores with what these objectives need, a scoring for each way in which S is measured."""
+    found: dict[tuple[str, str], list[Scored]] = {}
+    for one in chosen:
+        if one.measured not in found:
+            alike = [other for other in chosen if other.measured == one.measured]
+            needed = frozenset({PERCEPTION}).union(*(table.needs(other.config) for other in alike)) - {ROLES}
+            with tempfile.TemporaryDirectory() as out:
+                score(one.config, step, rollouts, samples, policy, Path(out), watch, needed)
+                found[one.measured] = read_scores(Path(out), step)
+    return found
 
 
 def ledger(
@@ -157,11 +156,15 @@ def ledger(
         trainer: of the policy; None: no gradients are taken.
         recorded: the run's own scores of these rollouts, if they are on disk.
     """
-    scores = scored_again(config, step, rollouts, samples, policy, chosen, watch)
-    groups = list(zip(rollouts, scores, strict=True))
-    size = config.update.batch_prompts
-    batches = [groups[i : i + size] for i in range(0, len(groups), size)]
-    weighed = {one.name: _weigh(one, batches, samples, policy, updates) for one in chosen}
+    scored = scored_again(step, rollouts, samples, policy, chosen, watch)
+
+    def batches_of(scores: Sequence[Scored]) -> list[Groups]:
+        groups, size = list(zip(rollouts, scores, strict=True)), config.update.batch_prompts
+        return [groups[i : i + size] for i in range(0, len(groups), size)]
+
+    weighed = {one.name: _weigh(one, batches_of(scored[one.measured]), samples, policy, updates) for one in chosen}
+    scores = scored[next(one.measured for one in chosen if one.name == "vppo")]
+    groups, batches = list(zip(rollouts, scores, strict=True)), batches_of(scores)
     mask_BT = pad_lists([ids for group in rollouts for ids in group.response_ids])[1]
     credits = {name: found.w_BT.cpu() for name, found in weighed.items()}
     keep_BT = pad_lists([k for row in scores for k in row.keep])[0].bool()
@@ -175,7 +178,7 @@ def ledger(
             drawn = theorem.draw(config.seed, step, mask_BT.sum(-1).tolist())
 
             def progress(done: int) -> None:
-                watch.progress("tokens' gradients", done, len(drawn))
+                watch.progress("tokens", done, len(drawn))
 
             if drawn:
                 of_tokens = theorem.measure(trainer, groups, samples, drawn, keep_BT, alpha_B, adv_B, progress)
@@ -184,6 +187,7 @@ def ledger(
     texts = [token_texts(policy.tokenizer, ids) for group in rollouts for ids in group.response_ids]
     role_masks = None if roles is None else _role_masks(roles)
     names = list(weighed)
+    ranked = {one.name: credits[one.name] for one in chosen if one.config.score.estimator != "random"}
     pairs = [tuple(sorted(pair)) for pair in combinations_with_replacement(names, 2)]
     count_B = keep_BT.sum(-1)
     overlaps = {(a, b): credit.overlap(credits[a], credits[b], mask_BT, count_B) for a, b in pairs}
@@ -201,7 +205,8 @@ def ledger(
         return Line(
             name=one.name,
             formula=one.formula,
-            source=one.source,
+            source=one.row.source if one.row else one.name,
+            known=one.row.known if one.row else "your own",
             variant=one.variant,
             surrogate=one.config.update.surrogate,
             constants=one.constants,
@@ -209,7 +214,7 @@ def ledger(
             own_terms=terms.extra is not None,
             mass=credit.mass(w_BT, mask_BT),
             overlap=overlaps[min(one.name, "vppo"), max(one.name, "vppo")],
-            correlation=credit.spearman(w_BT[mask_BT].abs(), credits["vppo"][mask_BT].abs()),
+            correlation=credit.spearman(w_BT[mask_BT].abs().numpy(), credits["vppo"][mask_BT].abs().numpy()),
             shares=credit.shares(w_BT, role_masks) if role_masks else None,
             norm=own.norm if own else None,
             to_vppo=own.cosine(sums["vppo"]) if own else None,
@@ -232,7 +237,7 @@ def ledger(
         role_shares=credit.shares(mask_BT.double(), role_masks) if role_masks else None,
         overlaps=credit.matrix(names, overlaps),
         cosines=None if cosines is None else credit.matrix(names, cosines),
-        disagreements=credit.disagreements(credits, mask_BT, DISAGREEMENTS),
+        disagreements=credit.disagreements(ranked, mask_BT, DISAGREEMENTS),
         assumptions=checked,
         credits=credits,
         tokens=texts,
@@ -241,7 +246,7 @@ def ledger(
 
 
 def _weigh(one: Chosen, batches: Sequence[Groups], samples: SampleTable, policy: Policy, updates: int) -> _Weighed:
-    objective = table.find_objective(one.name)
+    objective = table.find_objective(one.config.update.objective)
     parts, weights = [], []
     for number, groups in enumerate(batches):
         batch = make_batch(one.config, groups, samples, policy, updates + number)
@@ -265,7 +270,7 @@ def _gradients(
     for number, groups in enumerate(batches):
         parts = {name: found.parts[number] for name, found in weighed.items()}
         for _ in trainer.sums(groups, samples, parts, sums):
-            watch.progress("groups' gradients", done, total)
+            watch.progress("gradients", done, total)
             done += 1
 
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipelines.disk.records import SampleTable
-from pipelines.ledger.credit import spearman
+from pipelines.ledger.credit import Array, spearman
 from pipelines.ledger.gradients import LedgerTrainer
 from pipelines.seeds import generator
 from pipelines.update.batches import Groups
-
-Array = npt.NDArray[Any]
 
 TOKENS, PER_RESPONSE = 256, 8
 """Tokens that are drawn, and of each response at most: pairs need several of one."""
@@ -152,7 +148,7 @@ def assumptions(drawn: Sequence[Drawn], alpha_B: Tensor, adv_B: Tensor, seed: in
 
     def of_norms(name: str) -> Estimate:
         """The correlation of a token's norm with a number of its response."""
-        return estimate(lambda rows: _correlation(_joined(drawn, "norms", rows), _repeated(drawn, name, rows)))
+        return estimate(lambda rows: spearman(_joined(drawn, "norms", rows), _repeated(drawn, name, rows)))
 
     both = alpha_B.cpu().double().numpy(), adv_B.abs().cpu().double().numpy()
 
@@ -164,7 +160,7 @@ def assumptions(drawn: Sequence[Drawn], alpha_B: Tensor, adv_B: Tensor, seed: in
         kept=estimate(lambda rows: _kept(_joined(drawn, "norms", rows), _joined(drawn, "kept", rows))),
         alpha_norm=of_norms("alpha"),
         advantage_norm=of_norms("advantage"),
-        alpha_advantage=estimate(lambda rows: _correlation(both[0][rows], both[1][rows]), len(alpha_B)),
+        alpha_advantage=estimate(lambda rows: spearman(both[0][rows], both[1][rows]), len(alpha_B)),
     )
 
 
@@ -184,7 +180,3 @@ def _kept(norm_N: Array, kept_N: Array) -> float | None:
     square_N = norm_N**2
     some = kept_N.any() and square_N.any()
     return float((square_N * kept_N).sum() / kept_N.sum() / square_N.mean()) if some else None
-
-
-def _correlation(x_N: Array, y_N: Array) -> float | None:
-    return spearman(torch.from_numpy(x_N), torch.from_numpy(y_N))

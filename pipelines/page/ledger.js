@@ -227,7 +227,7 @@ function creditSection(entries, notes) {
   function drawApart() {
     const rows = ledgerStep.now.disagreements;
     apart.replaceChildren(el("h3", { text: "Where they disagree most" }),
-      about("The token of each response whose rank by |w| differs most between two objectives; controls are among them."),
+      about("The token of each response whose rank by |w| differs most between two objectives (random choices left out)."),
       rows.length ? el("div", { class: "scroll" }, el("table", {},
         el("thead", {}, el("tr", {}, ...["Token", "Role", "In", "Ranked highest by", "lowest by"]
           .map((text) => el("th", { scope: "col", text })))),

@@ -35,7 +35,7 @@ def taken(
     trainer = LedgerTrainer(Policy(copy.deepcopy(policy.model), policy.processor, tiny_config), tiny_config)
     groups, parts = list(zip(rollouts, scores, strict=True)), {}
     for name in ("vppo", "dapo", "grpo"):
-        config = with_objective(tiny_config, name)
+        config = with_objective(tiny_config, name).config
         batch = make_batch(config, groups, table, trainer.policy, 0)
         parts[name] = Part(config, batch, make_terms(find_objective(name), batch, config.update))
     found: dict[str, Sums] = {}

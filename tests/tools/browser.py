@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.page import PACKED
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = (
     "--no-sandbox",
@@ -48,11 +50,12 @@ class Opened:
 
 
 def page_data(path: Path) -> dict[str, Any]:
-    """The data that a written page holds, the viewer's entries unpacked; without a browser."""
+    """The data that a written page holds, unpacked; without a browser."""
     text = path.read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text.split('id="data">', 1)[1].split("</script>", 1)[0])
-    if "viewer" in data:
-        data["viewer"] = json.loads(zlib.decompress(base64.b64decode(data["viewer"])))
+    for name in PACKED:
+        if name in data:
+            data[name] = json.loads(zlib.decompress(base64.b64decode(data[name])))
     return data
 
 

@@ -37,6 +37,7 @@ HELP = {
     "plan": ("without running", "--set", "--json"),
     "status": ("at a glance", "another terminal", "--watch", "SECONDS", "130 after Ctrl-C", "--json"),
     "report": ("--compare", "--out", "--steps", "no network", "under 20 MB", "vppo report tiny-7f3a"),
+    "ledger": ("--step", "1,15,30", "--objectives", "--no-gradients", "Theorem 3.1", "docs/ledger.md"),
     "bench": ("passes", "trl", "--repeats", "--shape", "in turn"),
     "export": ("DIR", "Hugging Face format", "--checkpoint"),
     "config": ("meaning", "section", "--all", "mode: published"),

@@ -13,7 +13,6 @@ from pipelines.disk.records import SampleTable
 from pipelines.ledger.credit import Disagreement
 from pipelines.ledger.step import Ledger, Line
 from pipelines.ledger.theorem import Assumptions, Estimate
-from pipelines.objectives.table import OBJECTIVES
 from pipelines.page import embedded_json
 from vppo_cli.report.curves import short
 
@@ -245,7 +244,7 @@ def sections(chain: Chain, found: Sequence[Ledger], samples: SampleTable) -> dic
                     line.name,
                     line.formula,
                     line.source,
-                    OBJECTIVES[line.name].known if line.name in OBJECTIVES else "your own",
+                    line.known,
                     ", ".join(
                         [*([line.variant] if line.variant else []), *(f"{k} {v:g}" for k, v in line.constants.items())]
                     ),
