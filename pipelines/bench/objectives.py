@@ -39,15 +39,16 @@ TRIED = 1.0
 """What a constant without a published value is set to, to measure the time it takes."""
 
 
-def unpublished(row: Objective) -> list[str]:
-    """A setting for the constants of a row that have no published value; none where all have."""
+def required(row: Objective) -> list[str]:
+    """What a row cannot do without: its perturbation, and constants that have no published value."""
+    views = [f"score.perturbation={row.perturbation}"] if row.perturbation else []
     names = [name for name, value in row.constants.items() if value is None]
-    return [f"update.constants={{{', '.join(f'{name}: {TRIED}' for name in names)}}}"] if names else []
+    return views + ([f"update.constants={{{', '.join(f'{name}: {TRIED}' for name in names)}}}"] if names else [])
 
 
 def passes(name: str) -> str:
     """Forward passes of a step over each response: without gradient, and with."""
-    config = settings.load(None, [f"update.objective={name}", *unpublished(OBJECTIVES[name])])
+    config = settings.load(None, [f"update.objective={name}", *required(OBJECTIVES[name])])
     without = 2 if reads_twice(config) else 1
     own = objective_passes(find_objective(name), config.update)
     return f"{without} + {2 if PERTURBED in own else 1}"
@@ -59,10 +60,11 @@ def described(name: str) -> list[str]:
     values = [f"{key} {'must be set' if value is None else f'{value:g}'}" for key, value in row.constants.items()]
     forms = [f"`variant`: {', '.join(row.variants)}"] if row.variants else []
     surrogates = [] if len(row.surrogates) > 1 else [f"surrogate {row.surrogates[0]} only"]
+    views = [f"perturbation {row.perturbation} only"] if row.perturbation else []
     return [
         f"`{name}`",
         row.formula,
-        ", ".join([*values, *forms, *surrogates]) or "-",
+        ", ".join([*values, *forms, *surrogates, *views]) or "-",
         ", ".join(sorted(needs(settings.load(None, [f"update.objective={name}"])))) or "-",
         passes(name),
         row.source,
@@ -80,7 +82,7 @@ def costs(prompts: int, repeats: int) -> dict[str, float]:
 
 
 def _way(batch: Sampled, name: str, folder: Path) -> Callable[[], object]:
-    given = [f"update.objective={name}", *unpublished(OBJECTIVES[name])]
+    given = [f"update.objective={name}", *required(OBJECTIVES[name])]
     config = settings.load(None, given, base=batch.config.model_dump(mode="json"))
     policy = load_policy(config)
     trainer = TorchTrainer(policy, config)
