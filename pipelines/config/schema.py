@@ -223,7 +223,9 @@ class ScoreConfig(Section):
     estimator: str = "kl"
     """``kl`` (exact, over the vocabulary; paper eq. 3), ``k3`` (of the sampled token),
     ``jsd``, ``log_ratio``, ``top1_drop`` (of the sampled token's probability; paper appendix G),
-    ``argmax_drop`` (of the likeliest token's), ``entropy``, ``random``, ``oracle`` (embedded data: 1 for a
+    ``argmax_drop`` (of the likeliest token's), ``entropy``, ``image_similarity`` and ``layer_similarity``
+    (cosine of the hidden state that predicts the token with the mean of the image tokens': of the last layer,
+    or the mean over layers), ``random``, ``oracle`` (embedded data: 1 for a
     token that is read from the image, and of the others the first of each response fill it up to
     ``keep_fraction``; ``update.objective: oracle-k`` keeps no others)."""
     perturbation: str = "patch_black"
@@ -319,7 +321,8 @@ class UpdateConfig(Section):
     same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md)."""
     micro_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Tokens of such a pass, at most (a longer group goes alone): passes, and ranks, have about the
-    same work; none: only ``micro_batch_prompts`` counts."""
+    same work; none: only ``micro_batch_prompts`` counts. An objective's own pass over the perturbed view
+    counts as well."""
     epochs: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Passes over each step's rollouts."""
     gradient_checkpointing: bool = False

@@ -18,7 +18,17 @@ import torch
 from updates import SETTINGS, Case, gap
 
 from pipelines.config import settings
-from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, SampleTable, Scored, read_rows, write_rows
+from pipelines.disk.records import (
+    ROLLOUTS,
+    SCORES,
+    Rollout,
+    Sample,
+    SampleTable,
+    Scored,
+    read_rows,
+    read_scores,
+    write_rows,
+)
 from pipelines.model.load import load_policy
 from pipelines.ranks import heartbeat
 from pipelines.ranks.ranks import ranks
@@ -55,23 +65,25 @@ def without_images(data: Path) -> Path:
 def scored(case: Case, kind: type[TorchTrainer], *overrides: str) -> list[Scored]:
     """The step's scores, by a policy that this trainer has placed."""
     engine = "deepspeed" if kind is DeepSpeedTrainer else "torch"
-    config = settings.load(None, [*SETTINGS, *ONE_A_PASS, f"update.engine={engine}", *overrides])
+    config = settings.load(None, [*SETTINGS, *ONE_A_PASS, "score.store=all", f"update.engine={engine}", *overrides])
     policy = load_policy(config)
     kind(policy, config)
     out = [tempfile.mkdtemp(dir=case.data)]
     torch.distributed.broadcast_object_list(out)
     score(config, 1, case.rollouts, case.samples, policy, Path(out[0]), Silent())
     ranks().barrier()
-    return read_rows(Path(out[0]) / SCORES, Scored)
+    return read_scores(Path(out[0]), 1)
 
 
 def far(one: list[Scored], other: list[Scored]) -> float:
-    """The largest difference of any log-prob or perception."""
+    """The largest difference of any log-prob, perception, or similarity with an image."""
     return max(
         abs(a - b)
         for mine, theirs in zip(one, other, strict=True)
-        for name in ("old_logp", "perception")
-        for x, y in zip(getattr(mine, name), getattr(theirs, name), strict=True)
+        for source in (lambda row: row, lambda row: row.statistics)
+        for name in ("old_logp", "perception", "image_similarity", "layer_similarity")
+        if hasattr(source(mine), name)
+        for x, y in zip(getattr(source(mine), name), getattr(source(theirs), name), strict=True)
         for a, b in zip(x, y, strict=True)
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import ONE_THREAD, given
+from objectives_proof import MOST, cases
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -45,7 +46,7 @@ def updates(data: Path, world: int, *stages: int, script: str = "updates.py") ->
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     done = subprocess.run(
         [sys.executable, *torchrun, str(HERE / script), str(data), *map(str, stages)],
-        env={**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **ONE_THREAD, "DS_ACCELERATOR": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'tools'}"},
         capture_output=True,
         text=True,
         timeout=900,
@@ -82,6 +83,14 @@ def test_questions_with_and_without_images_are_trained_and_scored_at_once(data, 
     found = updates(data, world, *stages, script="mixed.py")
     assert len(found) == 4 * len(stages)
     assert max(case["gap"] for case in found) < 1e-5, found
+
+
+@pytest.mark.parametrize(("world", "stages"), [(1, (2,)), (2, (2, 3))])
+def test_the_gradient_of_every_objective_does_not_depend_on_ranks_or_stage(tmp_path, world, stages):
+    found = updates(tmp_path, world, *stages, script="objectives.py")
+    assert {case["case"] for case in found} == set(map(str, cases()))
+    assert len(found) == len(cases()) * len(stages)
+    assert max(case["gap"] for case in found) <= MOST, found
 
 
 @pytest.mark.parametrize("world", [1, 2])
