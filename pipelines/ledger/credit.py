@@ -101,6 +101,10 @@ def shares(w_BT: Tensor, roles: Mapping[str, Tensor]) -> dict[str, float] | None
     return {name: (w_BT.abs()[x_BT].sum() / whole).item() for name, x_BT in roles.items()} if whole > 0 else None
 
 
+MUCH, LITTLE = 2.0, 0.5
+"""Of the mean |w| of a response's tokens."""
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """A token that two objectives rank differently within its response.
@@ -120,6 +124,9 @@ class Disagreement:
 def disagreements(credits: Mapping[str, Tensor], mask_BT: Tensor, count: int) -> list[Disagreement]:
     """The tokens whose rank within their response differs most between two objectives, at most one a response.
 
+    One of the two gives it ``MUCH`` of the response's mean weight or more, the other ``LITTLE`` or less: weights
+    that hardly differ are ranked too.
+
     Ranks are compared as shares of the response's length; of equal differences the longer response's comes
     first, then the earlier.
     """
@@ -129,12 +136,15 @@ def disagreements(credits: Mapping[str, Tensor], mask_BT: Tensor, count: int) ->
         ranked = [name for name, (_, some_B) in named.items() if some_B[row]]
         if len(ranked) < 2:
             continue
-        rank_OT = np.stack([ranks_N(-named[name][0][row, :length]) for name in ranked])
-        gap_T = (rank_OT.max(0) - rank_OT.min(0)) / (length - 1)
+        size_OT = np.stack([named[name][0][row, :length] for name in ranked])
+        share_OT = size_OT / size_OT.mean(1, keepdims=True)
+        rank_OT = np.stack([ranks_N(-size_T) for size_T in size_OT])
+        high_OT = np.where(share_OT >= MUCH, rank_OT, np.inf)
+        low_OT = np.where(share_OT <= LITTLE, rank_OT, -np.inf)
+        gap_T = (low_OT.max(0) - high_OT.min(0)) / (length - 1)
         token = int(gap_T.argmax())
-        rank_O = rank_OT[:, token]
-        most, least = ranked[int(rank_O.argmin())], ranked[int(rank_O.argmax())]
-        ranks = dict(zip(ranked, rank_O.tolist(), strict=True))
+        most, least = ranked[int(high_OT[:, token].argmin())], ranked[int(low_OT[:, token].argmax())]
+        ranks = dict(zip(ranked, rank_OT[:, token].tolist(), strict=True))
         found.append((float(gap_T[token]), length, Disagreement(row, token, length, ranks, most, least)))
     found.sort(key=lambda one: (-one[0], -one[1], one[2].row))
     return [one for gap, _, one in found[:count] if gap > 0]

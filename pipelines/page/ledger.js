@@ -33,7 +33,7 @@ const head = (text, title) => el("th", { scope: "col", class: "number", title },
 
 /** What every objective does with the step, a line each. */
 function ledgerSection(found) {
-  const line = about("");
+  const line = el("p", { class: "about" });
   const body = el("tbody");
   const left = el("p", { class: "note" });
   const columns = found.columns.filter(([, , , ], i) => found.steps.some((step) => step.rows.some((row) => row[i] !== null)));
