@@ -37,7 +37,24 @@ FEW = (
 """The embedded default with 4 prompts a step and 4 responses a prompt."""
 
 
-LONGEST = ("test_committed", "test_families", "test_ranks", "test_bench", "test_fake_gpu")
+LONGEST = (
+    "test_fake_gpu",
+    "test_wrong_inputs",
+    "test_graders",
+    "test_cli_run",
+    "test_bench",
+    "test_cli_eval",
+    "test_families",
+    "test_own_stages",
+    "test_ranks",
+    "test_grader_walls",
+    "test_committed",
+    "test_perceive",
+    "test_trackers",
+    "test_lock",
+    "test_wheel",
+)
+"""Files that take more than some twenty seconds."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,7 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none is left to one worker at the end; then by name."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -859,7 +859,7 @@ def test_only_a_closing_instruction_is_taken_off():
     "card",
     [
         "---\n: [\n---",
-        "---\n" + "[" * 2000 + "\n---",
+        "---\n" + "[" * 600 + "\n---",
         "no card",
         "---\n- 1\n---",
         "---",

@@ -42,8 +42,11 @@ ALIKE = {
     "internvl": "idefics3",
     "llava": "llava_next",
     "llava_onevision": "llava_next",
+    "qwen3_5": "gemma3",
+    "paligemma": "gemma3",
 }
-"""Family -> one that takes the same way and lays pixels out alike, so that the first is tried nightly."""
+"""Family -> one that takes the same way and lays pixels out alike (of qwen3_5: qwen3_vl), so that the first
+is tried nightly."""
 QUESTIONS = questions()
 RESPONSES = [[20, 21, 22, 23, 24], [30], [40, 41, 42]]
 PLAIN = "model.shared_prefix=false"

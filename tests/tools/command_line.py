@@ -218,9 +218,8 @@ def serve() -> str:
         env={**os.environ, **ONE_THREAD, **shim, "XDG_CACHE_HOME": str(_scratch() / "cache")},
     )
     listener.close()
-    assert server.stdin is not None
     atexit.register(server.wait)
-    atexit.register(server.stdin.close)
+    atexit.register(server.kill)  # it may still import; without this process it ends by itself
     return path
 
 

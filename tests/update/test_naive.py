@@ -52,8 +52,15 @@ def bench(policy, asked, write_prepared, tmp_path_factory, tiny_config):
 # --- gradients and kept tokens ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", ["true", "false"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "shared"),
+    [
+        # Nightly both ways of every case: tests/model/test_families.py has both give one gradient.
+        pytest.param(case, way, id=f"{case}-{way}", marks=() if number % 2 == turn else pytest.mark.nightly)
+        for number, case in enumerate(CASES)
+        for turn, way in enumerate(("true", "false"))
+    ],
+)
 def test_an_update_is_the_naive_one(bench, case, shared, record_property):
     config = settings.load(None, [*FEW, *case.settings, f"model.shared_prefix={shared}"])
     outcome = bench.run(case, config)

@@ -299,12 +299,6 @@ def test_an_exported_checkpoint_loads_with_plain_transformers(run: Path, tmp_pat
     assert "is not an empty folder" in refused.err
 
 
-def test_an_interpreter_of_this_environment_imports_what_export_advises() -> None:
-    script = "import torchvision"  # which stops without operators; transformers' processors import it
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", script], env=env, check=True)
-
-
 def test_status_on_a_terminal_that_knows_ascii_only(run: Path) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "vppo_cli", "status"],
@@ -322,6 +316,7 @@ def test_doctor_finds_this_environment_fit(tmp_path: Path) -> None:
     assert told["ok"]
     states = {finding["name"]: finding["state"] for finding in told["findings"]}
     assert states["torch"] == states["tiny model"] == states["mathruler"] == states["runs"] == "ok"
+    assert states["AutoProcessor"] == "ok"  # in an interpreter of its own, as export advises
     found = {finding["name"]: finding["found"] for finding in told["findings"]}
     assert "no network, writing, fork, exec" in found["grader walls"]  # tried, here, by a worker
 
