@@ -35,7 +35,7 @@ def test_runs_are_listed_and_removed(finished, tmp_path):
 
 def test_a_failed_run_says_why(tmp_path):
     (tmp_path / "failing.py").write_text("def terms(batch, settings):\n    raise ValueError('no such luck')\n")
-    runs, small = tmp_path / "runs", given(*SMALL, "update.objective=failing:terms", "rollout.max_new_tokens=16")
+    runs, small = tmp_path / "runs", given(*SMALL, "update.objective=failing:terms", "rollout.dynamic_sampling=false")
     assert vppo("train", "--run", "bad", *small, runs=runs).code == 2
     status = vppo("status", "--run", "bad", "--json", runs=runs).succeeded().json
     assert status["state"] == "failed"
