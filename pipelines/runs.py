@@ -181,11 +181,12 @@ last sign."""
 class State:
     """What a run is doing, for ``vppo status`` in another terminal.
 
-    ``state`` is new, running, finished, idle (more to do), stopped or failed; ``stage`` and ``step`` say
-    at what, ``doing``, ``done`` and ``total`` how far inside it (``12 of 32 groups``). ``time`` is when
-    this was last known, in seconds since 1970, and ``updated`` the same for people. ``memory`` and
-    ``gpu_memory`` (peak) are bytes. ``verified_s`` are the seconds that the process has spent on comparing
-    what it read with what was committed. ``sha256`` has the first ``STATE_DIGITS`` of the others' hash.
+    ``state`` is new, running, finished, idle (more to do), stopped or failed, and ``why`` what the error said.
+    ``stage`` and ``step`` say at what, ``doing``, ``done`` and ``total`` how far inside it (``12 of 32
+    groups``). ``time`` is when this was last known, in seconds since 1970, and ``updated`` the same for
+    people. ``memory`` and ``gpu_memory`` (peak) are bytes. ``verified_s`` are the seconds that the process has
+    spent on comparing what it read with what was committed. ``sha256`` has the first ``STATE_DIGITS`` of the
+    others' hash.
     """
 
     state: str
@@ -202,6 +203,7 @@ class State:
     memory: int = 0
     gpu_memory: int = 0
     verified_s: float = 0.0
+    why: str = ""
     sha256: str = ""
 
     damaged = False  # whether the file was there and made no sense: then nothing is known but the lock

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -29,6 +30,7 @@ COMMANDS = {
     "compare": "vppo_cli.commands.compare:compare",
     "plan": "vppo_cli.commands.plan:plan",
     "status": "vppo_cli.commands.status:status",
+    "runs": "vppo_cli.commands.runs:runs",
     "report": "vppo_cli.commands.report:report",
     "ledger": "vppo_cli.commands.ledger:ledger",
     "export": "vppo_cli.commands.export:export",
@@ -71,8 +73,9 @@ app = Commands(
     help="Train a vision-language model with reinforcement learning on verifiable rewards, and know "
     "what it looks at.\n\nStages: prepare -> rollout -> score -> update -> checkpoint -> eval. Each "
     "writes a folder to disk; what is there is not made again, whether a run is resumed, extended or "
-    "given another setting.\n\nStart with [bold]vppo train[/bold]: a tiny model learns to read digits "
-    "on this machine.",
+    "given another setting. Runs lie in the folder that VPPO_RUNS names, or in runs/.\n\nStart with "
+    "[bold]vppo train[/bold]: a tiny model learns to read digits on this machine. vppo --version tells which "
+    "vppo this is.",
 )
 
 
@@ -131,6 +134,9 @@ def main() -> None:
     Exit codes: 0 done, 1 a fault or a regression (compare), 2 the user's input, 130 interrupted.
     """
     _set_up()
+    if sys.argv[1:] == ["--version"]:
+        print(f"vppo {version('vppo')}")
+        return
     try:
         with _told_by_path():
             app()

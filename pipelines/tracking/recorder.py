@@ -22,6 +22,9 @@ from pipelines.watch import Watch
 EVERY_S = 2.0
 """Progress is written no more often than this."""
 
+LONGEST = 2000
+"""Characters kept of what an error said."""
+
 
 class Recorder:
     """A watch that records what it is told and passes it on."""
@@ -71,7 +74,8 @@ def recording(chain: Chain, watch: Watch) -> Iterator[Watch]:
     except BaseException as error:
         if not isinstance(error, LockLost):
             stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
-            recorder.record("stopped" if stopped else "failed")
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            recorder.record("stopped" if stopped else "failed", why="" if stopped else said[:LONGEST])
         raise
     done = all(step.path.is_dir() for step in chain.all())
     recorder.record("finished" if done else "idle")

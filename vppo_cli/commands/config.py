@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
-from vppo_cli.options import ConfigFile, RunName, Settings
+from vppo_cli.options import ConfigFile, Json, RunName, Settings
 
 
 def config(
@@ -20,6 +20,7 @@ def config(
     settings: Settings = None,
     run: RunName = None,
     every: Annotated[bool, typer.Option("--all", help="Also what only `mode: published` needs.")] = False,
+    json: Json = False,
 ) -> None:
     """List the settings: each with its value and its meaning."""
     from rich.markup import escape
@@ -42,6 +43,9 @@ def config(
         near = get_close_matches(section or "", known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(f"config {section}", "no such section.", f"{hint}Known: {' '.join(known)}.")
+    if json:
+        display.print_json({name: reduce(getattr, name.split("."), values) for name, _ in names})
+        return
     for name, about in names:
         value = dumps(reduce(getattr, name.split("."), values))
         display.console.print(f"[bold]{name}[/bold]  {escape(value)}")

@@ -73,6 +73,7 @@ class Glance:
         return {
             "run": self.chain.run.name,
             "state": state.state,
+            "why": state.why,
             "stage": state.stage,
             "step": state.step,
             "doing": state.doing,
@@ -113,7 +114,7 @@ def look(path: Path, before: Glance | None = None) -> Glance:
         facts.recent_seconds(chain, rows),
         checkpoints.saved(chain),
         evaluation_rows(chain),
-        _used(path),
+        used(path),
     )
 
 
@@ -125,7 +126,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return about.st_mtime_ns, about.st_size
 
 
-def _used(path: Path) -> int:
+def used(path: Path) -> int:
     """Bytes of a run's files, some of which may go while they are counted."""
     total = 0
     for file in path.rglob("*"):
@@ -154,6 +155,8 @@ def lines(glance: Glance) -> Iterator[Text]:
     """What ``vppo status`` shows, line by line."""
     state, rows, chain = glance.state, glance.rows, glance.chain
     yield labelled("run", f"{chain.run}  ({state.state})")
+    if state.why:
+        yield labelled("why", state.why)
     for text in glance.warnings:
         warning = labelled("warning", text)
         warning.stylize("bold yellow")

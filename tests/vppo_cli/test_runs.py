@@ -1,0 +1,52 @@
+"""``vppo runs``, and why a run failed."""
+
+import json
+from importlib.metadata import version
+
+from command_line import SMALL, copy_of, given, vppo
+
+
+def test_runs_are_listed_and_removed(finished, tmp_path):
+    run = copy_of(finished[0], tmp_path)
+    runs = run.parent
+    broken = runs / "broken"
+    broken.mkdir()
+    (broken / "config.yaml").write_text("update: {no_such: 1}\n")
+    failed = vppo("train", "--run", "bad", *given("update.engine=nowhere:engine"), runs=runs)
+    assert failed.code == 2
+    told = vppo("runs", runs=runs).succeeded().out
+    assert "small" in told
+    assert "3/3" in told
+    listed = {row["name"]: row for row in vppo("runs", "--json", runs=runs).succeeded().json["runs"]}
+    assert listed["small"]["state"] == "finished"
+    assert listed["small"]["bytes"] == sum(f.stat().st_size for f in run.rglob("*") if f.is_file())
+    assert listed["broken"]["problem"].startswith(str(broken / "config.yaml"))
+
+    refused = vppo("runs", "--remove", "small", runs=runs)
+    assert (refused.code, "Add --yes" in refused.err, run.is_dir()) == (2, True, True)
+    for name in ("nobody", "../runs/small", "."):
+        refused = vppo("runs", "--remove", "small", "--remove", name, "--yes", runs=runs)
+        assert (refused.code, run.is_dir()) == (2, True), name
+    assert "deleted" in vppo("runs", "--remove", "small", "--yes", runs=runs).succeeded().out
+    assert not run.exists()
+    empty = vppo("runs", runs=tmp_path / "nothing")
+    assert (empty.code, "VPPO_RUNS" in empty.err) == (2, True)
+
+
+def test_a_failed_run_says_why(tmp_path):
+    (tmp_path / "failing.py").write_text("def terms(batch, settings):\n    raise ValueError('no such luck')\n")
+    runs, small = tmp_path / "runs", given(*SMALL, "update.objective=failing:terms", "rollout.dynamic_sampling=false")
+    assert vppo("train", "--run", "bad", *small, runs=runs).code == 2
+    status = vppo("status", "--run", "bad", "--json", runs=runs).succeeded().json
+    assert status["state"] == "failed"
+    assert "raised ValueError: no such luck" in status["why"]
+    for command in (("status", "--run", "bad"), ("runs",)):
+        assert "no such luck" in vppo(*command, runs=runs).succeeded().out
+
+
+def test_config_for_a_program_and_the_version(tmp_path):
+    found = vppo("config", "score", "--json", *given("score.looks=2"), runs=tmp_path).succeeded().json
+    assert (found["score.looks"], found["score.store"]) == (2, "auto")
+    assert all(name.startswith("score.") for name in found)
+    json.dumps(vppo("config", "--json", "--all", runs=tmp_path).succeeded().json)
+    assert vppo("--version", runs=tmp_path).succeeded().out == f"vppo {version('vppo')}\n"
