@@ -86,8 +86,8 @@ def _print(chain: Chain, found: list[Ledger], out: Path | None, form: str) -> No
     from pipelines.disk.records import SampleTable
     from pipelines.page import write_page
     from vppo_cli.report import ledger as values
+    from vppo_cli.report import ledger_screen as screen
     from vppo_cli.screen import display
-    from vppo_cli.screen import ledger as screen
 
     if out:
         samples = SampleTable(chain.prepare.path / "train.parquet")
