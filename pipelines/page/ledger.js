@@ -29,6 +29,8 @@ function stepPick() {
 const fixed = (value, places) => (value === null || value === undefined ? "\u2013"
   : value.toFixed(places).replace("-", MINUS));
 
+const weight = (value) => (value === 0 ? "0" : signed(value, 3));
+
 const head = (text, title) => el("th", { scope: "col", class: "number", title }, text);
 
 /** What every objective does with the step, a line each. */
@@ -172,10 +174,12 @@ function creditSection(entries, notes) {
     facts.replaceChildren(...[["Gold", entry.gold], ["Answer", entry.answer || "none"], ["Reward", number(entry.reward)]]
       .map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: String(value).slice(0, 200) }))));
     const places = entry.tokens.map((_, t) => t).slice(state.start, state.start + WINDOW);
-    const most = Math.max(...entry.weights.flat().map(Math.abs), 1e-12);
+    // The highest few share the darkest shade; otherwise one outlier would pale all other lines.
+    const sizes = entry.weights.flat().map(Math.abs).filter((size) => size > 0).sort((a, b) => a - b);
+    const most = sizes.length ? sizes[Math.floor(0.95 * (sizes.length - 1))] : 1;
     const cells = (values, largest, name) => places.map((t) => {
-      const made = el("td", { "data-t": t, title: `${name}: ${signed(values[t], 3)}`,
-        class: t === state.token ? "current" : null }, el("span", { class: "hidden-text", text: signed(values[t], 3) }));
+      const made = el("td", { "data-t": t, title: `${name}: ${weight(values[t])}`,
+        class: t === state.token ? "current" : null }, el("span", { class: "hidden-text", text: weight(values[t]) }));
       return shade(made, Math.sign(values[t]) * Math.sqrt(Math.abs(values[t]) / largest));
     });
     const role = (t) => (entry.roles ? ` role-${entry.roles[t]}` : "");
@@ -207,7 +211,7 @@ function creditSection(entries, notes) {
       el("span", { class: "muted", text: `${t + 1} of ${entry.tokens.length}`
         + (entry.roles ? `, ${entry.roles[t]}` : "") + `, perception ${number(entry.perception[t])}` })),
     el("ul", { class: "weights" }, ...ranked.map(([name, value, rank]) => el("li", {},
-      el("span", { text: name }), el("b", { text: signed(value, 3) }),
+      el("span", { text: name }), el("b", { text: weight(value) }),
       el("span", { class: "muted", text: `rank ${number(rank)}` })))));
   }
 

@@ -45,13 +45,13 @@ const PARTS = [
     [["[", "]"], "previous, next step"], [["j", "k"], "next, previous token"],
     [["J", "K"], "next, previous kept token"], [["f"], "all, correct, wrong"], [["o"], "order of responses"],
     [["v"], "to the viewer"], [["t"], "light or dark"], [["?", "/"], "this help"], [["Esc"], "close"],
-  ];
+  ].filter(([names]) => data.viewer || ["t", "?", "Esc"].includes(names[0]));
   dialog.append(
     el("h2", { id: "help-title", text: "Keys" }),
     el("dl", { class: "keys" }, ...keys.flatMap(([names, text]) => [
       el("dt", {}, ...names.map((name) => el("kbd", { text: name }))), el("dd", { text })])),
-    about("Arrow keys move through responses once the viewer was clicked or reached by v. "
-      + "On a chart they read its values."),
+    data.viewer ? about("Arrow keys move through responses once the viewer was clicked or reached by v. "
+      + "On a chart they read its values.") : "",
     el("form", { method: "dialog" }, el("button", { class: "quiet", text: "Close" })));
   const open = () => dialog.open || dialog.showModal();
   document.getElementById("help-open").addEventListener("click", open);

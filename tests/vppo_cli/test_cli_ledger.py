@@ -13,7 +13,7 @@ from command_line import Command, stamps, vppo
 from pipelines.ledger.objectives import KNOWN
 from pipelines.page import write_page
 
-HOSTILE = "</script><img src=x onerror='window.harm=1'>"
+HOSTILE = "</script><img/src=x/onerror='window.harm=1'>"
 
 
 @dataclass

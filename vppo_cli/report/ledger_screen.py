@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import textwrap
 
+from pipelines.ledger.columns import COLUMNS, assumption_rows, cell, disagreement, drawn, size
 from pipelines.ledger.step import Ledger, Line
-from vppo_cli.report.ledger import COLUMNS, assumption_rows, cell, disagreement, drawn, size
 from vppo_cli.screen import display
 
 HEADS = {
