@@ -7,7 +7,7 @@ SCALE := .venv-scale
 PYTHON ?= 3.12
 CI_RUN = VPPO_RUNS=build/regression $(BIN)/vppo train --config ci.yaml --run ci --set run.device=cpu
 
-.PHONY: plan-table bench screenshots scale-test scale demo test nightly check regression baseline planted-bugs kill-test fault-test perception modes objectives grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs objectives-proof
+.PHONY: plan-table bench screenshots scale-test scale demo test nightly check regression baseline planted-bugs kill-test fault-test docs perception modes objectives grading gpu offline-bundle wheel clean flip-test grader-fuzz gpu-emulated paper-configs objectives-proof
 
 demo: $(READY)          ## train the tiny model on handwritten digits, end to end (about 3 minutes)
 	$(BIN)/vppo train --stage all
@@ -57,6 +57,9 @@ paper-configs: $(READY) ## two training steps of every row of the paper's tables
 
 objectives-proof: $(READY) ## every objective trains the default run to its end, and its gradient is the same however it is made (slow)
 	$(BIN)/python tests/tools/objectives_proof.py
+
+docs: $(READY)          ## docs/settings.md and docs/commands.md, from the code
+	$(BIN)/python tests/tools/reference_pages.py
 
 perception: $(READY)    ## measure every estimator against the true token roles (docs/perception.md)
 	$(BIN)/python -m pipelines.bench.perception --out docs/perception.md

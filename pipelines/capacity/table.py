@@ -8,10 +8,8 @@ python -m pipelines.capacity.table --out docs/plan.md          # make plan-table
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pipelines.capacity.fitting import Advice, advice, larger, problems
 from pipelines.capacity.gpus import GPUS
@@ -20,7 +18,6 @@ from pipelines.capacity.work import Run
 from pipelines.config import settings
 from pipelines.config.schema import Config
 
-README = Path(__file__).parents[2] / "README.md"
 SIZES = ("3B", "7B", "32B")
 CARDS = ("RTX4090", "A100-40", "H100", "H200")
 COUNTS = (1, 2, 4, 8)
@@ -67,14 +64,9 @@ table.
 
 
 def configs() -> Iterator[tuple[str, Config]]:
-    """README's example for one's own data, and the config of the 7B."""
-    found = re.search(r"```yaml\n(# my\.yaml.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None, "README.md has no my.yaml"
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "my.yaml"
-        file.write_text(found[1], encoding="utf-8")
-        yield "README's my.yaml (hf, torch, float32; prompts of 4,096 tokens)", settings.load(file)
-    yield ("configs/qwen2_5_vl_7b.yaml (vllm, deepspeed, bfloat16)", settings.load(Path("qwen2_5_vl_7b.yaml")))
+    """The defaults of every setting, and the config of the 7B."""
+    yield "The defaults (hf, torch, float32; prompts of 4,096 tokens)", settings.load(base={})
+    yield "configs/qwen2_5_vl_7b.yaml (vllm, deepspeed, bfloat16)", settings.load(Path("qwen2_5_vl_7b.yaml"))
 
 
 def cell(run: Run) -> str:

@@ -158,22 +158,20 @@ def test_a_larger_gpu_is_advised_only_where_no_setting_helps(tmp_path):
         assert problems(taken(run, found.lines, tmp_path, gpu.name)) == []
 
 
-def test_the_readmes_own_example_can_be_made_to_fit(tmp_path):
+def test_a_config_that_names_no_sizes_can_be_made_to_fit(tmp_path):
     """Said to need a smaller model before; by the command, whose advice is taken as it is printed."""
-    _, config = next(plan_table.configs())
     rows = tmp_path / "train.jsonl"
     rows.write_text('{"question": "What?", "images": [], "answer": "1"}\n')
+    own = (f"data.source={rows}", "data.columns={problem: question}", "model.path=Qwen/Qwen2.5-VL-3B-Instruct")
     file = tmp_path / "my.yaml"
-    file.write_text(settings.dump(config))
-    own = (f"data.source={rows}", "data.columns={problem: question}", "reward.function=outcome")
+    file.write_text(settings.dump(config := settings.load(None, own, base={})))
 
     before = Run(config, KNOWN["Qwen/Qwen2.5-VL-3B-Instruct"], GPUS["H100"], 8)
     assert problems(before)
     found = advice(before)
     assert found is not None
     assert found.deciding == []
-    lines = setting_flags(*own, *found.lines)
-    command = vppo("plan", "--config", str(file), "--json", *lines, runs=tmp_path).succeeded()
+    command = vppo("plan", "--config", str(file), "--json", *setting_flags(*found.lines), runs=tmp_path).succeeded()
     assert command.json["capacity"]["fits"]
 
 
