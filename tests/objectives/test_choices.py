@@ -18,6 +18,7 @@ from pipelines.embedded import glyphs
 from pipelines.errors import UserError
 from pipelines.objectives.cgpo import cgpo
 from pipelines.objectives.choices import entropy_k, oracle_k, oracle_k_reasoning
+from pipelines.objectives.dapo import dapo
 from pipelines.score.perturb import blacken_boxes
 
 TRUE, FALSE = True, False
@@ -56,28 +57,38 @@ def test_the_oracle_keeps_what_is_true_and_no_more():
 
 
 def test_cgpo_by_hand():
-    # Mean S 1, 2 and 6: median 2, |deviations| 1, 0 and 4, so MAD 1: alpha = 1 + 0.1 tanh(-1, 0, 4).
-    # Of three tokens ceil(0.3 3) = 1 by S and 1 by H; where they are the same token, one is trained.
+    # Mean S 1, 2, 6 and 7: the lower middle one is 2; deviations 1, 0, 4, 5, of which it is 1, so MAD is 1:
+    # alpha = 1 + 0.1 tanh(-1, 0, 4, 5). Of twelve tokens ceil(0.3 12) = 4 are the highest by S (9, 8, and of the
+    # three 7 the first two), and 4 by H (5, 4, 4, and of the 1 the first, in the first response). The 9 and the 5
+    # are one token: it has alpha.
     batch = random_batch(
         groups=1,
-        size=3,
+        size=4,
         longest=3,
-        mask_BT=torch.ones(3, 3, dtype=torch.bool),
-        adv_B=torch.tensor([1.0, 1.0, -1.0]),
-        depends_B=torch.ones(3, dtype=torch.bool),
-        dependency_B=torch.tensor([1.0, 2.0, 6.0]),
-        perception_BT=torch.tensor([[0.0, 0.0, 3.0], [6.0, 0.0, 0.0], [6.0, 6.0, 6.0]]),
-        entropy_BT=torch.tensor([[5.0, 1.0, 1.0], [5.0, 1.0, 1.0], [1.0, 1.0, 5.0]]),
+        mask_BT=torch.ones(4, 3, dtype=torch.bool),
+        adv_B=torch.tensor([1.0, 1.0, -1.0, -1.0]),
+        depends_B=torch.ones(4, dtype=torch.bool),
+        dependency_B=torch.tensor([1.0, 2.0, 6.0, 7.0]),
+        perception_BT=torch.tensor([[3.0, 0.0, 0.0], [6.0, 0.0, 0.0], [9.0, 2.0, 7.0], [7.0, 7.0, 8.0]]),
+        entropy_BT=torch.tensor([[4.0, 1.0, 1.0], [1.0, 4.0, 1.0], [5.0, 1.0, 1.0], [1.0, 1.0, 1.0]]),
     )
-    low, high = 1 - 0.0761594, 1 + 0.0999329
-    expected = torch.tensor([[low, 0.0, low], [1.0, 0.0, 0.0], [-high, 0.0, -high]])
-    torch.testing.assert_close(cgpo(batch, UpdateConfig()).token_weight_BT, expected, atol=1e-6, rtol=0)
-    # The other reading: alpha on every token of the response.
-    both = cgpo(batch, UpdateConfig(constants={"elsewhere": 1.0})).token_weight_BT
-    torch.testing.assert_close(both[:, 1], torch.tensor([low, 1.0, -high]), atol=1e-6, rtol=0)
-    # All alike: MAD is 0, alpha 1.
-    alike = dataclasses.replace(batch, dependency_B=torch.full((3,), 2.0))
-    assert torch.equal(cgpo(alike, UpdateConfig()).advantage, batch.adv_B)
+    third, fourth = 1 + 0.0999329, 1 + 0.0999909
+    expected = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [-third, 0.0, -third], [-fourth, 0.0, -fourth]])
+    terms = cgpo(batch, UpdateConfig())
+    torch.testing.assert_close(terms.token_weight_BT, expected, atol=1e-6, rtol=0)
+    assert terms.average == "token"
+    # The lower two's alpha shows where S chooses every token.
+    every = cgpo(batch, UpdateConfig(constants={"perception_share": 1.0})).token_weight_BT
+    torch.testing.assert_close(every[:, 1], torch.tensor([1 - 0.0761594, 1.0, -third, -fourth]), atol=1e-6, rtol=0)
+    # All alike: MAD is 0, and so is every deviation. One that is not is 1 / 1e-8 of them away: tanh is 1.
+    alike = dataclasses.replace(batch, dependency_B=torch.tensor([2.0, 2.0, 3.0, 2.0]))
+    found = cgpo(alike, UpdateConfig(constants={"perception_share": 1.0})).token_weight_BT
+    torch.testing.assert_close(found[:, 1], torch.tensor([1.0, 1.0, -1.1, -1.0]), atol=1e-6, rtol=0)
+
+
+def test_cgpo_without_an_image_is_dapo():
+    batch = random_batch(3, depends_B=torch.zeros(20, dtype=torch.bool))
+    assert torch.equal(cgpo(batch, UpdateConfig()).token_weight_BT, dapo(batch, UpdateConfig()).token_weight_BT)
 
 
 # --- the evidence ---------------------------------------------------------------------------------

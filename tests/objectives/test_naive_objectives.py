@@ -30,7 +30,7 @@ CASES = [
     ("pivot-vaa", None, {"discount": 0.0}),
     ("tpae", None, {"tau": 1.0}),
     ("entropy-k", None, {"fraction": 0.55}),
-    ("cgpo", None, {"strength": 1.0, "fraction": 0.07, "elsewhere": 0.5}),
+    ("cgpo", None, {"strength": 1.0, "perception_share": 0.07, "reasoning_share": 0.55}),
 ]
 
 

@@ -209,12 +209,6 @@ def naive_tpae(batch: Batch, settings: UpdateConfig) -> Weights:
     return result
 
 
-def middle(values: list[float]) -> float:
-    """The median."""
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 def standing(batch: Batch, rewards: list[float]) -> list[float]:
     """(R - mean) / (std + 1e-6) of each response in its group, by the unbiased deviation."""
     result = []
@@ -296,19 +290,23 @@ def naive_oracle_k_reasoning(batch: Batch, settings: UpdateConfig) -> Weights:
 
 
 def naive_cgpo(batch: Batch, settings: UpdateConfig) -> Weights:
-    known = {"strength": 0.1, "fraction": 0.3, "elsewhere": 0.0} | settings.constants
+    known = {"strength": 0.1, "perception_share": 0.3, "reasoning_share": 0.3} | settings.constants
     seen, entropy = rows(batch.perception_BT, batch), rows(batch.entropy_BT, batch)
     means = [sum(row) / len(row) for row in seen]
-    counted = [m for m, depends in zip(means, batch.depends_B.tolist(), strict=True) if depends]
-    centre = middle(counted)
-    spread = middle([abs(m - centre) for m in counted])
+    counted = sorted(m for m, depends in zip(means, batch.depends_B.tolist(), strict=True) if depends)
+    centre = counted[(len(counted) - 1) // 2]
+    spread = sorted(abs(m - centre) for m in counted)[(len(counted) - 1) // 2]
+    places = [(b, t) for b, row in enumerate(seen) for t in range(len(row)) if batch.depends_B[b]]
+    perceives = {places[i] for i in highest([seen[b][t] for b, t in places], known["perception_share"])}
+    reasons = {places[i] for i in highest([entropy[b][t] for b, t in places], known["reasoning_share"])}
     result = []
     for b, row in enumerate(seen):
-        adv = float(batch.adv_B[b])
-        if not batch.depends_B[b]:
-            result.append([adv] * len(row))
-            continue
-        alpha = 1 + known["strength"] * (math.tanh((means[b] - centre) / spread) if spread else 0.0)
-        chosen = highest(row, known["fraction"]) | highest(entropy[b], known["fraction"])
-        result.append([alpha * adv * (1.0 if t in chosen else known["elsewhere"]) for t in range(len(row))])
+        alpha = 1 + known["strength"] * math.tanh((means[b] - centre) / (spread + 1e-8))
+        weights = []
+        for t in range(len(row)):
+            if (b, t) in perceives:
+                weights.append(alpha)
+            else:
+                weights.append(1.0 if (b, t) in reasons or not batch.depends_B[b] else 0.0)
+        result.append([w * float(batch.adv_B[b]) for w in weights])
     return result
