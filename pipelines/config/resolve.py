@@ -13,12 +13,29 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pipelines.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def check_name(setting: str, name: str, known: Collection[str]) -> None:
+    """See that a part is called by a name that is known, or by an import path, which is not looked at.
+
+    Raises:
+        UserError: it is neither; names the nearest.
+    """
+    module_name, _, attribute = name.partition(":")
+    if name not in known and not (module_name and attribute):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"{setting}: {name}",
+            "no such part.",
+            f"{hint}Known: {' '.join(known)}; or an import path package.module:name.",
+        )
 
 
 def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
@@ -37,15 +54,8 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
     """
     if name in known:
         return known[name]
+    check_name(setting, name, known)
     module_name, _, attribute = name.partition(":")
-    if not (module_name and attribute):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"{setting}: {name}",
-            "no such part.",
-            f"{hint}Known: {' '.join(known)}; or an import path package.module:name.",
-        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

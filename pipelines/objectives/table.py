@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-from pipelines.config.resolve import find_part
+from pipelines.config.resolve import check_name, find_part
 from pipelines.config.schema import Config, UpdateConfig
+from pipelines.config.settings import TOKEN_CHOICES
 from pipelines.errors import UserError
 
 PERCEPTION, VIEWS, HIDDEN, ROLES = "perception", "views", "hidden", "roles"
@@ -59,6 +60,7 @@ class Objective:
         of_variant: what a variant takes of both besides.
         surrogates: those that it has a meaning with.
         limits: constant -> the interval that it lies in, such as "(0, 1]"; those left out are any number.
+        unread: settings of ``update`` that have no meaning with it, and why, as ``UNREAD``.
         published_with: further settings of its publication, which ``update.objective`` does not set.
         perturbation: the one ``score.perturbation`` that its S is defined by; "": any.
     """
@@ -74,11 +76,14 @@ class Objective:
     of_variant: Mapping[str, frozenset[str]] = field(default_factory=dict)
     surrogates: tuple[str, ...] = ALL_SURROGATES
     limits: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     published_with: str = ""
     perturbation: str = ""
 
 
 _PAPER = "arXiv 2510.09285"
+
+_SYMMETRIC = {"clip_high": "its clipping is symmetric, of the width update.clip_low"}
 
 OBJECTIVES: dict[str, Objective] = {
     "vppo": Objective(
@@ -123,6 +128,7 @@ OBJECTIVES: dict[str, Objective] = {
         "the paper names it and does not describe its GRPO: this is that of arXiv 2402.03300",
         frozenset({PERCEPTION}),
         surrogates=("ppo",),
+        unread=_SYMMETRIC,
     ),
     "dapo": Objective("pipelines.objectives.dapo:dapo", "A_i", "arXiv 2503.14476", "the authors' code"),
     "grpo": Objective(
@@ -131,6 +137,7 @@ OBJECTIVES: dict[str, Objective] = {
         "arXiv 2402.03300",
         "the paper",
         surrogates=("ppo",),
+        unread=_SYMMETRIC,
     ),
     "vgpo": Objective(
         "pipelines.objectives.vgpo:vgpo",
@@ -203,6 +210,7 @@ OBJECTIVES: dict[str, Objective] = {
         {"share": 0.2, "alpha": 0.7},
         surrogates=("ppo",),
         limits={"share": "(0, 1]", "alpha": "[0, 1]"},
+        unread={**_SYMMETRIC, "loss_average": "it averages over the tokens that it keeps"},
         published_with="update.clip_low 0.2, no dual clip, rollout.samples_per_prompt 12, update.freeze_vision true; "
         "noise of deviation 2 (code: 6.93) on normalised pixels, which no score.perturbation is "
         "(nearest: gaussian_noise)",
@@ -271,14 +279,16 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "cgpo": Objective(
         "pipelines.objectives.cgpo:cgpo",
-        "(1 + strength tanh((mean S_i - median) / MAD)) A_i on each response's top fraction of H or of S, "
-        "else elsewhere A_i likewise; S without the evidence regions",
-        "CGPO",
-        "the formula is the paper's; over what its statistics go, and that other tokens get no gradient, is our "
-        "reading. On embedded data alone, with score.perturbation=evidence: the cells that the answer needs",
+        "(1 + strength tanh((mean S_i - median) / MAD)) A_i on the batch's tokens of highest S, else A_i on those of "
+        "highest H, else 0; S without the evidence regions",
+        "doi 10.1145/3767308.3835969",
+        "the authors' code, their second one (the paper's is not released)",
         frozenset({PERCEPTION}),
-        {"strength": 0.1, "fraction": 0.3, "elsewhere": 0.0},
-        limits={"strength": "[0, 1]", "fraction": "(0, 1]", "elsewhere": "[0, inf)"},
+        {"strength": 0.1, "perception_share": 0.3, "reasoning_share": 0.3},
+        limits={"strength": "[0, 1]", "perception_share": "(0, 1]", "reasoning_share": "(0, 1]"},
+        published_with="score.estimator k3, rollout.samples_per_prompt 8, update.clip_high 0.2, update.kl_coefficient "
+        "0.04; regions that the response itself names, in their mean colour, and a reward for naming them alike "
+        "again, which are not here",
         perturbation="evidence",
     ),
 }
@@ -329,7 +339,8 @@ def find_objective(name: str) -> Any:
     if row:
         module, _, function = row.code.partition(":")
         return getattr(import_module(module), function)
-    own = find_part("update.objective", name, dict.fromkeys(OBJECTIVES))
+    check_name("update.objective", name, (*OBJECTIVES, *TOKEN_CHOICES))
+    own = find_part("update.objective", name, {})
 
     @functools.wraps(own)
     def checked(batch: Any, settings: UpdateConfig) -> Any:
@@ -397,12 +408,13 @@ def variant(settings: UpdateConfig) -> str:
 
 
 def check(config: Config) -> None:
-    """See that objective, variant, surrogate, constants and what is stored fit each other.
+    """See that there is such an objective, and that variant, surrogate, constants and what is stored fit it.
 
     Raises:
         UserError: they do not; names which.
     """
     settings = config.update
+    check_name("update.objective", settings.objective, (*OBJECTIVES, *TOKEN_CHOICES))
     row, name = OBJECTIVES.get(settings.objective), f"update.objective: {settings.objective}"
     if (missing := needs(config) - STORES[stored(config)] - {ROLES}) and row:
         raise UserError(
@@ -425,13 +437,17 @@ def check(config: Config) -> None:
             f"{settings.objective} is defined by another.",
             f"Take score.perturbation={row.perturbation}, or another objective.",
         )
-    for unread, why in UNREAD.get(settings.surrogate, {}).items():
-        if (value := getattr(settings, unread)) != UpdateConfig.model_fields[unread].default:
-            raise UserError(
-                f"update.{unread}: {value}",
-                f"has no meaning with update.surrogate: {settings.surrogate}: {why}.",
-                "Leave it out, or take another surrogate.",
-            )
+    for what, chosen, unread in (
+        ("surrogate", settings.surrogate, UNREAD.get(settings.surrogate, {})),
+        ("objective", settings.objective, row.unread if row else {}),
+    ):
+        for key, why in unread.items():
+            if (value := getattr(settings, key)) != UpdateConfig.model_fields[key].default:
+                raise UserError(
+                    f"update.{key}: {value}",
+                    f"has no meaning with update.{what}: {chosen}: {why}.",
+                    f"Leave it out, or take another {what}.",
+                )
     known_constants = dict(row.constants if row else {}) | SURROGATE_CONSTANTS.get(settings.surrogate, {})
     limits = SURROGATE_LIMITS | dict(row.limits if row else {})
     for constant, given in settings.constants.items():

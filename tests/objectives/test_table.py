@@ -37,6 +37,15 @@ WRONG = [
         ("update.variant: exact", "pgpo has no such variant", "It has paper and code"),
     ),
     (["update.objective=tor", "update.variant=code"], ("update.variant: code", "It has one form only")),
+    (
+        ["update.objective=pepo", "update.constants={steps: 4, temperature: 0}"],
+        ("update.constants.temperature", "0 is not in (0, inf)", "The published value is 1.8"),
+    ),
+    (["update.objective=vgpo", "update.constants={start: 1}"], ("update.constants.start", "1 is not in [0, 1)")),
+    (
+        ["update.objective=vepo", "update.loss_average=sequence"],
+        ("update.loss_average: sequence", "no meaning with update.objective: vepo", "the tokens that it keeps"),
+    ),
     (["update.objective=pgpo", "update.variant=pape"], ("update.variant", "'paper', 'code'")),
     (
         ["update.objective=vepo", "update.surrogate=gspo"],
@@ -65,7 +74,44 @@ def test_plan_refuses_it_too(tmp_path: Path) -> None:
     assert "constant beta" in command.err
 
 
-@pytest.mark.parametrize("right", [["update.constants={beta: 0}", VAA], ["update.surrogate=cispo"]], ids=str)
+def test_plan_refuses_a_misspelt_name_too(tmp_path: Path) -> None:
+    told = [vppo(command, *given("update.objective=pgo"), runs=tmp_path / "runs") for command in ("plan", "train")]
+    assert [command.code for command in told] == [2, 2]
+    assert told[0].err == told[1].err
+    for words in ("update.objective: pgo", "Did you mean pgpo?", " random-k entropy-response-k; or an import path"):
+        assert words in " ".join(told[0].err.split()), told[0].err
+
+
+def test_an_alias_is_the_nearest_name() -> None:
+    for wrong in ("randomk", "entropy-response", "'a:'", ":b"):
+        with pytest.raises(UserError, match="no such part") as caught:
+            table.check(settings.load(None, [f"update.objective={wrong}"]))
+        assert ("Did you mean" in str(caught.value)) == (":" not in wrong)
+
+
+@pytest.mark.parametrize("name", ["grpo", "vppo-grpo", "vepo"])
+def test_what_an_objective_does_not_read_is_refused_but_at_its_default(name: str) -> None:
+    default = UpdateConfig().clip_high
+    table.check(settings.load(None, [f"update.objective={name}", "update.clip_low=0.1", f"update.clip_high={default}"]))
+    with pytest.raises(UserError) as caught:
+        table.check(settings.load(None, [f"update.objective={name}", "update.clip_high=0.3"]))
+    for words in ("update.clip_high: 0.3", f"update.objective: {name}", "the width update.clip_low", "Leave it out"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", settings.shipped_configs())
+def test_what_is_shipped_fits(name: str) -> None:
+    table.check(settings.load(settings.shipped_config(name)))
+
+
+RIGHT = [
+    ["update.constants={beta: 0}", VAA],
+    ["update.surrogate=cispo"],
+    ["update.objective=grpo", "update.loss_average=sequence"],  # it is what it does
+]
+
+
+@pytest.mark.parametrize("right", RIGHT, ids=str)
 def test_what_fits_is_not(right: list[str]) -> None:
     table.check(settings.load(None, right))
 
