@@ -13,8 +13,8 @@ import fake_gpu
 import pytest
 
 TOOLS = Path(__file__).parent / "tools"
-EVERY = ("checks", "whole model.dtype=bfloat16", "steps model.dtype=bfloat16 update.lora_rank=4", "counts")
-NIGHTLY = ("whole model.dtype=float32", "first")
+EVERY = ("checks", "steps model.dtype=bfloat16 update.lora_rank=4", "counts")
+NIGHTLY = ("whole model.dtype=bfloat16", "whole model.dtype=float32", "first")
 """Stories, those of a line in one process, as torch is slow to import."""
 PERFORMANCE = TOOLS.parents[1] / "docs" / "performance.md"
 
@@ -62,7 +62,8 @@ def test_it_has_to_come_before_torch():
 # -- a run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.nightly)])
+@pytest.mark.nightly  # its stages are those of "steps", and tests/test_checkpoint.py resumes the same run without a GPU
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_whole_run_and_one_that_was_killed(dtype):
     found = told(f"whole model.dtype={dtype}")
     assert list(found["steps"]) == [

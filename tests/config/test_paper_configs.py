@@ -199,9 +199,9 @@ def test_a_row_is_found_from_anywhere(tmp_path, monkeypatch):
     assert "paper/table2_tas.yaml" in caught.value.fix
 
 
-@pytest.mark.parametrize("name", ["table3_fixed_08_12", "table12_top1_drop"])
+@pytest.mark.parametrize("name", ["table3_fixed_08_12", pytest.param("table12_top1_drop", marks=pytest.mark.nightly)])
 def test_a_row_trains(name, tmp_path):
-    # All of them, at the default's size: make paper-configs.
+    # Another by night; all of them, at the default's size: make paper-configs.
     few = ("rollout.prompts_per_step=4", "update.batch_prompts=4")
     steps = train_two_steps(f"{settings.PAPER}/{name}.yaml", tmp_path, *few)
     assert [step["step"] for step in steps] == [1, 2]

@@ -204,7 +204,7 @@ def results(runs: Path) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.parametrize("batches", [1, 5])
+@pytest.mark.parametrize("batches", [1, pytest.param(5, marks=pytest.mark.nightly)])  # one kill is like another
 def test_killed_and_gone_on_with_it_ends_the_same(undisturbed, readable, tmp_path, batches):
     runs = tmp_path / "runs"
     command = start("eval", *ASKED, "--data-dir", readable, runs=runs)
