@@ -134,7 +134,7 @@ def test_the_sizes_of_shaping_decide_and_those_of_a_pass_do_not(size):
 
 def test_a_setting_at_the_default_it_came_with_is_left_out():
     class Later(config.ScoreConfig):
-        introduced: ClassVar = {"sharpness": 2}
+        introduced: ClassVar = config.ScoreConfig.introduced | {"sharpness": 2}
         sharpness: int = 3  # the default moved since
 
     before = config.ScoreConfig().keyed("score")

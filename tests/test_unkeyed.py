@@ -22,6 +22,7 @@ OTHERWISE = {
     "score.batch_prompts": "3",
     "score.batch_tokens": "300",
     "score.looks": "0",
+    "score.watch": "1",
     "update.micro_batch_prompts": "3",
     "update.micro_batch_tokens": "300",
     "update.gradient_checkpointing": "true",
@@ -76,7 +77,7 @@ def test_what_reaches_a_kernel_is_recorded():
         for section in ("model", "rollout", "score", "update", "eval", "run")
         for name in getattr(config, section).shape(section)
     }
-    bystanders = {"data.workers", "reward.workers", "score.looks"}
+    bystanders = {"data.workers", "reward.workers", "score.looks", "score.watch"}
     expected = OTHERWISE.keys() - bystanders | OF_SCALE | {"run.device", "eval.batch_prompts"}
     assert recorded == expected
 
@@ -104,9 +105,9 @@ TOGETHER = (
     ("run.threads",),
     ("rollout.batch_prompts", "score.batch_prompts", "update.micro_batch_prompts"),
     ("reward.workers", "score.batch_tokens", "update.micro_batch_tokens"),
-    ("score.looks", "update.gradient_checkpointing"),
+    ("score.looks", "score.watch", "update.gradient_checkpointing"),
 )
-"""Those of one row are of different stages, so that none hides what another does."""
+"""Those of one row are of different stages, or only look, so that none hides what another does."""
 
 
 @pytest.mark.parametrize(
