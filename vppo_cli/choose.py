@@ -14,6 +14,7 @@ from pipelines.checkpoints import best, newest, pick, saved
 from pipelines.config import hub, settings
 from pipelines.disk.lock import file_lock
 from pipelines.errors import UserError
+from pipelines.objectives import table
 from vppo_cli.screen.results import policy_name
 
 
@@ -76,6 +77,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
                 raise  # given anew, all settings are known
     asked = hub.as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
+    table.check(asked)  # before a folder is made for what cannot be trained
     chain = runs.as_made(stored, path, *TRAINING)
     same = stored == asked and chain.versions == wanted.versions
     return Choice(wanted if same else chain, wanted, note)

@@ -151,3 +151,9 @@ def test_an_objective_of_ones_own_has_constants_of_ones_own(monkeypatch: pytest.
     row = replace(table.OBJECTIVES["pgpo"], limits={})
     monkeypatch.setitem(table.OBJECTIVES, "pgpo", row)
     table.check(settings.load(None, ["update.objective=pgpo", "update.constants={tau: -7}"]))
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path) -> None:
+    refused = vppo("train", *given("update.objective=pepo"), runs=tmp_path / "runs")
+    assert (refused.code, "constant steps" in refused.err) == (2, True)
+    assert not list((tmp_path / "runs").glob("*"))

@@ -35,7 +35,6 @@ def plan(
     """
     from pipelines import runs
     from pipelines.disk.part_sources import check_part_sources
-    from pipelines.objectives import table
     from pipelines.opening import check_inputs
     from vppo_cli.choose import choose
     from vppo_cli.screen import capacity, display
@@ -45,7 +44,6 @@ def plan(
     choice = choose(run, config, settings or [], new=new)
     wanted = choice.wanted
     check_part_sources(wanted.config)
-    table.check(wanted.config)
     check_inputs(wanted)
     rows, variants = screen.plan_rows(wanted), list(screen.other_variants(wanted))
     needs = None
