@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, SampleTable, Scored, read_scores
+from pipelines.errors import UserError
 from pipelines.ledger import credit, theorem
 from pipelines.ledger.gradients import LedgerTrainer, Part, Sums
 from pipelines.ledger.objectives import Chosen
@@ -268,10 +270,15 @@ def _gradients(
 ) -> None:
     done, total = 0, sum(map(len, batches))
     for number, groups in enumerate(batches):
-        parts = {name: found.parts[number] for name, found in weighed.items()}
+        parts = {name: one.parts[number] for name, one in weighed.items()}
         for _ in trainer.sums(groups, samples, parts, sums):
             watch.progress("gradients", done, total)
             done += 1
+    for name, found in sums.items():
+        if not math.isfinite(found.square):
+            raise UserError(
+                f"objective {name}", "its gradient is not finite here.", "Leave gradients out: --no-gradients."
+            )
 
 
 def roles_of(policy: Policy, samples: SampleTable, rollouts: Sequence[Rollout]) -> list[list[str]] | None:
