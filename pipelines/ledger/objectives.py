@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.schema import Config
+from pipelines.config.schema import Config, UpdateConfig
 from pipelines.config.settings import TOKEN_CHOICES
 from pipelines.errors import UserError
 from pipelines.objectives import table
@@ -60,8 +60,8 @@ def choose(config: Config, names: Sequence[str] = (), *, roles: bool) -> tuple[l
     """The objectives of a ledger, the references included, and why others are left out.
 
     Each has the run's settings but ``update.objective``; ``update.variant`` and ``update.constants`` where it
-    has such; the run's surrogate if it has a meaning with it, else its own first; and the estimator or the
-    perturbation that it is defined by, if it is.
+    has such; the run's surrogate if it has a meaning with it, else its own first; the default of what it does
+    not read; and the estimator or the perturbation that it is defined by, if it is.
 
     Args:
         config: of the run; ``update.constants`` may be those of several objectives.
@@ -111,6 +111,7 @@ def with_objective(config: Config, name: str) -> Chosen:
             "surrogate": surrogate,
             "variant": settings.variant if settings.variant in row.variants else None,
             "constants": {key: value for key, value in settings.constants.items() if key in known},
+            **{key: UpdateConfig.model_fields[key].default for key in row.unread},
         }
         score |= {"perturbation": row.perturbation} if row.perturbation else {}
     if "score.estimator" in named:
