@@ -47,9 +47,8 @@ def tpae(batch: Batch, settings: UpdateConfig) -> Terms:
     word_N = group_N * (ids_N.max(initial=0) + 1) + ids_N
     distance_N = distances(z_N2, word_N, correct_N)
     trust_N = np.where(seen_N, np.minimum(0.0, tau - distance_N), 0.0)
-    penalty_N = 1.0 / (1.0 + np.exp(-trust_N)) - 0.5
     penalty_BT = np.zeros(mask_BT.shape)
-    penalty_BT[mask_BT] = penalty_N
+    penalty_BT[mask_BT] = torch.sigmoid(torch.from_numpy(trust_N)).numpy() - 0.5
     penalized_BT = batch.adv_B.unsqueeze(-1) + torch.from_numpy(penalty_BT).to(batch.adv_B)
     return replace(dapo(batch, settings), advantage=torch.where(batch.mask_BT, penalized_BT, 0.0))
 
