@@ -78,6 +78,8 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
     asked = hub.as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
     table.check(asked)  # before a folder is made for what cannot be trained
+    if asked != stored or not (path / runs.CONFIG).is_file():
+        table.check_read(asked)
     chain = runs.as_made(stored, path, *TRAINING)
     same = stored == asked and chain.versions == wanted.versions
     return Choice(wanted if same else chain, wanted, note)

@@ -407,6 +407,28 @@ def variant(settings: UpdateConfig) -> str:
     return settings.variant or OBJECTIVES[settings.objective].variants[0]
 
 
+def check_read(config: Config) -> None:
+    """See that what is set of the update is read by its objective and its surrogate. Asked of what is begun or
+    changed alone: a run of an earlier version goes on as it began.
+
+    Raises:
+        UserError: it is not; names which.
+    """
+    settings = config.update
+    row = OBJECTIVES.get(settings.objective)
+    for what, chosen, unread in (
+        ("surrogate", settings.surrogate, UNREAD.get(settings.surrogate, {})),
+        ("objective", settings.objective, row.unread if row else {}),
+    ):
+        for key, why in unread.items():
+            if (value := getattr(settings, key)) != UpdateConfig.model_fields[key].default:
+                raise UserError(
+                    f"update.{key}: {value}",
+                    f"has no meaning with update.{what}: {chosen}: {why}.",
+                    f"Leave it out, or take another {what}.",
+                )
+
+
 def check(config: Config) -> None:
     """See that there is such an objective, and that variant, surrogate, constants and what is stored fit it.
 
@@ -437,17 +459,6 @@ def check(config: Config) -> None:
             f"{settings.objective} is defined by another.",
             f"Take score.perturbation={row.perturbation}, or another objective.",
         )
-    for what, chosen, unread in (
-        ("surrogate", settings.surrogate, UNREAD.get(settings.surrogate, {})),
-        ("objective", settings.objective, row.unread if row else {}),
-    ):
-        for key, why in unread.items():
-            if (value := getattr(settings, key)) != UpdateConfig.model_fields[key].default:
-                raise UserError(
-                    f"update.{key}: {value}",
-                    f"has no meaning with update.{what}: {chosen}: {why}.",
-                    f"Leave it out, or take another {what}.",
-                )
     known_constants = dict(row.constants if row else {}) | SURROGATE_CONSTANTS.get(settings.surrogate, {})
     limits = SURROGATE_LIMITS | dict(row.limits if row else {})
     for constant, given in settings.constants.items():

@@ -20,7 +20,7 @@ from pipelines.config.schema import UpdateConfig
 from pipelines.errors import UserError
 from pipelines.objectives.batch import Terms
 from pipelines.objectives.surrogates import SURROGATES
-from pipelines.objectives.table import SURROGATE_AVERAGES
+from pipelines.objectives.table import SURROGATE_AVERAGES, check_read
 from pipelines.update.torch_engine import TorchTrainer
 
 NAMES = tuple(SURROGATES)
@@ -265,6 +265,7 @@ def test_it_is_refused_by_name(asked, expected):
     config = config_files.load(None, [f"update.surrogate={name}", f"update.{setting}"])
     with pytest.raises(UserError) as caught:
         check_parts(config)
+        check_read(config)
     told = str(caught.value)
     assert expected in told
     assert name in told or "constants" in told

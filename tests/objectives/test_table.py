@@ -92,16 +92,20 @@ def test_an_alias_is_the_nearest_name() -> None:
 @pytest.mark.parametrize("name", ["grpo", "vppo-grpo", "vepo"])
 def test_what_an_objective_does_not_read_is_refused_but_at_its_default(name: str) -> None:
     default = UpdateConfig().clip_high
-    table.check(settings.load(None, [f"update.objective={name}", "update.clip_low=0.1", f"update.clip_high={default}"]))
+    table.check_read(
+        settings.load(None, [f"update.objective={name}", "update.clip_low=0.1", f"update.clip_high={default}"])
+    )
     with pytest.raises(UserError) as caught:
-        table.check(settings.load(None, [f"update.objective={name}", "update.clip_high=0.3"]))
+        table.check_read(settings.load(None, [f"update.objective={name}", "update.clip_high=0.3"]))
     for words in ("update.clip_high: 0.3", f"update.objective: {name}", "the width update.clip_low", "Leave it out"):
         assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("name", settings.shipped_configs())
 def test_what_is_shipped_fits(name: str) -> None:
-    table.check(settings.load(settings.shipped_config(name)))
+    config = settings.load(settings.shipped_config(name))
+    table.check(config)
+    table.check_read(config)
 
 
 RIGHT = [
