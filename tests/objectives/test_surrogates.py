@@ -263,9 +263,13 @@ def test_on_policy_all_train_alike_with_soft_weights(train):
 def test_it_is_refused_by_name(asked, expected):
     name, setting = asked
     config = config_files.load(None, [f"update.surrogate={name}", f"update.{setting}"])
-    with pytest.raises(UserError) as caught:
+
+    def checked() -> None:
         check_parts(config)
         check_read(config)
+
+    with pytest.raises(UserError) as caught:
+        checked()
     told = str(caught.value)
     assert expected in told
     assert name in told or "constants" in told
