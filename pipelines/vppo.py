@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -315,6 +315,7 @@ def loss_denominator(mask_BT: Tensor, how: LossAverage = "token", max_length: in
 
     Sum it over the whole update batch (micro-batches and ranks) and pass the sum to every call.
     """
+    _check_average(how)
     if how == "token":
         return mask_BT.bool().sum()
     responses = mask_BT.bool().any(-1).sum()
@@ -343,6 +344,7 @@ def average_loss(
             With it, the losses of the micro-batches add up to the loss of the batch, however it
             was cut.
     """
+    _check_average(how)
     assert denominator is not None or how != "max_length", "the longest length is not known here"
     if denominator is None:
         denominator = loss_denominator(mask_BT, how).clamp(min=1)
@@ -351,6 +353,11 @@ def average_loss(
     if how == "sequence":
         kept_B = kept_B / mask_BT.bool().sum(-1).clamp(min=1)
     return kept_B.sum() / denominator
+
+
+def _check_average(how: str) -> None:
+    if how not in (known := get_args(LossAverage)):
+        raise ValueError(f"how must be one of {' '.join(known)}, not {how!r}")
 
 
 # --- Optional terms ------------------------------------------------------------------------------

@@ -363,9 +363,9 @@ def test_average_loss_of_nothing_is_zero():
 
 
 def test_average_loss_rejects_an_unknown_average():
-    with pytest.raises(ValueError, match="'token' or 'sequence'"):
+    with pytest.raises(ValueError, match="token sequence max_length, not 'batch'"):
         vppo.loss_denominator(MASK, "batch")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'token' or 'sequence'"):
+    with pytest.raises(ValueError, match="token sequence max_length, not 'batch'"):
         vppo.average_loss(MASK, MASK, MASK, "batch", denominator=1)  # type: ignore[arg-type]
 
 

@@ -77,12 +77,22 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
                 raise  # given anew, all settings are known
     asked = hub.as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
-    table.check(asked)  # before a folder is made for what cannot be trained
-    if asked != stored or not (path / runs.CONFIG).is_file():
-        table.check_read(asked)
     chain = runs.as_made(stored, path, *TRAINING)
     same = stored == asked and chain.versions == wanted.versions
     return Choice(wanted if same else chain, wanted, note)
+
+
+def to_train(name: str | None, config: Path | None, overrides: Sequence[str], *, new: bool) -> Choice:
+    """``choose``, for what is to be trained or planned: what cannot be is refused before a folder is made.
+
+    Raises:
+        UserError: objective, surrogate and what is set of them do not fit each other.
+    """
+    choice = choose(name, config, overrides, new=new)
+    table.check(choice.wanted.config)
+    if choice.wanted.config != choice.chain.config or not (choice.run / runs.CONFIG).is_file():
+        table.check_read(choice.wanted.config)
+    return choice
 
 
 def begun(choice: Choice) -> tuple[Chain, list[str]]:

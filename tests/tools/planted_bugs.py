@@ -56,8 +56,8 @@ BUGS = (
     Bug(
         "rewards of a group in reverse order",
         "pipelines/rollout/groups.py",
-        "marks = [next(graded) for _ in responses]",
-        "marks = [next(graded) for _ in responses][::-1]",
+        "[next(graded) for _ in responses]",
+        "[next(graded) for _ in responses][::-1]",
     ),
     Bug(
         "samples at another temperature than it records",
@@ -92,10 +92,10 @@ BUGS = (
     Bug(
         "KL the other way round",
         "pipelines/score/scoring.py",
-        "    statistics = view_statistics(config, views, policy)\n",
+        "    statistics = view_statistics(config, views, policy, jsd=True if VIEWS in holds else None)\n",
         "    other = Views(views.token_N, views.perturbed_ND, views.hidden_ND)\n"
         "    reverse = view_statistics(config, other, policy).kl\n"
-        "    statistics = view_statistics(config, views, policy)\n"
+        "    statistics = view_statistics(config, views, policy, jsd=True if VIEWS in holds else None)\n"
         "    statistics = type(statistics)(**(vars(statistics) | {'kl': reverse}))\n",
     ),
     Bug(
@@ -107,8 +107,8 @@ BUGS = (
     Bug(
         "kept tokens shifted by one",
         "pipelines/score/scoring.py",
-        "keep=[k[: len(p)] for k, p in zip(",
-        "keep=[[False, *k][: len(p)] for k, p in zip(",
+        "row.keep = [k[: len(p)] for k, p in zip(",
+        "row.keep = [[False, *k][: len(p)] for k, p in zip(",
     ),
     Bug(
         "old log-probs of the perturbed view",

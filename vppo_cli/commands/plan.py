@@ -36,12 +36,12 @@ def plan(
     from pipelines import runs
     from pipelines.disk.part_sources import check_part_sources
     from pipelines.opening import check_inputs
-    from vppo_cli.choose import choose
+    from vppo_cli.choose import to_train
     from vppo_cli.screen import capacity, display
     from vppo_cli.screen import plan as screen
 
     new = run is None and (config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}")))
-    choice = choose(run, config, settings or [], new=new)
+    choice = to_train(run, config, settings or [], new=new)
     wanted = choice.wanted
     check_part_sources(wanted.config)
     check_inputs(wanted)

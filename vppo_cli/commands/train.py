@@ -72,13 +72,13 @@ def _every_stage(
     """Make everything that is missing, then show the evaluation."""
     from pipelines.ranks.ranks import ranks
     from pipelines.run import train as make_all
-    from vppo_cli.choose import begun, choose
+    from vppo_cli.choose import begun, to_train
     from vppo_cli.screen import display
     from vppo_cli.screen.live import watching
     from vppo_cli.screen.results import evaluation_rows, write_reports
 
     everyone = ranks()
-    chain, notes = everyone.on_main(lambda: begun(choose(name, config, overrides, new=True)))
+    chain, notes = everyone.on_main(lambda: begun(to_train(name, config, overrides, new=True)))
     with watching(chain, as_json=as_json) as watch:
         watch.begin()
         for note in notes:
@@ -112,7 +112,7 @@ def one_stage(
     from pipelines import runs
     from pipelines.ranks.ranks import ranks
     from pipelines.run import train_stage
-    from vppo_cli.choose import Choice, begun, choose, default_steps, parse_steps
+    from vppo_cli.choose import Choice, begun, default_steps, parse_steps, to_train
     from vppo_cli.screen import display
     from vppo_cli.screen.live import watching
     from vppo_cli.screen.results import write_report
@@ -125,7 +125,7 @@ def one_stage(
     first = 0 if stage == "eval" else 1  # 0 is the starting model
 
     def decide() -> tuple[Choice, list[int], list[str]]:
-        choice = choose(name, config, overrides, new=stage in ("prepare", "rollout"))
+        choice = to_train(name, config, overrides, new=stage in ("prepare", "rollout"))
         notes: list[str] = []
         if not (choice.run / runs.CONFIG).is_file():
             chain, notes = begun(choice)
