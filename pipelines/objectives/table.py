@@ -178,7 +178,7 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "papo": Objective(
         "pipelines.objectives.papo:papo",
-        "A_i; loss - gamma KL(p || q) + eta (H(p) + H(q))",
+        "A_i; loss - gamma KL(p, q) + eta (H(p) + H(q))",
         "arXiv 2507.06448",
         "the authors' code; the variant exact: the paper's text, its KL and its entropies over the vocabulary",
         constants={"gamma": 0.01, "eta": 0.03},
