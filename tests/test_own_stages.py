@@ -205,12 +205,11 @@ def test_it_is_used_and_what_follows_is_made_again(run, stage):
     assert {step for step, status in plan.items() if status != "keep"} == FOLLOWS[stage]
 
     before = stamps(run, "**/manifest.json")
-    if stage == "rollout":  # after a kill as well
-        begun = start("train", "--run", run.name, *given(mine), runs=run.parent, cwd=run.parent)
-        while begun.running() and not more_than(before, run):
-            time.sleep(0.01)
-        begun.kill()
-        assert begun.code in (0, -signal.SIGKILL)
+    begun = start("train", "--run", run.name, *given(mine), runs=run.parent, cwd=run.parent)
+    while begun.running() and not more_than(before, run):
+        time.sleep(0.01)
+    begun.kill()
+    assert begun.code in (0, -signal.SIGKILL)
     vppo("train", "--run", run.name, *given(mine), runs=run.parent, cwd=run.parent).succeeded()
     assert set(planned(run, mine).values()) == {"keep"}
 
