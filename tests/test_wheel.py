@@ -1,10 +1,12 @@
-"""What is installed is whole: evaluations from the wheel, outside the repository."""
+"""What is installed is whole: evaluations from the wheel, outside the repository, killed and resumed."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -33,33 +35,70 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
-def ran(site, folder, *asked):
-    """What ``vppo`` prints, run from the wheel's code alone."""
+def started(site, folder):
+    """``vppo eval`` of the tiny model on two public benchmarks, from the wheel's code alone."""
     code = (
         "import sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x)]\n"
         "import pipelines; assert pipelines.__file__.startswith(sys.argv.pop(1))\n"
         "from vppo_cli.app import main; main()"
     )
-    environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(site), "VPPO_RUNS": str(folder / "runs")}
-    line = [sys.executable, "-c", code, str(site), *map(str, asked)]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    few = given("eval.samples=2", "eval.batch_prompts=2", "eval.max_new_tokens=32")
+    asked = ["eval", "--model", "tiny", "--benchmarks", "mathverse,mmmu", "--data-dir", folder / "hub", *few, "--json"]
+    environment = os.environ | ONE_THREAD
+    environment |= {"PYTHONPATH": str(site), "VPPO_RUNS": str(folder / "runs")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(site), *map(str, asked)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_configs_of_the_paper_and_whose_numbers_they_are_come_along(installed, tmp_path):
-    said = ran(installed, tmp_path, "config", "update", "--config", "paper/table3_fixed_08_12.yaml")
+    code = (
+        "import sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x)]\n"
+        "from vppo_cli.app import main; main()"
+    )
+    asked = ["config", "update", "--config", "paper/table3_fixed_08_12.yaml"]
+    said = subprocess.run(
+        [sys.executable, "-c", code, *asked],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(installed)},
+    ).stdout
     assert "update.beta_max  1.2" in said
     assert "Paper (Table 9): 0.9." in said
 
 
-def test_the_model_is_evaluated_on_public_benchmarks(installed, tmp_path):
+def journalled(folder):
+    """Benchmark -> lines of its journal."""
+    return {
+        path.name.partition("-")[0]: path.read_text().splitlines()
+        for path in folder.glob("runs/*/*/eval/0000/journals/*.jsonl")
+    }
+
+
+def test_evaluations_from_the_wheel_are_killed_and_go_on(installed, tmp_path):
     hub_schema.write(tmp_path / "hub", names=("mathverse", "mmmu_pro"))
-    few = given("eval.samples=2", "eval.batch_prompts=2", "eval.max_new_tokens=32")
-    asked = ("--model", "tiny", "--benchmarks", "mathverse,mmmu", "--data-dir", tmp_path / "hub", *few, "--json")
-    found = {one["benchmark"]: one for one in json.loads(ran(installed, tmp_path, "eval", *asked))["evaluations"]}
+    first = started(installed, tmp_path)
+    while first.poll() is None and not any(map(len, journalled(tmp_path).values())):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    said = first.communicate()[1]
+    assert first.returncode == -signal.SIGKILL, said
+    before = journalled(tmp_path)
+    assert any(before.values())
+
+    again = started(installed, tmp_path)
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    found = {one["benchmark"]: one for one in json.loads(out)["evaluations"]}
     assert found.keys() == {"mathverse", "mmmu_pro"}
-    journals = {path.name.partition("-")[0]: path for path in tmp_path.glob("runs/*/*/eval/0000/journals/*.jsonl")}
-    assert journals.keys() == found.keys()
-    for name, path in journals.items():
-        assert len(path.read_text().splitlines()) == found[name]["questions"] * 2
+    for name, lines in journalled(tmp_path).items():
+        assert len(lines) == found[name]["questions"] * 2
+        whole = [line for line in before.get(name, []) if line.endswith("}")]
+        assert lines[: len(whole)] == whole  # what was sampled is not sampled again
