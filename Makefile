@@ -14,8 +14,8 @@ demo: $(READY)          ## train the tiny model on handwritten digits, end to en
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles all that it imports
 
-test: $(READY)          ## all tests, three files at a time (some of them wait), the longest first
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(READY)          ## all tests, two files at a time, the longest first
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 nightly: $(READY)       ## the tests that are marked nightly: slow proofs of what make test tries in small
 	$(BIN)/pytest -n 2 --dist loadfile -m nightly

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -271,7 +272,7 @@ TEMPLATES = [
     (
         "text that doubles",
         "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-        "MemoryError",
+        "MemoryError|takes more than 512 MiB",  # its own, or where copies of it are slow, ours
     ),
     ("a large number", "{{ 7 ** (9 ** 9) }}", "does not end within"),
     ("a long line", "{{ 'a' * 9000000 }}", "makes 9,000,000 characters"),
@@ -290,7 +291,7 @@ def test_a_template_that_fails_is_told_by_name(folder, configure, template, expe
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(UserError, match=r"model\.path") as raised:
         load_processor(configure(f"model.path={folder}"))
-    assert expected in str(raised.value)
+    assert re.search(expected, str(raised.value))
     assert "question" not in str(raised.value)
 
 
