@@ -52,7 +52,7 @@ class PlainWatch:
         left = self._pace.left(label, done, total)
         if total and left and time.monotonic() - self._said > EVERY_S:
             self._said = time.monotonic()
-            self.say(f"{self._stage:<{LABEL}}{done}/{total} {label}  {left}")
+            self.say(f"{self._stage:<{LABEL - 1}} {done}/{total} {label}  {left}")
 
     def note(self, text: str) -> None:
         if text.startswith("WARNING "):
