@@ -309,7 +309,7 @@ def written(run: Path) -> dict[str, tuple[int, int]]:
     return {
         name: stamp
         for name, stamp in stamps(run, "**/*").items()
-        if (run / name).is_file() and not name.endswith(".lock")
+        if (run / name).is_file() and not name.endswith((".lock", ".lock.claim"))
     }
 
 
