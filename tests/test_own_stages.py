@@ -9,19 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import contents, copy_of, given, stamps, start, vppo
+from command_line import TINY, contents, copy_of, given, stamps, start, vppo
 
 from pipelines.runs import read_state
 
 SMALL = (
-    "data.glyphs.train=8",
-    "data.glyphs.validation=2",
-    "data.glyphs.test=2",
-    "rollout.prompts_per_step=2",
-    "rollout.samples_per_prompt=4",
-    "rollout.max_new_tokens=24",
-    "rollout.dynamic_sampling=false",
-    "update.batch_prompts=2",
+    *TINY,
     "update.micro_batch_prompts=2",
     "score.batch_prompts=2",
     "score.looks=1",
@@ -30,7 +23,6 @@ SMALL = (
     "checkpoint.validation_samples=1",
     "eval.samples=1",
     "run.steps=2",
-    "run.threads=1",
 )
 
 OWN = """

@@ -358,17 +358,8 @@ class _TokenLogp(torch.autograd.Function):
                     logp_NV *= -d_entropy_N[part].unsqueeze(1)
                     d_logits_NV = logp_NV.sub_(d_logp_N1).mul_(p_NV)
                 _add_chosen(d_logits_NV, first, token_N[part], d_logp_N[part])
-                if head.suppressed_ids is not None:  # a suppressed logit is a constant
-                    d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
-                if ctx.temperature != 1:
-                    d_logits_NV /= ctx.temperature
-                if d_bias is not None:
-                    d_bias[ids] += d_logits_NV.sum(0)
-                d_logits_NV = d_logits_NV.to(weight_VD.dtype)
-                if d_hidden is not None:
-                    d_hidden[part] += _matmul(d_logits_NV, head.weight_VD)
-                if d_weight is not None:
-                    d_weight[ids] += _matmul(d_logits_NV.T, hidden_ND[part])
+                sums = _at_part(d_hidden, part), _at_part(d_weight, ids), _at_part(d_bias, ids)
+                _through_head(d_logits_NV, head, hidden_ND[part], *sums)
         return (
             None if d_hidden is None else d_hidden.to(hidden_ND.dtype),
             None if d_weight is None else d_weight.to(weight_VD.dtype),
@@ -382,6 +373,32 @@ def _add_chosen(d_logits_NV: Tensor, first: int, token_N: Tensor, d_logp_N: Tens
     place_N1, width = token_N.unsqueeze(1) - first, d_logits_NV.shape[1]
     here_N1 = (place_N1 >= 0) & (place_N1 < width)
     d_logits_NV.scatter_add_(1, place_N1.clamp(0, width - 1), torch.where(here_N1, d_logp_N.unsqueeze(1), 0.0))
+
+
+def _at_part(sum_: Tensor | None, part: slice) -> Tensor | None:
+    return None if sum_ is None else sum_[part]
+
+
+def _through_head(
+    d_logits_NV: Tensor,
+    head: Head,
+    hidden_ND: Tensor,
+    d_hidden_ND: Tensor | None,
+    d_weight_VD: Tensor | None,
+    d_bias_V: Tensor | None,
+) -> None:
+    """Add a tile's gradient to those of its hidden states, weights and biases, float32, where they are wanted."""
+    if head.suppressed_ids is not None:  # a suppressed logit is a constant
+        d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
+    if head.temperature != 1:
+        d_logits_NV /= head.temperature
+    if d_bias_V is not None:
+        d_bias_V += d_logits_NV.sum(0)
+    d_logits_NV = d_logits_NV.to(head.weight_VD.dtype)
+    if d_hidden_ND is not None:
+        d_hidden_ND += _matmul(d_logits_NV, head.weight_VD)
+    if d_weight_VD is not None:
+        d_weight_VD += _matmul(d_logits_NV.T, hidden_ND)
 
 
 def token_logp(
@@ -481,17 +498,8 @@ class _TwoViews(torch.autograd.Function):
                 views = ((d_a_NV, d_logp_N, hidden_ND, d_hidden), (d_b_NV, d_logq_N, perturbed_ND, d_perturbed))
                 for d_logits_NV, d_chosen_N, states_ND, d_states in views:
                     _add_chosen(d_logits_NV, first, token_N[part], d_chosen_N[part])
-                    if head.suppressed_ids is not None:  # a suppressed logit is a constant
-                        d_logits_NV.index_fill_(1, head.suppressed_ids, 0.0)
-                    if ctx.temperature != 1:
-                        d_logits_NV /= ctx.temperature
-                    if d_bias is not None:
-                        d_bias[ids] += d_logits_NV.sum(0)
-                    d_half_NV = d_logits_NV.to(weight_VD.dtype)
-                    if d_states is not None:
-                        d_states[part] += _matmul(d_half_NV, head.weight_VD)
-                    if d_weight is not None:
-                        d_weight[ids] += _matmul(d_half_NV.T, states_ND[part])
+                    into = _at_part(d_states, part), _at_part(d_weight, ids), _at_part(d_bias, ids)
+                    _through_head(d_logits_NV, head, states_ND[part], *into)
         return (
             None if d_hidden is None else d_hidden.to(hidden_ND.dtype),
             None if d_perturbed is None else d_perturbed.to(perturbed_ND.dtype),

@@ -130,7 +130,9 @@ OBJECTIVES: dict[str, Objective] = {
         surrogates=("ppo",),
         unread=_SYMMETRIC,
     ),
-    "dapo": Objective("pipelines.objectives.dapo:dapo", "A_i", "arXiv 2503.14476", "the authors' code"),
+    "dapo": Objective(
+        "pipelines.objectives.dapo:dapo", "A_i", "arXiv 2503.14476", "VPPO's authors' code, whose baseline it is"
+    ),
     "grpo": Objective(
         "pipelines.objectives.dapo:grpo",
         "A_i, symmetric clipping, mean of means",

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_line import given, vppo
+from command_line import TINY, given, vppo
 from hub_schema import png
 
 from evals.benchmarks.questions import gather, groups, questions_step, read_questions
@@ -40,20 +40,7 @@ USED = [
     setting.strip("'") for text in SNIPPETS.values() for setting in re.findall(r"(?:--set )('[^']+'|\S+)", text[:200])
 ]
 
-TINY = (
-    "data.glyphs.train=8",
-    "data.glyphs.validation=2",
-    "data.glyphs.test=2",
-    "rollout.prompts_per_step=2",
-    "rollout.samples_per_prompt=4",
-    "rollout.max_new_tokens=24",
-    "rollout.dynamic_sampling=false",
-    "update.batch_prompts=2",
-    "checkpoint.validation_samples=0",
-    "eval.benchmarks=[]",
-    "run.steps=1",
-    "run.threads=1",
-)
+FEW = (*TINY, "checkpoint.validation_samples=0", "eval.benchmarks=[]", "run.steps=1")
 
 
 @pytest.fixture
@@ -82,7 +69,7 @@ def test_the_page_has_every_setting_that_takes_an_import_path() -> None:
 
 
 def test_a_run_with_all_of_them(files: Path) -> None:
-    command = ["train", "--run", "mine", *given(*TINY, *USED, "eval.graders=[graders:near]")]
+    command = ["train", "--run", "mine", *given(*FEW, *USED, "eval.graders=[graders:near]")]
     vppo(*command, runs=files / "runs").succeeded()
     (row,) = [json.loads(line) for line in (files / "runs/mine/metrics.jsonl").read_text().splitlines()]
     assert row["update/moved"] > 0

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from command_line import given, vppo
+from command_line import TINY, given, vppo
 from random_batch import random_batch
 
 from pipelines.config import settings
@@ -50,20 +50,8 @@ def broken(batch, settings):
     return batch.no_such_thing
 '''
 
-TINY = given(
-    "data.glyphs.train=8",
-    "data.glyphs.validation=2",
-    "data.glyphs.test=2",
-    "rollout.prompts_per_step=2",
-    "rollout.samples_per_prompt=4",
-    "rollout.max_new_tokens=24",
-    "rollout.dynamic_sampling=false",
-    "update.batch_prompts=2",
-    "update.micro_batch_prompts=1",
-    "checkpoint.validation_samples=0",
-    "eval.benchmarks=[]",
-    "run.steps=2",
-    "run.threads=1",
+FEW = given(
+    *TINY, "update.micro_batch_prompts=1", "checkpoint.validation_samples=0", "eval.benchmarks=[]", "run.steps=2"
 )
 
 
@@ -76,7 +64,7 @@ def own(tmp_path, monkeypatch):
 
 
 def test_it_trains_a_run_and_its_source_is_in_the_key(own):
-    command = ["train", "--run", "mine", *TINY, *given("update.objective=softened:softly")]
+    command = ["train", "--run", "mine", *FEW, *given("update.objective=softened:softly")]
     vppo(*command, runs=own).succeeded()
     rows = [json.loads(line) for line in (own / "mine/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2

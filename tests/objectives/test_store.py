@@ -1,7 +1,7 @@
 """What a score step holds: by what the objective needs, and what an update accepts."""
 
 import pytest
-from command_line import given, stamps, vppo
+from command_line import TINY, given, stamps, vppo
 
 from pipelines.config import settings
 from pipelines.disk.artifacts import check
@@ -12,21 +12,8 @@ from pipelines.score import scoring
 from pipelines.score.stage import is_watched
 from pipelines.watch import Silent
 
-TINY = given(
-    "data.glyphs.train=8",
-    "data.glyphs.validation=2",
-    "data.glyphs.test=2",
-    "rollout.prompts_per_step=2",
-    "rollout.samples_per_prompt=4",
-    "rollout.max_new_tokens=24",
-    "rollout.dynamic_sampling=false",
-    "update.batch_prompts=2",
-    "score.looks=1",
-    "checkpoint.every=2",
-    "checkpoint.validation_samples=0",
-    "eval.benchmarks=[]",
-    "run.steps=3",
-    "run.threads=1",
+FEW = given(
+    *TINY, "score.looks=1", "checkpoint.every=2", "checkpoint.validation_samples=0", "eval.benchmarks=[]", "run.steps=3"
 )
 
 
@@ -119,7 +106,7 @@ def test_perception_is_watched_at_the_first_step_and_every_so_many():
 
 def test_a_dapo_run_is_watched_and_scored_anew_for_an_objective_that_needs_more(tmp_path):
     runs = tmp_path / "runs"
-    dapo = ["--run", "dapo", *TINY, *given("update.objective=dapo", "score.watch=2")]
+    dapo = ["--run", "dapo", *FEW, *given("update.objective=dapo", "score.watch=2")]
     vppo("train", *dapo, runs=runs).succeeded()
     run = runs / "dapo"
     watched = sorted(path.parent.parent.parent.name for path in run.glob("steps/*/score-*/watch/scores.parquet"))

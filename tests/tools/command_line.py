@@ -41,6 +41,20 @@ SMALL = (
 """Settings of a run that is as small as can be and still has every stage."""
 
 
+TINY = (
+    "data.glyphs.train=8",
+    "data.glyphs.validation=2",
+    "data.glyphs.test=2",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_new_tokens=24",
+    "rollout.dynamic_sampling=false",
+    "update.batch_prompts=2",
+    "run.threads=1",
+)
+"""Settings of one that is smaller still: two groups a step, whatever their answers."""
+
+
 def given(*settings: str) -> list[str]:
     """``--set`` before each."""
     return [part for setting in settings for part in ("--set", setting)]
