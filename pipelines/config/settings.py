@@ -8,6 +8,7 @@ its own. The result is one validated, frozen ``Config``, written whole into the 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -98,6 +99,7 @@ def plain_yaml(text: str) -> Any:
     return _construct(_composed(text))
 
 
+@functools.lru_cache(maxsize=64)  # the same few files over and over; nobody changes a node
 def _composed(text: str) -> yaml.Node | None:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -162,15 +164,18 @@ class _Layer:
         return merged
 
 
-def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+@functools.cache
+def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> tuple[tuple[str, str], ...]:
     """Every dotted setting and its help text with whose number it is, in the order of the file."""
+    found: list[tuple[str, str]] = []
     for name, info in model.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from setting_names(kind, f"{prefix}{name}.")
+            found += setting_names(kind, f"{prefix}{name}.")
         else:
             about = f"{info.description or ''} {cited(prefix + name)}"
-            yield prefix + name, " ".join(about.split())
+            found.append((prefix + name, " ".join(about.split())))
+    return tuple(found)
 
 
 def shipped_config(name: str) -> Path:
