@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +76,8 @@ def grade(
         "samples": how.samples,
         "profile": how.profile,
         **about,
-        "settings": {**asdict(how.asking), "seed": how.seed, "limit": how.limit},
-        "training": asdict(training) if training else None,
+        "settings": {**how.asking.as_dict(), "seed": how.seed, "limit": how.limit},
+        "training": training.as_dict() if training else None,
         "policy": cell.results.inputs["policy"],
         "grader": first,
         "graders": {

@@ -39,8 +39,9 @@ class Entry:
 
 
 def prompt_digest(sample: Sample, asking: PromptSettings) -> str:
-    """A hash of what the model is shown: text, instruction, images, their pixel limits."""
+    """A hash of what the model is shown: text, instruction, system's turn, images, their pixel limits."""
     text = [sample.problem, asking.instruction, asking.min_pixels, asking.max_pixels]
+    text += [asking.system_prompt] if asking.system_prompt else []
     digest = hashlib.sha256(json.dumps(text).encode())
     for image in sample.images:
         digest.update(hashlib.sha256(image).digest())

@@ -30,11 +30,16 @@ class PromptSettings:
     min_pixels: int | None
     max_pixels: int | None
     instruction: str
+    system_prompt: str = ""
 
     @property
-    def images(self) -> tuple[int | None, int | None, str]:
-        """How a question is shown, whatever is sampled: pixel limits, and the instruction."""
-        return self.min_pixels, self.max_pixels, self.instruction
+    def images(self) -> tuple[int | None, int | None, str, str]:
+        """How a question is shown, whatever is sampled: pixel limits, instruction, system's turn."""
+        return self.min_pixels, self.max_pixels, self.instruction, self.system_prompt
+
+    def as_dict(self) -> dict[str, Any]:
+        """As results and keys hold it: no system prompt, as in all that was made before there was one, is left out."""
+        return {name: value for name, value in asdict(self).items() if value or name != "system_prompt"}
 
 
 PUBLISHED = PromptSettings(1.0, 1.0, 50, 2048, 1024, 589_824, INSTRUCTION)
@@ -52,6 +57,7 @@ def matched(config: Config) -> PromptSettings:
         data.min_pixels,
         data.max_pixels,
         data.instruction,
+        data.system_prompt,
     )
 
 
@@ -71,7 +77,7 @@ class Evaluation:
 
     def sampling_settings(self) -> dict[str, Any]:
         """What decides the responses, by setting."""
-        asked = {f"eval.{name}": value for name, value in asdict(self.asking).items()}
+        asked = {f"eval.{name}": value for name, value in self.asking.as_dict().items()}
         return asked | {"rollout.engine": self.engine, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:

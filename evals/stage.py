@@ -70,7 +70,7 @@ def evaluate(ask: Ask, live: Live, out: Path) -> Metrics:
 def engine(live: Live, step: int, asking: PromptSettings) -> Engine:
     """The engine with the policy after ``step`` updates, which shows and instructs as is asked for."""
     same = matched(live.config).images == asking.images
-    return live.engine(step, *(() if same else (asking, asking.instruction)))
+    return live.engine(step, None if same else asking)
 
 
 def evaluate_all(chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch, *, force: bool = False) -> None:

@@ -32,7 +32,7 @@ from pipelines.model import determinism
 from pipelines.model.load import load_policy
 from pipelines.model.placement import OnMain
 from pipelines.model.policy import Policy
-from pipelines.model.prompts import PixelLimits
+from pipelines.model.prompts import Asking
 from pipelines.objectives.table import stored
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engine import Engine, LiveEngine
@@ -100,17 +100,16 @@ class Session:
         """The training questions."""
         return SampleTable(self._made(self.chain.prepare) / "train.parquet")
 
-    def engine(self, version: int, asking: PixelLimits | None = None, instruction: str = "") -> Engine:
+    def engine(self, version: int, asking: Asking | None = None) -> Engine:
         """The rollout engine with the policy after ``version`` updates.
 
         Args:
-            asking: pixel limits of an evaluation's images, shown with ``instruction``; None: as
-                training asks.
+            asking: how an evaluation shows its questions; None: as training does.
         """
         policy = self.policy(version)
         if self.config.rollout.engine != "vllm":  # which has a copy of its own
             policy = policy.spread()
-        return self._engine(policy if asking is None else policy.asked(asking, instruction))
+        return self._engine(policy if asking is None else policy.asked(asking))
 
     def _engine(self, policy: Policy) -> Engine:
         factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)

@@ -13,6 +13,7 @@ from pipelines import checkpoints, runs
 from pipelines.chain import Chain, is_evaluation
 from pipelines.config.schema import Config
 from pipelines.disk.files import sweep
+from pipelines.disk.sharing import one_at_a_time, taken_over
 from pipelines.disk.step import Step, committed
 from pipelines.opening import check_costly, check_inputs, configured, held, tell_changes, trying
 from pipelines.ranks.ranks import ranks
@@ -95,8 +96,8 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
             if is_evaluation(step):
                 metrics = of_evaluations("evaluate_one")(live, step, config, watch)
             else:
-                with committed(step) as (out, metrics):
-                    metrics |= make(live.ask(step, config), live, out)
+                with one_at_a_time(step, watch.note), committed(step) as (out, metrics):
+                    metrics |= taken_over(step, out, watch.note) or make(live.ask(step, config), live, out)
             if ranks().main:
                 metrics |= metrics_file.after(step)
                 checkpoints.prune_after(chain, step)

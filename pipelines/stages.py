@@ -72,7 +72,7 @@ class Live(Protocol):
     def reader(self, version: int) -> Any:
         """The same for passes of one's own: the engine sleeps, weights are where the trainer has them."""
 
-    def engine(self, version: int, asking: Any = None, instruction: str = "") -> Any:
+    def engine(self, version: int, asking: Any = None) -> Any:
         """The rollout ``Engine`` with that policy."""
 
     def training(self, step: int, config: Config) -> AbstractContextManager[Any]:

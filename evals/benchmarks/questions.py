@@ -29,7 +29,8 @@ from pipelines.grading.answer import choice_letters
 from pipelines.grading.reward import GOLDS
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally, Unusable
-from pipelines.prepare.rows import ImageReader, UniqueNames, check_question, listed, reader_version
+from pipelines.prepare.extra import listed
+from pipelines.prepare.rows import ImageReader, UniqueNames, check_question, reader_version
 from pipelines.prepare.sources import Part
 from pipelines.watch import Watch
 
@@ -125,8 +126,8 @@ def read_questions(step: Step) -> SampleTable:
 
 def groups(sample: Sample) -> dict[str, str]:
     """What a question counts under: version, subject, level ..."""
-    found = sample.details().get("groups", {})
-    return {str(name): str(value) for name, value in found.items()}
+    found = sample.details().get("groups")  # of one's own data, anything
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def options(sample: Sample) -> list[str]:

@@ -181,9 +181,9 @@ class VppoModel(LM):
         return [[response.text for response in group] for group in generated]
 
     def _engine(self, asking: PromptSettings) -> Engine:
-        shown = (asking.min_pixels, asking.max_pixels, asking.instruction)
+        shown = asking.images
         if shown not in self._engines:
-            policy = self._policy.asked(asking, asking.instruction)
+            policy = self._policy.asked(asking)
             factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
             engine = self._live or factory(policy)
             if isinstance(engine, LiveEngine):  # of which a process has one

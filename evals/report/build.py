@@ -197,11 +197,12 @@ def _warnings(rows: Sequence[dict[str, Any]], family: str) -> list[str]:
 def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
     settings, beside = row["settings"], row["benchmark"] in (*EIGHT, *TABLE_8)
     yield from row["warnings"]
-    for name, trained in (row["training"] or {}).items():
-        if trained == settings[name]:
+    training = {"system_prompt": ""} | row["training"] if row["training"] else {}
+    for name, trained in training.items():
+        if trained == settings.get(name, ""):
             continue
-        if name == "instruction":
-            yield "Trained with another instruction than evaluated with."
+        if name in ("instruction", "system_prompt"):
+            yield f"Trained with another {name.replace('_', ' ')} than evaluated with."
         else:
             yield f"Trained with {name} {_value(trained)}, evaluated with {_value(settings[name])}."
     if settings["limit"] is not None:

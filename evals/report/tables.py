@@ -281,10 +281,13 @@ def settings(report: Report) -> list[tuple[str, str, str]]:
         values = {
             name: v
             for name, v in r["settings"].items()
-            if name != "instruction" and not (name == "limit" and v is None)
+            if name not in ("instruction", "system_prompt") and not (name == "limit" and v is None)
         }
         text = ", ".join(f"{name} {'unset' if v is None else v}" for name, v in values.items())
-        way = (f"profile {r['profile']}: {text}", r["settings"]["instruction"])
+        said = r["settings"]["instruction"]
+        if system := r["settings"].get("system_prompt"):
+            said = f"{said} (system prompt: {system})".lstrip()
+        way = (f"profile {r['profile']}: {text}", said)
         ways.setdefault(way, []).append(r["title"])
     return [
         ("all" if len(ways) == 1 else ", ".join(titles), text, instruction)

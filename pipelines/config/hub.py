@@ -65,8 +65,9 @@ def with_revisions(config: Config, revisions: dict[str, str | None]) -> Config:
 
 
 def as_begun(asked: Config, stored: Config, given: set[str]) -> Config:
-    """``asked`` with the commits that a run was begun with, where it asks for no other; and with what its
-    scores hold, where ``score.store`` is left to the objective and that is the same.
+    """``asked`` with the commits that a run was begun with, where it asks for no other; with what its
+    scores hold, where ``score.store`` is left to the objective and that is the same; and with the further columns
+    that its questions have, where nobody says which.
 
     Args:
         stored: the run's own settings; where ``asked`` comes from them and names another repository,
@@ -86,6 +87,8 @@ def as_begun(asked: Config, stored: Config, given: set[str]) -> Config:
             known[named.revision_setting] = None
     if asked.score.store == "auto" and asked.update.objective == stored.update.objective:
         asked = asked.with_those_of(stored, ["score.store"])
+    if "extra" not in asked.data.model_fields_set:
+        asked = asked.with_those_of(stored, ["data.extra"])
     return with_revisions(asked, known)
 
 

@@ -14,14 +14,24 @@ manifest: they move last bits.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_STEPS = 20_000
 MOST_SAMPLES, MOST_TOKENS, MOST_PROCESSES = 10_000, 2**24, 4096
 MOST_ROWS, MOST_PIXELS = 10**9, 10**9
 """No setting goes beyond these: what does is a slip, and would hang or fill memory before it fails."""
+
+
+PROBLEM = "{problem}"
+"""Where the question goes in an instruction that says so; any other brace is text."""
+
+
+def _one_place(value: str | None) -> str | None:
+    if value and value.count(PROBLEM) > 1:
+        raise ValueError(f"{value.count(PROBLEM)} times {PROBLEM}: the question goes to one place")
+    return value
 
 
 class Section(BaseModel):
@@ -79,7 +89,12 @@ class DataConfig(Section):
     """Where the questions come from."""
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
-    introduced: ClassVar[dict[str, Any]] = {"validation_revision": None}
+    introduced: ClassVar[dict[str, Any]] = {
+        "validation_revision": None,
+        "extra": "all",
+        "image_folders": (),
+        "system_prompt": "",
+    }
 
     source: str = "glyphs"
     """``glyphs`` (embedded), a hub data set id, or a local Parquet, JSONL or image folder path."""
@@ -100,11 +115,20 @@ class DataConfig(Section):
     """Rows held out of the source for validation where ``validation_source`` is not set."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column -> theirs, for id, problem, images, answer, kind: ``{problem: question}``. The
-    defaults are ViRL39K's names: problem, images, answer."""
+    defaults are ViRL39K's names: problem, images, answer. ``{images: ''}``: the questions have no images."""
+    extra: Literal["all", "none"] | tuple[str, ...] = "all"
+    """Further columns to keep for rewards, under their names in ``Sample.details()``: ``all``, ``none`` or a
+    list of names. What is no JSON (bytes, images) and ``golds``, unless it is named, are left out, which is told."""
+    image_folders: tuple[str, ...] = ()
+    """Folders besides the data's own that images may lie in, links followed: ``[/shared/images]``. A relative path
+    is looked for in the data's folder, then in each of these. What the data name there is part of the key."""
     limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Take only the first rows."""
-    instruction: str = ""
-    """Text put after the question, following a blank line."""
+    instruction: Annotated[str, AfterValidator(_one_place)] = ""
+    """Text put after the question, following a blank line; or, where it holds ``{problem}``, text around the
+    question, which stands there as it is."""
+    system_prompt: str = ""
+    """Text of a system turn before the question; "": none, but for what the model's chat template puts itself."""
     max_prompt_tokens: int = Field(default=4096, ge=1, le=MOST_TOKENS)
     """Longer prompts (tokens, image tokens included) are left out and listed."""
     min_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
@@ -452,6 +476,7 @@ class EvalConfig(Section):
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "baseline", "data_dir"})
     shapes: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
+    introduced: ClassVar[dict[str, Any]] = {"system_prompt": None}
 
     benchmarks: tuple[str, ...] = ("glyphs",)
     """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks/table.py.
@@ -482,8 +507,10 @@ class EvalConfig(Section):
     """Images are enlarged to at least this many pixels; none: the profile's."""
     max_pixels: int | None = Field(default=None, ge=1, le=MOST_PIXELS)
     """Images are shrunk to at most this many pixels; none: the profile's."""
-    instruction: str | None = None
-    """Text put after the question, following a blank line; none: the profile's."""
+    instruction: Annotated[str | None, AfterValidator(_one_place)] = None
+    """Text put after the question, or around it, as ``data.instruction``; none: the profile's."""
+    system_prompt: str | None = None
+    """Text of a system turn before the question; none: the profile's, which is that of training in matched."""
     batch_prompts: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Prompts generated together: memory and speed, as ``rollout.batch_prompts``."""
 

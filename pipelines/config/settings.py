@@ -284,6 +284,8 @@ def _migrated(layer: _Layer) -> _Layer:
         found["eval.profile"] = "published"
     if found and "score.store" not in found:
         layer.put("score.store", "perception", "score.store")
+    if found and "data.extra" not in found:
+        layer.put("data.extra", "none", "data.extra")
     if found.get("mode") not in OLD_MODES:
         return layer
     found["mode"] = "exact"

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,16 +77,20 @@ def _content(path: Path, files: list[Path]) -> str:
 # --- files that a list names ----------------------------------------------------------------------
 
 
-def named_files(path: Path, root: Path) -> str:
-    """A hash (hex, 16 digits) of the files below ``root`` that a list of rows names.
+def named_files(path: Path, *roots: Path) -> str:
+    """A hash (hex, 16 digits) of the files below some folders that a list of rows names.
 
     Any text of a JSON, JSON Lines, CSV or Parquet file that leads to a file counts as its name,
     whatever its column is called; each is known by its name and whole content.
 
+    Args:
+        path: the list.
+        roots: the folders; a name is looked for in each, and the first file it leads to counts.
+
     Returns:
         "" where the list names none, or cannot be read (whoever reads its rows says so).
     """
-    inside = os.path.realpath(root)
+    inside = [os.path.realpath(root) for root in roots]
     files = dict(_named(path, inside))
     if not files:
         return ""
@@ -101,27 +105,30 @@ def named_files(path: Path, root: Path) -> str:
         return digest.hexdigest()[:16]
 
     try:
-        return remembered(f"named files below {inside}", path, [str(path), *files.values()], make)
+        return remembered(f"named files below {', '.join(inside)}", path, [str(path), *files.values()], make)
     except OSError:  # gone meanwhile
         return make()
 
 
-def _named(path: Path, root: str) -> Iterator[tuple[str, str]]:
-    """The files below a real folder that a list names, in its order, each once: text and place."""
+def _named(path: Path, roots: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The files below real folders that a list names, in its order, each once: text and place."""
     listing = str(path)
     for text in _texts(path):
-        place = os.path.join(root, text)
-        try:
-            if not stat.S_ISREG(os.stat(place).st_mode):
+        for root in roots:
+            place = os.path.join(root, text)
+            try:
+                if not stat.S_ISREG(os.stat(place).st_mode):
+                    continue
+            except OSError:  # not there, or a question rather than a name
                 continue
-        except OSError:  # not there, or a question rather than a name
-            continue
-        if os.path.isabs(text) or ".." in text:
-            real = os.path.realpath(place)
-            if not Path(real).is_relative_to(root) or real == os.path.realpath(listing):
-                continue
-        if place != listing:
-            yield text, place
+            if os.path.isabs(text) or ".." in text or len(roots) > 1:
+                real = os.path.realpath(place)
+                below = any(Path(real).is_relative_to(folder) for folder in roots)
+                if not below or real == os.path.realpath(listing):
+                    continue
+            if place != listing:
+                yield text, place
+                break
 
 
 def _texts(path: Path) -> tuple[str, ...]:

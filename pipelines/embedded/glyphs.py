@@ -372,6 +372,11 @@ def write(puzzle: Puzzle, slips: Slips, random: np.random.Generator) -> tuple[li
     return writer.pieces, answer
 
 
+def is_embedded(sample: Sample) -> bool:
+    """Whether a sample was made here; another data set may have a column ``solution``, too."""
+    return {"task", "grid", "cells", "scans", "solution", "roles"} <= sample.details().keys()
+
+
 def puzzle_of(sample: Sample) -> Puzzle:
     """The puzzle behind a sample, from its metadata."""
     details = sample.details()

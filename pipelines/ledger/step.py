@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pipelines.config.schema import Config
 from pipelines.disk.records import Rollout, SampleTable, Scored, read_scores
+from pipelines.embedded.glyphs import is_embedded
 from pipelines.errors import UserError
 from pipelines.ledger import credit, theorem
 from pipelines.ledger.gradients import LedgerTrainer, Part, Sums
@@ -292,7 +292,7 @@ def roles_of(policy: Policy, samples: SampleTable, rollouts: Sequence[Rollout]) 
 
 def known_roles(samples: SampleTable, rollouts: Sequence[Rollout]) -> bool:
     """Whether the questions are embedded data, which says what each token is for."""
-    return all("solution" in json.loads(samples.by_id(group.sample_id).metadata) for group in rollouts)
+    return all(is_embedded(samples.by_id(group.sample_id)) for group in rollouts)
 
 
 def _role_masks(roles: Sequence[Sequence[str]]) -> dict[str, Tensor]:

@@ -82,6 +82,24 @@ def turn_end(processor: Any) -> int | None:
     return None
 
 
+def check_system(processor: Any, chat: Chat, system: str) -> None:
+    """See that the template shows the system's turn of a chat.
+
+    Raises:
+        UserError: it refuses it, or leaves its text out without a word.
+    """
+    try:
+        shown, problem = system.strip() in render(processor, chat), "leaves a system's turn out"
+    except ValueError as error:
+        shown, problem = False, f"takes no system's turn: {error}"
+    if not shown:
+        raise UserError(
+            f"system_prompt {system[:60]!r}",
+            f"the model's chat template {problem}.",
+            "Say it in the user's turn: data.instruction with {problem} where the question goes.",
+        )
+
+
 def check(processor: Any, where: str) -> None:
     """Try the processor's chat template.
 
@@ -97,9 +115,10 @@ def check(processor: Any, where: str) -> None:
             "has no chat template.",
             "Put the family's chat_template.jinja into the folder, or take the instruct model.",
         )
-    chats = [
+    chats: list[Chat] = [
         [{"role": "user", "content": [*images, _QUESTION, _QUESTION]}] for images in ([_IMAGE], [], [_IMAGE, _IMAGE])
     ]
+    chats.append([{"role": "system", "content": [_QUESTION]}, *chats[0]])
     problems = json.loads(_in_child(lambda: json.dumps([_problem(processor, c) for c in chats])))
     # One refused of several is for the question that is asked so, if there is any.
     found = problems if isinstance(problems, str) else problems[0]

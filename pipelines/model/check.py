@@ -33,7 +33,7 @@ from pipelines.model import policy as policies
 from pipelines.model.divergence import token_logp
 from pipelines.model.placement import OnMain
 from pipelines.model.policy import Encoded, Policy, Row
-from pipelines.model.prompts import IMAGE, encode_images
+from pipelines.model.prompts import IMAGE
 from pipelines.model.sampling import Sampling, uniforms
 from pipelines.ranks.ranks import ranks
 from pipelines.seeds import generator
@@ -251,7 +251,7 @@ def _groups(policy: Policy) -> list[Group]:
     for text, images in ((f"{IMAGE}What does the picture show?", [picture]), ("What is 3 + 4?", [])):
         asked = Sample("", text, [], "")
         try:
-            prompt = encode_images(policy.processor, policy.encoder.instruction, asked, images)
+            prompt = policy.encoder.encode_images(asked, images)
         except Exception:
             if images:
                 raise

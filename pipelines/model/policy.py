@@ -29,7 +29,7 @@ from pipelines.errors import UserError
 from pipelines.model import chat_template, determinism, shared_prefix, vision
 from pipelines.model.packing import Costs, Setting, share, tokens
 from pipelines.model.placement import OnMain, Placement, copied
-from pipelines.model.prompts import IMAGE, Before, PixelLimits, PromptEncoder, limit_pixels
+from pipelines.model.prompts import IMAGE, Asking, Before, PromptEncoder, limit_pixels
 from pipelines.model.ragged import join
 from pipelines.ranks.ranks import ranks
 
@@ -73,7 +73,11 @@ class Policy:
         self.stand_in: Row | None = None
         self.take(plain=False)
         self.encoder = PromptEncoder(
-            processor, config.data.instruction, workers=config.data.workers, before=Before.of(config)
+            processor,
+            config.data.instruction,
+            workers=config.data.workers,
+            before=Before.of(config),
+            system=config.data.system_prompt,
         )
         self.tokenizer = processor.tokenizer
         self.device = next(model.parameters()).device if placement is None else choose_device(config)
@@ -106,17 +110,20 @@ class Policy:
             self.take(plain=self.plain)
         return self
 
-    def asked(self, pixels: PixelLimits, instruction: str) -> Policy:
-        """The same model asked in another way: images of other sizes, another instruction.
+    def asked(self, asking: Asking) -> Policy:
+        """The same model asked in another way: images of other sizes, another instruction or system's turn.
 
         Raises:
             UserError: the processor has no such limits.
         """
         processor = copy.copy(self.processor)
         processor.image_processor = copy.deepcopy(self.processor.image_processor)
-        limit_pixels(processor.image_processor, pixels, "eval")
+        limit_pixels(processor.image_processor, asking, "eval")
         other = copy.copy(self)
-        other.processor, other.encoder = processor, PromptEncoder(processor, instruction, 1)
+        other.processor, other.encoder = (
+            processor,
+            PromptEncoder(processor, asking.instruction, 1, system=asking.system_prompt),
+        )
         return other
 
     def look_always(self, samples: Sequence[Sample], *, always: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from pipelines.config.schema import Config, ModelConfig
+from pipelines.config.schema import PROBLEM, Config, ModelConfig
 from pipelines.config.settings import shipped_config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
@@ -110,6 +110,16 @@ class PixelLimits(Protocol):
     def max_pixels(self) -> int | None: ...
 
 
+class Asking(PixelLimits, Protocol):
+    """How questions are shown: sizes of images, and what is said besides the question."""
+
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def system_prompt(self) -> str: ...
+
+
 def limit_pixels(image_processor: Any, pixels: PixelLimits, section: str = "data") -> None:
     """Set these limits on a processor that resizes by area.
 
@@ -173,10 +183,14 @@ class Before:
 NOTHING = Before()
 
 
-def messages(sample: Sample, instruction: str, processor: Any = None, *, strip: bool = False) -> list[dict[str, Any]]:
-    """The chat turn: images where ``<image>`` stands (or first), the question, the instruction.
+def messages(
+    sample: Sample, instruction: str, processor: Any = None, *, strip: bool = False, system: str = ""
+) -> list[dict[str, Any]]:
+    """The chat: the system's turn, if there is one; images where ``<image>`` stands (or first), the question, the
+    instruction after it or around it.
 
     Args:
+        instruction: where it holds ``{problem}``, the question's text goes there, by plain replacement.
         strip: of ``Before``; false: line breaks beside images go, and text that is blank.
         processor: the model's, whose control tokens stay text in the question; None: whoever reads the
             turn is not known, and only the commonest are pulled apart. The instruction is the user's own.
@@ -184,8 +198,8 @@ def messages(sample: Sample, instruction: str, processor: Any = None, *, strip: 
     tokens = frozenset() if processor is None else control_tokens(processor)
     problem = sample.problem.strip() if strip else sample.problem
     parts = [without_tokens(part, tokens) for part in problem.split(IMAGE)]
-    if len(parts) == 1:
-        parts = [""] * len(sample.images) + parts
+    first = len(sample.images) if len(parts) == 1 else 0
+    parts = [""] * first + parts
     content: list[dict[str, Any]] = []
     for index, part in enumerate(parts):
         if index:
@@ -194,9 +208,15 @@ def messages(sample: Sample, instruction: str, processor: Any = None, *, strip: 
             content.append({"type": "text", "text": part})
         elif part.strip():
             content.append({"type": "text", "text": part.strip("\n") if index else part})
-    if instruction:
-        content.append({"type": "text", "text": f"\n\n{instruction}"})
-    return [{"role": "user", "content": content}]
+    before, found, after = instruction.partition(PROBLEM)
+    if not found:
+        before, after = "", instruction and f"\n\n{instruction}"
+    if before:
+        content.insert(first, {"type": "text", "text": before})
+    if after:
+        content.append({"type": "text", "text": after})
+    own = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*own, {"role": "user", "content": content}]
 
 
 class PromptEncoder:
@@ -208,16 +228,28 @@ class PromptEncoder:
     Args:
         workers: processes that encode what is expected; 0: nothing is done before it is asked for.
         before: what is done to questions first.
+        system: the system's turn.
+
+    Raises:
+        UserError: the model's chat template has no place for a system's turn, and there is one.
     """
 
     def __init__(
-        self, processor: Any, instruction: str, capacity: int = 1024, workers: int = 0, before: Before = NOTHING
+        self,
+        processor: Any,
+        instruction: str,
+        capacity: int = 1024,
+        workers: int = 0,
+        before: Before = NOTHING,
+        system: str = "",
     ) -> None:
         self.processor, self.instruction, self.capacity = processor, instruction, capacity
-        self.before = before
+        self.before, self.system = before, system
+        if system:
+            chat_template.check_system(processor, messages(Sample("", "?", [], ""), "", system=system), system)
         self._cache: dict[Key, dict[str, torch.Tensor]] = {}
         self._bytes = 0
-        encode = partial(encode_sample, processor, instruction, before=before)
+        encode = partial(encode_sample, processor, instruction, before=before, system=system)
         self._prefetcher = Prefetcher(encode, workers) if workers else None
 
     def expect(self, samples: Sequence[Sample]) -> None:
@@ -233,7 +265,7 @@ class PromptEncoder:
             return self._cache[key]
         encoded = self._prefetcher.take(key) if self._prefetcher else None
         if encoded is None:
-            encoded = encode_sample(self.processor, self.instruction, sample, self.before)
+            encoded = encode_sample(self.processor, self.instruction, sample, self.before, self.system)
         self._bytes += _size(encoded)
         while self._cache and (len(self._cache) >= self.capacity or self._bytes > CACHED_BYTES):
             self._bytes -= _size(self._cache.pop(next(iter(self._cache))))
@@ -247,31 +279,41 @@ class PromptEncoder:
 
     def encode_images(self, sample: Sample, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """The same with these images in place of ``images(sample)``; not cached."""
-        strip = self.before.strip
-        return encode_images(self.processor, self.instruction, sample, images, strip=strip)
+        strip, system = self.before.strip, self.system
+        return encode_images(self.processor, self.instruction, sample, images, strip=strip, system=system)
+
+    def anew(self, capacity: int) -> PromptEncoder:
+        """One that asks in the same way, and has nothing encoded yet."""
+        return PromptEncoder(self.processor, self.instruction, capacity, before=self.before, system=self.system)
 
     def images(self, sample: Sample) -> list[Image.Image]:
         """The sample's images as the processor is given them, RGB."""
         return self.before.images(sample)
 
     def messages(self, sample: Sample) -> list[dict[str, Any]]:
-        """The chat turn that the processor is given."""
-        return messages(sample, self.instruction, self.processor, strip=self.before.strip)
+        """The chat that the processor is given."""
+        return messages(sample, self.instruction, self.processor, strip=self.before.strip, system=self.system)
 
 
 def encode_sample(
-    processor: Any, instruction: str, sample: Sample, before: Before = NOTHING
+    processor: Any, instruction: str, sample: Sample, before: Before = NOTHING, system: str = ""
 ) -> dict[str, torch.Tensor]:
     """A sample's tensors, its images decoded."""
     images = before.images(sample)
-    return encode_images(processor, instruction, sample, images, strip=before.strip)
+    return encode_images(processor, instruction, sample, images, strip=before.strip, system=system)
 
 
 def encode_images(
-    processor: Any, instruction: str, sample: Sample, images: list[Image.Image], *, strip: bool = False
+    processor: Any,
+    instruction: str,
+    sample: Sample,
+    images: list[Image.Image],
+    *,
+    strip: bool = False,
+    system: str = "",
 ) -> dict[str, torch.Tensor]:
-    """The processor's tensors of one chat turn, without the batch's axis where there is one per token."""
-    chat = messages(sample, instruction, processor, strip=strip)
+    """The processor's tensors of one chat, without the batch's axis where there is one per token."""
+    chat = messages(sample, instruction, processor, strip=strip, system=system)
     text = chat_template.render(processor, chat)
     # A list for each text: of a flat one LLaVA-OneVision would take each image for a text of its own.
     shown = [images] if images else None

@@ -30,7 +30,6 @@ from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text, control_tokens
 from pipelines.model.load import load_policy
 from pipelines.model.policy import Policy
-from pipelines.model.prompts import PromptEncoder
 from pipelines.model.sampling import Sampling
 from pipelines.objectives.table import needs_two_views
 from pipelines.page import viewer, write_page
@@ -174,8 +173,7 @@ def remembering(policy: Policy, prompts: int) -> Policy:
     They are told apart by id and text: the next example may have the same ones and another image.
     """
     other = copy.copy(policy)
-    asked = policy.encoder
-    other.encoder = PromptEncoder(policy.processor, asked.instruction, prompts, before=asked.before)
+    other.encoder = policy.encoder.anew(prompts)
     return other
 
 

@@ -1,13 +1,15 @@
 """One row of somebody's data set -> a Sample, or the reason why it is left out.
 
-Data sets are not trusted: an image path may only lead to a file inside the data set's own folder, and
-what is found there must be an image (pipelines/model/images.py).
+Data sets are not trusted: an image path may only lead, links followed, to a file inside the data set's own
+folder or one that ``data.image_folders`` names, and what is found there must be an image
+(pipelines/model/images.py).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import IMAGE
 from pipelines.model.images import MAX_IMAGE_BYTES, Unusable, about, png
+from pipelines.prepare.extra import METADATA, ExtraColumns, listed
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "problem": ("problem",),
@@ -39,9 +42,9 @@ OPTIONAL = frozenset({"id", "kind"})
 RESPONSE = "response"
 """A column of rows that are only looked at (vppo perceive): what some model answered."""
 
-READER = 2
+READER = 3
 """Raised when the same row becomes another sample, or another picture: part of the keys of what is made
-from rows that come from outside."""
+from rows that come from outside. Version 2 is that without extra columns."""
 
 _LIKELY = {
     "problem": ("question", "prompt", "query", "instruction", "text"),
@@ -78,9 +81,14 @@ class Rejected:
     detail: str = ""
 
 
-def reader_version() -> dict[str, int]:
-    """For the keys of what is read from outside; the first version was in none."""
-    return {"reader version": READER} if READER > 1 else {}
+def reader_version(extra: str | Sequence[str] = "none") -> dict[str, int]:
+    """For the keys of what is read from outside; the first version was in none.
+
+    Args:
+        extra: ``data.extra``.
+    """
+    version = min(READER, 2) if extra == "none" else READER
+    return {"reader version": version} if version > 1 else {}
 
 
 class UniqueNames:
@@ -99,59 +107,114 @@ class UniqueNames:
 
 
 def match_columns(
-    asked: Mapping[str, str], found: Sequence[str], place: str, *, examples: bool = False, ragged: bool = False
+    asked: Mapping[str, str],
+    found: Sequence[str],
+    place: str,
+    *,
+    extra: Sequence[str] = (),
+    examples: bool = False,
+    ragged: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Our column -> theirs, for the columns a source has: the names that may hold it, best first.
+
+    Where the source has no column that may hold images by its name, its questions are of text alone:
+    ``images`` is ``()``, or, where ``asked`` says so (``{images: ''}``), is left out.
 
     Args:
         asked: ``data.columns``.
         found: the source's column names.
         place: the source, for the message.
-        examples: rows to look at, not to train on: they need no answer, and may have a response.
+        extra: further columns that are asked for (``data.extra``).
+        examples: rows to look at, not to train on: they need an image and no answer, and may have a
+            response.
         ragged: a row may have other columns than those found, under another of our names.
 
     Raises:
-        UserError: ``asked`` names no column of ours, or required columns are not there.
+        UserError: ``asked`` names no column of ours, or columns are not there: all of them at once.
     """
     columns = COLUMNS | ({RESPONSE: (RESPONSE,)} if examples else {})
+    _check_ours(asked, columns)
     optional = OPTIONAL | ({"answer", RESPONSE} if examples else set())
-    for ours in asked:
-        if ours not in columns:
-            raise UserError(
-                f"data.columns, {ours}",
-                f"not one of our columns ({', '.join(columns)}).",
-                "Write ours first, then theirs: --set data.columns='{problem: question}'.",
-            )
     matched, missing = {}, {}
     for ours, names in columns.items():
+        if ours == "images" and asked.get(ours) == "" and not examples:
+            continue
         candidates = (asked[ours],) if ours in asked else names
         theirs = tuple(name for name in candidates if name in found)
-        if theirs or (ragged and ours in optional and ours not in (*asked, RESPONSE)):
+        text_alone = ours == "images" and ours not in asked and not examples and not any(map(_may_be_images, found))
+        late = ragged and (ours in optional or text_alone) and ours not in (*asked, RESPONSE)
+        if theirs or late or text_alone:
             matched[ours] = tuple(candidates) if ragged else theirs
         elif ours in asked or ours not in optional:
             missing[ours] = candidates[0]
-    if missing:
-        raise _missing_columns(missing, asked, found, place)
+    lacking = [name for name in extra if name not in found]
+    if missing or lacking:
+        raise _missing_columns(missing, lacking, asked, extra, found, place, examples=examples)
     return matched
 
 
-def _missing_columns(
-    missing: Mapping[str, str], asked: Mapping[str, str], found: Sequence[str], place: str
-) -> UserError:
-    guesses = {ours: next((name for name in _LIKELY.get(ours, ()) if name in found), "THEIR_NAME") for ours in missing}
-    mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**asked, **guesses}.items())
-    lacking = ", ".join(f"no column {theirs!r} (our {ours!r})" for ours, theirs in missing.items())
-    return UserError(
-        place,
-        f"{lacking}; columns found: {listed(found) or 'none'}.",
-        f"Say which {'they are' if len(missing) > 1 else 'one it is'}: --set data.columns='{{{mapping}}}'.",
+def _check_ours(asked: Mapping[str, str], columns: Mapping[str, Sequence[str]]) -> None:
+    unknown = [ours for ours in asked if ours not in columns]
+    if not unknown:
+        return
+    fixes = []
+    if others := [ours for ours in unknown if ours != METADATA]:
+        near = {ours: difflib.get_close_matches(ours, columns, n=1) for ours in others}
+        fixes += [f"{ours} may be {names[0]}." for ours, names in near.items() if names]
+        fixes.append("Write ours first, then theirs: --set data.columns='{problem: question}'.")
+    if METADATA in unknown:
+        theirs = asked[METADATA]
+        fixes.append(
+            f"Leave metadata out: columns of no meaning here are kept under their own names, for rewards as "
+            f"sample.details()[{theirs!r}] (data.extra)."
+        )
+    several = len(unknown) > 1
+    raise UserError(
+        f"data.columns, {', '.join(unknown)}",
+        f"{'none of them is' if several else 'not'} one of our columns ({', '.join(columns)}).",
+        " ".join(fixes),
     )
 
 
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Column names for a message, which a data set may have made long or many."""
-    told = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, names[:most])]
-    return ", ".join([*told, f"{len(names) - most} more"] if len(names) > most else told)
+def _missing_columns(
+    missing: Mapping[str, str],
+    lacking: Sequence[str],
+    asked: Mapping[str, str],
+    extra: Sequence[str],
+    found: Sequence[str],
+    place: str,
+    *,
+    examples: bool,
+) -> UserError:
+    told = [f"no column {theirs!r} (our {ours!r})" for ours, theirs in missing.items()]
+    told += [f"no column {name!r} (data.extra)" for name in lacking]
+    fixes = []
+    if missing:
+        guesses = {ours: _guess(ours, theirs, found) for ours, theirs in missing.items()}
+        mapping = ", ".join(f"{ours}: {theirs or repr('')}" for ours, theirs in {**asked, **guesses}.items())
+        which = "they are" if len(missing) > 1 else "one it is"
+        fixes.append(f"Say which {which}: --set data.columns='{{{mapping}}}'.")
+    if "images" in missing and not examples:
+        fixes.append("Questions without images: {images: ''}.")
+    if lacking:
+        names = [_near(name, found) or "THEIR_NAME" if name in lacking else name for name in extra]
+        fixes.append(f"Name what is there: --set data.extra='[{', '.join(names)}]', all or none.")
+    return UserError(place, f"{', '.join(told)}; columns found: {listed(found, 50) or 'none'}.", " ".join(fixes))
+
+
+def _guess(ours: str, theirs: str, found: Sequence[str]) -> str:
+    """Which of the columns there are may be meant."""
+    known = next((name for name in _LIKELY.get(ours, ()) if name in found), "")
+    like = next(filter(_may_be_images, found), "") if ours == "images" else ""
+    return known or _near(theirs, found) or like or "THEIR_NAME"
+
+
+def _near(name: str, found: Sequence[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, list(map(str, found)), n=1)), "")
+
+
+def _may_be_images(name: str) -> bool:
+    return may_hold("images", name)
 
 
 def may_hold(ours: str, name: str) -> bool:
@@ -171,10 +234,15 @@ class ImageReader:
 
     Args:
         roots: folders that image files may lie in; relative paths start from the first.
+        folders: more of them (``data.image_folders``), where what is not there is looked for in turn; None:
+            nobody can name any.
     """
 
-    def __init__(self, roots: Sequence[Path]) -> None:
-        self.roots = [root.resolve() for root in roots]
+    def __init__(self, roots: Sequence[Path], folders: Sequence[Path] | None = None) -> None:
+        self.nameable = folders is not None
+        more = [folder.resolve() for folder in folders or ()]
+        self.roots = [root.resolve() for root in roots] + more
+        self._starts = self.roots[: 1 if roots else 0] + more
 
     def read(self, value: Any) -> list[bytes]:
         """The images of a cell that holds one, several or none, each checked by decoding it.
@@ -217,25 +285,32 @@ class ImageReader:
             return data
         if "://" in text:
             raise Unusable("image not found", f"{text[:80]} is an address; download the images")
-        path = self._resolve(text)
-        inside = path is not None and any(path.is_relative_to(root) for root in self.roots)
+        path, inside = self._find(text)
         if path is not None and inside and os.path.isfile(path):
             return _read_file(path)
         data = _from_base64(text) if len(text) >= SHORTEST_BASE64 else None
         if data is not None:
             return data
         if path is not None and not inside:
-            raise Unusable("image outside the data folder", text[:200])
+            fix = f"; data.image_folders=[{path.parent}] allows it" if self.nameable else ""
+            raise Unusable("image outside the data folder", text[:200] + fix)
         raise Unusable("image not found", text[:200])
 
-    def _resolve(self, text: str) -> Path | None:
-        """The file a path in the data means, links followed; None where it cannot be a path."""
-        if not self.roots or len(text) > LONGEST_PATH or "\0" in text:
-            return None
-        try:
-            return (self.roots[0] / text).resolve()
-        except (OSError, RuntimeError, UnicodeEncodeError):  # such as links in a circle
-            return None
+    def _find(self, text: str) -> tuple[Path | None, bool]:
+        """The file a path in the data means, links followed, and whether it lies where it may.
+
+        The first there is; else what it would be. None where it cannot be a path.
+        """
+        found: list[tuple[Path, bool]] = []
+        for start in self._starts if len(text) <= LONGEST_PATH and "\0" not in text else ():
+            try:
+                path = (start / text).resolve()
+            except (OSError, RuntimeError, UnicodeEncodeError):  # such as links in a circle
+                continue
+            found.append((path, any(path.is_relative_to(root) for root in self.roots)))
+            if found[-1][1] and os.path.isfile(path):
+                return found[-1]
+        return next((one for one in found if os.path.isfile(one[0])), found[0]) if found else (None, True)
 
 
 class RowParser:
@@ -243,12 +318,14 @@ class RowParser:
 
     Args:
         columns: our column -> theirs, as ``match_columns`` gives.
-        roots: folders that image files may lie in; relative paths start from the first.
+        roots, folders: as of ``ImageReader``.
         prefix: what ids made from row numbers begin with.
         strict_kind: a ``kind`` that is neither value nor choice rejects the row (the user named
             that column); otherwise such a column means something else, and the answer decides.
         examples: rows to look at, not to train on: without an answer they have an empty one, and a
             response goes into the metadata, ``{"response": ...}``.
+        extra: what of further columns goes there.
+        text_alone: the source seems to have no images: one in any column rejects its row.
     """
 
     def __init__(
@@ -258,10 +335,14 @@ class RowParser:
         prefix: str,
         strict_kind: bool,
         examples: bool = False,
+        extra: ExtraColumns | None = None,
+        text_alone: bool = False,
+        folders: Sequence[Path] = (),
     ) -> None:
         self.columns = {ours: (n,) if isinstance(n, str) else tuple(n) for ours, n in columns.items()}
         self.prefix, self.strict_kind, self.examples = prefix, strict_kind, examples
-        self.images = ImageReader(roots)
+        self.images, self.text_alone = ImageReader(roots, folders), text_alone
+        self.extra = extra or ExtraColumns("none")
         self._theirs = {name for names in self.columns.values() for name in names}
 
     def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
@@ -274,15 +355,15 @@ class RowParser:
             if not answer and not self.examples:
                 raise Unusable("no answer", self._elsewhere("answer", raw))
             problem = _text(values["problem"], "problem")
-            images = self.images.read(values["images"])
+            images = self.images.read(values.get("images"))
             for ours, there in (("images", images), ("problem", problem.strip())):
-                if not there and (elsewhere := self._elsewhere(ours, raw)):
+                if ours in self.columns and not there and (elsewhere := self._elsewhere(ours, raw)):
                     raise Unusable(f"{ours} in another column", elsewhere)
             check_question(problem, len(images))
             if not problem.strip() and not any(name in raw for name in self.columns["problem"]):
                 raise Unusable("no question", f"the row's columns: {listed(list(raw))}")
             kind = self._kind(values.get("kind"), answer)
-            metadata = {}
+            metadata = self.extra.of(raw, self._theirs)
             if RESPONSE in values:
                 metadata[RESPONSE] = _text(values[RESPONSE], RESPONSE)
                 if not metadata[RESPONSE]:
@@ -294,11 +375,18 @@ class RowParser:
     def _elsewhere(self, ours: str, raw: Mapping[str, Any]) -> str:
         """Which other column of this row has what ours lacks, told; "" if none has."""
         for name, value in raw.items():
-            if name in self._theirs or not isinstance(name, str) or not may_hold(ours, name):
+            if name in self._theirs or not isinstance(name, str):
                 continue
-            if _looks_like_image(value) if ours == "images" else isinstance(value, str) and value:
-                mine = "/".join(self.columns[ours])
-                return f"no {mine} here, but {name[:40]!r}: data.columns may name it"
+            if ours == "images":
+                there = _looks_like_image(value) if may_hold(ours, name) else self.text_alone and _is_picture(value)
+            else:
+                there = may_hold(ours, name) and isinstance(value, str) and bool(value)
+            if there:
+                mine = "/".join(self.columns[ours] or COLUMNS[ours])
+                fix = "data.columns may name it"
+                if ours == "images" and self.text_alone:
+                    fix += ", or say that there are none ({images: ''})"
+                return f"no {mine} here, but {name[:40]!r}: {fix}"
         return ""
 
     def _kind(self, value: Any, answer: str) -> str:
@@ -327,6 +415,15 @@ def _looks_like_image(value: Any) -> bool:
     if isinstance(value, str):
         return bool(_IMAGE_FILE.fullmatch(value)) or len(value) > LONGEST_PATH
     return isinstance(value, (bytes, bytearray, Image.Image))
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value of a column of any name is an image, or names a file of one."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_picture, value))
+    if isinstance(value, str):
+        return bool(_IMAGE_FILE.fullmatch(value)) and not (set(" \n") & set(value))
+    return isinstance(value, (bytes, bytearray, Image.Image, Mapping)) and _looks_like_image(value)
 
 
 def _read_file(path: Path) -> bytes:

@@ -128,6 +128,8 @@ class Filter:
     def __init__(self, config: Config, listing: TextIO, watch: Watch) -> None:
         self.lengths = PromptLengths(config)
         self.longest = config.data.max_prompt_tokens
+        ours = not config.published.filter_text_only
+        self.text_alone = ", all tokens are trained, and nothing is shaped by it" if ours else ""
         self.listing, self.watch = listing, watch
         self.reasons: Counter[str] = Counter()
         self.defused = 0
@@ -181,8 +183,9 @@ class Filter:
             )
         if golds:
             told.append(f"control tokens of the model in {golds} answer{'s' * (golds > 1)}: compared as text")
-        if 0 < pictured < usable:
-            told.append(f"{usable - pictured} of {usable} questions have no image")
+        if not made_here and pictured < usable:
+            how_many = f"{usable - pictured} of {usable} questions have no" if pictured else "no question has an"
+            told.append(f"{how_many} image: token perception is 0 there{self.text_alone}")
         for line in [*told, *images.told()]:
             self.watch.note(f"{split}: {line}")
         self.defused += defused
@@ -224,8 +227,8 @@ class PromptLengths:
 
     def __init__(self, config: Config) -> None:
         self.processor = load_processor(config)
-        before = Before.of(config)
-        self.encoder = PromptEncoder(self.processor, config.data.instruction, before=before)
+        data, before = config.data, Before.of(config)
+        self.encoder = PromptEncoder(self.processor, data.instruction, before=before, system=data.system_prompt)
         self.by_size = hasattr(self.processor, "_get_num_multimodal_tokens")
         self._tried = False
 

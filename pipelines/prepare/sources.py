@@ -26,7 +26,8 @@ from pipelines.config.schema import Config, DataConfig
 from pipelines.disk.contents import file_hash
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.prepare.rows import Rejected, RowParser, listed, match_columns, worth_a_look
+from pipelines.prepare.extra import ExtraColumns
+from pipelines.prepare.rows import RESPONSE, Rejected, RowParser, match_columns, worth_a_look
 
 if TYPE_CHECKING:
     import datasets
@@ -118,17 +119,14 @@ def read_source(data: DataConfig, *, split: Literal["train", "validation"], exam
         raise UserError(name, "the data set has no rows.", "Check the file.")
     columns = [_matched(data, part, examples) for part in parts]
     prefix = "validation-row-" if held_apart else "row-"
-    unused: dict[str, None] = {}
-    rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, unused)
+    extra = ExtraColumns(data.extra, {RESPONSE} if examples else ())
+    rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, extra, _image_folders(data))
     totals = [part.total for part in parts]
     total = None if None in totals else sum(n for n in totals if n is not None)
     if total is not None and data.limit:
         total = min(total, data.limit)
 
-    def remarks() -> list[str]:
-        return [*told, f"columns not used: {listed(list(unused))}"] if unused else told
-
-    return Source(name, total, itertools.islice(rows, data.limit), remarks)
+    return Source(name, total, itertools.islice(rows, data.limit), lambda: [*told, *extra.told()])
 
 
 def place_of(data: DataConfig, split: Literal["train", "validation"]) -> tuple[str, str]:
@@ -193,16 +191,31 @@ def check_place(what: str, path: Path) -> None:
         raise UserError(what, "is a home folder, or holds one: all of it would be read.", "Name a folder in it.")
 
 
+def _image_folders(data: DataConfig) -> list[Path]:
+    """Those that ``data.image_folders`` names.
+
+    Raises:
+        UserError: one is not there, or is no folder.
+    """
+    found = []
+    for name in data.image_folders:
+        path = at_home(name)
+        if not exists(path) or not path.is_dir():
+            raise UserError(f"data.image_folders {name[:200]}", "no such folder.", "Name those that images lie in.")
+        found.append(path)
+    return found
+
+
 def check_places(config: Config) -> None:
     """The same for all that the settings name, before anything of it is hashed.
 
     Raises:
         UserError: as :func:`check_place`; or a name that no path and no hub id can have.
     """
-    named = {"data.source": config.data.source, "model.path": config.model.path}
+    named = [("data.source", config.data.source), ("model.path", config.model.path)]
     if config.data.validation_source:
-        named["data.validation_source"] = config.data.validation_source
-    for setting, where in named.items():
+        named.append(("data.validation_source", config.data.validation_source))
+    for setting, where in [*named, *(("data.image_folders", folder) for folder in config.data.image_folders)]:
         path = at_home(where)
         try:
             there = path.exists()
@@ -212,34 +225,50 @@ def check_places(config: Config) -> None:
             check_place(f"{setting} {where}", path)
 
 
-def _matched(data: DataConfig, part: Part, examples: bool) -> dict[str, tuple[str, ...]]:
-    """Our columns -> a part's; where rows differ, all of them are asked if need be."""
-    ragged = part.scan is not None
+Columns = dict[str, tuple[str, ...]]
+
+
+def _matched(data: DataConfig, part: Part, examples: bool) -> tuple[Columns, bool]:
+    """Our columns -> a part's, and whether these are questions of text alone, as it seems.
+
+    Where rows differ, all of them are asked if need be.
+    """
+    extra = () if isinstance(data.extra, str) else data.extra
+
+    def match(found: Sequence[str]) -> tuple[Columns, bool]:
+        ragged = part.scan is not None
+        matched = match_columns(data.columns, found, part.place, extra=extra, examples=examples, ragged=ragged)
+        return matched, "images" in matched and not set(matched["images"]) & set(found)
+
+    if part.scan is None:
+        return match(part.columns)
     try:
-        return match_columns(data.columns, part.columns, part.place, examples=examples, ragged=ragged)
+        matched, text_alone = match(part.columns)
     except UserError:
-        if part.scan is None:
-            raise
-        return match_columns(data.columns, part.scan(), part.place, examples=examples, ragged=ragged)
+        text_alone = True
+    return match(part.scan()) if text_alone else (matched, False)
 
 
 def _parsed(
     parts: Sequence[Part],
-    columns: Sequence[dict[str, tuple[str, ...]]],
+    columns: Sequence[tuple[Columns, bool]],
     prefix: str,
     strict_kind: bool,
     examples: bool,
-    unused: dict[str, None],
+    extra: ExtraColumns,
+    folders: Sequence[Path],
 ) -> Iterator[Sample | Rejected]:
-    """The rows in order; adds to ``unused`` the columns that nothing is made of."""
+    """The rows in order."""
     row = 0
-    for part, names in zip(parts, columns, strict=True):
-        parser = RowParser(names, part.roots, prefix, strict_kind, examples)
+    for part, (names, alone) in zip(parts, columns, strict=True):
+        parser = RowParser(names, part.roots, prefix, strict_kind, examples, extra, alone, folders)
         known = dict.fromkeys(name for theirs in names.values() for name in theirs)
-        unused.update(dict.fromkeys(name for name in part.columns if name not in known))
-        for raw in part.read(list(known | dict.fromkeys(worth_a_look(part.columns)))):
+        others = [name for name in part.columns if name not in known]
+        extra.see(others)
+        looked_at = others if alone else worth_a_look(part.columns)
+        for raw in part.read(list(known | dict.fromkeys([*looked_at, *filter(extra.wants, others)]))):
             if part.scan:
-                unused.update(dict.fromkeys(name for name in raw if name not in known))
+                extra.see([name for name in raw if name not in known])
             yield parser.parse(row, raw)
             row += 1
 

@@ -170,9 +170,10 @@ def token_roles(policy: Policy, sample: Sample, response_ids: Sequence[int], ask
     Raises:
         UserError: the sample is not embedded data, so nobody knows.
     """
+    from pipelines.embedded.glyphs import is_embedded
     from pipelines.embedded.glyphs import token_roles as roles_of
 
-    if "solution" not in sample.details():
+    if not is_embedded(sample):
         raise UserError(
             asked_by,
             f"sample {sample.id} has no known token roles.",
@@ -188,8 +189,9 @@ def evidence(sample: Sample) -> list[Box]:
         UserError: the sample is not embedded data, so nobody knows.
     """
     from pipelines.embedded.glyphs import evidence as boxes_of
+    from pipelines.embedded.glyphs import is_embedded
 
-    if "cells" not in sample.details():
+    if not is_embedded(sample):
         raise UserError(
             "score.perturbation: evidence",
             f"sample {sample.id} has no known evidence regions.",

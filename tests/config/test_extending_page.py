@@ -89,6 +89,24 @@ def test_a_run_with_all_of_them(files: Path) -> None:
     assert ["1", "update/moved", str(row["update/moved"])] in told
 
 
+def test_data_as_the_page_shows_them(files: Path) -> None:
+    from pipelines.prepare.samples import prepare
+
+    lines, config = (re.search(rf"^```{kind}\n(.*?)^```", PAGE, re.M | re.S)[1] for kind in ("json", "yaml"))
+    for folder in ("data", "images/kitchen", "out"):
+        (files / folder).mkdir(parents=True)
+    (files / "data/train.jsonl").write_text(lines)
+    (files / "images/kitchen/0007.png").write_bytes(png(3))
+    (files / "mine.yaml").write_text(config.replace("/shared/images", str(files / "images")))
+    asked = settings.load(Path("mine.yaml"), ["model.path=tiny", "data.validation_count=0"])
+    prepare(asked, files / "out", Silent())
+    cups, sum_ = samples = read_rows(files / "out/train.parquet", Sample)
+    assert (cups.images, sum_.images, sum_.details()) == ([png(3)], [], {})
+    assert loaded("boxes").reward([r"At [120, 40, 380, 200]: \boxed{7}", r"\boxed{8}"], samples) == [1.5, 0]
+    assert asked.reward.function == "boxes:reward"
+    assert asked.data.instruction.endswith("{problem}\nPut the answer into \\boxed{}.")
+
+
 def test_reward_and_grader_by_hand(files: Path) -> None:
     sample = Sample("a", "1 + 2?", [], "3")
     assert loaded("rewards").brief([r"so \boxed{3}", r"\boxed{4}"], [sample, sample]) == [0.998, -0.001]

@@ -509,7 +509,9 @@ def test_the_same_in_parquet_whose_rows_have_all_columns(tmp_path):
     assert reasons(found) == ["images in another column"]
     source = read_source(DataConfig(source=str(tmp_path / "q.parquet")), split="train")
     list(source.rows)
-    assert source.remarks() == ["columns not used: img, image_width, topic"]
+    kept = "columns kept for rewards, in Sample.details(): image_width, topic"
+    assert source.remarks() == [kept, "columns not used: img"]
+    assert read(tmp_path / "q.parquet", extra="none")[0].details() == {}
 
 
 def test_a_question_or_answer_under_another_name_is_told_too(tmp_path):
@@ -534,6 +536,196 @@ def test_all_missing_columns_are_told_at_once(tmp_path):
     for ours in ("problem", "images", "answer"):
         assert f"no column {ours!r}" in caught.value.problem
     assert "'{problem: question, images: img, answer: gold}'" in caught.value.fix
+
+
+def test_unknown_columns_of_ours_are_told_at_once_with_the_way_to_metadata(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", row(bbox=[1, 2]))
+    with pytest.raises(UserError) as caught:
+        read(path, columns={"metadata": "bbox", "answr": "answer"})
+    assert "metadata, answr" in caught.value.place
+    assert "answr may be answer" in caught.value.fix
+    assert "sample.details()['bbox']" in caught.value.fix
+
+
+def test_near_names_are_told(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", row(qestion="?", anwser="3"))
+    with pytest.raises(UserError) as caught:
+        read(path, columns={"problem": "question", "answer": "answers"}, extra=["problem_id", "imges"])
+    for name in ("question", "answers", "problem_id", "imges"):
+        assert f"no column {name!r}" in caught.value.problem
+    assert "{problem: qestion, answer: answer}" in caught.value.fix
+    assert "data.extra='[problem, images]'" in caught.value.fix
+
+
+# --- columns that no question is made of ---
+
+
+def opened(path, **settings):
+    source = read_source(DataConfig(source=str(path), **settings), split="train")
+    return list(source.rows), source.remarks()
+
+
+def test_further_columns_are_kept_as_the_json_that_they_are(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    more = {
+        "bbox": [1, 2.5],
+        "source": {"book": "x"},
+        "golds": ["3", "4"],
+        "wide": "x" * 70_000,
+        "scan": data_address(png()),
+    }
+    path = write_lines(tmp_path / "q.jsonl", row(**more), row(bbox=None, late=True))
+    found, told = opened(path)
+    assert [sample.details() for sample in found] == [
+        {"bbox": [1, 2.5], "source": {"book": "x"}},
+        {"bbox": None, "late": True},
+    ]
+    assert told[0] == "columns kept for rewards, in Sample.details(): bbox, source, late"
+    assert [line for line in told if line.startswith("golds is left out")]
+    assert "wide is left out: longer than 65536 characters, in 1 row" in told
+    assert "scan is left out: an image, in 1 row" in told
+
+    some, told = opened(path, extra=["golds", "bbox"])
+    assert some[0].details() == {"bbox": [1, 2.5], "golds": ["3", "4"]}
+    assert told == [
+        "columns kept for rewards, in Sample.details(): bbox, golds",
+        "golds decide grading: each of their texts counts as right",
+        "columns not used: source, wide, scan, late",
+    ]
+    assert reasons(read(write_lines(path, row(golds="3")), extra=["golds"])) == ["golds are no list of texts"]
+    assert "bbox is left out: no JSON (float), in 1 row" in opened(write_lines(path, row(bbox=float("inf"))))[1]
+
+
+def test_what_parquet_holds_and_json_does_not_is_told_by_name(tmp_path):
+    table = {
+        "problem": ["?"],
+        "images": [png()],
+        "answer": ["1"],
+        "mask": [b"\x00"],
+        "thumb": [{"bytes": png(), "path": "t"}],
+    }
+    pq.write_table(pa.table(table | {"score": [float("nan")]}), tmp_path / "q.parquet")
+    (sample,), told = opened(tmp_path / "q.parquet")
+    assert sample.details() == {"score": None}
+    assert {"mask is left out: no JSON (bytes), in 1 row", "thumb is left out: no JSON (bytes), in 1 row"} < set(told)
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1, "level": 2, "golds": ["9"]}, '{"a": 1, "level": 2}'])
+def test_an_object_called_metadata_gives_its_keys_and_columns_go_before_them(tmp_path, metadata):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(tmp_path / "q.jsonl", row(metadata=metadata, level="hard"), row(metadata="as it is"))
+    found, told = opened(path)
+    assert [sample.details() for sample in found] == [{"a": 1, "level": "hard"}, {"metadata": "as it is"}]
+    assert told[0].endswith("metadata, level")
+    assert read(path, extra="none")[0].details() == {}
+
+
+def test_what_is_kept_is_in_the_key_and_what_earlier_versions_made_stays(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", row(images=data_address(png())))
+
+    def settings(**data):
+        chain = Chain(Config(data=DataConfig(source=str(path), **data), model=ModelConfig()), tmp_path)
+        return chain.prepare.settings
+
+    assert settings()["reader version"] == 3
+    assert settings(extra="none")["reader version"] == 2
+    assert {"data.extra"} == {name for name in settings(extra=["a"]) if name not in settings()}
+    assert "data.extra" not in settings(extra="none")
+
+
+# --- images elsewhere ---
+
+
+def test_images_in_a_named_folder_or_behind_a_link_into_it(tmp_path):
+    for folder in ("data", "shared/sub", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "shared/sub/a.png").write_bytes(png(1))
+    (tmp_path / "shared/b.png").write_bytes(png(2))
+    (tmp_path / "data/b.png").write_bytes(png(3))
+    (tmp_path / "other/c.png").write_bytes(png(4))
+    (tmp_path / "data/link").symlink_to(tmp_path / "shared")
+    (tmp_path / "shared/out.png").symlink_to(tmp_path / "other/c.png")
+    places = [str(tmp_path / "shared/b.png"), "link/sub/a.png", "sub/a.png", "b.png", "out.png", "../other/c.png"]
+    path = write_lines(tmp_path / "data/q.jsonl", *(row(images=[place]) for place in places))
+    refused = read(path)
+    assert [item.reason for item in refused if not isinstance(item, Sample)] == [
+        "image outside the data folder",
+        "image outside the data folder",
+        "image not found",
+        "image not found",
+        "image outside the data folder",
+    ]
+    assert f"data.image_folders=[{tmp_path / 'shared'}] allows it" in refused[0].detail
+    assert f"data.image_folders=[{tmp_path / 'shared/sub'}] allows it" in refused[1].detail
+
+    found = read(path, image_folders=[str(tmp_path / "shared")])
+    assert [item.images for item in found[:4]] == [[png(2)], [png(1)], [png(1)], [png(3)]]  # the data's own first
+    assert [item.reason for item in found[4:]] == ["image outside the data folder"] * 2
+    assert f"[{tmp_path / 'other'}]" in found[4].detail
+    with pytest.raises(UserError, match=r"data.image_folders .*no such folder"):
+        read(path, image_folders=[str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_lies_in_named_folders_is_in_the_key_and_where_they_lie_is_not(tmp_path, kind):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "shared").mkdir()
+    image = tmp_path / "shared/a.png"
+    image.write_bytes(png(1))
+    listing = write_lines(tmp_path / "data/metadata.jsonl", row(images=["a.png"]))
+    source = listing if kind == "file" else listing.parent
+
+    def key(*folders, name="shared"):
+        data = DataConfig(source=str(source), image_folders=[str(tmp_path / f) for f in folders])
+        return Chain(Config(data=data, model=ModelConfig()), tmp_path).prepare.key
+
+    one, without = key("shared"), key()
+    assert one != without
+    assert len(read(source, image_folders=[str(image.parent)])) == 1
+    image.write_bytes(png(2))
+    assert key("shared") not in (one, without)
+    image.write_bytes(png(1))
+    image.parent.rename(tmp_path / "moved")
+    assert key("moved") == one
+    (tmp_path / "moved/unnamed.png").write_bytes(png(9))
+    assert key("moved") == one
+    with pytest.raises(UserError, match="belongs to the system"):
+        key("/etc")
+
+
+# --- questions of text alone ---
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_a_set_without_images_needs_no_column_of_them(tmp_path, suffix):
+    rows = [{"problem": f"1 + {n}?", "answer": str(n + 1), "note": f"b, {n}.png"} for n in range(2)]
+    path = tmp_path / f"q{suffix}"
+    if suffix == ".jsonl":
+        write_lines(path, *rows)
+    elif suffix == ".csv":
+        path.write_text("problem,answer\n1 + 0?,1\n1 + 1?,2\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found = read(path)
+    assert [(sample.problem, sample.images, sample.answer) for sample in found] == [
+        ("1 + 0?", [], "1"),
+        ("1 + 1?", [], "2"),
+    ]
+
+
+def test_pictures_under_a_name_that_nobody_knows_are_not_lost(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    path = write_lines(tmp_path / "q.jsonl", {"problem": "?", "answer": "1", "media": ["a.png"]})
+    (left_out,) = read(path)
+    assert left_out.reason == "images in another column"
+    assert "'media'" in left_out.detail
+    assert "{images: ''}" in left_out.detail
+    (sample,) = read(path, columns={"images": ""})
+    assert (sample.images, sample.details()) == ([], {"media": ["a.png"]})
+    pq.write_table(pa.table({"problem": ["?"], "answer": ["1"], "media": [png()]}), tmp_path / "q.parquet")
+    assert reasons(read(tmp_path / "q.parquet")) == ["images in another column"]
+    with pytest.raises(UserError, match=r"no column 'images'.*(?s:.*)images: img.*\{images: ''\}"):
+        read(write_lines(path, {"problem": "?", "answer": "1", "img": "a.png"}))
 
 
 # --- folders that hold more than data ---

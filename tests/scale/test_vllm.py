@@ -247,8 +247,8 @@ def test_prompts_without_images_and_with_two(live, samples):
 
 
 def test_an_evaluation_with_other_pixels_and_instruction_uses_the_same_engine(live, samples):
-    limits = SimpleNamespace(min_pixels=None, max_pixels=3136)
-    asked = live.policy.asked(limits, "Answer with one digit.")
+    small = {"min_pixels": None, "max_pixels": 3136, "instruction": "Answer with one digit.", "system_prompt": ""}
+    asked = live.policy.asked(SimpleNamespace(**small))
     small, usual = (p.encoder.encode(samples[0])["input_ids"] for p in (asked, live.policy))
     assert (small == 5).sum() < (usual == 5).sum()  # image tokens
     view = live.engine.view(asked)

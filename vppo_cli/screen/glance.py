@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -127,13 +128,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def used(path: Path) -> int:
-    """Bytes of a run's files, some of which may go while they are counted."""
+    """Bytes of a run's files, some of which may go while they are counted; of one that several runs share, a part."""
     total = 0
     for file in path.rglob("*"):
         try:
-            total += file.stat().st_size if file.is_file() else 0
+            about = file.stat()
         except FileNotFoundError:
             continue
+        total += about.st_size // about.st_nlink if stat.S_ISREG(about.st_mode) else 0
     return total
 
 
