@@ -35,9 +35,9 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> EvalTask:
     Args:
         config: how to evaluate; policy and own questions are the run's in any case.
     """
-    how = evaluation(config, benchmark, chain.config)
+    how = evaluation(config, benchmark, chain.config, rewarded=bool(chain.versions["rewards"]))
     stage = chain.own("eval", config)
-    sampler, graders = chain.sources.of(how.engine) | stage, chain.sources.of(*how.graders)
+    sampler, graders = chain.sources.of(how.engine) | stage, chain.sources.of(*how.graders, how.reward)
     own = benchmark in OWN
     questions = chain.prepare if own else questions_step(benchmark, config)
     inputs = {"policy": chain.policy_key(step), "questions": questions.key}

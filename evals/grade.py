@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evals.benchmarks.published import GRADER
 from evals.benchmarks.questions import groups, options
 from evals.benchmarks.table import BENCHMARKS
 from evals.journal import Entry
 from evals.numbers.majority import normalise
 from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, Answered, mean_accuracy, summarise
+from evals.numbers.statistics import bootstrap
 from evals.profiles import PromptSettings
-from pipelines.disk.records import Sample
+from pipelines.disk.records import Sample, reward_column
 from pipelines.grading.answer import choice_letters, extract_answer
 from pipelines.grading.graders import GraderPool
-from pipelines.grading.reward import OUTCOMES, Outcome, golds, outcomes_of, published_outcomes
+from pipelines.grading.reward import OUTCOMES, Outcome, OwnReward, golds, outcomes_of, published_outcomes
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
@@ -43,8 +45,14 @@ def grade(
     pool: GraderPool,
     training: PromptSettings | None,
     watch: Watch,
+    whole: Sequence[Sample],
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Grade complete entries: (what results.json holds, the table of answers)."""
+    """Grade complete entries: (what results.json holds, the table of answers).
+
+    Args:
+        rows: the questions, without their images.
+        whole: the same with them, and perhaps more after them.
+    """
     how = cell.how
     flat = [entry for row in rows for entry in entries[row.id]]
     owners = [row for row in rows for _ in entries[row.id]]
@@ -102,6 +110,13 @@ def grade(
     }
     if benchmark and benchmark.cluster:
         results["clusters_of"] = {row.id: groups(row).get(benchmark.cluster, row.id) for row in rows}
+    rewards = {}
+    if how.reward:
+        as_trained = marks[first]
+        if not how.choice_rule:
+            as_trained = _published(flat, owners, pool, watch, first)
+        rewards = _rewards(how.reward, how.samples, whole, flat, as_trained, watch)
+        results["rewards"] = {name: _mean(values, how.samples) for name, values in rewards.items()}
     columns = {
         "question": [entry.question for entry in flat],
         "sample": [entry.sample for entry in flat],
@@ -110,6 +125,7 @@ def grade(
         **marks,
         AS_PUBLISHED: published,
         "by_content": pa.array(by_content, pa.bool_()),
+        **{reward_column(name): pa.array(values, pa.float32()) for name, values in rewards.items()},
     }
     return results, pa.table(columns)
 
@@ -159,15 +175,46 @@ def _outcomes(
     return found
 
 
-def _published(entries: Sequence[Entry], owners: Sequence[Sample], pool: GraderPool, watch: Watch) -> list[Outcome]:
+def _published(
+    entries: Sequence[Entry], owners: Sequence[Sample], pool: GraderPool, watch: Watch, grader: str = GRADER
+) -> list[Outcome]:
     found: list[Outcome] = []
     for start in range(0, len(entries), PART):
         watch.progress("answers, as published", start, len(entries))
         part = entries[start : start + PART]
         texts, cut = [entry.response for entry in part], [entry.truncated for entry in part]
-        found += published_outcomes(texts, owners[start : start + PART], cut, pool)
+        found += published_outcomes(texts, owners[start : start + PART], cut, pool, grader)
     watch.progress("answers, as published", len(entries), len(entries))
     return found
+
+
+def _rewards(
+    function: str,
+    samples: int,
+    questions: Sequence[Sample],
+    entries: Sequence[Entry],
+    outcomes: Sequence[Outcome],
+    watch: Watch,
+) -> dict[str, list[float]]:
+    """What a reward function of one's own returns, by name; a question's responses come together."""
+    reward, found = OwnReward(function), dict[str, list[float]]()
+    step = samples * max(1, PART // samples)
+    for start in range(0, len(entries), step):
+        watch.progress("rewards", start, len(entries))
+        part = entries[start : start + step]
+        owners = [questions[(start + i) // samples] for i in range(len(part))]
+        lists = reward([entry.response for entry in part], owners, outcomes[start : start + step])
+        for name, values in lists.items():
+            found.setdefault(name, []).extend(values)
+    watch.progress("rewards", len(entries), len(entries))
+    return found
+
+
+def _mean(values: Sequence[float], samples: int) -> dict[str, Any]:
+    """The mean over questions, with its interval."""
+    means = [sum(values[i : i + samples]) / samples for i in range(0, len(values), samples)]
+    found = bootstrap(means)
+    return {"value": found.mean, "interval": [found.low, found.high]}
 
 
 def _by_content(

@@ -11,6 +11,7 @@ from typing import Any
 
 from evals.benchmarks.table import OWN
 from pipelines.config.schema import KEYED_PROFILES, Config
+from pipelines.grading.reward import REWARDS
 
 INSTRUCTION = (
     "You first think through the reasoning process as an internal monologue, enclosed within "
@@ -74,6 +75,10 @@ class Evaluation:
     limit: int | None
     graders: tuple[str, ...]
     deadline: float
+    reward: str = ""
+    """A reward function of one's own, on a run's own questions; it gets outcomes as training has them:"""
+    choice_rule: bool = True
+    """by ``published.choice_rule``."""
 
     def sampling_settings(self) -> dict[str, Any]:
         """What decides the responses, by setting."""
@@ -88,16 +93,19 @@ class Evaluation:
             "eval.limit": self.limit,
             "eval.graders": list(self.graders),
             "reward.deadline": self.deadline,
+            **({"reward.function": self.reward} if self.reward else {}),
+            **({"published.choice_rule": False} if self.reward and not self.choice_rule else {}),
         }
 
 
-def evaluation(config: Config, benchmark: str, trained: Config | None = None) -> Evaluation:
+def evaluation(config: Config, benchmark: str, trained: Config | None = None, *, rewarded: bool = True) -> Evaluation:
     """How ``config`` evaluates a benchmark: its profile, and what is set apart from it.
 
     Validation questions, asked after each checkpoint, have a sample count of their own and no limit.
 
     Args:
         trained: the settings that ``matched`` means, where they are not ``config``'s own.
+        rewarded: whether a reward function of one's own is asked too; it was not by earlier versions.
     """
     own, asked = benchmark in OWN, config.eval
     profile = "matched" if own else asked.profile
@@ -108,8 +116,11 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None) ->
     if benchmark == "validation":
         samples, limit = config.checkpoint.validation_samples or samples, None
     graders = asked.graders
+    reward = ""
     if own:  # judged as in training, too
         graders = tuple(dict.fromkeys((config.reward.grader, *graders)))
+        mine = config.reward.function not in REWARDS and not config.stages.eval
+        reward = config.reward.function if mine and rewarded else ""
     return Evaluation(
         benchmark,
         profile,
@@ -120,4 +131,6 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None) ->
         limit,
         graders,
         config.reward.deadline,
+        reward,
+        (trained or config).published.choice_rule,
     )

@@ -158,7 +158,8 @@ def grade_cell(
     Raises:
         UserError: the journal lacks responses.
     """
-    rows = questions(cell).without_images()[: cell.how.limit]
+    table = questions(cell)
+    rows = table.without_images()[: cell.how.limit]
     journal, samples = read_journal(cell.journal), cell.how.samples
     have, total = count(journal, [row.id for row in rows], samples), len(rows) * samples
     if have < total:
@@ -170,7 +171,7 @@ def grade_cell(
             f"{first}Sample the others first: the same command without --regrade.",
         )
     entries = {row.id: journal[row.id][:samples] for row in rows}
-    results, answers = grade(cell, rows, entries, pool, training, watch)
+    results, answers = grade(cell, rows, entries, pool, training, watch, table)
     if cell.revisions:
         results["revisions"] = cell.revisions
     write_answers(out / ANSWERS, answers)

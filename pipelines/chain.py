@@ -32,8 +32,15 @@ from pipelines.stages import of_evaluations
 from pipelines.update import stage as update
 
 CODE = {"prepare": prepare, "rollout": rollout, "score": score, "update": update, "checkpoint": checkpoint}
-VERSIONS = {name: stage.VERSION for name, stage in CODE.items()} | {"model": 1, "sampling": 3, "grading": 2, "way": 2}
-"""Raise a stage's number when its code gives other results: its steps become stale."""
+VERSIONS = {name: stage.VERSION for name, stage in CODE.items()} | {
+    "model": 1,
+    "sampling": 3,
+    "grading": 2,
+    "rewards": 1,
+    "way": 2,
+}
+"""Raise a stage's number when its code gives other results: its steps become stale. ``rewards`` says whether
+evaluations on a run's own questions have those of a function of one's own: 0 is before they had."""
 
 SETTINGS: dict[str, tuple[str, ...]] = {name: stage.READS for name, stage in CODE.items()}
 """The settings that a stage has in its key, and that it may be given anew."""
@@ -44,7 +51,7 @@ SHOWN = ("published.resize_first", "published.strip_question")
 OF_ONES_OWN = 0
 """The version of a stage of one's own: its source is in the key."""
 
-TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading")
+TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading", "rewards")
 """Stages by what they make: a policy, and what is said of it."""
 
 EMBEDDED = {("score", 4): 3, ("update", 4): 3}

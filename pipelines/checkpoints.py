@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pipelines.chain import Chain
 from pipelines.disk.files import check_owned, disk_errors, write_atomic
-from pipelines.disk.records import MODEL, RESULTS, TRAINER
+from pipelines.disk.records import MODEL, NAMED, RESULTS, TRAINER
 from pipelines.disk.step import MANIFEST, PRUNED, Step, checked, is_there, read_manifest, unreadable
 from pipelines.errors import UserError
+from pipelines.grading.reward import ACCURACY, REWARD, REWARDS, check_key
 
 
 def kept(chain: Chain, step: int) -> Path | None:
@@ -42,31 +43,62 @@ def pick(chain: Chain, which: str) -> int | None:
     return found[0] if found else None
 
 
-def accuracy(chain: Chain, step: int) -> float | None:
-    """The validation accuracy of a checkpoint, if it was measured."""
-    made = chain.eval(step, "validation")
+def quality(chain: Chain, step: int) -> float | None:
+    """What chooses the best checkpoint: the mean of ``checkpoint.best_key`` on the validation questions; None
+    where it was not measured.
+
+    Raises:
+        UserError: the reward returns no such list; the results are damaged.
+    """
+    made, key = chain.eval(step, "validation"), chain.config.checkpoint.best_key
     if made.manifest() is None:
         return None
     path = made.path / RESULTS
     try:
-        return float(json.loads(checked(path).read_bytes())["accuracy"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found = json.loads(checked(path).read_bytes())
+        rewards = found.get("rewards", {})
+        means = {name: float(mean["value"]) for name, mean in rewards.items()}
+        means[ACCURACY] = float(found["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise unreadable(
             path,
             error,
-            f"has no accuracy ({error}).",
+            f"has no {key} ({error}).",
             f"Delete the folder {made.path}; it is made again when it is needed.",
         ) from error
+    reward = chain.config.reward.function
+    if reward in REWARDS:
+        means[REWARD] = means[ACCURACY]
+    elif key not in means and not chain.versions["rewards"]:
+        return None  # an earlier version measured no rewards
+    if key not in means:
+        raise UserError(f"checkpoint.best_key: {key}", f"{path} has none.", f"It has: {', '.join(sorted(means))}.")
+    return means[key]
+
+
+def check_best(chain: Chain) -> None:
+    """See that the run's reward returns what chooses the best checkpoint, where something on disk tells.
+
+    Raises:
+        UserError: it does not.
+    """
+    config = chain.config
+    if config.checkpoint.best_key in (ACCURACY, REWARD):
+        return
+    if not config.stages.rollout and (first := chain.rollout(1).manifest()):
+        named = [name.removeprefix(NAMED) for name in first["metrics"] if name.startswith(NAMED)]
+        check_key("checkpoint.best_key", config.checkpoint.best_key, named, config.reward.function)
+    best(chain, saved(chain))
 
 
 def best(chain: Chain, among: list[int]) -> list[int]:
-    """Checkpoints from best to worst validation accuracy; of equals the earlier first."""
-    measured = [(step, accuracy(chain, step)) for step in among]
+    """Checkpoints from best to worst by ``quality``; of equals the earlier first."""
+    measured = [(step, quality(chain, step)) for step in among]
     return [s for s, a in sorted(measured, key=lambda m: (-(m[1] or 0.0), m[0])) if a is not None]
 
 
 def prune_after(chain: Chain, step: Step) -> None:
-    """Prune where a checkpoint, or the accuracy of one, is new."""
+    """Prune where a checkpoint, or the quality of one, is new."""
     if step.name in ("checkpoint", "validation"):
         prune(chain, step.index or 0)
 

@@ -32,6 +32,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
     missing = _missing(chain.until(until))
     if missing:
         ranks().on_main(lambda: check_inputs(chain))
+    ranks().on_main(lambda: checkpoints.check_best(chain))
     ranks().on_main(lambda: sweep(chain.run))
     as_told = ranks().on_main(lambda: runs.config_text(chain.run) == runs.marked(chain.config))
     if as_told and not missing:

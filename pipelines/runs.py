@@ -283,8 +283,17 @@ def as_made(config: Config, run: Path, *stages: str) -> Chain:
     made = {name: _made(run.glob(f"steps/0001/{name}-*"), now[name]) for name in TRAINING}
     today = RESULTS * now["sampling"] + now["grading"]
     answers = divmod(_made(run.glob("eval/*/*-*"), today), RESULTS)
-    made |= dict(zip(ANSWERS, answers, strict=True))
+    made |= dict(zip(ANSWERS, (*answers, _rewarded(config, run)), strict=True))
     return Chain(config, run, now | {name: made[name] for name in stages})
+
+
+def _rewarded(config: Config, run: Path) -> int:
+    """Which ``VERSIONS["rewards"]`` made the evaluations that are there."""
+    found = []
+    for folder in run.glob("eval/*/*-*") if ":" in config.reward.function else ():
+        with contextlib.suppress(UserError, AttributeError):
+            found.append("reward.function" in read_manifest(folder).get("settings", {}))
+    return versions_of(config)["rewards"] if any(found) or not found else 0
 
 
 def _made(folders: Iterable[Path], today: int) -> int:

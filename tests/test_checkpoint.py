@@ -269,6 +269,52 @@ def test_an_update_with_other_settings_needs_one_trainer_at_a_time(trained, copi
 # --- export ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def rewarded(measured):
+    """``rewarded(rewards, setting, ...)``: accuracies rise, and the rewards are these."""
+
+    def make(rewards, *overrides):
+        chain = measured([None] * len(rewards), "reward.function=mine:score", *overrides)
+        for step, reward in enumerate(rewards, start=1):
+            with commit(chain.eval(step, "validation")) as (out, _):
+                mean = {"value": reward, "interval": [reward, reward]}
+                found = {"accuracy": step / 10, "rewards": {"reward": mean, "format": mean}}
+                (out / RESULTS_FILE).write_text(json.dumps(found))
+        return chain
+
+    return make
+
+
+@pytest.mark.parametrize(("key", "order"), [("accuracy", [3, 2, 1]), ("reward", [1, 3, 2]), ("format", [1, 3, 2])])
+def test_the_best_is_the_best_by_its_key(rewarded, key, order):
+    chain = rewarded([-0.5, -2.0, -1.0], f"checkpoint.best_key={key}")
+    assert checkpoints.best(chain, [1, 2, 3]) == order
+    assert checkpoints.pick(chain, "best") == order[0]
+
+
+def test_by_the_built_in_reward_it_is_that_by_accuracy(measured):
+    assert checkpoints.best(measured([0.1, 0.5], "checkpoint.best_key=reward"), [1, 2]) == [2, 1]
+
+
+def test_a_key_that_results_do_not_have_is_refused(rewarded):
+    chain = rewarded([0.5], "checkpoint.best_key=formt")
+    with pytest.raises(UserError, match=r"best_key: formt: .*results.json has none\. It has: accuracy, format, reward"):
+        checkpoints.check_best(chain)
+
+
+def test_results_of_before_rewards_were_measured_are_found_and_have_none(measured):
+    now = measured([], "reward.function=mine:score", "checkpoint.best_key=reward")
+    then = Chain(now.config, now.run, now.versions | {"rewards": 0})
+    assert now.eval(1, "validation").key != then.eval(1, "validation").key
+    assert now.eval(1, "mathverse").key == then.eval(1, "mathverse").key
+    with commit(then.eval(1, "validation")) as (out, _):
+        (out / RESULTS_FILE).write_text(json.dumps({"accuracy": 0.5}))
+    made = runs.as_made(now.config, now.run, *ANSWERS)
+    assert made.eval(1, "validation").path == then.eval(1, "validation").path
+    assert checkpoints.best(made, [1]) == []
+    assert now.cell(1, "validation").journal == then.cell(1, "validation").journal  # graded again, not sampled
+
+
 def test_export_by_name(measured, tmp_path):
     chain = measured([0.1, 0.5, 0.3])
     for which, step in (("last", 3), ("best", 2), ("1", 1)):

@@ -35,6 +35,7 @@ APART = {
     "checkpoint.every": "7",
     "checkpoint.keep_last": "1",
     "checkpoint.keep_best": "0",
+    "checkpoint.best_key": "reward",
     "eval.batch_prompts": "2",
     "eval.benchmarks": "[validation]",
     "eval.baseline": "false",

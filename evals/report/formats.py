@@ -98,6 +98,8 @@ def _tidy_result(result: Result) -> Iterator[list[Any]]:
     for name in ("pass_at_k", "majority_at_k"):
         for k, value in result[name].items():
             yield ["", "", name.replace("at_k", f"at_{k}"), OURS, by, _percent(value), "", "", n, "%"]
+    for name, found in result.get("rewards", {}).items():
+        yield [*("reward", name, "reward", OURS, by, found["value"]), *found["interval"], n, ""]
     for name, found in result["scores"].items():
         yield ["score", name, "score", OURS, by, _percent(found["value"]), *_percents(found["interval"]), n, "%"]
     for group, levels in result["breakdowns"].items():
@@ -139,6 +141,8 @@ def as_markdown(report: Report) -> str:
         parts += ["## Warnings", _bullets(report["warnings"])]
     if table := report_tables.verdict_table(report):
         parts += ["## Two verdicts", markdown_table(table)]
+    if table := report_tables.reward_table(report):
+        parts += ["## Rewards", markdown_table(table)]
     parts += ["## How it was counted", *map(markdown_table, report_tables.detail_tables(report))]
     if table := report_tables.score_table(report):
         parts += ["## Scores of the benchmarks' own", markdown_table(table)]
@@ -187,7 +191,7 @@ def as_latex(report: Report) -> str:
     comments = [f"% {plain(note)}" for note in ["\\usepackage{booktabs}", *notes]]
     tables = [
         report_tables.main_table(report, apart=True),
-        *filter(None, [report_tables.verdict_table(report)]),
+        *filter(None, [report_tables.verdict_table(report), report_tables.reward_table(report)]),
         *report_tables.detail_tables(report),
         *filter(None, [report_tables.score_table(report)]),
         *report_tables.breakdown_tables(report),

@@ -12,8 +12,8 @@ from evals.benchmarks.table import BENCHMARKS
 from evals.numbers.scores import AS_PUBLISHED
 from pipelines.grading.reward import OUTCOMES
 
-NUMBERS = re.compile(r"[\d.,\[\] ]+( x \d+)?")
-"""``41.5 [39.2, 43.8]``, ``2180 x 8``: a cell in which no format needs to escape anything."""
+NUMBERS = re.compile(r"(?!.*--)[-\d.,\[\] ]+( x \d+)?")
+"""``41.5 [39.2, 43.8]``, ``-0.1``, ``2180 x 8``: a cell in which no format needs to escape anything."""
 
 UNITS = {one.cluster: one.unit for one in BENCHMARKS.values() if one.unit}
 """What a cluster is called where its group's name does not say it."""
@@ -254,6 +254,24 @@ def score_table(report: Report) -> Table | None:
     ]
     header = ["benchmark", "score", "%", "meaning"]
     return Table("The benchmarks' own scores, in %.", header, rows) if rows else None
+
+
+def reward_table(report: Report) -> Table | None:
+    """What a reward of one's own gives, each list by name."""
+    names = list(dict.fromkeys(name for r in report["results"] for name in r.get("rewards", ())))
+    rows = [
+        [r["title"], *(mean(r["rewards"][name]) if name in r["rewards"] else "" for name in names)]
+        for r in report["results"]
+        if "rewards" in r
+    ]
+    caption = "What the run's own reward gives: means over questions, with 95 % intervals."
+    return Table(caption, ["benchmark", *names], rows) if rows else None
+
+
+def mean(found: dict[str, Any]) -> str:
+    """``0.412 [0.390, 0.430]``"""
+    low, high = found["interval"]
+    return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def score(found: dict[str, Any]) -> str:

@@ -34,6 +34,10 @@ def _one_place(value: str | None) -> str | None:
     return value
 
 
+KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+"""What a key of responses may be called: ``accuracy``, ``reward``, a list that a reward returns."""
+
+
 class Section(BaseModel):
     """A group of settings."""
 
@@ -174,6 +178,7 @@ class RolloutConfig(Section):
         {"batch_prompts", "server", "tensor_parallel", "memory_fraction", "mismatch_limit"}
     )
     shapes: ClassVar[frozenset[str]] = unkeyed - {"mismatch_limit"}
+    introduced: ClassVar[dict[str, Any]] = {"filter_key": "accuracy"}
 
     engine: str = "hf"
     """Which engine generates: ``hf`` (transformers generate), ``vllm``, or an import path."""
@@ -204,6 +209,10 @@ class RolloutConfig(Section):
     rare tie within rounding; in bfloat16 log-probs move, and now and then a token (docs/gpu.md)."""
     dynamic_sampling: bool = True
     """Drop groups that are all right or all wrong and sample more (DAPO)."""
+    filter_key: str = Field(default="accuracy", pattern=KEY)
+    """What ``dynamic_sampling`` looks at: ``accuracy`` (the grader's, by the two limits below), ``reward``, or a
+    list that a reward of one's own returns by this name; of these, groups whose responses all have the
+    same are dropped (verl: ``filter_groups.metric``)."""
     accuracy_low: float = Field(default=0.01, ge=0, le=1)
     """Groups whose mean accuracy is not above this are dropped (DAPO)."""
     accuracy_high: float = Field(default=0.99, ge=0, le=1)
@@ -227,7 +236,8 @@ class RewardConfig(Section):
     unkeyed: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     function: str = "outcome"
-    """``outcome`` (1 if the answer is right, else 0) or an import path ``package.module:function``."""
+    """``outcome`` (1 if the answer is right, else 0) or an import path ``package.module:function``: it gets the
+    responses, their samples and, if it takes them, their outcomes (docs/extending.md)."""
     grader: str = "mathruler"
     """``mathruler``, ``math-verify``, or an import path (answer, gold) -> bool."""
     deadline: float = Field(default=5.0, gt=0)
@@ -450,14 +460,18 @@ class PublishedConfig(Section):
 class CheckpointConfig(Section):
     """What is kept on disk."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"every", "keep_last", "keep_best"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"every", "keep_last", "keep_best", "best_key"})
+    introduced: ClassVar[dict[str, Any]] = {"best_key": "accuracy"}
 
     every: int = Field(default=20, ge=1, le=MOST_ROWS)
     """Updates between checkpoints; the last update always gets one."""
     keep_last: int = Field(default=2, ge=1, le=MOST_ROWS)
     """Newest checkpoints whose weights are kept."""
     keep_best: int = Field(default=1, ge=0, le=MOST_ROWS)
-    """Checkpoints with the highest validation accuracy whose weights are kept besides."""
+    """Checkpoints that are best on the validation questions whose weights are kept besides."""
+    best_key: str = Field(default="accuracy", pattern=KEY)
+    """By what they are the best, the highest mean counting: ``accuracy``, ``reward``, or a list that a reward of
+    one's own returns by this name. It chooses among checkpoints whose weights are still there."""
     validation_samples: int = Field(default=4, ge=0, le=MOST_SAMPLES)
     """Samples per validation question at each checkpoint; 0 skips validation."""
 
@@ -647,6 +661,12 @@ class Config(Section):
                 "set published.micro_batch_responses (authors' code: 16) and "
                 "published.mini_batch_responses (128)"
             )
+        for name in ("accuracy_low", "accuracy_high") if self.rollout.filter_key != "accuracy" else ():
+            if getattr(self.rollout, name) != (default := RolloutConfig.model_fields[name].default):
+                raise ValueError(
+                    f"rollout.{name} ({getattr(self.rollout, name)}) is a limit of accuracy, and rollout.filter_key is "
+                    f"{self.rollout.filter_key}, which has none: leave {name} at {default}"
+                )
         if self.rollout.accuracy_low >= self.rollout.accuracy_high:
             raise ValueError(
                 f"rollout.accuracy_low ({self.rollout.accuracy_low}) must be below "

@@ -48,6 +48,9 @@ RESULTS = "results.json"
 MODEL, TRAINER = "model", "trainer"
 """The folders of a checkpoint."""
 
+NAMED = "reward/"
+"""What columns, and metrics, of a reward's named lists begin with."""
+
 TEXT, INT, REAL, FLAG = pa.string(), pa.int32(), pa.float32(), pa.bool_()
 
 
@@ -94,7 +97,8 @@ class Rollout:
     Lists have G entries; token lists end with the end-of-sequence token unless ``truncated``.
     ``logp`` is log pi of each sampled token at the rollout temperature, before top-k and top-p.
     ``outcome`` is one of correct, wrong, no_answer, timed_out, truncated. ``prompt_tokens`` counts the
-    prompt's tokens, those of its images included.
+    prompt's tokens, those of its images included. ``named`` has what a reward of one's own returns besides
+    ``reward``, G values a name: a column ``reward/NAME`` each (``NAMED``), null where a row lacks it.
     """
 
     sample_id: str = _column(TEXT)
@@ -108,6 +112,7 @@ class Rollout:
     reward: list[float] = _column(pa.list_(REAL))
     step: int = _column(pa.int64(), default=0)
     prompt_tokens: int = _column(INT, default=0)
+    named: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -219,7 +224,8 @@ class Perceived:
     ``keep`` marks the highest of it, and ``dependency`` is its mean. ``logp`` and ``logp_perturbed``
     are log-probs of the token with the image and with the (first) perturbed one, ``entropy`` is the
     former's, all in nats. ``top`` and so on are the likeliest tokens, as in Look. What only a perturbed
-    view gives is empty where the estimator needs none.
+    view gives is empty where the estimator needs none. ``named`` is shown and no column: a value of each
+    of the reward's named lists.
     """
 
     id: str = _column(TEXT)
@@ -245,6 +251,7 @@ class Perceived:
     top_perturbed: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
     top_perturbed_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
     top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    named: dict[str, float] = field(default_factory=dict)
 
 
 Row = TypeVar("Row", Sample, Rollout, Scored, Statistics, Look, Advantages, Perceived)
@@ -270,7 +277,21 @@ def write_rows(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
 
 def _table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
     columns = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in schema(row_type)]
-    return pa.Table.from_arrays(columns, schema=schema(row_type))
+    table = pa.Table.from_arrays(columns, schema=schema(row_type))
+    named: list[dict[str, list[float]]] = [row.named if isinstance(row, Rollout) else {} for row in rows]
+    for name in sorted({name for lists in named for name in lists}):
+        table = table.append_column(NAMED + name, pa.array([lists.get(name) for lists in named], pa.list_(REAL)))
+    return table
+
+
+def reward_column(name: str) -> str:
+    """What the column of a reward's list is called: ``reward`` itself, or ``reward/NAME``."""
+    return name if name == "reward" else NAMED + name
+
+
+def named_columns(names: Iterable[str], row_type: type) -> list[str]:
+    """Those of a file's columns that hold a reward's named lists."""
+    return [name for name in names if row_type is Rollout and name.startswith(NAMED)]
 
 
 def check_finite(name: str, table: pa.Table) -> None:
@@ -325,8 +346,9 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
         UserError: the file is missing, is not Parquet, or lacks a column or has another type.
     """
     with parquet_errors(path):
-        file = check_columns(path, row_type)
-        return _rows(file.read(columns=schema(row_type).names), row_type)
+        file: pq.ParquetFile = check_columns(path, row_type)
+        names = [*schema(row_type).names, *named_columns(file.schema_arrow.names, row_type)]
+        return rows_of(file.read(columns=names), row_type)
 
 
 def read_scores(folder: Path, step: int) -> list[Scored]:
@@ -384,7 +406,7 @@ class SampleTable(Sequence[Sample]):
 
     def _read_group(self, group: int) -> list[Sample]:
         with parquet_errors(self.path):
-            return _rows(self._file.read_row_group(group, schema(Sample).names), Sample)
+            return rows_of(self._file.read_row_group(group, schema(Sample).names), Sample)
 
 
 def check_columns(path: Path, row_type: type) -> pq.ParquetFile:
@@ -394,8 +416,9 @@ def check_columns(path: Path, row_type: type) -> pq.ParquetFile:
         UserError: a column is missing or of another type.
     """
     file = pq.ParquetFile(checked(path), page_checksum_verification=True)
-    for column in schema(row_type):
-        found = file.schema_arrow
+    found = file.schema_arrow
+    named = [pa.field(name, pa.list_(REAL)) for name in named_columns(found.names, row_type)]
+    for column in (*schema(row_type), *named):
         kind = found.field(column.name).type if column.name in found.names else "none"
         if kind != column.type:
             raise UserError(
@@ -406,8 +429,13 @@ def check_columns(path: Path, row_type: type) -> pq.ParquetFile:
     return file
 
 
-def _rows(table: pa.Table, row_type: type[Row]) -> list[Row]:
-    return [row_type(**row) for row in table.to_pylist()]
+def rows_of(table: pa.Table, row_type: type[Row]) -> list[Row]:
+    """A table's rows; columns of named lists are gathered."""
+    names, rows = named_columns(table.column_names, row_type), table.to_pylist()
+    for row in rows if names else ():
+        found = {name.removeprefix(NAMED): row.pop(name) for name in names}
+        row["named"] = {name: values for name, values in found.items() if values is not None}
+    return [row_type(**row) for row in rows]
 
 
 @contextlib.contextmanager

@@ -1,21 +1,27 @@
 """Responses -> rewards and outcomes.
 
 The built-in reward ``outcome`` is 1 for a correct answer and 0 otherwise. Any other is named by
-import path, ``my_package.my_module:my_function``, with this signature::
+import path, ``my_package.my_module:my_function``, with one of these signatures::
 
     def my_function(responses: list[str], samples: list[Sample]) -> list[float]
+    def my_function(responses: list[str], samples: list[Sample], outcomes: list[Outcome]) -> list[float]
 
-Both lists have one entry per response (a sample appears once for each of its responses), and so
-has the result. Every response is graded as well, so outcomes are reported whatever is rewarded.
+All lists have one entry per response (a sample appears once for each of its responses), and so has the
+result; or that is a dict of such lists by name, of which ``reward`` is trained on. Every response is graded
+first, so outcomes are reported whatever is rewarded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pipelines.config.resolve import find_part
+from pipelines.config.schema import KEY, Config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.grading.answer import NO_BOX, extract_answer, published_answer
@@ -24,8 +30,11 @@ from pipelines.grading.graders import Closing, GraderPool, check_grader
 Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
 OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "timed_out", "truncated")
 
-RewardScorer = Callable[[list[str], list[Sample]], Sequence[float]]
+RewardScorer = Callable[..., Sequence[float] | Mapping[str, Sequence[float]]]
 """What an import path must lead to."""
+
+ACCURACY, REWARD = "accuracy", "reward"
+"""The keys that every reward has: what the grader says, and what is trained on."""
 
 
 def outcome_reward(outcomes: Sequence[Outcome]) -> list[float]:
@@ -41,11 +50,47 @@ _OF_VERDICT: dict[bool | None, Outcome] = {True: "correct", False: "wrong", None
 
 @dataclass(frozen=True)
 class Graded:
-    """One response's answer ("" if it has none), what came of it, and its reward."""
+    """One response's answer ("" if it has none), what came of it, its reward, and what else the reward names."""
 
     answer: str
     outcome: Outcome
     reward: float
+    named: dict[str, float] = field(default_factory=dict)
+
+
+class OwnReward:
+    """A reward function of one's own, whose returns are looked at.
+
+    Raises:
+        UserError: it is not there, or takes other arguments.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._names: list[str] | None = None
+        self._scorer: RewardScorer = find_part("reward.function", path, REWARDS)
+        self._takes = _takes_outcomes(path, self._scorer)
+
+    def __call__(
+        self, responses: Sequence[str], samples: Sequence[Sample], outcomes: Sequence[Outcome]
+    ) -> dict[str, list[float]]:
+        """The lists that it returns, by name, ``reward`` first; an entry a response.
+
+        Raises:
+            UserError: something else than one finite number per response in every list, no ``reward``,
+                a name that cannot be one, or other names than the time before.
+        """
+        if not responses:
+            return {REWARD: []}
+        given = [list(responses), list(samples), *([list(outcomes)] if self._takes else [])]
+        returned = self._scorer(*given)
+        lists = _lists(self._path, returned)
+        found = {name: _checked(self._path, name, lists[name], len(responses)) for name in _in_order(lists)}
+        if self._names not in (None, [*found]):
+            problem = f"it returned {_joined(found)}, and {_joined(self._names or ())} before."
+            raise UserError(f"reward {self._path}", problem, "Return the same names every time.")
+        self._names = [*found]
+        return found
 
 
 class RewardFunction(Closing):
@@ -54,13 +99,20 @@ class RewardFunction(Closing):
     def __init__(self, reward: str, grader: str, pool: GraderPool, choice_rule: bool = True) -> None:
         self._choice_rule = choice_rule
         self._name, self._grader, self._pool = reward, check_grader(grader), pool
-        self._scorer: RewardScorer | None = None
-        if reward not in REWARDS:
-            self._scorer = find_part("reward.function", reward, REWARDS)
+        self._own = None if reward in REWARDS else OwnReward(reward)
 
     def close(self) -> None:
         """End the grading processes."""
         self._pool.close()
+
+    def named(self, sample: Sample, count: int) -> list[str] | None:
+        """What it returns besides ``reward``, asked of so many empty responses; None where it cannot say."""
+        if self._own is None:
+            return []
+        try:
+            return [*self._own([""] * count, [sample] * count, ["no_answer"] * count)][1:]
+        except Exception:  # which an empty response may be worth: those that were sampled are another matter
+            return None
 
     def __call__(self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]) -> list[Graded]:
         """Grade and reward responses; the three sequences run in parallel, one entry a response.
@@ -68,8 +120,7 @@ class RewardFunction(Closing):
         A truncated response is graded if it holds an answer all the same.
 
         Raises:
-            UserError: the grader cannot be loaded, or the named reward returned something else
-                than one finite number per response.
+            UserError: the grader cannot be loaded, or the reward returned what it may not (``OwnReward``).
         """
         answers: list[str | None]
         if self._choice_rule:
@@ -79,14 +130,11 @@ class RewardFunction(Closing):
             boxed = [published_answer(response) for response in responses]
             answers = [None if answer == NO_BOX else answer for answer in boxed]
             outcomes = published_outcomes(responses, samples, truncated, self._pool, self._grader)
-        if self._scorer is None:
-            rewards = REWARDS[self._name](outcomes)
-        else:
-            scores = self._scorer(list(responses), list(samples))
-            rewards = _checked(scores, len(responses), self._name)
+        lists = self._own(responses, samples, outcomes) if self._own else {REWARD: REWARDS[self._name](outcomes)}
+        rewards = lists.pop(REWARD)
         return [
-            Graded(answer or "", outcome, reward)
-            for answer, outcome, reward in zip(answers, outcomes, rewards, strict=True)
+            Graded(answer or "", outcome, reward, {name: values[i] for name, values in lists.items()})
+            for i, (answer, outcome, reward) in enumerate(zip(answers, outcomes, rewards, strict=True))
         ]
 
 
@@ -183,21 +231,117 @@ def make_reward(
     return RewardFunction(reward, grader, pool, choice_rule)
 
 
+def _takes_outcomes(path: str, scorer: RewardScorer) -> bool:
+    """Whether it is to be given outcomes: where a third argument has no default, or is called so.
+
+    Raises:
+        UserError: it takes neither two arguments nor three.
+    """
+    try:
+        signature = inspect.signature(scorer)
+    except ValueError:  # of a function that is not Python's
+        return False
+    given: tuple[Any, ...] = (None, None)
+    if "outcomes" not in signature.parameters and _binds(signature, given):
+        return False
+    if _binds(signature, (*given, None)):
+        return True
+    raise UserError(
+        f"reward.function: {path}",
+        f"takes {signature}.",
+        "Let it take (responses, samples) or (responses, samples, outcomes).",
+    )
+
+
+def _binds(signature: inspect.Signature, given: Sequence[Any]) -> bool:
+    try:
+        signature.bind(*given)
+    except TypeError:
+        return False
+    return True
+
+
+_FIX = "Return list[float] with one finite reward per response, or a dict of such lists, one of them 'reward'."
+
+
+def _lists(path: str, returned: Any) -> dict[str, Any]:
+    """What a reward returned, as lists by name; their content is not looked at.
+
+    Raises:
+        UserError: ``reward`` is missing, or a name cannot be one.
+    """
+    if not isinstance(returned, Mapping):
+        return {REWARD: returned}
+    for name in returned:
+        if not isinstance(name, str) or not re.fullmatch(KEY, name):
+            problem = f"it returned a list called {name!r}, which is no name."
+            raise UserError(f"reward {path}", problem, "Letters, digits, dot, dash and underscore, 64 at most.")
+        if name == ACCURACY:
+            problem = f"it returned a list called {name!r}, which is the grader's."
+            raise UserError(f"reward {path}", problem, "Call it otherwise.")
+    if REWARD not in returned:
+        problem = f"it returned {_joined(returned) or 'an empty dict'}, and no {REWARD!r}, which is trained on."
+        raise UserError(f"reward {path}", problem, _FIX)
+    return dict(returned)
+
+
+def _in_order(lists: Collection[str]) -> list[str]:
+    """``reward``, then the others by name, so that files do not depend on the order in which they come."""
+    return [REWARD, *sorted(name for name in lists if name != REWARD)]
+
+
+def _joined(names: Collection[str]) -> str:
+    return ", ".join(_in_order(names) if REWARD in names else sorted(names))
+
+
 LARGEST_REWARD = 3.4e38
 """What float32, in which rewards are kept, can hold."""
 
 
-def _checked(scores: Sequence[float], count: int, name: str) -> list[float]:
+def _checked(path: str, name: str, scores: Sequence[float], count: int) -> list[float]:
     """The scores as floats, if there are ``count`` of them and all are finite."""
-    fix = "Return list[float] with one finite reward per response."
+    place = f"reward {path}" if name == REWARD else f"reward {path}, {name}"
     try:
         rewards = [float(score) for score in scores]
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"reward {name}", f"it did not return numbers ({error}).", fix) from error
+        raise UserError(place, f"it did not return numbers ({error}).", _FIX) from error
+    what = f"{REWARD}s" if name == REWARD else "values"
     if len(rewards) != count:
-        problem = f"it returned {len(rewards)} rewards for {count} responses."
-        raise UserError(f"reward {name}", problem, fix)
+        raise UserError(place, f"it returned {len(rewards)} {what} for {count} responses.", _FIX)
     for i, reward in enumerate(rewards):
         if not abs(reward) <= LARGEST_REWARD:  # NaN is not either
-            raise UserError(f"reward {name}", f"reward {i} of {count} is {reward}.", fix)
+            raise UserError(place, f"{name} {i} of {count} is {reward}.", _FIX)
     return rewards
+
+
+def check_key(setting: str, key: str, named: Collection[str], reward: str) -> None:
+    """See that a setting names a number that every response has.
+
+    Args:
+        named: the lists that the reward returns besides ``reward``.
+        reward: what the reward is called, for the error.
+
+    Raises:
+        UserError: it does not; tells which there are.
+    """
+    known = (ACCURACY, REWARD, *sorted(named))
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        raise UserError(
+            f"{setting}: {key}",
+            f"{reward} returns no such list.",
+            f"{f'Did you mean {near[0]}? ' if near else ''}Known: {', '.join(known)}.",
+        )
+
+
+def check_keys(config: Config, named: Collection[str]) -> None:
+    """The same of every setting that takes such a key.
+
+    Raises:
+        UserError: one names none.
+    """
+    for setting, key in (
+        ("rollout.filter_key", config.rollout.filter_key),
+        ("checkpoint.best_key", config.checkpoint.best_key),
+    ):
+        check_key(setting, key, named, config.reward.function)

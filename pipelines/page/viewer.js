@@ -170,6 +170,7 @@ function viewerSection(entries, notes, alone) {
       ["Gold", entry.gold], ["Answer", response.answer === "" ? "none" : response.answer],
       ["Outcome", response.outcome ? response.outcome.replace("_", " ") : null],
       ["Reward", response.reward === null || response.reward === undefined ? null : number(response.reward)],
+      ...Object.entries(response.named || {}).map(([name, value]) => [`Reward, ${name}`, number(value)]),
       ["Dependency", `${number(response.dependency)} nats`],
       ["Length", `${response.tokens.length} tokens${response.truncated ? ", cut off" : ""}`],
       ["Advantage", advantage(response)],

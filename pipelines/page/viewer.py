@@ -16,10 +16,11 @@ def perceived(
     sample: Sample, group: Rollout, scored: Scored, look: Look, index: int = 0, *, given: bool = False
 ) -> Perceived:
     """One response of a group, of the group's rows; log-probs are those of ``look``."""
-    names = {field.name for field in fields(Perceived)}
+    names = {field.name for field in fields(Perceived)} - {"named"}
     columns: Entry = dict.fromkeys(("answer", "outcome", "reward"))  # of a response that is not graded
     for row in (group, scored, look):
         columns |= {name: values[index] for name, values in vars(row).items() if name in names and values}
+    columns["named"] = {name: values[index] for name, values in group.named.items()}
     return Perceived(
         id=sample.id,
         problem=sample.problem,
@@ -85,6 +86,7 @@ def _response(row: Perceived, advantage: float | None, shaped_advantage: float |
         "top_perturbed": _shown(alternatives(row, perturbed=True)),
         "dependency": short(row.dependency, 7),
         "reward": short(row.reward),
+        "named": {name: short(value) for name, value in row.named.items()} or None,
         "outcome": row.outcome,
         "answer": row.answer,
         "truncated": row.truncated,

@@ -138,7 +138,7 @@ def _grade(rows: Sequence[Perception], samples: Sequence[Sample], grader: Reward
     known = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.gold]
     marks = grader([row.response for row, _ in known], [s for _, s in known], [row.truncated for row, _ in known])
     for (row, _), mark in zip(known, marks, strict=True):
-        row.answer, row.outcome, row.reward = mark.answer, mark.outcome, mark.reward
+        row.answer, row.outcome, row.reward, row.named = mark.answer, mark.outcome, mark.reward, mark.named
 
 
 class _Notes(Silent):

@@ -43,6 +43,7 @@ def group_row(
         answer=[m.answer for m in marks],
         outcome=[m.outcome for m in marks],
         reward=[m.reward for m in marks],
+        named={name: [m.named[name] for m in marks] for name in (marks[0].named if marks else ())},
         step=step,
         prompt_tokens=responses[0].prompt_tokens,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config.schema import Config
-from pipelines.disk.records import ROLLOUTS, SURPLUS, Rollout, Sample, SampleTable, read_rows, write_rows
+from pipelines.disk.records import NAMED, ROLLOUTS, SURPLUS, Rollout, Sample, SampleTable, read_rows, write_rows
 from pipelines.disk.step import checked, unreadable
 from pipelines.errors import UserError
-from pipelines.grading.reward import RewardFunction
+from pipelines.grading.reward import ACCURACY, REWARD, RewardFunction, check_keys
 from pipelines.model.ragged import batches
 from pipelines.model.sampling import Sampling
 from pipelines.ranks.ranks import ranks
@@ -43,6 +43,7 @@ class Counts:
     truncated: int = 0
     no_answer: int = 0
     timed_out: int = 0
+    named: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, group: Rollout, informative: bool) -> None:
         self.groups += 1
@@ -54,6 +55,8 @@ class Counts:
         self.truncated += sum(group.truncated)
         self.no_answer += group.outcome.count("no_answer")
         self.timed_out += group.outcome.count("timed_out")
+        for name, values in group.named.items():
+            self.named.setdefault(name, []).extend(values)
 
 
 def rollout(
@@ -75,7 +78,8 @@ def rollout(
         expect: told which prompts this process will be asked for next.
 
     Raises:
-        UserError: the batch is not full after ``rollout.max_tries`` rounds.
+        UserError: the batch is not full after ``rollout.max_tries`` rounds; a setting names a key that the
+            reward does not return.
     """
     settings = config.rollout
     dropped = config.published.drop_surplus
@@ -108,6 +112,8 @@ def rollout(
             expect(mine([*part, *following]))
             watch.progress("groups", min(len(groups), settings.prompts_per_step), settings.prompts_per_step)
             for group in everyone.share(part, sample, together):
+                if not counts.groups:
+                    check_keys(config, group.named)
                 informative = is_informative(config, group)
                 counts.add(group, informative)
                 if informative or not settings.dynamic_sampling:
@@ -125,6 +131,19 @@ def rollout(
         (out / NEXT).write_text(text + "\n", encoding="utf-8")
     metrics = _metrics(counts, used, carried, len(surplus), position, tries, share)
     return metrics | ({"groups_thrown_away": len(thrown)} if dropped else {})
+
+
+def check_named(config: Config, samples: SampleTable, reward: RewardFunction) -> None:
+    """Ask the reward for the keys that settings name, before anything is sampled.
+
+    Raises:
+        UserError: it has none of that name. One that cannot say so yet is asked again with the first responses.
+    """
+    if {config.rollout.filter_key, config.checkpoint.best_key} <= {ACCURACY, REWARD}:
+        return
+    named = reward.named(samples[0], config.rollout.samples_per_prompt)
+    if named is not None:
+        check_keys(config, named)
 
 
 def _go_on(previous: Path) -> tuple[int, float]:
@@ -204,7 +223,14 @@ def _epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
 
 
 def is_informative(config: Config, group: Rollout) -> bool:
-    """DAPO's rule: some responses are right and some are wrong, so advantages are not all zero."""
+    """DAPO's rule: some responses are right and some are wrong, so advantages are not all zero.
+
+    By another ``rollout.filter_key``, whose scale nobody knows: not all have the same, as float32 holds them.
+    """
+    key = config.rollout.filter_key
+    if key != ACCURACY:
+        values = group.reward if key == REWARD else group.named[key]
+        return bool(np.ptp(np.array(values, np.float32)) > 0)
     accuracy = group.outcome.count("correct") / len(group.outcome)
     return config.rollout.accuracy_low < accuracy < config.rollout.accuracy_high
 
@@ -220,6 +246,7 @@ def _metrics(
     return {
         "accuracy": seen.correct / seen.responses,
         "reward": seen.rewards / seen.responses,
+        **{NAMED + name: sum(values) / len(values) for name, values in sorted(seen.named.items())},
         "reward_used": sum(map(sum, (g.reward for g in used))) / sum(len(g.reward) for g in used),
         "groups_sampled": counts.groups,
         "groups_informative": counts.informative,
@@ -238,13 +265,21 @@ def _metrics(
 
 
 def _never_full(config: Config, step: int, counts: Counts, found: int) -> UserError:
+    settings = config.rollout
+    tries = f"after {settings.max_tries} rounds ({counts.groups} prompts"
+    wanted = f"only {found} of {settings.prompts_per_step} groups have"
+    more = (
+        "a lower rollout.prompts_per_step, more rollout.samples_per_prompt or rollout.max_tries; or set "
+        "rollout.dynamic_sampling=false."
+    )
+    if settings.filter_key != ACCURACY:
+        key = f"rollout.filter_key: {settings.filter_key}"
+        problem = f"{wanted} responses that differ in it {tries})."
+        return UserError(f"rollout, step {step}, {key}", problem, f"Use another key, {more}")
     right = counts.correct / max(counts.responses, 1)
     easier = "harder" if right > 0.5 else "easier"
     return UserError(
         f"rollout, step {step}",
-        f"only {found} of {config.rollout.prompts_per_step} groups have both right and wrong answers "
-        f"after {config.rollout.max_tries} rounds ({counts.groups} prompts, {right:.1%} of answers "
-        "right).",
-        f"Use {easier} questions, a lower rollout.prompts_per_step, more rollout.samples_per_prompt or "
-        "rollout.max_tries; or set rollout.dynamic_sampling=false.",
+        f"{wanted} both right and wrong answers {tries}, {right:.1%} of answers right).",
+        f"Use {easier} questions, {more}",
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.chain import Chain
 from pipelines.config.schema import Config, Section
+from pipelines.disk.records import reward_column
 from pipelines.disk.step import Step
 from pipelines.runs import step_metrics
 from pipelines.tracking import timing
@@ -69,6 +70,7 @@ def _evaluation(step: Step) -> dict[str, Any]:
     low, high = found["interval"]
     told = {"accuracy": found["accuracy"], "accuracy_low": low, "accuracy_high": high}
     told |= {f"pass_at_{k}": value for k, value in found["pass_at_k"].items()}
+    told |= {reward_column(name): mean["value"] for name, mean in found.get("rewards", {}).items()}
     return {f"{prefix}/{name}": value for name, value in told.items()}
 
 

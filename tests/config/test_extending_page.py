@@ -23,6 +23,7 @@ from pipelines.config import settings
 from pipelines.disk.part_sources import SETTINGS
 from pipelines.disk.records import ROLLOUTS, Rollout, Sample, read_rows
 from pipelines.grading.graders import GraderPool
+from pipelines.grading.reward import check_keys, make_reward
 from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.hf import HuggingFaceEngine
@@ -79,8 +80,9 @@ def test_a_run_with_all_of_them(files: Path) -> None:
     (made,) = files.glob("runs/mine/steps/0001/rollout-*")
     for group in read_rows(made / ROLLOUTS, Rollout):
         for text, outcome, reward in zip(group.response, group.outcome, group.reward, strict=True):
-            right = outcome == "correct"  # glyphs are answered by plain integers
-            assert reward == pytest.approx(right - 0.001 * len(text.split()), abs=1e-6)
+            longer = max(0, len(text.split()) - 20)
+            assert reward == pytest.approx((outcome == "correct") - 0.01 * longer, abs=1e-6)
+        assert group.named["boxed"] == [float("\\boxed{" in text) for text in group.response]
     (scored,) = files.glob("runs/mine/steps/0001/score-*")
     column = pq.read_table(scored / "scores.parquet")["perception"].to_pylist()
     assert min(x for group in column for response in group for x in response) == 0  # never below
@@ -110,9 +112,22 @@ def test_data_as_the_page_shows_them(files: Path) -> None:
 def test_reward_and_grader_by_hand(files: Path) -> None:
     sample = Sample("a", "1 + 2?", [], "3")
     assert loaded("rewards").brief([r"so \boxed{3}", r"\boxed{4}"], [sample, sample]) == [0.998, -0.001]
+    short = Sample("b", "1 + 2?", [], "3", metadata='{"max_words": 1}')
+    found = loaded("shaped").answer_and_length(["so it is 3", r"\boxed{3}"], [short] * 2, ["no_answer", "correct"])
+    assert found == {"reward": [-0.03, 1.0], "length": [-0.03, 0.0], "boxed": [0.0, 1.0]}
     with GraderPool(workers=1, deadline_s=5.0) as pool:
         items = [("3.001", "3", "value"), ("3.1", "3", "value"), (" x", "x", "value")]
         assert pool.grade(items, "graders:near") == [True, False, True]
+
+
+def test_the_keys_of_the_reward_are_settings_that_work(files: Path) -> None:
+    (line,) = re.findall(r"^vppo train (--set reward\.function=shaped.*)$", PAGE, re.M)
+    config = settings.load(None, re.findall(r"--set (\S+)", line))
+    sample = Sample("a", "1 + 2?", [], "3")
+    with make_reward(config.reward.function) as reward:
+        named = reward.named(sample, 2)
+        assert named == ["boxed", "length"]
+        check_keys(config, named)
 
 
 def test_the_perturbation_blackens_one_half(files: Path) -> None:

@@ -266,6 +266,9 @@ def test_an_override_without_a_value_or_with_broken_yaml():
 def test_settings_that_contradict_each_other():
     error = refused(None, "rollout.accuracy_low=0.995")
     assert "rollout.accuracy_low (0.995) must be below rollout.accuracy_high (0.99)" in error.problem
+    error = refused(None, "rollout.accuracy_high=0.9", "rollout.filter_key=reward")
+    assert "accuracy_high (0.9) is a limit of accuracy, and rollout.filter_key is reward" in error.problem
+    assert refused(None, "checkpoint.best_key=a/b").place == "checkpoint.best_key"
     error = refused(None, "update.overlong_cache=65", "rollout.max_new_tokens=64")
     assert "longer than rollout.max_new_tokens (64)" in error.problem
     error = refused(None, "update.beta_max=0.8")

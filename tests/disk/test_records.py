@@ -139,6 +139,31 @@ def test_further_columns_do_no_harm(tmp_path):
     assert read_rows(path, Sample) == list(SampleTable(path)) == SAMPLES
 
 
+def named(*lists):
+    return [dataclasses.replace(ROLLOUTS[0], position=i, named=found) for i, found in enumerate(lists)]
+
+
+def test_named_rewards_are_columns_of_their_own(tmp_path):
+    path, groups = tmp_path / "a.parquet", len(ROLLOUTS[0].reward)
+    rows = named({"format": [1.0] * groups}, {}, {"format": [0.5] * groups, "a-b": [-2.0] * groups})
+    write_rows(path, Rollout, rows)
+    assert pq.read_schema(path).names == [*schema(Rollout).names, "reward/a-b", "reward/format"]
+    assert read_rows(path, Rollout) == rows
+    write_rows(path, Rollout, ROLLOUTS)  # without: as it always was
+    assert pq.read_schema(path).names == schema(Rollout).names
+    assert read_rows(path, Rollout) == ROLLOUTS
+
+
+def test_named_rewards_of_another_type_or_not_finite_are_refused(tmp_path):
+    path, groups = tmp_path / "a.parquet", len(ROLLOUTS[0].reward)
+    with pytest.raises(UserError, match="column reward/format: holds nan"):
+        write_rows(path, Rollout, named({"format": [float("nan")] * groups}))
+    write_rows(path, Rollout, ROLLOUTS[:1])
+    pq.write_table(pq.read_table(path).append_column("reward/format", pa.array(["good"])), path)
+    with pytest.raises(UserError, match=r"column reward/format: expected list<.*>, found string"):
+        read_rows(path, Rollout)
+
+
 def test_rows_of_another_stage_are_refused(tmp_path):
     write_rows(tmp_path / "a.parquet", Rollout, ROLLOUTS)
     with pytest.raises(UserError, match=r"column old_logp") as caught:

@@ -83,6 +83,37 @@ def nothing(responses, samples):
     pass
 
 constant = 1.0
+
+def graded(responses, samples, outcomes):
+    return [float(outcome == "correct") - 0.5 * (outcome == "truncated") for outcome in outcomes]
+
+def graded_by_name(responses, samples, *, outcomes=None):
+    return [1.0] * len(responses)
+
+def weighed(responses, samples, weight=0.25):
+    return [weight] * len(responses)
+
+def several(responses, samples, outcomes):
+    length = [len(response) for response in responses]
+    return {"words-2": [2] * len(responses), "reward": [n / 2 for n in length], "length": length}
+
+def of_content(responses, samples):
+    return {"reward": [0] * len(responses)} | {response: [0] * len(responses) for response in responses if response}
+
+def named(**lists):
+    return lambda responses, samples: lists
+
+rewardless = named(format=[1, 1])
+short_part = named(reward=[1, 1], format=[1])
+nan_part = named(reward=[1, 1], format=[1, float("nan")])
+huge = named(reward=[1, 1e39], format=[1, 1])
+text_part = named(reward=[1, 1], format="ab")
+by_response = lambda responses, samples: [{"reward": 1} for _ in responses]
+accuracy = named(reward=[1, 1], accuracy=[1, 1])
+odd_name = named(**{"reward": [1, 1], "a/b": [1, 1]})
+number_name = lambda responses, samples: {"reward": [1, 1], 1: [1, 1]}
+empty = named()
+alone = lambda responses: [1.0] * len(responses)
 """
 
 
@@ -102,6 +133,60 @@ def test_a_reward_of_ones_own_and_its_outcomes(here: Path) -> None:
         graded = reward([r"\boxed{5}", "what?"], [sample("5"), sample("10")], [False, False])
     # 9 characters over 1; 5 characters over 2
     assert graded == [Graded("5", "correct", 9.0), Graded("", "no_answer", 2.5)]
+
+
+def test_outcomes_are_given_to_who_takes_them(here: Path) -> None:
+    responses, owners = [r"\boxed{5}", r"\boxed{6}", "so"], [sample("5")] * 3
+    for function, expected in (("graded", [1.0, 0.0, -0.5]), ("weighed", [0.25] * 3)):
+        with make_reward(f"{here.name}.rewards:{function}") as reward:
+            assert [one.reward for one in reward(responses, owners, [False, False, True])] == expected
+
+
+def test_named_lists_come_with_each_response(here: Path) -> None:
+    with make_reward(f"{here.name}.rewards:several") as reward:
+        assert reward([], [], []) == []  # and is not asked
+        assert reward(["a", "abc"], [sample("5")] * 2, [False] * 2) == [
+            Graded("", "no_answer", 0.5, {"length": 1.0, "words-2": 2.0}),
+            Graded("", "no_answer", 1.5, {"length": 3.0, "words-2": 2.0}),
+        ]
+        assert reward.named(sample("5"), 2) == ["length", "words-2"]
+    with make_reward("outcome") as reward:
+        assert reward.named(sample("5"), 2) == []
+    with make_reward(f"{here.name}.rewards:rewardless") as reward:
+        assert reward.named(sample("5"), 2) is None  # which is told with what is sampled
+
+
+def test_a_reward_keeps_to_its_names(here: Path) -> None:
+    with make_reward(f"{here.name}.rewards:of_content") as reward:
+        reward(["a"], [sample("5")], [False])
+        with pytest.raises(UserError, match="returned reward, b, and reward, a before"):
+            reward(["b"], [sample("5")], [False])
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("rewardless", "returned format, and no 'reward', which is trained on"),
+        ("empty", "returned an empty dict, and no 'reward'"),
+        ("short_part", "short_part, format: it returned 1 values for 2 responses"),
+        ("nan_part", "nan_part, format: format 1 of 2 is nan"),
+        ("huge", "huge: reward 1 of 2 is 1e"),
+        ("text_part", "text_part, format: it did not return numbers"),
+        ("by_response", "did not return numbers.*a dict of such lists, one of them 'reward'"),
+        ("accuracy", "a list called 'accuracy', which is the grader's"),
+        ("odd_name", "a list called 'a/b', which is no name"),
+        ("number_name", "a list called 1, which is no name"),
+    ],
+)
+def test_named_lists_are_checked(here: Path, function: str, problem: str) -> None:
+    with make_reward(f"{here.name}.rewards:{function}") as reward, pytest.raises(UserError, match=problem):
+        reward(["a", "b"], [sample("5"), sample("5")], [False, False])
+
+
+@pytest.mark.parametrize("function", ["alone", "graded_by_name"])
+def test_a_reward_that_takes_other_arguments_is_refused_at_once(here: Path, function: str) -> None:
+    with pytest.raises(UserError, match=rf"{function}: takes \(responses.*\(responses, samples, outcomes\)"):
+        make_reward(f"{here.name}.rewards:{function}")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
+from pipelines.checks import check_parts
 from pipelines.disk.records import ROLLOUTS, SURPLUS, Rollout, read_rows
 from pipelines.errors import UserError
-from pipelines.grading.reward import make_reward
+from pipelines.grading.reward import Graded, make_reward
 from pipelines.rollout.engine import Response
-from pipelines.rollout.groups import is_informative, prompt_at, rollout
+from pipelines.rollout.groups import check_named, is_informative, prompt_at, rollout
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.watch import Silent
 
@@ -143,6 +144,75 @@ def test_without_dynamic_sampling_every_group_is_kept(sample_step):
     assert metrics["tries"] == 1
     assert metrics["accuracy"] == pytest.approx((0 + 1 + 2 + 3) / 16)
     assert sample_step(engine, "rollout.dynamic_sampling=false")[0] == [4, 5, 6, 7]
+
+
+def lists(outcome, named):
+    """A reward that pays these for every group."""
+
+    class Own:
+        asked = 0
+
+        def named(self, sample, count):
+            self.asked += 1
+            return [*named]
+
+        def __call__(self, responses, samples, truncated):
+            each = zip(*(values for values in named.values()), strict=True)
+            rest = [dict(zip(named, values, strict=True)) for values in each] or [{}] * GROUP
+            return [Graded("", o, r, rest[i % GROUP]) for i, (o, r) in enumerate(outcome * (len(responses) // GROUP))]
+
+    return Own()
+
+
+RIGHT = [("correct", 1.0), ("correct", 1.0), ("correct", 1.0), ("correct", 0.5)]
+
+
+def test_groups_are_kept_by_the_key_that_is_asked_for(configure, rollouts):
+    def kept(key, reward=(1, 1, 1, 1), **named):
+        group = dataclasses.replace(rollouts[0], outcome=["correct"] * GROUP, reward=[*reward], named=named)
+        return is_informative(configure(f"rollout.filter_key={key}"), group)
+
+    assert not kept("accuracy", (0, 1, 2, 3))
+    assert kept("reward", (-5, -5, -5, -4.5))
+    assert not kept("reward", (0.3, 0.1 + 0.2, 0.3, 0.3))  # equal, as they are stored
+    assert kept("format", format=[7, 7, 7, 8])
+    assert not kept("format", (0, 1, 2, 3), format=[7] * 4)
+
+
+def test_a_step_by_another_key_stores_and_tells_what_the_reward_names(configure, table, tmp_path):
+    own, engine = lists(RIGHT, {"b": [1.0, 2.0, 3.0, 6.0], "a": [0.25] * 4}), Scripted(lambda position: 2)
+    config = configure("rollout.filter_key=b", "rollout.batch_prompts=100")
+    metrics = rollout(config, 1, table, None, engine, own, tmp_path, Silent())
+    for group in read_rows(tmp_path / ROLLOUTS, Rollout):
+        assert group.named == {"a": [0.25] * 4, "b": [1.0, 2.0, 3.0, 6.0]}
+    assert (metrics["reward"], metrics["reward/a"], metrics["reward/b"]) == (3.5 / 4, 0.25, 3.0)
+    assert (metrics["accuracy"], metrics["informative_share"]) == (1, 1)
+
+    config = configure("rollout.filter_key=a", "rollout.max_tries=1")
+    with pytest.raises(UserError, match=r"filter_key: a: only 0 of 4 groups have responses that differ in it"):
+        rollout(config, 2, table, None, engine, own, tmp_path, Silent())
+
+
+@pytest.mark.parametrize("setting", ["rollout.filter_key", "checkpoint.best_key"])
+def test_a_key_that_the_reward_does_not_return_is_refused_before_anything_is_sampled(
+    configure, table, tmp_path, setting
+):
+    own, config = lists(RIGHT, {"format": [1.0] * 4}), configure(f"{setting}=formt")
+    problem = rf"{setting}: formt: outcome returns no such list\. Did you mean format\? Known: accuracy, reward, format"
+    with pytest.raises(UserError, match=problem):
+        check_named(config, table, own)
+    engine = Scripted(lambda position: 2)
+    with pytest.raises(UserError, match=problem):  # of one that cannot tell without responses
+        rollout(config, 1, table, None, engine, own, tmp_path, Silent())
+    assert len(engine.calls) == 1
+    check_named(configure(), table, own)
+    assert own.asked == 1  # not where there is nothing to ask for
+
+
+def test_the_built_in_reward_has_no_lists(configure):
+    check_parts(configure("rollout.filter_key=reward", "checkpoint.best_key=reward"))
+    with pytest.raises(UserError, match=r"checkpoint.best_key: format: outcome returns no such list"):
+        check_parts(configure("checkpoint.best_key=format"))
 
 
 def test_the_rule_leaves_out_its_limits(configure, rollouts):

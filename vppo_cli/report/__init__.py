@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import runs
+from pipelines import checkpoints, runs
 from pipelines.page import embedded_json
 from vppo_cli.report.curves import curves
 from vppo_cli.report.entries import viewer
@@ -78,6 +78,9 @@ def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
         if values:
             remark = f"from {form.format(scale * values[0])} at step 1" if len(values) > 1 else ""
             facts.append([label, form.format(scale * values[-1]), remark])
+    best = checkpoints.best(source.chain, checkpoints.saved(source.chain))[:1]
+    if best:
+        facts.append(["Best checkpoint", str(best[0]), f"by validation {config.checkpoint.best_key}"])
     return {
         "state": state.state,
         "done": len(rows),

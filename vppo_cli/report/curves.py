@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pipelines.disk.records import NAMED
 from pipelines.disk.step import MANIFEST, read_manifest
+from pipelines.grading.reward import REWARD
 from pipelines.page.viewer import short
 from vppo_cli.report.source import RunSource
+from vppo_cli.screen.facts import named
 
 Chart = dict[str, Any]
 
@@ -22,8 +25,9 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
             "Does it answer better, and is there something to learn from?",
             [
                 _metric("Accuracy", "rollout/accuracy", "percent", "of the responses sampled in training"),
-                _validation(sources),
+                *_validation(sources),
                 _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
+                *(_metric(f"Reward, {name}", key, "number", "mean, of all sampled") for name, key in _named(sources)),
                 _metric(
                     "Informative groups", "rollout/informative_share", "percent", "neither all right nor all wrong"
                 ),
@@ -162,16 +166,45 @@ def _range(title: str, low: str, high: str, about: str) -> Maker:
     return make
 
 
-def _validation(sources: Sequence[RunSource]) -> Maker:
-    """Accuracy on the validation questions after each checkpoint, with its interval."""
+def _named(sources: Sequence[RunSource]) -> list[tuple[str, str]]:
+    """What rewards of one's own name besides ``reward``, and the metric of each."""
+    keys = {f"rollout/{NAMED}{name}": name for source in sources for row in source.rows for name in named(row)}
+    return [(name, key) for key, name in sorted(keys.items())]
+
+
+def _validation(sources: Sequence[RunSource]) -> list[Maker]:
+    """Accuracy on the validation questions after each checkpoint, and the lists of a reward of one's own."""
+    measured = [list(_validated(source)) for source in sources]
+    found = [_validation_chart("Validation accuracy", "percent", measured, lambda m: (m["accuracy"], m["interval"]))]
+    names = dict.fromkeys(name for points in measured for _, metrics in points for name in metrics.get("rewards", ()))
+    for name in names:
+        having = [[(step, m) for step, m in points if name in m.get("rewards", ())] for points in measured]
+        title = "Validation reward" if name == REWARD else f"Validation reward, {name}"
+
+        def mean(metrics: dict[str, Any], name: str = name) -> tuple[float, list[float]]:
+            return metrics["rewards"][name]["value"], metrics["rewards"][name]["interval"]
+
+        found.append(_validation_chart(title, "number", having, mean))
+    return found
+
+
+def _validated(source: RunSource) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, metrics) of each evaluation on the validation questions."""
+    for step in range(1, source.chain.config.run.steps + 1):
+        made = source.chain.eval(step, "validation")
+        if source.chain.has_checkpoint(step) and made.path.is_dir():
+            yield step, (made.manifest() or {})["metrics"]
+
+
+def _validation_chart(
+    title: str,
+    form: str,
+    measured: Sequence[Sequence[tuple[int, dict[str, Any]]]],
+    of: Callable[[dict[str, Any]], tuple[float, list[float]]],
+) -> Maker:
     series = []
-    for index, source in enumerate(sources):
-        points = []
-        for step in range(1, source.chain.config.run.steps + 1):
-            made = source.chain.eval(step, "validation")
-            if source.chain.has_checkpoint(step) and made.path.is_dir():
-                metrics = (made.manifest() or {})["metrics"]
-                points.append((step, metrics["accuracy"], metrics["interval"]))
+    for index, found in enumerate(measured):
+        points = [(step, *of(metrics)) for step, metrics in found]
         if points:
             series.append(
                 {
@@ -184,7 +217,7 @@ def _validation(sources: Sequence[RunSource]) -> Maker:
                 }
             )
     about = "of the checkpoints, with 95 % intervals"
-    return lambda _: chart("Validation accuracy", "percent", about, series)
+    return lambda _: chart(title, form, about, series)
 
 
 def _times(source: RunSource) -> dict[str, list[tuple[int, float]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.disk.records import Advantages, Look, Rollout, Row, SampleTable, Scored, schema
+from pipelines.disk.records import Advantages, Look, Rollout, Row, SampleTable, Scored, rows_of
 from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
 from pipelines.page.viewer import Entry, perceived, prompt_entry
@@ -148,7 +148,7 @@ class EntryMaker:
         score, file = self.source.chain.score(step), self.source.score_file(step, LOOKS)
         looks = None
         if file in (score.manifest() or {"files": ()})["files"]:
-            looks = read_table(score, file, schema(Look))
+            looks = read_table(score, file, Look)
         self.without_looks |= not looks
         return looks or None
 
@@ -176,4 +176,4 @@ class EntryMaker:
 
 
 def _row(table: pa.Table, index: int, row_type: type[Row]) -> Row:
-    return row_type(**table.slice(index, 1).to_pylist()[0])
+    return rows_of(table.slice(index, 1), row_type)[0]

@@ -23,6 +23,7 @@ from pipelines.disk.records import (
     Advantages,
     Rollout,
     Scored,
+    named_columns,
     parquet_errors,
     schema,
 )
@@ -94,8 +95,8 @@ class RunSource:
         Raises:
             UserError: a file is not what the stage wrote.
         """
-        rollouts = read_table(self.chain.rollout(step), ROLLOUTS, schema(Rollout))
-        scores = read_table(self.chain.score(step), self.score_file(step, SCORES), schema(Scored))
+        rollouts = read_table(self.chain.rollout(step), ROLLOUTS, Rollout)
+        scores = read_table(self.chain.score(step), self.score_file(step, SCORES), Scored)
         _same_groups(self.chain.score(step), scores, rollouts)
         return rollouts, scores
 
@@ -108,7 +109,7 @@ class RunSource:
         update = self.chain.update(step)
         if ADVANTAGES not in (update.manifest() or {"files": ()})["files"]:
             return None
-        table = read_table(update, ADVANTAGES, schema(Advantages))
+        table = read_table(update, ADVANTAGES, Advantages)
         _same_groups(update, table, rollouts)
         return table
 
@@ -122,7 +123,7 @@ def _same_groups(step: Step, table: pa.Table, rollouts: pa.Table) -> None:
         )
 
 
-def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
+def read_table(step: Step, name: str, row_type: type) -> pa.Table:
     """A Parquet file of a step, checked for its content and its columns.
 
     Raises:
@@ -132,6 +133,8 @@ def read_table(step: Step, name: str, columns: pa.Schema) -> pa.Table:
     path = step.path / name
     with parquet_errors(path):
         table = pq.read_table(checked(path), page_checksum_verification=True)
+        named = [table.schema.field(name) for name in named_columns(table.column_names, row_type)]
+        columns = pa.schema([*schema(row_type), *named])
         return table.select(columns.names).cast(columns).combine_chunks()
 
 

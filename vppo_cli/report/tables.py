@@ -78,7 +78,7 @@ def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
         try:
             report = read(files[-1])
             tables = [report_tables.main_table(report)]
-            tables += filter(None, [report_tables.verdict_table(report)])
+            tables += filter(None, [report_tables.verdict_table(report), report_tables.reward_table(report)])
             tables += report_tables.detail_tables(report)
             tables += filter(None, [report_tables.score_table(report)])
             tables += report_tables.breakdown_tables(report)

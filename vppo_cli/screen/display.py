@@ -142,7 +142,8 @@ def summary(metrics: dict[str, Any], most: int = 6) -> str:
 
 
 def evaluation_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Accuracy of the starting policy and of the checkpoint, with intervals, and the difference."""
+    """Accuracy of the starting policy and of the checkpoint, with intervals, and the difference; under each
+    what a reward of one's own gives it."""
     for text in evaluation_lines(rows):
         console.print(text)
     if rows:
@@ -166,6 +167,9 @@ def evaluation_lines(rows: Sequence[dict[str, Any]]) -> Iterator[Text]:
                 change, (down, up) = entry["difference"], entry["difference_interval"]
                 cells.append(f"{change:+.1f} points [{down:+.1f}, {up:+.1f}]")
             table.append(cells)
+            for name, mean in entry.get("rewards", {}).items():
+                low, high = mean["interval"]
+                table.append([f"  {name}", f"{mean['value']:.3f}", f"[{low:.3f}, {high:.3f}]"])
         yield from map(Text, aligned(table, indent=LABEL, gap=3))
 
 

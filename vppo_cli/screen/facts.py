@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from pipelines.chain import Chain
+from pipelines.disk.records import NAMED
 from pipelines.tracking import timing
 from vppo_cli.screen.words import compact, duration, size, sparkline
 
@@ -31,6 +32,7 @@ def step_line(row: Mapping[str, Any], last: int) -> str:
         f"step {row['step']:>3}/{last}",
         _said(row, "accuracy {:.3f}", "rollout/accuracy"),
         _said(row, "reward {:.3f}", "rollout/reward"),
+        *(f"{name} {value:.3f}" for name, value in named(row).items()),
         _said(row, "informative {}/{}", *INFORMATIVE),
         _said(row, "perception {:.2f} nats", "score/perception_mean"),
         f"in kept {share}" if (share := _share(row)) else "",
@@ -41,6 +43,26 @@ def step_line(row: Mapping[str, Any], last: int) -> str:
 
 INFORMATIVE = ("rollout/groups_informative", "rollout/groups_sampled")
 """Groups with right and wrong responses, of those sampled."""
+
+
+def named(row: Mapping[str, Any]) -> dict[str, float]:
+    """The means of what a reward of one's own names besides ``reward``."""
+    prefix = f"rollout/{NAMED}"
+    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+
+
+MOST = 49
+"""Columns of a text beside its label."""
+
+
+def fitting(parts: Iterable[str]) -> str:
+    """As many of them as fit into a line."""
+    text = ""
+    for part in parts:
+        if len(text) + len(part) + 3 > MOST:
+            return f"{text} ..."
+        text += f"   {part}" if text else part
+    return text
 
 
 def _said(row: Mapping[str, Any], form: str, *names: str) -> str:
@@ -88,6 +110,8 @@ def step_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     ]
     if told := "   ".join(part for part in parts if part):
         yield "reward", told
+    if lists := named(row):
+        yield "rewards", fitting(f"{name} {value:.3f}" for name, value in lists.items())
     if told := perception(row):
         yield "perception", told
 

@@ -43,6 +43,7 @@ class Glance:
     rows: list[dict[str, Any]]
     recent: list[dict[str, float]]
     saved: list[int]
+    best: int | None
     evaluations: list[dict[str, Any]]
     used: int
 
@@ -93,6 +94,8 @@ class Glance:
             "gpu_memory": state.gpu_memory,
             "metrics": self.rows[-1] if self.rows else {},
             "checkpoints": self.saved,
+            "best": self.best,
+            "best_key": config.checkpoint.best_key,
             "evaluations": self.evaluations,
             "warnings": self.warnings,
         }
@@ -106,14 +109,15 @@ def look(path: Path, before: Glance | None = None) -> Glance:
         before.state = state
         return before
     chain = runs.as_made(runs.read_config(path), path, *TRAINING, *ANSWERS)
-    rows = recent_rows(chain)
+    rows, saved = recent_rows(chain), checkpoints.saved(chain)
     return Glance(
         chain,
         state,
         stamp,
         rows,
         facts.recent_seconds(chain, rows),
-        checkpoints.saved(chain),
+        saved,
+        next(iter(checkpoints.best(chain, saved)), None),
         evaluation_rows(chain),
         used(path),
     )
@@ -186,6 +190,11 @@ def lines(glance: Glance) -> Iterator[Text]:
         if values and not same:
             course = sparkline(values, 24)
             yield labelled(label, f"{course}  {values[0]:{form}} -> {values[-1]:{form}}")
+        if key == "rollout/reward":
+            for name in facts.named(rows[-1]) if rows else ():
+                values = [facts.named(row)[name] for row in rows if name in facts.named(row)]
+                course = sparkline(values, 24)
+                yield labelled("", f"{course}  {values[0]:{form}} -> {values[-1]:{form}}  {name}")
     if rows and (told := facts.perception(rows[-1])):
         yield labelled("last step", told)
     if glance.recent and rows:
@@ -196,8 +205,8 @@ def lines(glance: Glance) -> Iterator[Text]:
     if state.state == "running" and state.memory:
         yield labelled("memory", facts.memory_text(state.memory, state.gpu_memory))
     if glance.saved:
-        best = checkpoints.best(chain, glance.saved)[:1]
-        named = [f"{t} (best)" if t in best else str(t) for t in glance.saved]
+        key = chain.config.checkpoint.best_key
+        named = [f"{t} (best {key})" if t == glance.best else str(t) for t in glance.saved]
         yield labelled("weights", f"checkpoints {', '.join(named)}")
     free = shutil.disk_usage(chain.run).free
     yield labelled("disk", f"{size(glance.used)}, {size(free)} free")

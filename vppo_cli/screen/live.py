@@ -77,7 +77,10 @@ class PlainWatch:
         elif name == "prepare":
             self.say(f"{'prepare':<{LABEL}}" + summary(metrics))
         elif name == "validation":
-            self.say(f"{'validation':<{LABEL}}step {index}  accuracy {metrics['accuracy']:.3f}")
+            means = {"accuracy": metrics["accuracy"]}
+            means |= {key: mean["value"] for key, mean in metrics.get("rewards", {}).items()}
+            told = "  ".join(f"{key} {mean:.3f}" for key, mean in means.items())
+            self.say(f"{'validation':<{LABEL}}step {index}  {told}")
         elif self.single and "interval" in metrics:
             low, high = metrics["interval"]
             self.say(

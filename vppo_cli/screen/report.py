@@ -38,6 +38,8 @@ def show(report: dict[str, Any], files: Iterable[Path] = ()) -> None:
     _breakdowns(results)
     _scores(results)
     _counts(results)
+    if rewards := report_tables.reward_table(report):
+        _table(["rewards", *rewards.header[1:]], rewards.rows)
     _accuracy(report)
     console.print()
     line("model", plain(report["model"]))

@@ -62,6 +62,7 @@ def entry(step: Step, policy: str) -> dict[str, Any]:
         "interval": metrics["interval"],
         "outcomes": metrics["outcomes"],
         "pass_at_k": metrics["pass_at_k"],
+        **({"rewards": metrics["rewards"]} if "rewards" in metrics else {}),
     }
 
 
