@@ -5,7 +5,9 @@ import yaml
 from command_line import given, vppo
 
 from pipelines import runs
+from pipelines.chain import Chain
 from pipelines.config import settings
+from pipelines.config.hub import as_begun
 from pipelines.errors import UserError
 
 OTHER = settings.load(None, ["seed=5"])
@@ -96,3 +98,22 @@ def test_a_run_that_began_as_reference_is_found_by_its_settings(config):
     (old / runs.CONFIG).write_text(yaml.safe_dump(values))
     assert runs.run_of(config) == (old, "")
     assert runs.read_config(old) == config
+
+
+def test_a_run_of_an_earlier_version_is_found_and_keeps_reading_no_further_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPPO_RUNS", str(tmp_path))
+    asked = settings.load(None, ["data.source=some/where"])
+    values = asked.model_dump(mode="json")
+    for section, name in (("data", "extra"), ("data", "image_folders"), ("data", "system_prompt")):
+        del values[section][name]
+    folder = tmp_path / settings.run_name(asked)
+    folder.mkdir()
+    (folder / runs.CONFIG).write_text(yaml.safe_dump(values))
+    stored = runs.read_config(folder)
+    assert stored.data.extra == "none"
+    assert runs.run_of(asked) == (folder, "")
+    assert as_begun(asked, stored, set()) == stored
+    anew = settings.load(None, ["data.source=some/where", "data.extra=all"])
+    assert as_begun(anew, stored, set()).data.extra == "all"
+    keys = [Chain(one, folder).prepare.key for one in (stored, asked)]
+    assert keys[0] != keys[1]

@@ -100,6 +100,7 @@ def file_lock(
     wait: bool = False,
     tell: Callable[[str], None] = lambda _: None,
     over: Path | None = None,
+    tidy: bool = False,
 ) -> Iterator[None]:
     """Hold a lock.
 
@@ -109,6 +110,7 @@ def file_lock(
         wait: wait for a process that holds it, after telling so; else refuse.
         tell: told of waiting and of take-overs.
         over: the folder in which nothing is written any more should the lock be lost.
+        tidy: leave no file behind.
 
     Raises:
         UserError: another live process holds the lock.
@@ -125,6 +127,8 @@ def file_lock(
             yield
     finally:
         with contextlib.suppress(OSError), file:  # this very file, whoever's stands there now
+            if tidy and _stands(file, path):
+                path.unlink()
             file.truncate(0)
 
 

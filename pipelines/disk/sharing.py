@@ -31,7 +31,8 @@ def one_at_a_time(step: Step, tell: Callable[[str], None]) -> Iterator[None]:
 
     def take() -> None:
         path = step.parent.parent / f".{step.path.name}.lock"
-        stack.enter_context(file_lock(path, f"{step.path.name} of another run", "", wait=True, tell=tell))
+        what = f"{step.path.name} of another run"
+        stack.enter_context(file_lock(path, what, "", wait=True, tell=tell, tidy=True))
 
     with contextlib.ExitStack() as stack:
         if step.name in SHARED:

@@ -35,6 +35,7 @@ def take(wanted):
             assert not list(out.iterdir())
             (out / "train.parquet").write_bytes(b"anew")
         metrics |= found
+    assert not list(wanted.parent.parent.glob(".*"))
     return anew, told
 
 
@@ -91,4 +92,3 @@ def test_other_steps_are_never_shared(tmp_path):
     kept = dataclasses.replace(step(tmp_path, "a"), name="rollout")
     made(kept)
     assert take(dataclasses.replace(kept, parent=tmp_path / "b")) == (True, [])
-    assert not list(tmp_path.glob(".*.lock"))
