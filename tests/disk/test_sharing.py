@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -86,6 +87,32 @@ def test_without_hard_links_files_are_copied(tmp_path, monkeypatch):
     )
     second.verify()
     assert (second.path / "train.parquet").stat().st_ino != (first / "train.parquet").stat().st_ino
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork
+@pytest.mark.parametrize("links", range(len(CONTENT)))
+def test_killed_while_it_takes_over(tmp_path, links):
+    first, second = made(step(tmp_path, "a")), step(tmp_path, "b")
+    if not (child := os.fork()):
+        link, left = os.link, [None] * links
+
+        def until(*names):
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left.pop()
+            link(*names)
+
+        try:
+            os.link = until
+            take(second)
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not second.path.exists()
+    assert not take(second)[0]  # which takes the dead one's lock over
+    second.verify()
+    assert [path.name for path in second.parent.iterdir()] == [second.path.name]
+    assert (first / "train.parquet").read_bytes() == CONTENT["train.parquet"]
 
 
 def test_other_steps_are_never_shared(tmp_path):
