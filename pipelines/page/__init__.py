@@ -34,9 +34,10 @@ def write_page(path: Path, title: str, sections: dict[str, Any]) -> None:
     (data URLs), ``perturbed`` (those of each perturbed view) and ``responses``. A response has one of
     each a token in ``tokens`` (texts), ``perception`` and ``entropy`` (nats), ``keep``, ``logp`` and
     ``logp_perturbed``, ``top`` and ``top_perturbed`` ([text, p, q] of the likeliest tokens of a view:
-    their probabilities with the image and with it perturbed); and ``dependency``, ``reward``,
-    ``outcome``, ``answer``, ``truncated``, ``advantage`` and ``shaped_advantage``. What is not known is
-    None. A report's other sections, and a ledger's, are ``vppo_cli/report``'s.
+    their probabilities with the image and with it perturbed); and ``dependency``, ``reward``, ``named``
+    (what a reward names besides, by name), ``outcome``, ``answer``, ``truncated``, ``advantage`` and
+    ``shaped_advantage``. What is not known is None. A report's other sections, and a ledger's, are
+    ``vppo_cli/report``'s.
 
     Args:
         path: the HTML file; its folder is made if need be.

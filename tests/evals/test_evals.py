@@ -287,6 +287,26 @@ def test_other_graders_need_no_model(undisturbed, run, configure, pool):
     assert (found["grader"], list(found["graders"])) == ("math-verify", ["math-verify"])
 
 
+@pytest.mark.parametrize(("choice_rule", "paid"), [("true", 0.0), ("false", 1.0)])
+def test_a_reward_of_ones_own_gets_outcomes_as_training_has_them(
+    configure, write_prepared, pool, tmp_path, monkeypatch, choice_rule, paid
+):
+    """As published, mathruler reads the last side of an equation; our rules want the value alone."""
+    text = "def right(responses, samples, outcomes):\n    return [float(o == 'correct') for o in outcomes]\n"
+    (tmp_path / f"paid_{choice_rule}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = f"reward.function=paid_{choice_rule}:right", f"published.choice_rule={choice_rule}", "eval.samples=1"
+    chain = Chain(configure(*asked), tmp_path / "run")
+    write_prepared(chain.prepare.path)
+    cell = chain.cell(0, "glyphs")
+    for row in questions(cell):
+        said = rf"\boxed{{99={row.answer}}}"
+        append(cell.journal, [Entry(row.id, 0, said, False, 5, prompt_digest(row, cell.how.asking))])
+    found = grade_cell(cell, pool, None, tmp_path, Silent())
+    assert (found["accuracy"], found["as_published"]["accuracy"]) == (0, 1)
+    assert found["rewards"]["reward"] == {"value": paid, "interval": [paid, paid]}
+
+
 def test_grading_an_incomplete_journal_is_refused(undisturbed, configure, pool, tmp_path):
     folder = undisturbed.journal.parents[3]
     cell = Chain(configure(*ASKED, "eval.samples=5"), folder).cell(0, "glyphs")

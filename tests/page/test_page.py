@@ -121,7 +121,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tmp_path: Path
         browser,
         tmp_path,
         entry(
-            response(HOSTILE, answer=HOSTILE[2], top=[[[text, 0.5, 0.5]] for text in HOSTILE]),
+            response(HOSTILE, answer=HOSTILE[2], top=[[[text, 0.5, 0.5]] for text in HOSTILE], named={"a-b": 0.25}),
             problem="".join(HOSTILE[:3]),
             gold=HOSTILE[0],
             sample_id=HOSTILE[1],
@@ -131,6 +131,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tmp_path: Path
         opened.page.locator(".tokens .token").nth(index).hover()
     assert [token["text"] for token in tokens(opened)][:-1] == HOSTILE[:-1]
     assert HOSTILE[0] in opened.page.inner_text(".problem")
+    assert "Reward, a-b 0.25" in " ".join(opened.page.inner_text(".facts-of").split())
     assert opened.page.locator(".viewer script, .viewer b, .tokens img").count() == 0
     opened.page.wait_for_timeout(100)
     opened.assert_harmless()
