@@ -52,17 +52,19 @@ ORDER = (
     "vppo_cli.screen",
     "vppo_cli.report",
     "vppo_cli.choose",
+    "vppo_cli.opened",
     "vppo_cli.options",
     "vppo_cli.commands",
     "vppo_cli.app",
     "vppo_cli",
+    "vppo",
 )
 """From the ground up: rooms, and files that lie in none."""
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the three packages and its file."""
-    found = {}
+    """Every module of the three packages, and the one beside them, and its file."""
+    found = {"vppo": ROOT / "vppo.py"}
     for package in ("pipelines", "evals", "vppo_cli"):
         for path in (ROOT / package).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts

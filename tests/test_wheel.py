@@ -15,7 +15,7 @@ import pytest
 from command_line import ONE_THREAD, given
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("vppo_cli", "pipelines", "evals", "configs")
+PARTS = ("vppo_cli", "pipelines", "evals", "configs", "vppo.py")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,24 @@ def test_configs_of_the_paper_and_whose_numbers_they_are_come_along(installed, t
     ).stdout
     assert "update.beta_max  1.2" in said
     assert "Paper (Table 9): 0.9." in said
+
+
+def test_the_python_face_comes_along(installed, tmp_path):
+    code = (
+        "import sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x)]\n"
+        "import vppo; assert vppo.__file__.startswith(sys.argv[1]), vppo.__file__\n"
+        "try: vppo.open_run('nowhere')\n"
+        "except vppo.UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(installed)],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(installed)},
+    )
+    assert "run nowhere: no such run" in done.stdout
 
 
 def journalled(folder):

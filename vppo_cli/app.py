@@ -109,14 +109,19 @@ class _Warnings(logging.Handler):
         errors.print(labelled("warning", record.getMessage()), style="bold yellow")
 
 
-def _set_up() -> None:
-    """What holds for the whole process: environment, streams, warnings, signals."""
+def set_environment() -> None:
+    """What the user has not set, before anything heavy is imported."""
     # Idle OpenMP threads spin some microseconds, then sleep: sleeping at once costs a third of a step,
     # and spinning on, where others want the processor, a factor of 100.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def _set_up() -> None:
+    """What holds for the whole process: environment, streams, warnings, signals."""
+    set_environment()
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a character shows "?"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

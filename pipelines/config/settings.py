@@ -178,6 +178,16 @@ def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> tuple[tu
     return tuple(found)
 
 
+def dotted(settings: Mapping[str, Any] | None, prefix: str = "") -> Iterator[str]:
+    """``section.key=value``, as ``load`` takes them, of settings that are dotted or nested."""
+    whole = {name for name, _ in setting_names()}  # some of which are mappings themselves
+    for name, value in (settings or {}).items():
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in whole:
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={json.dumps(value, default=str)}"
+
+
 def shipped_config(name: str) -> Path:
     """The path of a config file that comes with the package."""
     return Path(str(files("configs") / name))

@@ -222,10 +222,11 @@ class Perceived:
     Lists have one entry for each token, the one that ends the response included. ``tokens`` are texts,
     joined the response. ``perception`` is S by the estimator, in nats for ``kl``, averaged over masks;
     ``keep`` marks the highest of it, and ``dependency`` is its mean. ``logp`` and ``logp_perturbed``
-    are log-probs of the token with the image and with the (first) perturbed one, ``entropy`` is the
-    former's, all in nats. ``top`` and so on are the likeliest tokens, as in Look. What only a perturbed
-    view gives is empty where the estimator needs none. ``named`` is shown and no column: a value of each
-    of the reward's named lists.
+    are log-probs of the token with the image and with it perturbed by the first mask, ``entropy`` is the
+    former's, all in nats. ``top`` and so on are the likeliest tokens, as in Look, by the first mask too.
+    ``perception_by_mask`` has S by each mask alone, whose mean ``perception`` is. What only a perturbed
+    view gives is empty where the estimator needs none. ``named`` is shown and no column: a value of
+    each of the reward's named lists.
     """
 
     id: str = _column(TEXT)
@@ -251,6 +252,7 @@ class Perceived:
     top_perturbed: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
     top_perturbed_p: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
     top_perturbed_q: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
+    perception_by_mask: list[list[float]] = _column(pa.list_(pa.list_(REAL)), default_factory=list)
     named: dict[str, float] = field(default_factory=dict)
 
 

@@ -63,6 +63,10 @@ function signed(value, places = 2) {
   return Number(shown) < 0 ? MINUS + shown.slice(1) : `+${shown.replace("-", "")}`;
 }
 
+/** A perception with what it is measured in; shares and ranks have no unit. */
+const UNIT = data.unit ?? "nats";
+const measured = (text) => (UNIT ? `${text} ${UNIT}` : text);
+
 const FORMATS = {
   percent,
   number: (value) => number(value),

@@ -18,7 +18,7 @@ function chart(spec) {
     el("figcaption", {},
       el("span", { class: "chart-title", text: spec.title }), value,
       el("span", { class: "chart-about", text: spec.about })),
-    plot);
+    keyOf(spec), plot);
   const state = { spec, plot, value, figure, width: 0 };
   new ResizeObserver(() => {
     const width = Math.round(plot.clientWidth);
@@ -272,17 +272,32 @@ function inWords(spec) {
   const parts = spec.series.filter((s) => s.kind !== "band").map((s) => {
     const name = [runs.length > 1 ? runs[s.run] : "", s.name || ""].filter(Boolean).join(", ");
     const said = s.kind === "steps"
-      ? `a distribution from ${number(s.x[0])} to ${number(s.x.at(-1))} ${spec.x}`
+      ? `a distribution from ${number(s.x[0])} to ${`${number(s.x.at(-1))} ${spec.x}`.trim()}, ${peak(s, form)}`
       : `from ${form(s.y[0])} at ${number(s.x[0])} to ${form(s.y.at(-1))} at ${number(s.x.at(-1))}`;
     return name ? `${name}: ${said}` : said;
   });
   return `${spec.title}, ${spec.about}. ${parts.join("; ")}. Arrow keys read the values.`;
 }
 
+/** Where most of a distribution is. */
+function peak(series, form) {
+  const highest = series.y.indexOf(Math.max(...series.y));
+  return `most, ${form(series.y[highest])}, from ${number(series.x[highest])} to ${number(series.x[highest + 1])}`;
+}
+
 /** Whose line is whose. */
 function legend() {
-  if (runs.length < 2) return null;
-  return el("ul", { class: "legend", "aria-label": "Runs" }, ...runs.map((name, i) =>
+  return runs.length < 2 ? null : keys("Runs", runs.map((name, i) => [name, i]));
+}
+
+/** Which of a chart's own lines is which, where they are not those of runs. */
+function keyOf(spec) {
+  const named = runs.length < 2 && new Set(spec.series.map((s) => s.run)).size > 1;
+  return named ? keys("Lines", spec.series.map((s) => [s.name, s.run])) : null;
+}
+
+function keys(about, named) {
+  return el("ul", { class: "legend", "aria-label": about }, ...named.map(([name, i]) =>
     el("li", {}, el("svg", { width: 28, height: 10, "aria-hidden": "true" },
       el("line", { class: `curve run-${i % 6}`, x1: 1, x2: 27, y1: 5, y2: 5 })),
     el("span", { text: name }))));

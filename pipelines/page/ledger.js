@@ -292,6 +292,11 @@ function provenanceSection(found) {
   return section("provenance", "Where this comes from",
     el("dl", { class: "pairs facts-of stacked" }, ...found.facts.map(([name, value]) =>
       el("div", {}, el("dt", { text: name }), el("dd", { text: value })))),
+    ...(found.steps ? ledgerProvenance(found) : []));
+}
+
+function ledgerProvenance(found) {
+  return [
     el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, ...["Step", "Rollouts", "Key of the policy"].map((text) => el("th", { scope: "col", text })),
         head("log-probs moved, nats", "Mean difference from the run's own scores of these tokens"))),
@@ -303,5 +308,5 @@ function provenanceSection(found) {
         .map((text) => el("th", { scope: "col", text })))),
       el("tbody", {}, ...found.objectives.map(([name, ...cells]) => el("tr", {},
         el("th", { scope: "row", text: name }), ...cells.map((text) => el("td", { text }))))))),
-    ...found.left_out.map(([name, why]) => about(`Left out: ${name}, ${why}`, "note")));
+    ...found.left_out.map(([name, why]) => about(`Left out: ${name}, ${why}`, "note"))];
 }

@@ -10,11 +10,14 @@ function summarySection(found) {
   return el("section", { id: "summary", class: "summary", "aria-labelledby": "summary-title" },
     el("h1", { id: "summary-title", text: data.title }),
     el("p", { class: "line", text: there(line).join("  \u00b7  ") }),
-    facts.length
-      ? el("dl", { class: "facts" }, ...facts.map(([label, value, remark]) =>
-        el("div", {}, el("dt", { text: label }), el("dd", { class: "big", text: value }),
-          remark ? el("dd", { class: "remark", text: remark }) : null)))
-      : null);
+    facts.length ? factList(facts) : null);
+}
+
+/** A few numbers, large: [label, value, remark]. */
+function factList(facts) {
+  return el("dl", { class: "facts" }, ...facts.map(([label, value, remark]) =>
+    el("div", {}, el("dt", { text: label }), el("dd", { class: "big", text: value }),
+      remark ? el("dd", { class: "remark", text: remark }) : null)));
 }
 
 function curvesSection(found) {
@@ -31,8 +34,10 @@ function figuresSection(found) {
   return section("figures", "What looks at the image",
     found.lead ? el("p", { class: "lead", text: found.lead }) : null,
     about(found.empty, "empty"),
+    found.facts ? factList(found.facts) : null,
     found.charts.length ? legend() : null,
     el("div", { class: "charts" }, ...found.charts.map(chart)),
+    ...(found.tables || []).map(plainTable),
     ...(found.notes || []).map((note) => about(note, "note")));
 }
 

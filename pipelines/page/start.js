@@ -3,11 +3,14 @@
 const PARTS = [
   ["ledger", "Objectives", ledgerSection], ["credit", "Tokens", (found) => creditSection(found, data.credit_notes)],
   ["agreement", "Agreement", agreementSection], ["theorem", "Variance", theoremSection],
-  ["provenance", "Provenance", provenanceSection],
   ["curves", "Curves", curvesSection], ["figures", "Perception", figuresSection],
   ["words", "Words", wordsSection], ["viewer", "Viewer", null],
   ["evaluations", "Evaluation", evaluationsSection], ["config", "Settings", configSection],
+  ["provenance", "Provenance", provenanceSection],
 ];
+
+/** A page of nothing else: its keys go to the viewer. */
+const ALONE = ["viewer", "provenance"];
 
 (function build() {
   const content = document.getElementById("content");
@@ -19,7 +22,7 @@ const PARTS = [
     : el("section", { class: "summary" }, el("h1", { text: data.title }), about(data.line, "line")));
   for (const [name, label, make] of shown) {
     content.append(make ? make(data[name])
-      : viewerSection(data.viewer, data.viewer_notes, shown.length === 1));
+      : viewerSection(data.viewer, data.viewer_notes, shown.every(([known]) => ALONE.includes(known))));
     if (shown.length > 1) nav.append(el("a", { href: `#${name}`, text: label }));
   }
   content.setAttribute("aria-busy", "false");
@@ -43,7 +46,7 @@ const PARTS = [
   const keys = [
     [["\u2190", "\u2192"], "previous, next response"], [["\u2191", "\u2193"], "previous, next prompt"],
     [["[", "]"], "previous, next step"], [["j", "k"], "next, previous token"],
-    [["J", "K"], "next, previous kept token"], [["f"], "all, correct, wrong"], [["o"], "order of responses"],
+    [["J", "K"], "next, previous kept token"], [["m", "M"], "next, previous mask, where there are several"], [["f"], "all, correct, wrong"], [["o"], "order of responses"],
     [["v"], "to the viewer"], [["t"], "light or dark"], [["?", "/"], "this help"], [["Esc"], "close"],
   ].filter(([names]) => data.viewer || ["t", "?", "Esc"].includes(names[0]));
   dialog.append(

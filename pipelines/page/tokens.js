@@ -30,12 +30,12 @@ function shadeLegend() {
   const ticksAt = el("div", { class: "shade-ticks", "aria-hidden": "true" });
   const made = el("div", { class: "shade-legend" },
     el("div", { class: "shade-bar", role: "img",
-      "aria-label": `Shades from 0 to ${number(shading.top)} nats or more` }), ticksAt);
+      "aria-label": `Shades from 0 to ${measured(number(shading.top))} or more` }), ticksAt);
   made.refresh = () => {
     const values = { linear: [0, 0.25, 0.5, 0.75, 1], sqrt: [0, 0.04, 0.25, 0.5, 1],
       log: [0, 0.001, 0.01, 0.1, 1] }[shading.kind].map((share) => share * shading.top);
     ticksAt.replaceChildren(...values.map((value, i) => {
-      const text = number(value, 2) + (i === values.length - 1 ? " nats +" : "");
+      const text = i === values.length - 1 ? `${measured(number(value, 2))} +` : number(value, 2);
       const tick = el("span", { text });
       tick.style.left = `${100 * shading.share(value)}%`;
       return tick;
@@ -126,10 +126,21 @@ function tokenView(onToken) {
   return { box, show, move, mark };
 }
 
-/** What is known of one token; nothing yet while none is pointed at. */
+/** "mask 2 of 3", from 0. */
+const maskName = (mask, masks) => `mask ${mask + 1} of ${masks.length}`;
+
+/** What is known of one token, and what one of several masks alone makes of it; nothing yet while none is
+ * pointed at. */
 function inspector() {
   const made = el("div", { class: "inspector", "aria-live": "polite" });
+  let [shown, at, mask] = [null, -1, 0];
+  /** By another mask. */
+  made.by = (other) => {
+    mask = other;
+    made.show(shown, at);
+  };
   made.show = (response, i) => {
+    [shown, at] = [response, i];
     made.classList.toggle("open", i >= 0);
     if (i < 0) {
       made.replaceChildren(el("p", { class: "empty",
@@ -137,14 +148,19 @@ function inspector() {
           + "and what else could have stood there." }));
       return;
     }
+    const masks = response.masks;
+    const view = masks ? masks[mask] : response;
+    const which = masks ? `with ${maskName(mask, masks)}` : "with the image perturbed";
     const p = response.logp[i];
-    const q = response.logp_perturbed ? response.logp_perturbed[i] : null;
+    const q = view.logp_perturbed ? view.logp_perturbed[i] : null;
     const entropy = response.entropy ? response.entropy[i] : null;
     const probability = (logp) => `${percent(Math.exp(logp))}  (log ${number(logp)})`;
     const rows = [
-      [`Perception (${data.estimator || "kl"})`, `${number(response.perception[i], 4)} nats`],
+      [`Perception (${data.estimator || "kl"})${masks ? `, mean of ${masks.length} masks` : ""}`,
+        measured(number(response.perception[i], 4))],
+      masks ? [which, measured(number(view.perception[i], 4))] : null,
       ["Probability", p === null ? "\u2013" : probability(p)],
-      ["with the image perturbed", q === null ? "not recorded" : probability(q)],
+      [which, q === null ? "not recorded" : probability(q)],
       entropy === null ? null : ["Entropy", `${number(entropy)} nats`],
     ].filter(Boolean);
     const swatch = el("span", { class: "swatch" });
@@ -157,8 +173,9 @@ function inspector() {
           text: `${i + 1} of ${response.tokens.length}${response.keep[i] ? ", kept" : ""}` })),
       el("dl", { class: "pairs" }, ...rows.flatMap(([name, value]) =>
         [el("dt", { text: name }), el("dd", { text: value })])),
-      alternatives("Likeliest with the image", response.top, i),
-      alternatives("Likeliest with it perturbed", response.top_perturbed, i)]));
+      alternatives("Likeliest with the image", view.top, i, masks ? `mask ${mask + 1}` : "perturbed"),
+      alternatives(masks ? `Likeliest ${which}` : "Likeliest with it perturbed", view.top_perturbed, i,
+        masks ? `mask ${mask + 1}` : "perturbed")]));
   };
   made.show(null, -1);
   return made;
@@ -166,13 +183,13 @@ function inspector() {
 
 const chance = (p) => (p > 0 && p < 0.001 ? "< 0.1 %" : `${number(100 * p, 2)} %`);
 
-function alternatives(title, lists, i) {
+function alternatives(title, lists, i, other) {
   const found = lists && lists[i];
   if (!found || !found.length) return null;
   return el("table", { class: "alternatives" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col", text: title }),
       el("th", { scope: "col", text: "image" }),
-      el("th", { scope: "col", text: "perturbed" }))),
+      el("th", { scope: "col", text: other }))),
     el("tbody", {}, ...found.map(([text, p, q]) => el("tr", {},
       el("th", { scope: "row" }, el("code", { text: visible(text).slice(0, 40) })),
       el("td", {}, bar(p, chance(p))),

@@ -24,7 +24,7 @@ function viewerSection(entries, notes, alone) {
   const steps = [...new Set(entries.map((entry) => entry.step))];
   const graded = entries.some((entry) => entry.responses.some((r) =>
     (r.outcome ?? r.reward ?? null) !== null));
-  const state = { entry: entries.findIndex((entry) => entry.step === steps.at(-1)), response: 0,
+  const state = { entry: entries.findIndex((entry) => entry.step === steps.at(-1)), response: 0, mask: 0,
     filter: "all", order: "sampled", among: "prompt" };
 
   const view = tokenView((index) => details.show(entries[state.entry].responses[state.response], index));
@@ -94,6 +94,10 @@ function viewerSection(entries, notes, alone) {
     prompt(by) {
       if (entries[state.entry + by]) go(state.entry + by, 0);
     },
+    mask(by) {
+      const masks = entries[state.entry].responses[state.response].masks;
+      if (masks) byMask((state.mask + by + masks.length) % masks.length);
+    },
     step(by) {
       const next = steps[steps.indexOf(entries[state.entry].step) + by];
       if (next !== undefined) go(first(String(next)), 0);
@@ -123,7 +127,7 @@ function viewerSection(entries, notes, alone) {
     if (!any) return;
     const where = state.among === "prompt" ? "Response"
       : `Step ${entry.step}, prompt ${nth(state.entry)}, response`;
-    heading.textContent = `${where} ${state.response + 1}`;
+    heading.textContent = single ? where : `${where} ${state.response + 1}`;
     drawFacts(entry, response);
     view.show(response);
   }
@@ -141,7 +145,7 @@ function viewerSection(entries, notes, alone) {
       return el("button", { type: "button", class: "chip",
         "aria-pressed": e === state.entry && r === state.response,
         "aria-label": `Response ${name}${said}, dependency ${number(response.dependency)}`,
-        title: `dependency ${number(response.dependency)} nats`,
+        title: `dependency ${measured(number(response.dependency))}`,
         on: { click: () => { [state.entry, state.response] = [e, r]; draw(); } } },
       el("span", { class: "chip-name" }, name, sign ? el("span", { class: right(response) ? "yes" : "no", text: sign }) : null),
       height);
@@ -153,16 +157,38 @@ function viewerSection(entries, notes, alone) {
 
   function drawImages(entry, index) {
     const views = entry.perturbed || [];
-    const perturbed = views.length > 1 ? views[index] || views[0] : views[0] || [];
+    const masks = entry.responses[index].masks;
+    const view = masks ? state.mask : index;
+    const perturbed = views.length > 1 ? views[view] || views[0] : views[0] || [];
+    const name = masks ? maskName(view, masks) : "Perturbed";
     if (!entry.images.length) {
       images.replaceChildren(about("This prompt has no image.", "empty"));
       return;
     }
     images.replaceChildren(...entry.images.map((url, i) => el("div", { class: "pair" },
       picture(url, "Image"),
-      perturbed[i] ? picture(perturbed[i], "Perturbed")
+      perturbed[i] ? picture(perturbed[i], name)
         : el("figure", {}, el("div", { class: "no-image", text: "not recorded" }),
-          el("figcaption", { text: "Perturbed" })))));
+          el("figcaption", { text: name })))), ...(masks ? [maskPicker(views, masks)] : []));
+  }
+
+  /** Every mask's pictures; the one chosen is what probabilities of one view are of. */
+  function maskPicker(views, masks) {
+    return el("div", { class: "masks", role: "group", "aria-label": "Perturbed pictures, a button each" },
+      ...views.map((urls, m) => el("button", { type: "button", "aria-pressed": m === state.mask,
+        on: { click: () => byMask(m) } },
+      ...urls.map((url) => el("img", { src: url || null, alt: "" })), el("span", { text: maskName(m, masks) }))));
+  }
+
+  function byMask(mask) {
+    const inside = images.contains(document.activeElement);
+    const { scrollTop } = images.querySelector(".masks");
+    state.mask = mask;
+    drawImages(entries[state.entry], state.response);
+    details.by(mask);
+    const picker = images.querySelector(".masks");
+    picker.scrollTop = scrollTop;
+    if (inside) picker.querySelector('[aria-pressed="true"]').focus();
   }
 
   function drawFacts(entry, response) {
@@ -171,7 +197,7 @@ function viewerSection(entries, notes, alone) {
       ["Outcome", response.outcome ? response.outcome.replace("_", " ") : null],
       ["Reward", response.reward === null || response.reward === undefined ? null : number(response.reward)],
       ...Object.entries(response.named || {}).map(([name, value]) => [`Reward, ${name}`, number(value)]),
-      ["Dependency", `${number(response.dependency)} nats`],
+      ["Dependency", measured(number(response.dependency))],
       ["Length", `${response.tokens.length} tokens${response.truncated ? ", cut off" : ""}`],
       ["Advantage", advantage(response)],
     ];
@@ -179,12 +205,13 @@ function viewerSection(entries, notes, alone) {
       .map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: String(value).slice(0, 300) }))));
   }
 
+  const single = entries.length === 1 && entries[0].responses.length === 1;
   const controls = el("div", { class: "tools" },
     steps.length > 1 ? pick.step : null, entries.length > 1 ? pick.prompt : null,
-    entries.length > 1 ? pick.among : null, pick.order, graded ? filters : null);
+    entries.length > 1 ? pick.among : null, single ? null : pick.order, graded && !single ? filters : null);
   const root = el("div", { class: "viewer", tabindex: 0, role: "group", id: "token-viewer",
     "aria-label": "Token viewer; press question mark for its keys" },
-  controls, chips,
+  single ? null : controls, single ? null : chips,
   el("div", { class: "viewer-grid" },
     el("div", { class: "viewer-main" }, problem, none, heading, facts, view.box,
       el("div", { class: "shade" }, scaleLegend, el("span", { class: "kept-key" },
@@ -203,6 +230,7 @@ function viewerSection(entries, notes, alone) {
       ArrowLeft: () => moves.response(-1), ArrowRight: () => moves.response(1),
       ArrowUp: () => moves.prompt(-1), ArrowDown: () => moves.prompt(1),
       "[": () => moves.step(-1), "]": () => moves.step(1),
+      m: () => moves.mask(1), M: () => moves.mask(-1),
       j: () => view.move(1, false), k: () => view.move(-1, false),
       J: () => view.move(1, true), K: () => view.move(-1, true),
       f: () => change({ filter: after(Object.keys(FILTERS), state.filter) }),
@@ -217,8 +245,10 @@ function viewerSection(entries, notes, alone) {
   });
 
   draw();
+  const several = entries[0].responses[0].masks?.length;
   return section("viewer", "Token viewer",
-    about("Every token is shaded by how much it depends on the image. "
+    about(`Every token is shaded by how much it depends on the image${several ? `, the mean over ${several} masks; `
+      + "press m, or a picture, for what one of them alone gives" : ""}. `
       + "Click into the viewer, or press v, and move with the arrow keys; ? lists all keys."),
     root, ...(notes || []).map((note) => about(note, "note")));
 }

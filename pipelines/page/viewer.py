@@ -11,6 +11,13 @@ from pipelines.disk.records import Look, Perceived, Rollout, Sample, Scored
 
 Entry = dict[str, Any]
 
+NATS = ("kl", "k3", "jsd", "log_ratio", "entropy")
+
+
+def unit(estimator: str) -> str:
+    """What perception by an estimator is measured in; "" for shares, ranks, and those of one's own."""
+    return "nats" if estimator in NATS else ""
+
 
 def perceived(
     sample: Sample, group: Rollout, scored: Scored, look: Look, index: int = 0, *, given: bool = False
@@ -97,6 +104,12 @@ def _response(row: Perceived, advantage: float | None, shaped_advantage: float |
 
 def _shown(tokens: Sequence[Sequence[tuple[str, float, float | None]]]) -> list[list[Any]] | None:
     return [[[text, short(p, 3), short(q, 3)] for text, p, q in token] for token in tokens] or None
+
+
+def mask_entry(row: Perceived) -> Entry:
+    """What one of several perturbed views gave, of a row by that view alone."""
+    found = _response(row, None, None)
+    return {name: found[name] for name in ("perception", "logp_perturbed", "top", "top_perturbed")}
 
 
 def short(value: float | None, digits: int = 5) -> Any:

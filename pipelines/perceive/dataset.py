@@ -2,10 +2,12 @@
 
 A folder of four files:
 
-    perception.parquet   a row for each response; columns as in pipelines.disk.records.Perceived
-    look.html            the first of them with their images, as many as fit PAGE_BYTES
+    perception.parquet   a row for each response; columns as in pipelines.disk.records.Perceived; what it was
+                         made with is in the file's metadata, as JSON (pipelines/perceive/provenance.py)
+    look.html            how perception is distributed, and the first responses with their images, as many as
+                         fit PAGE_BYTES
     rejected.jsonl       rows that were left out: row, id, reason, detail
-    about.json           model, settings and counts
+    about.json           what it was made with, counts and settings
 
     duckdb -c "SELECT outcome, count(*), avg(dependency) FROM 'DIR/perception.parquet' GROUP BY outcome"
 """
@@ -18,7 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config.schema import Config
+from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.disk.records import Perceived, Sample, schema
 from pipelines.disk.step import disk_errors, sync_file
 from pipelines.embedded import glyphs
 from pipelines.errors import UserError
 from pipelines.grading.reward import RewardFunction, make_reward
 from pipelines.model.policy import Policy
-from pipelines.perceive.one import Perception, as_response, remembering, see
+from pipelines.page import embedded_json, packed, write_page
+from pipelines.perceive.distributions import Distributions
+from pipelines.perceive.one import Perception, as_response, remembering, sections, see
+from pipelines.perceive.provenance import METADATA, Made, written
 from pipelines.prepare.rows import RESPONSE, Rejected
 from pipelines.prepare.samples import DATA_SEED, Filter
 from pipelines.prepare.sources import Source, read_source
@@ -41,10 +47,10 @@ from pipelines.watch import Silent, Watch
 ROWS, PAGE, REJECTED, ABOUT = "perception.parquet", "look.html", "rejected.jsonl", "about.json"
 
 PAGE_BYTES = 12 * 2**20
-"""Of images in the page, which so stays well below 20 MB."""
+"""Of what the page shows of single responses: it stays well below 20 MB."""
 
 
-def perceive_dataset(config: Config, policy: Policy, masks: int, out: Path, watch: Watch) -> dict[str, Any]:
+def perceive_dataset(config: Config, policy: Policy, masks: int, out: Path, watch: Watch, made: Made) -> dict[str, Any]:
     """Write the perception of every row of ``data.source`` into the new folder ``out``.
 
     Responses are those of the column ``response`` if the source has one (or ``data.columns`` names
@@ -53,84 +59,87 @@ def perceive_dataset(config: Config, policy: Policy, masks: int, out: Path, watc
     Args:
         config: ``data``: which rows; ``rollout``: how responses are sampled; ``score``: the estimator.
         masks: perturbed images to average over.
+        made: what is to be said of how this was made.
 
     Returns:
-        Counts and means: responses, rejected, shown (in the page), truncated, graded, correct,
-        dependency, dependency_correct and dependency_wrong (None where there are none).
+        Counts and means: rejected, shown (in the page), and those of ``Distributions.counts``.
 
     Raises:
         UserError: the folder is there already; the source cannot be read, or has no usable row.
     """
     policy = remembering(policy, config.score.batch_prompts)
     source = open_examples(config, policy)
-    entries: list[dict[str, Any]] = []
-    tally = Tally()
+    page, seen = _Page(), Distributions()
+    made = made | {"data": _named(config)}
+    columns = schema(Perceived).with_metadata({METADATA: json.dumps(made)})
     settings = config.reward
     grader = make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
     with new_folder(out) as partial, closing(grader):
         with (
             (partial / REJECTED).open("w", encoding="utf-8") as listing,
-            pq.ParquetWriter(partial / ROWS, schema(Perceived), compression="zstd") as file,
+            pq.ParquetWriter(partial / ROWS, columns, compression="zstd") as file,
         ):
             filtered = Filter(config, listing, _Notes(watch))
             for samples in _batches(filtered.usable(source, "rows"), config.score.batch_prompts):
-                watch.progress("responses", tally.responses, source.total)
+                watch.progress("responses", seen.responses, source.total)
                 given = [sample.details().get(RESPONSE) for sample in samples]
-                rows = see(config, policy, samples, given, masks, tally.responses)
+                rows = see(config, policy, samples, given, masks, seen.responses, made=made)
                 _grade(rows, samples, grader)
-                table = pa.Table.from_pylist([asdict(row) for row in rows], schema(Perceived))
-                file.write_table(table)
-                tally.add(rows)
-                entries += [row.entry() for row in rows if tally.fits(row)]
-        watch.progress("responses", tally.responses, tally.responses)
-        counts = tally.counts() | {"rejected": filtered.reasons.total(), "shown": len(entries)}
-        _write_page(partial / PAGE, source.name, entries)
-        about = {"masks": masks, **counts, "settings": config.model_dump(mode="json")}
+                file.write_table(pa.Table.from_pylist([_columns(row) for row in rows], columns))
+                seen.add(rows, samples)
+                page.add(rows)
+        watch.progress("responses", seen.responses, seen.responses)
+        counts = seen.counts() | {"rejected": filtered.reasons.total(), "shown": len(page.entries)}
+        figures = seen.figures(made["unit"], config.score.keep_fraction)
+        _write_page(partial / PAGE, source.name, page.entries, made, counts, figures)
+        about = {"made_with": made, **counts, "settings": config.model_dump(mode="json")}
         (partial / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
     return counts
 
 
-def _write_page(path: Path, name: str, entries: list[dict[str, Any]]) -> None:
-    from pipelines.page import write_page
+def _named(config: Config) -> str:
+    """Which data these are, their content or the hub's commit included."""
+    data, path = config.data, Path(config.data.source)
+    known = [data.source]
+    if path.exists():
+        known.append(f"content {fingerprint(path)}")
+        if path.is_file() and (images := named_files(path, path.parent)):
+            known.append(f"of the files it names {images}")
+    elif data.source != "glyphs":
+        known += [f"{name} {value}" for name in ("subset", "split", "revision") if (value := getattr(data, name))]
+    return ", ".join([*known, *([f"the first {data.limit} rows"] if data.limit else [])])
 
-    write_page(path, f"Token perception: {name}", {"viewer": entries})
+
+def _columns(row: Perceived) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in schema(Perceived).names}
 
 
-class Tally:
-    """What was seen so far."""
+def _write_page(
+    path: Path, name: str, entries: list[dict[str, Any]], made: Made, counts: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    drawn = counts["responses"] - counts["given"]
+    origins = [f"{counts['given']} given"] * bool(counts["given"]) + [f"{drawn} {written(made)}"] * bool(drawn)
+    shown = sections(entries, made, "; ".join(origins)) | {"figures": figures}
+    if len(entries) < counts["responses"]:
+        all_rows = f"{ROWS} has all {counts['responses']}"
+        shown["viewer_notes"] = [f"Shown: the first {len(entries)} responses, as many as fit this page; {all_rows}."]
+    write_page(path, f"Token perception: {name}", shown)
+
+
+class _Page:
+    """The entries of the page, as many as fit."""
 
     def __init__(self) -> None:
-        self.responses = self.truncated = self._bytes = 0
-        self._dependency: dict[str | None, list[float]] = {}
+        self.entries: list[dict[str, Any]] = []
+        self._left = PAGE_BYTES
 
     def add(self, rows: Sequence[Perception]) -> None:
-        self.responses += len(rows)
-        self.truncated += sum(row.truncated for row in rows)
-        for row in rows:
-            self._dependency.setdefault(row.outcome, []).append(row.dependency)
-
-    def fits(self, row: Perception) -> bool:
-        """Whether the page has room for this one too."""
-        self._bytes += sum(map(len, (*row.images, *row.perturbed_images)))
-        return self._bytes <= PAGE_BYTES
-
-    def counts(self) -> dict[str, Any]:
-        found = self._dependency
-        right = found.get("correct", [])
-        wrong = [d for name, ds in found.items() if name not in (None, "correct") for d in ds]
-        return {
-            "responses": self.responses,
-            "truncated": self.truncated,
-            "graded": len(right) + len(wrong),
-            "correct": len(right),
-            "dependency": _mean([d for ds in found.values() for d in ds]),
-            "dependency_correct": _mean(right),
-            "dependency_wrong": _mean(wrong),
-        }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        for row in rows if self._left > 0 else ():
+            entry = row.entry()
+            text = embedded_json(entry)
+            self._left -= max(len(packed(text)), len(text) // 6)  # so much a browser unpacks without effort
+            if self._left >= 0 or not self.entries:
+                self.entries.append(entry)
 
 
 def _grade(rows: Sequence[Perception], samples: Sequence[Sample], grader: RewardFunction) -> None:

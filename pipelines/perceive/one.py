@@ -1,8 +1,8 @@
 """Token perception for any vision-language model, on one's own example; no training needed.
 
-    from pipelines.perceive.one import perceive
+    import vppo
 
-    p = perceive("Qwen/Qwen2.5-VL-7B-Instruct", "chart.png", "What is the largest bar?")
+    p = vppo.perceive("Qwen/Qwen2.5-VL-7B-Instruct", "chart.png", "What is the largest bar?")
     p.tokens, p.perception
     p.to_html("look.html")
 
@@ -13,19 +13,19 @@ what is measured here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.config import hub
 from pipelines.config import settings as config_files
 from pipelines.config.schema import Config
-from pipelines.disk.records import Perceived, Sample
+from pipelines.disk.records import Look, Perceived, Rollout, Sample, Scored
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text, control_tokens
 from pipelines.model.load import load_policy
@@ -33,7 +33,8 @@ from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
 from pipelines.objectives.table import needs_two_views
 from pipelines.page import viewer, write_page
-from pipelines.page.images import png_urls
+from pipelines.page.images import PageImages, png_urls
+from pipelines.perceive import provenance
 from pipelines.perceive.example import ImageLike, example
 from pipelines.rollout.engine import Name, Response, encoded, group_row
 from pipelines.rollout.hf import HuggingFaceEngine
@@ -56,14 +57,18 @@ SAME_EVERY_TIME = ("grey", "gaussian_blur", "evidence")
 
 @dataclass
 class Perception(Perceived):
-    """A response with its token perception (columns: Perceived), and the pictures of both views.
+    """A response with its token perception (columns: Perceived), and the pictures of every view.
 
-    ``images`` are PNG as the model's processor resized them; ``perturbed_images`` the same with the
-    first mask, none where the estimator looks at one view only.
+    ``images`` are PNG as the model's processor resized them; ``perturbed_images`` the same under each mask,
+    [masks][images], none where the estimator looks at one view only. ``by_mask`` is the same response as
+    each mask alone has it: ``by_mask[1].logp_perturbed`` are the log-probs with the second. ``made_with``
+    is all that decided the numbers (pipelines/perceive/provenance.py).
     """
 
     images: list[bytes] = field(default_factory=list)
-    perturbed_images: list[bytes] = field(default_factory=list)
+    perturbed_images: list[list[bytes]] = field(default_factory=list)
+    by_mask: list[Perceived] = field(default_factory=list)
+    made_with: provenance.Made = field(default_factory=dict)
 
     def most(self, count: int) -> list[int]:
         """Indices of the tokens that depend most on the image, the most dependent first."""
@@ -71,14 +76,37 @@ class Perception(Perceived):
         return order[:count]
 
     def to_html(self, path: str | Path, title: str = "Token perception") -> Path:
-        """Write the page that shows it: one file, which needs no network."""
-        write_page(Path(path), title, {"viewer": [self.entry()]})
+        """Write the page that shows it: one file, which needs no network.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        responses = "given" if self.given else provenance.written(self.made_with)
+        write_page(Path(path), title, sections([self.entry()], self.made_with, responses))
         return Path(path)
 
     def entry(self) -> dict[str, Any]:
         """What the viewer of pipelines/page/ shows; plain JSON values."""
-        views = [self.perturbed_images] if self.perturbed_images else []
-        return viewer.prompt_entry([self], self.images, views, png_urls)
+        entry = viewer.prompt_entry([self], self.images, self.perturbed_images[:1], png_urls)
+        if len(self.by_mask) > 1:
+            entry["perturbed"] = [PageImages().urls(view) for view in self.perturbed_images]  # large ones smaller
+            entry["responses"][0]["masks"] = [viewer.mask_entry(row) for row in self.by_mask]
+        return entry
+
+
+def sections(entries: list[dict[str, Any]], made: provenance.Made, responses: str) -> dict[str, Any]:
+    """What a page shows of these entries, and what they were made with.
+
+    Args:
+        responses: where they came from.
+    """
+    return {
+        "line": provenance.line(made),
+        "estimator": made["estimator"],
+        "unit": made["unit"],
+        "viewer": entries,
+        "provenance": {"facts": provenance.facts(made, responses)},
+    }
 
 
 def perceive(
@@ -94,11 +122,11 @@ def perceive(
     seed: int = 0,
     max_new_tokens: int = 512,
     temperature: float = 1.0,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | Mapping[str, Any] = (),
 ) -> Perception:
     """How much each token of a response depends on the image.
 
-    The prompt is asked as it is: no instruction is added (``settings=["data.instruction=..."]`` adds
+    The prompt is asked as it is: no instruction is added (``settings={"data.instruction": "..."}`` adds
     one). A response that is given is taken to be whole: the model's end token follows it.
 
     Args:
@@ -115,13 +143,40 @@ def perceive(
             token whose patch stays visible by chance looks independent. More masks, less noise.
         max_new_tokens: the longest response that the model may write.
         temperature: of the sampling, and of the distributions that are compared.
-        settings: any other, as ``section.key=value`` (``vppo config`` lists them).
+        settings: any other: ``{"section.key": value}``, or ``["section.key=value"]`` (``vppo config`` lists them).
 
     Raises:
         UserError: no image, or one that cannot be read; an empty prompt; a response that is empty, or
             holds one of the model's special tokens; no such model, estimator or perturbation.
     """
     sample = example(image, prompt)
+    config, policy, made = opened(
+        model,
+        estimator=estimator,
+        perturbation=perturbation,
+        probability=probability,
+        masks=masks,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        settings=settings,
+    )
+    return see(config, remembering(policy, 1), [sample], [response], masks, made=made)[0]
+
+
+def opened(
+    model: str | Path | Policy,
+    *,
+    estimator: str = "kl",
+    perturbation: str = "patch_black",
+    probability: float = 0.5,
+    masks: int = 1,
+    seed: int = 0,
+    max_new_tokens: int = 512,
+    temperature: float = 1.0,
+    settings: Sequence[str] | Mapping[str, Any] = (),
+) -> tuple[Config, Policy, provenance.Made]:
+    """The settings of ``perceive``'s arguments, the model, loaded, and what is to be said of how it is asked."""
     base = model.config.model_dump(mode="json") if isinstance(model, Policy) else {}
     asked: dict[str, Any] = {
         "score.estimator": estimator,
@@ -134,11 +189,15 @@ def perceive(
     defaults: Sequence[str] = ()
     if not isinstance(model, Policy):
         asked["model.path"], defaults = str(model), DEFAULTS
-    given = [f"{name}={dumps(value)}" for name, value in asked.items()]
-    config = config_files.load(None, [*defaults, *given, *settings], base=base)
+    more = config_files.dotted(settings) if isinstance(settings, Mapping) else settings
+    config = config_files.load(None, [*defaults, *config_files.dotted(asked), *more], base=base)
     check(config, masks)
-    policy = model if isinstance(model, Policy) else load_policy(config)
-    return see(config, remembering(policy, 1), [sample], [response], masks)[0]
+    if isinstance(model, Policy):
+        policy, name, weights = model, model.config.model.path, None
+    else:
+        config = hub.resolved(config)
+        policy, name, weights = load_policy(config), str(model), provenance.weights_of(config)
+    return config, policy, provenance.made_with(config, policy, masks, name, weights)
 
 
 def check(config: Config, masks: int) -> None:
@@ -184,6 +243,8 @@ def see(
     responses: Sequence[str | None],
     masks: int = 1,
     first: int = 0,
+    *,
+    made: provenance.Made,
 ) -> list[Perception]:
     """The perception of one response to each of a few questions, in one batch.
 
@@ -191,6 +252,7 @@ def see(
         responses: one each; None: the model writes it.
         masks: perturbed images to average over.
         first: the number of the first question; seeds what is drawn.
+        made: what is to be said of how this was made.
     """
     tokens = control_tokens(policy.processor)
     samples = [replace(one, problem=as_text(one.problem, tokens)) for one in samples]
@@ -200,28 +262,52 @@ def see(
     groups = [
         group_row(sample, first + index, [one]) for index, (sample, one) in enumerate(zip(samples, found, strict=True))
     ]
-    views = both_views(config, 0, groups, samples, policy)
-    statistics = view_statistics(config, views, policy)
-    perception_N = make_estimator(config, 0, policy)(statistics, groups, samples)
-    for mask in range(1, masks):
-        with torch.no_grad():
-            other_ND = perturbed_states(config, mask, groups, samples, policy, views.hidden_ND)
-        again = view_statistics(config, replace(views, perturbed_ND=other_ND), policy)
-        perception_N = perception_N + make_estimator(config, mask, policy)(again, groups, samples)
-    hidden = (views.hidden_ND, views.perturbed_ND)
     everyone = range(first, first + len(groups))
-    shown = partial(scored_views, config, 0, policy)
-    looks = look_rows(policy, groups, samples, statistics, *hidden, config.rollout.temperature, everyone, shown)
-    rows = scored_rows(config, 0, groups, samples, statistics, perception_N / masks)
-    return [
-        Perception(
-            **vars(viewer.perceived(sample, group, row, look, given=given is not None)),
-            images=look.images,
-            perturbed_images=look.perturbed_images[0] if look.perturbed_images else [],
-        )
-        for sample, group, row, look, given in zip(samples, groups, rows, looks, responses, strict=True)
-        if look
+    views = both_views(config, 0, groups, samples, policy)
+    first_mask = view_statistics(config, views, policy)
+    by_mask, sums = [], []
+    for mask in range(masks):
+        if mask:
+            with torch.no_grad():
+                other_ND = perturbed_states(config, mask, groups, samples, policy, views.hidden_ND)
+            views = replace(views, perturbed_ND=other_ND)
+        statistics = view_statistics(config, views, policy) if mask else first_mask
+        perception_N = make_estimator(config, mask, policy)(statistics, groups, samples)
+        shown = partial(scored_views, config, mask, policy)
+        hidden = (views.hidden_ND, views.perturbed_ND)
+        looks = look_rows(policy, groups, samples, statistics, *hidden, config.rollout.temperature, everyone, shown)
+        by_mask.append((scored_rows(config, 0, groups, samples, statistics, perception_N), looks))
+        sums.append(perception_N)
+    mean = scored_rows(config, 0, groups, samples, first_mask, sum(sums[1:], sums[0]) / masks)
+    return [_gathered(index, samples, groups, mean, by_mask, responses, made) for index in range(len(groups))]
+
+
+def _gathered(
+    index: int,
+    samples: Sequence[Sample],
+    groups: Sequence[Rollout],
+    mean: Sequence[Scored],
+    by_mask: Sequence[tuple[Sequence[Scored], Sequence[Look | None]]],
+    responses: Sequence[str | None],
+    made: provenance.Made,
+) -> Perception:
+    """One question's, of the rows of all."""
+    sample, group, given = samples[index], groups[index], responses[index] is not None
+    looks = [look for _, rows in by_mask if (look := rows[index])]
+    each = [
+        viewer.perceived(sample, group, rows[index], look, given=given)
+        for (rows, _), look in zip(by_mask, looks, strict=True)
     ]
+    row = viewer.perceived(sample, group, mean[index], looks[0], given=given)
+    two = bool(looks[0].perturbed_images)
+    row.perception_by_mask = [one.perception for one in each] if two else []
+    return Perception(
+        **vars(row),
+        images=looks[0].images,
+        perturbed_images=[look.perturbed_images[0] for look in looks] if two else [],
+        by_mask=each if two else [],
+        made_with=made,
+    )
 
 
 def _responses(

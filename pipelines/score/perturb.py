@@ -107,6 +107,14 @@ PERTURBATIONS: dict[str, _Perturbation] = {
 with its own of each kind, in this order: 57.5, 56.5, 56.4, 56.4."""
 
 
+def perturbation_settings(how: str, probability: float) -> dict[str, float]:
+    """What a perturbation is drawn with: chances; sigma and grey in units of 0..255, of a blur in pixels."""
+    chance = {"probability": probability}
+    known = {"patch_black": chance, "raw_black": chance, "gaussian_noise": {"sigma": NOISE_SIGMA}}
+    known |= {"gaussian_blur": {"sigma": BLUR_SIGMA}, "grey": {"value": GREY}}
+    return known.get(how, {})
+
+
 def _find(how: str) -> _Perturbation:
     """A perturbation by name; one's own gets and returns pixels of 0..255.
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser, Opened, chromium, page_data, tokens
 
 from pipelines.errors import UserError
 from pipelines.page import embedded_json, page, write_page
+from pipelines.page.distributions import histogram
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 HOSTILE = [
@@ -347,6 +349,74 @@ def test_a_view_for_each_response(browser: Browser, tmp_path: Path) -> None:
     assert sources() == [PIXEL, PIXEL]
     opened.page.keyboard.press("ArrowRight")
     assert sources() == [PIXEL, other]
+
+
+def test_every_mask_is_shown_and_its_numbers_are_its_own(browser: Browser, tmp_path: Path) -> None:
+    others = [PIXEL.replace("RAA7", f"{letter}AA7") for letter in "TXZ"]
+    by_mask = [
+        {
+            "perception": [0.0, float(m)],
+            "logp_perturbed": [-1.0, -1.0 - m],
+            "top": [[["a", 0.6, 0.1 * m]]] * 2,
+            "top_perturbed": [[[f"else{m}", 0.05, 0.7]]] * 2,
+        }
+        for m in (1, 2, 3)
+    ]
+    several = response(["a", " b"], perception=[0.0, 2.0], masks=by_mask)
+    opened = shown(browser, tmp_path, entry(several, perturbed=[[url] for url in others]))
+    page = opened.page
+    assert page.locator(".masks button").all_inner_texts() == ["mask 1 of 3", "mask 2 of 3", "mask 3 of 3"]
+    assert page.eval_on_selector_all(".masks img", "all => all.map(i => i.src)") == others
+    assert "the mean over 3 masks" in page.inner_text("#viewer")
+    page.locator(".tokens .token").nth(1).click()
+    told = lambda: " ".join(page.inner_text(".inspector").split())  # noqa: E731
+    assert "Perception (kl), mean of 3 masks 2 nats with mask 1 of 3 1 nats" in told()
+    assert "with mask 1 of 3 13.5 % (log −2)" in told()
+    page.locator(".masks button").nth(2).click()
+    assert "mean of 3 masks 2 nats with mask 3 of 3 3 nats" in told()
+    assert "with mask 3 of 3 1.83 % (log −4)" in told()
+    assert "else3" in told()
+    assert page.inner_text(".pair figure:last-child figcaption") == "mask 3 of 3"
+    assert page.get_attribute(".pair figure:last-child img", "src") == others[2]
+    assert page.evaluate("document.activeElement.textContent") == "mask 3 of 3"
+    page.keyboard.press("m")  # and round again
+    assert "with mask 1 of 3 1 nats" in told()
+    opened.assert_harmless()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_data_sets_distributions_and_where_they_come_from(width: int, browser: Browser, tmp_path: Path) -> None:
+    values = {0: np.array([0.0, 0.1, 0.1, 2.0]), 1: np.array([0.5, 0.6])}
+    charts = [
+        histogram("By outcome", "share of each", values, "", log=False, names=["correct", HOSTILE[0]]),
+        histogram("All", "share", {0: values[0]}, "nats", log=True),
+    ]
+    table = {"caption": HOSTILE[2], "header": ["a", "b"], "rows": [[HOSTILE[0], "1"]], "bold": [], "right": [0, 1]}
+    sections = {
+        "line": HOSTILE[0],
+        "estimator": "top1_drop",
+        "unit": "",
+        "figures": {"facts": [["Responses", "6", HOSTILE[2]]], "charts": charts, "tables": [table]},
+        "viewer": [entry(response(["a", "b"]))],
+        "provenance": {"facts": [["Model", HOSTILE[0]], ["Data", HOSTILE[2] * 9]]},
+    }
+    write_page(tmp_path / "page.html", HOSTILE[0], sections)
+    opened = browser.open(tmp_path / "page.html", width=width)
+    page = opened.page
+    page.wait_for_selector(".chart svg")
+    labels = page.eval_on_selector_all(".chart svg[role=img]", "all => all.map(s => s.getAttribute('aria-label'))")
+    assert len(labels) == 2
+    assert "correct: a distribution from 0 to 2, most, 50 %, from 0.1 to 0.133" in labels[0]
+    assert page.locator(".chart .legend li").all_inner_texts() == ["correct", HOSTILE[0]]
+    assert HOSTILE[2] in page.inner_text("#provenance")
+    assert page.locator("main script, main img[src=x], #figures b").count() == 0
+    page.locator(".tokens .token").nth(1).hover()
+    inspected = page.inner_text(".inspector")
+    assert "Perception (top1_drop)" in inspected
+    assert "1 nats" not in inspected
+    assert page.locator("nav a").all_inner_texts() == ["Perception", "Viewer", "Provenance"]
+    assert opened.sideways() == 0
+    opened.assert_harmless()
 
 
 def test_without_a_browser_tests_are_skipped_but_fail_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
+from pipelines.config.settings import shipped_config
+from pipelines.disk.fingerprint import fingerprint
 from pipelines.disk.records import SCORES, Perceived, Rollout, Sample, SampleTable, Scored, read_rows
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples, solution, token_roles
 from pipelines.errors import UserError
@@ -135,6 +137,16 @@ def test_several_masks_are_averaged(policy, samples, tiny_config):
     assert not torch.allclose(each[0], each[1])
     mean = torch.stack(each).mean(0).tolist()
     assert found.perception == pytest.approx(mean, abs=1e-6)
+    for mask, values in enumerate(each):  # what is shown of one mask is that mask's
+        assert found.perception_by_mask[mask] == pytest.approx(values.tolist(), abs=1e-6)
+        assert found.by_mask[mask].perception == found.perception_by_mask[mask]
+    again = [group_statistics(tiny_config, m, [group], [sample], policy).logp_perturbed for m in range(3)]
+    for mask, values in enumerate(again):
+        assert found.by_mask[mask].logp_perturbed == pytest.approx(values.tolist(), abs=1e-5)
+    assert found.logp_perturbed == found.by_mask[0].logp_perturbed
+    assert len({view[0] for view in found.perturbed_images}) == 3
+    entry = found.entry()
+    assert len(entry["perturbed"]) == len(entry["responses"][0]["masks"]) == 3
 
 
 def test_images_in_every_form(policy, samples, tmp_path):
@@ -182,7 +194,7 @@ def test_every_family(name, tmp_path):
     sample = questions()["two"]
     found = perceive(folder, list(sample.images), sample.problem, max_new_tokens=8)
     tiled = name in ("idefics3", "internvl")
-    assert len(found.images) == len(found.perturbed_images) == (4 if tiled else 2)
+    assert len(found.images) == len(found.perturbed_images[0]) == (4 if tiled else 2)
     assert max(found.perception) > 1e-2
     assert "".join(found.tokens) == found.response
 
@@ -194,7 +206,10 @@ def test_plain_lines_where_nobody_watches(asked):
     told = command(asked, "--response", solution(asked[0])).succeeded().out
     assert "\x1b" not in told
     lines = [line.split() for line in told.splitlines()]
-    assert lines[0] == ["model", "tiny", "on", lines[0][-1]]
+    weights = fingerprint(shipped_config("tiny_model"))
+    assert lines[0] == ["model", "tiny", "(content", f"{weights})", "on", lines[0][-2], "float32"]
+    assert "kl between the image and a perturbed one (patch_black 0.5, seed 0)" in told
+    assert f"torch {torch.__version__}" in told
     start = lines.index(["token", "kl", "kept"]) + 1
     tokens = [line for line in told.splitlines()[start:] if line[0] in '"(']
     found = command(asked, "--response", solution(asked[0]), "--json").succeeded().json
@@ -316,8 +331,8 @@ def data(tmp_path):
     return path, samples
 
 
-def look_at(path, out, *more):
-    return vppo("perceive", "--dataset", path, "--out", out, *more, runs=path.parent / "runs")
+def look_at(path, out, *more, runs=None):
+    return vppo("perceive", "--dataset", path, "--out", out, *more, runs=runs or path.parent / "runs")
 
 
 MAPPED = ("--columns", "problem=question", "--columns", "response=said")
@@ -347,6 +362,51 @@ def test_responses_of_a_data_set_are_read(data, tmp_path):
     assert [e["responses"][0]["perception"] for e in shown] == [pytest.approx(row.perception, abs=1e-6) for row in rows]
     assert "4, 0 of them truncated; 3 rows left out" in told
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
+
+
+def test_every_form_says_what_it_was_made_with(tmp_path):
+    out = tmp_path / "out"
+    asked = ("--limit", "4", "--masks", "3", "--seed", "5", "--perturbation", "gaussian_noise", "--json")
+    found = look_at("glyphs", out, *asked, runs=tmp_path / "runs").succeeded().json
+    about = json.loads((out / "about.json").read_text())
+    made = json.loads(pq.read_schema(out / "perception.parquet").metadata[b"vppo"])
+    assert made == about["made_with"]
+    assert made == {name: found[name] for name in made if name != "data"} | {"data": "glyphs, the first 4 rows"}
+    assert made["weights"] == f"content {fingerprint(shipped_config('tiny_model'))}"
+    assert (made["perturbation"], made["perturbation_settings"]) == ("gaussian_noise", {"sigma": 189.0})
+    assert (made["estimator"], made["masks"], made["seed"], made["dtype"]) == ("kl", 3, 5, "float32")
+    assert made["versions"]["torch"] == torch.__version__
+    for row in read_rows(out / "perception.parquet", Perceived):
+        mean = np.mean(row.perception_by_mask, axis=0)
+        assert len(row.perception_by_mask) == 3
+        assert row.perception == pytest.approx(mean, abs=1e-6)
+    page = page_data(out / "look.html")
+    told = dict(page["provenance"]["facts"])
+    assert told["Model"] == "tiny"
+    assert told["Weights"] == made["weights"]
+    assert told["Perturbation"] == "gaussian_noise sigma 189"
+    assert (told["Masks"], told["Seed"], told["Data"]) == ("3, the mean of them", "5", made["data"])
+    assert f"torch {torch.__version__}" in told["Versions"]
+    assert "kl between the image and 3 perturbed ones, the mean (gaussian_noise sigma 189, seed 5)" in page["line"]
+    titles = [chart["title"] for chart in page["figures"]["charts"]]
+    assert titles[:2] == ["Token perception", "Few tokens look"]
+    assert "Perception by role" in titles
+    assert found["roles"]["perception"]["perception"] > 10 * found["roles"]["template"]["perception"]
+
+
+def test_one_example_says_it_too(policy, samples, tmp_path):
+    found = perceive(policy, samples[0].images[0], samples[0].problem, solution(samples[0]), estimator="entropy")
+    assert (found.made_with["weights"], found.made_with["masks"], found.by_mask) == (None, 0, [])
+    page = page_data(found.to_html(tmp_path / "look.html"))
+    told = dict(page["provenance"]["facts"])
+    assert told["Perturbation"] == "none"
+    assert told["Responses"] == "given"
+    assert (page["estimator"], page["unit"]) == ("entropy", "nats")
+    drop = perceive(policy, samples[0].images[0], samples[0].problem, estimator="top1_drop", probability=0.25)
+    told = dict(page_data(drop.to_html(tmp_path / "drop.html"))["provenance"]["facts"])
+    assert told["Perturbation"] == "patch_black 0.25"
+    assert told["Responses"] == "written by the model, at most 512 tokens"
+    assert drop.made_with["unit"] == ""
 
 
 def test_rows_do_not_depend_on_the_batch(data, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from json import dumps  # JSON is YAML
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from pipelines.chain import Chain
     from pipelines.model.policy import Policy
     from pipelines.perceive.one import Perception
+    from pipelines.perceive.provenance import Made
 
 MAX_NEW_TOKENS = "rollout.max_new_tokens=512"
 """Of a model on its own, as of the Python call; a run has its own settings."""
@@ -163,6 +163,7 @@ class Asked:
     def __init__(
         self, model: str | None, run: str | None, checkpoint: str | None, overrides: list[str], masks: int
     ) -> None:
+        from pipelines.config import hub
         from pipelines.config.settings import load
         from pipelines.perceive.one import DEFAULTS, check
         from vppo_cli.choose import choose, refuse_another_model, which_checkpoint
@@ -182,16 +183,21 @@ class Asked:
             self.config = load(None, named, base={})
             self.name = self.config.model.path
         check(self.config, masks)
+        self.config = hub.resolved(self.config)
 
-    def policy(self) -> Policy:
-        """The model, loaded."""
+    def policy(self) -> tuple[Policy, Made]:
+        """The model, loaded, and what is to be said of how it is asked."""
         from pipelines.live import Session
         from pipelines.model.load import load_policy
+        from pipelines.perceive.provenance import made_with, weights_of
         from pipelines.watch import Silent
 
         if self._chain is None:
-            return load_policy(self.config)
-        return Session(self._chain, Silent(), self.config).policy(self._step).spread()
+            policy, weights = load_policy(self.config), weights_of(self.config)
+        else:
+            policy = Session(self._chain, Silent(), self.config).policy(self._step).spread()
+            weights = f"key {self._chain.policy_key(self._step)[:16]}"
+        return policy, made_with(self.config, policy, self.masks, self.name, weights)
 
 
 def _one(
@@ -211,8 +217,8 @@ def _one(
     if out and (out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir()):
         problem = "names no page." if out.parent.is_dir() else "its folder is not there."
         raise UserError(f"--out {out}", problem, "Such as --out look.html.")
-    policy = asked.policy()
-    [found] = see(asked.config, policy, [sample], [response], asked.masks)
+    policy, made = asked.policy()
+    [found] = see(asked.config, policy, [sample], [response], asked.masks, made=made)
     if out:
         found.to_html(out)
     odd = ImageTally()
@@ -221,10 +227,10 @@ def _one(
     if found.problem != sample.problem:
         notes.append("control tokens of the model in the question, written apart: <|name|> as < |name| >")
     if as_json:
-        about = _about(asked) | _columns(found) | {"page": str(out) if out else None}
+        about = made | _columns(found) | {"page": str(out) if out else None}
         display.print_json(about | {"notes": notes})
         return
-    _say_model(asked, policy)
+    _say_model(policy, made)
     for note in notes:
         display.line("note", note)
     if display.console.is_terminal:
@@ -244,22 +250,21 @@ def _every_row(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     from pipelines.perceive.dataset import PAGE, ROWS, check_new, perceive_dataset
     from pipelines.prepare.sources import check_sources
     from vppo_cli.screen import display
-    from vppo_cli.screen import perception as screen
     from vppo_cli.screen.counting import counting
 
     if out is None:
         raise UserError("--out", "is needed with --dataset.", "Name a new folder.")
     check_new(out)
     check_sources(asked.config.data, examples=True)  # before a model is loaded
-    policy = asked.policy()
+    policy, made = asked.policy()
     if not as_json:
-        _say_model(asked, policy)
+        _say_model(policy, made)
     with counting(as_json=as_json) as watch:
-        found = perceive_dataset(asked.config, policy, asked.masks, out, watch)
+        found = perceive_dataset(asked.config, policy, asked.masks, out, watch, made)
     if as_json:
-        display.print_json(_about(asked) | found | {"out": str(out)})
+        display.print_json(made | found | {"out": str(out)})
         return
-    unit = f" {screen.unit(asked.config)}".rstrip()
+    unit = f" {made['unit']}".rstrip()
     display.line(
         "responses", f"{found['responses']}, {found['truncated']} of them truncated; {found['rejected']} rows left out"
     )
@@ -275,32 +280,18 @@ def _every_row(asked: Asked, out: Path | None, *, as_json: bool) -> None:
     display.line("next", f"pandas.read_parquet({str(out / ROWS)!r})")
 
 
-def _say_model(asked: Asked, policy: Policy) -> None:
+def _say_model(policy: Policy, made: Made) -> None:
+    from pipelines.perceive.provenance import compared, versions
     from vppo_cli.screen import display
-    from vppo_cli.screen import perception as screen
 
-    display.line("model", f"{asked.name} on {policy.device.type}")
+    display.line("model", f"{made['model']} ({made['weights']}) on {made['device']}, {made['dtype']}")
     for note in policy.notes:
         display.line("note", note)
-    display.line("measured", screen.measured(asked.config, asked.masks))
-
-
-def _about(asked: Asked) -> dict[str, Any]:
-    score = asked.config.score
-    return {
-        "model": asked.name,
-        "estimator": score.estimator,
-        "perturbation": score.perturbation,
-        "probability": score.probability,
-        "masks": asked.masks,
-        "seed": asked.config.seed,
-        "temperature": asked.config.rollout.temperature,
-        "keep_fraction": score.keep_fraction,
-    }
+    display.line("measured", compared(made))
+    display.line("made with", versions(made, ("vppo", "torch", "transformers", "commit")), style="dim")
 
 
 def _columns(found: Perception) -> dict[str, Any]:
-    from pipelines.disk.records import Perceived
+    from pipelines.disk.records import Perceived, schema
 
-    values = asdict(found)
-    return {f.name: values[f.name] for f in fields(Perceived)}
+    return {name: getattr(found, name) for name in schema(Perceived).names}

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines import checkpoints, runs
 from pipelines.page import embedded_json
+from pipelines.page.viewer import unit
 from vppo_cli.report.curves import curves
 from vppo_cli.report.entries import viewer
 from vppo_cli.report.figures import figures, read
@@ -50,6 +51,7 @@ def collect(
     sections["viewer"], sections["viewer_notes"] = shown.entries, shown.notes
     sections["viewer_left_out"] = shown.left_out
     sections["estimator"] = sources[0].chain.config.score.estimator
+    sections["unit"] = unit(sections["estimator"])
     return sections
 
 

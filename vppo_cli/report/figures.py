@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.page.distributions import concentration, histogram
 from pipelines.page.viewer import short
 from vppo_cli.report.curves import chart
 from vppo_cli.report.source import Array, RunSource, flat, lengths, spread
@@ -17,7 +18,6 @@ MOST_STEPS = 60
 MOST_TOKENS = 200_000
 """Tokens read of one step (whole responses): enough for every figure, however long the run."""
 
-BINS = 60
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -66,17 +66,21 @@ def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[s
             "about what its tokens look at. vppo train makes them.",
         }
     charts = [
-        _histogram(
+        histogram(
             "Token perception",
             "nats a token; share of tokens, on a log scale",
             {i: np.concatenate(r.perception) for i, r in known},
+            "nats",
             log=True,
         ),
-        _concentration(sources, known),
-        _histogram(
+        concentration(
+            {i: np.concatenate(r.perception) for i, r in known}, sources[known[0][0]].chain.config.score.keep_fraction
+        ),
+        histogram(
             "Trajectory dependency",
             "nats, mean over a response; share of responses",
             {i: np.concatenate(r.dependency) for i, r in known},
+            "nats",
             log=False,
         ),
         _bands(
@@ -121,49 +125,6 @@ def _lead(source: RunSource, reading: Reading) -> str:
 
 def _percent(share: float) -> str:
     return f"{share:.1f} %" if share < 10 else f"{share:.0f} %"
-
-
-def _edges(values: Sequence[Array]) -> Array:
-    low = min(0.0, *(float(v.min()) for v in values))
-    high = max(float(v.max()) for v in values)
-    return np.linspace(low, high if high > low else low + 1.0, BINS + 1)
-
-
-def _histogram(title: str, about: str, values: dict[int, Array], *, log: bool) -> dict[str, Any]:
-    edges = _edges(list(values.values()))
-    series = []
-    for run, value_N in values.items():
-        count, _ = np.histogram(value_N, edges)
-        series.append(
-            {"run": run, "kind": "steps", "x": [short(e) for e in edges], "y": [short(c / len(value_N)) for c in count]}
-        )
-    return {"title": title, "about": about, "x": "nats", "format": "percent", "log": log, "series": series}
-
-
-def _concentration(sources: Sequence[RunSource], known: Sequence[tuple[int, Reading]]) -> dict[str, Any] | None:
-    """Share of all perception in the tokens that look most: few tokens look, or all do."""
-    share_T = np.unique(np.concatenate([np.linspace(0, 0.1, 41), np.linspace(0.1, 1, 91)]))
-    series: list[dict[str, Any]] = []
-    marks: list[dict[str, Any]] = []
-    for run, reading in known:
-        perception_N = np.concatenate(reading.perception)
-        if perception_N.min() < 0 or perception_N.sum() <= 0:
-            continue
-        sums_N = np.concatenate([[0.0], np.sort(perception_N)[::-1].cumsum()])
-        y = np.interp(share_T * len(perception_N), np.arange(len(sums_N)), sums_N) / sums_N[-1]
-        series.append({"run": run, "x": [short(100 * x) for x in share_T], "y": [short(v) for v in y]})
-        kept = sources[run].chain.config.score.keep_fraction
-        marks = marks or [{"x": short(100 * kept), "label": f"kept: {100 * kept:g} %"}]
-    if not series:
-        return None
-    return {
-        "title": "Few tokens look",
-        "about": "share of all perception in the tokens that look most",
-        "x": "% of tokens",
-        "format": "percent",
-        "series": series,
-        "marks": marks,
-    }
 
 
 def _bands(

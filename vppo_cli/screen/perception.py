@@ -10,35 +10,14 @@ from math import exp
 from rich.text import Text
 
 from pipelines.config.schema import Config
-from pipelines.objectives.table import needs_two_views
-from pipelines.page.viewer import alternatives
+from pipelines.page.viewer import alternatives, unit
 from pipelines.perceive.one import Perception
 from vppo_cli.screen import display
 from vppo_cli.screen.shading import LEAST, scale, shaded
 
-NATS = ("kl", "k3", "jsd", "log_ratio", "entropy")
 SHOWN, FROM = 6, 0.01
 """Tokens that are told of one by one on a terminal: at most so many, from this share of the highest
 perception on."""
-
-
-def measured(config: Config, masks: int) -> str:
-    """What was compared with what, and how."""
-    score = config.score
-    if not needs_two_views(config):
-        return f"{score.estimator}, without a perturbed image"
-    view = score.perturbation
-    if view in ("patch_black", "raw_black"):
-        view += f" {score.probability:g}"
-    which = "the image and a perturbed one"
-    if masks > 1:
-        which = f"the image and {masks} perturbed ones, the mean"
-    return f"{score.estimator} between {which} ({view}, seed {config.seed})"
-
-
-def unit(config: Config) -> str:
-    """What perception is measured in; "" for shares and ranks."""
-    return "nats" if config.score.estimator in NATS else ""
 
 
 def show(config: Config, found: Perception, masks: int) -> None:
@@ -49,7 +28,7 @@ def show(config: Config, found: Perception, masks: int) -> None:
     steps = scale(found.perception)
     if steps:
         display.console.print(
-            Text.assemble((f"{'shade':<{display.LABEL}}", "bold"), steps, f" {unit(config)} and more")
+            Text.assemble((f"{'shade':<{display.LABEL}}", "bold"), steps, f" {unit(config.score.estimator)} and more")
         )
     else:
         display.line("shade", "none: no token depends on the image")
@@ -66,12 +45,10 @@ def show(config: Config, found: Perception, masks: int) -> None:
     display.console.print()
     rows = _most(config, found)
     if len(rows) > 1:
+        other = f"mask 1 of {masks} alone" if masks > 1 else "the perturbed one"
         display.columns(rows, styles=["bold"])
         display.line(
-            "",
-            "p: probability with the image"
-            + (f"; q: with the {'first ' if masks > 1 else ''}perturbed one" if found.logp_perturbed else ""),
-            style="dim",
+            "", "p: probability with the image" + (f"; q: with {other}" if found.logp_perturbed else ""), style="dim"
         )
         display.console.print()
 
