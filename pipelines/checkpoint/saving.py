@@ -1,4 +1,8 @@
-"""Weights and the trainer's state -> files: one after the other, as both need the host's memory."""
+"""Weights and the trainer's state -> files: one after the other, as both need the host's memory.
+
+What the state is, and its files, is the update engine's (``save`` in pipelines/update/torch_engine.py and
+deepspeed_engine.py); which checkpoints are kept, and exported, pipelines/checkpoints.py decides.
+"""
 
 from __future__ import annotations
 

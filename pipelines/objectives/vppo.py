@@ -1,4 +1,4 @@
-"""VPPO (arXiv 2510.09285) and its parts."""
+"""VPPO (arXiv 2510.09285) and its parts, as objectives; its equations are in pipelines/vppo.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vppo report``."""
+"""``vppo report``: the page of a run (vppo_cli/report/) as a file; the tables of an evaluation are evals/report/'s."""
 
 from __future__ import annotations
 
