@@ -112,6 +112,8 @@ def prune(chain: Chain, step: int) -> list[int]:
     settings = chain.config.checkpoint
     made = [s for s in range(1, step + 1) if is_there(chain.checkpoint(s).path)]
     keep = set(made[-settings.keep_last :]) | set(best(chain, made)[: settings.keep_best])
+    if settings.keep_best:  # any of those to be measured again may turn out the best
+        keep |= {old for old in made if _measured_otherwise(chain, old)}
     removed = []
     for old in made:
         folder = chain.checkpoint(old).path
@@ -125,6 +127,12 @@ def prune(chain: Chain, step: int) -> list[int]:
         for part in (MODEL, TRAINER):
             shutil.rmtree(folder / part, ignore_errors=True)
     return removed
+
+
+def _measured_otherwise(chain: Chain, step: int) -> bool:
+    """Whether all that is known of a checkpoint's quality is of other settings or of an earlier version."""
+    made = chain.eval(step, "validation")
+    return made.manifest() is None and any(made.path.parent.glob(f"{made.path.name.partition('-')[0]}-*"))
 
 
 def export(chain: Chain, which: str, target: Path) -> int:

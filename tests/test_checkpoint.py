@@ -157,6 +157,18 @@ def test_without_validation_only_the_last_are_kept(measured):
     assert left(chain, 3) == [3]
 
 
+def test_what_is_to_be_measured_again_is_kept_until_then(measured):
+    before = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1")
+    chain = Chain(settings.load(None, ["checkpoint.keep_last=1", "checkpoint.validation_samples=3"]), before.run)
+    assert chain.checkpoint(1) == before.checkpoint(1)
+    assert checkpoints.best(chain, [1, 2, 3]) == []
+    assert checkpoints.prune(chain, 3) == []
+    for step in (1, 2, 3):
+        with commit(chain.eval(step, "validation")) as (out, _):
+            (out / RESULTS_FILE).write_text(json.dumps({"accuracy": 0.1 * step}))
+    assert checkpoints.prune(chain, 3) == [1, 2]
+
+
 def test_pruning_that_was_killed_is_finished_the_next_time(measured):
     chain = measured([0.1, 0.5, 0.3], "checkpoint.keep_last=1", "checkpoint.keep_best=0")
     step = chain.checkpoint(1)
