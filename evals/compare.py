@@ -17,6 +17,7 @@ from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, unreadable
 from pipelines.errors import UserError
 from pipelines.runs import CONFIG, runs_folder
+from pipelines.words import counted
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         if not shared:
             notes.append(f"{name}: no question is in both; left out")
             continue
-        first, second = (_means(rows[name], shared) for rows in (old, new))
+        first, second = (marks_of(rows[name], shared) for rows in (old, new))
         owners = new[name].get("clusters_of", {})
         drawn = resampled(np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name)
         change = float(np.mean(second) - np.mean(first))
@@ -147,7 +148,8 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     return Comparison(changes, mean, notes)
 
 
-def _means(result: dict[str, Any], questions: Sequence[str]) -> list[float]:
+def marks_of(result: dict[str, Any], questions: Sequence[str]) -> list[float]:
+    """Of each question the fraction of its samples that are right."""
     return [sum(result["right"][q]) / len(result["right"][q]) for q in questions]
 
 
@@ -156,13 +158,19 @@ def _differences(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[st
     notes = []
     alone = len(old["right"].keys() ^ new["right"].keys())
     if alone:
-        notes.append(f"{name}: {alone} questions are in one of the two only and are left out")
-    old, new = ({**r, "profile": profile_name(str(r.get("profile")))} for r in (old, new))
-    for what in ("profile", "samples", "grader"):
-        if old.get(what) != new.get(what):
-            notes.append(f"{name}: {what} {old.get(what)} -> {new.get(what)}")
-    first, second = old.get("settings", {}), new.get("settings", {})
-    for key in sorted(first.keys() | second.keys()):
-        if key != "limit" and first.get(key) != second.get(key):
-            notes.append(f"{name}: {key} {first.get(key)} -> {second.get(key)}")
+        are = "is" if alone == 1 else "are"
+        notes.append(f"{name}: {counted(alone, 'question')} {are} in one of the two only and {are} left out")
+    first, second = how_asked(old), how_asked(new)
+    for what in [*ASKED, *sorted((first.keys() | second.keys()) - {*ASKED})]:
+        if first.get(what) != second.get(what):
+            notes.append(f"{name}: {what} {first.get(what)} -> {second.get(what)}")
     return notes
+
+
+ASKED = ("profile", "samples", "grader")
+
+
+def how_asked(result: dict[str, Any]) -> dict[str, Any]:
+    """What a result depends on beside model and questions: ``ASKED``, and the settings but for ``limit``."""
+    given = {key: value for key, value in result.get("settings", {}).items() if key != "limit"}
+    return given | {key: result.get(key) for key in ASKED} | {"profile": profile_name(str(result.get("profile")))}

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,30 @@ def find_run(name: str | None) -> Path:
         listed = " ".join(p.name for p in known) or "none"
         raise UserError(f"run {name}", f"no such run in {folder}/.", f"There: {listed}.")
     return folder / name
+
+
+def is_pattern(name: str) -> bool:
+    """Whether it stands for runs by a shell pattern, such as ``dapo-*``; a file that is there is itself."""
+    return any(sign in name for sign in "*?[") and not Path(name).exists()
+
+
+def matching(pattern: str) -> list[Path]:
+    """The runs whose names fit a shell pattern (``*``, ``?``, ``[12]``), by name.
+
+    A pattern may begin with the folder of runs itself, as a shell would write it.
+
+    Raises:
+        UserError: there is none; names the runs there are.
+    """
+    folder = runs_folder()
+    where, _, names = pattern.rpartition("/")
+    known = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    here = not where or Path(where).resolve() == folder.resolve()
+    found = [path for path in known if here and fnmatchcase(path.name, names)]
+    if not found:
+        listed = " ".join(path.name for path in known) or "none"
+        raise UserError(pattern, f"no run in {folder}/ has a name like that.", f"There: {listed}.")
+    return found
 
 
 DIGITS = (8, 4, 16, 32, 64)

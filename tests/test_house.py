@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "pipelines.errors",
+    "pipelines.words",
     "pipelines.seeds",
     "pipelines.watch",
     "pipelines.vppo",

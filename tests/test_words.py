@@ -1,7 +1,13 @@
 """Numbers as a person reads them."""
 
+from pathlib import Path
+
 import pytest
 
+from pipelines.chain import Chain
+from pipelines.config import settings
+from pipelines.words import counted
+from vppo_cli.screen import facts
 from vppo_cli.screen.words import duration, ranges, size, sparkline
 
 
@@ -47,3 +53,13 @@ def test_ranges_join_runs() -> None:
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (4e12, "4.0 TB")])
 def test_size(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_one_is_not_several() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    assert counted(1, "image is", "images are") == "1 image is"
+
+
+def test_a_run_of_one_step(tmp_path: Path) -> None:
+    config = settings.load(None, ["run.steps=1", "checkpoint.every=1"])
+    assert facts.in_words(Chain(config, tmp_path)) == "1 step of rollout, score, update; 1 checkpoint; eval on glyphs"

@@ -33,6 +33,7 @@ from pipelines.prepare.extra import listed
 from pipelines.prepare.rows import ImageReader, UniqueNames, check_question, reader_version
 from pipelines.prepare.sources import Part
 from pipelines.watch import Watch
+from pipelines.words import counted
 
 VERSION = 2
 """Raised when the same rows become other questions."""
@@ -176,7 +177,7 @@ class _Reader:
         if not kept:
             raise UserError(
                 f"benchmark {self.name}",
-                f"none of its {self.rows} rows is usable. {self.example}",
+                f"none of its {counted(self.rows, 'row')} is usable. {self.example}",
                 "Check the data set.",
             )
         warnings = self._warnings(kept)
@@ -188,10 +189,10 @@ class _Reader:
     def _warnings(self, kept: int) -> list[str]:
         expected, found = self.benchmark, []
         if self.filtered and kept != (expected.kept or kept):
-            found.append(f"{self.name}: {kept} questions, expected {expected.kept}")
+            found.append(f"{self.name}: {counted(kept, 'question')}, expected {expected.kept}")
         elif not self.filtered and (self.rows, kept) != (expected.rows, expected.kept or kept):
             found.append(
-                f"{self.name}: {self.rows} rows before the filter, expected {expected.rows}; "
+                f"{self.name}: {counted(self.rows, 'row')} before the filter, expected {expected.rows}; "
                 f"{kept} after it{f', expected {expected.kept}' if expected.kept else ''}"
             )
         if self.reasons:

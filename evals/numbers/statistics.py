@@ -4,12 +4,18 @@ Samples of one question are not independent, so a question is drawn whole. Nor a
 one original (the five versions of a MathVerse problem, the ten variants of a DynaMath seed): such a
 cluster is drawn whole too. All intervals are 95 % percentile intervals of 10,000 resamples, and all
 are seeded: the same values always give the same interval.
+
+Training runs that differ in their seed are a second level: ``over_seeds`` draws them too. Runs and questions
+are crossed (every run answers all questions), so the questions of a resample are the same for all its
+runs: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -37,11 +43,12 @@ def bootstrap(values: Sequence[float], clusters: Sequence[Hashable] | None = Non
     return interval(float(np.mean(values)), resampled(values, clusters, stream))
 
 
-def resampled(values: Sequence[float], clusters: Sequence[Hashable] | None = None, stream: str = "") -> Array:
+def resampled(values: ArrayLike, clusters: Sequence[Hashable] | None = None, stream: str = "") -> Array:
     """The means of 10,000 resamples of ``values``.
 
     Args:
-        values: one per question, such as the fraction of its samples that are right.
+        values: one per question, such as the fraction of its samples that are right: [N]; or a row for each of
+            several runs, [S, N], whose resamples then hold the same questions: [S, 10,000].
         clusters: the cluster of each question; None: every question is its own. As many clusters are
             drawn as there are, so a resample's number of questions varies with their sizes, and its
             mean is the ratio of the two sums.
@@ -51,36 +58,87 @@ def resampled(values: Sequence[float], clusters: Sequence[Hashable] | None = Non
     Raises:
         ValueError: there are no values, or not one cluster per value.
     """
+    values = np.asarray(values, np.float64)
+    count = values.shape[-1]
     if clusters is None:
-        return resampled_ratio(values, np.ones(len(values)), stream)
-    if len(clusters) != len(values):
-        raise ValueError(f"{len(clusters)} clusters do not fit {len(values)} values")
+        return resampled_ratio(values, np.ones(count), stream)
+    if len(clusters) != count:
+        raise ValueError(f"{len(clusters)} clusters do not fit {count} values")
+    if not count:
+        raise ValueError("nothing to resample")
     number: dict[Hashable, int] = {}
     member = [number.setdefault(cluster, len(number)) for cluster in clusters]
     sizes = np.bincount(member).astype(np.float64)
-    return resampled_ratio(np.bincount(member, weights=values), sizes, stream)
+    sums = np.apply_along_axis(lambda row: np.bincount(member, weights=row), -1, values)
+    return resampled_ratio(sums, sizes, stream)
 
 
 def resampled_ratio(above: ArrayLike, below: ArrayLike, stream: str = "") -> Array:
     """sum(above) / sum(below) of 10,000 resamples of the units both have an entry for (0 / 0 is 0).
 
+    Args:
+        above: [N], or [S, N] for several sums over the same units.
+        below: [N].
+
     Raises:
         ValueError: there are no units.
     """
     above_N, below_N = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    count = len(above_N)
+    count = len(below_N)
     if not count:
         raise ValueError("nothing to resample")
     equal = bool((below_N == below_N[0]).all())  # then the sum below is the same in every resample
     rng = generator(0, "bootstrap", count, *([stream] if stream else []))
-    ratios, rows = [], max(1, _BLOCK // count)
+    ratios, rows = [], max(1, _BLOCK // above_N.size)
     for start in range(0, RESAMPLES, rows):
         # Where the blocks end has no influence on what is drawn.
         drawn = rng.integers(count, size=(min(rows, RESAMPLES - start), count))
-        tops = above_N[drawn].sum(1)
-        bottoms = np.full(len(tops), below_N[0] * count) if equal else below_N[drawn].sum(1)
+        tops = np.take(above_N, drawn, axis=-1).sum(-1)
+        bottoms = np.full(len(drawn), below_N[0] * count) if equal else below_N[drawn].sum(1)
         ratios.append(np.divide(tops, bottoms, out=np.zeros_like(tops), where=bottoms != 0))
-    return np.concatenate(ratios)
+    return np.concatenate(ratios, axis=-1)
+
+
+def over_seeds(means_SR: Array, means_S: ArrayLike, freedom: int, stream: str = "") -> Array:
+    """Resamples of the mean over seeds: the questions' resamples, with seeds drawn again as well.
+
+    A run's mean differs from another seed's by what the seeds do, and by what was sampled of each question.
+    The questions' resamples have the latter already, so half of it is taken from the variance of the drawn seeds'
+    deviations, down to none (all of it would be right on average, but of few seeds too much too often). A resample
+    of few seeds varies too little, by (S - 1) / S, and an estimated variance asks for Student's t instead of the
+    normal distribution: deviations are stretched by both (Hesterberg, What Teachers Should Know About the
+    Bootstrap, The American Statistician 69 (2015)). tests/evals/test_groups.py has how often it holds the truth.
+
+    Args:
+        means_SR: ``resampled`` of S runs that differ in their seed: [S, 10,000]. One run: its resamples.
+        means_S: the runs' means, or their paired differences.
+        freedom: degrees of freedom that the seeds leave: all runs less the number of groups of them.
+        stream: what is drawn; two groups are drawn independently only if their streams differ.
+    """
+    mean_S = np.asarray(means_S, np.float64)
+    middle_R, count = means_SR.mean(0), len(mean_S)
+    spread = float(mean_S.var(ddof=1)) if count > 1 else 0.0
+    sampled = float((means_SR - middle_R).var(axis=1).sum()) / max(count - 1, 1)
+    if spread <= sampled / 2:
+        return middle_R
+    left = 1 - sampled / 2 / spread
+    stretch = math.sqrt(left * count / (count - 1)) * student(freedom) / NormalDist().inv_cdf(0.975)
+    drawn_RS = generator(0, "seeds", count, stream).integers(count, size=(RESAMPLES, count))
+    return middle_R + stretch * (mean_S - mean_S.mean())[drawn_RS].mean(1)
+
+
+STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t; beyond 10 degrees of freedom by its expansion
+    (Abramowitz and Stegun, 26.7.5), to 0.0003.
+    """
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z, n = NormalDist().inv_cdf(0.975), freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
 
 
 def interval(mean: float, resamples: Array) -> Interval:

@@ -21,6 +21,7 @@ from pipelines.config.schema import profile_name
 from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.step import disk_errors, unreadable, write_atomic
 from pipelines.errors import UserError
+from pipelines.words import counted
 
 FORMAT = 3
 """2 has no verdict as published; 1 no hash of itself either. Both are read."""
@@ -207,7 +208,8 @@ def _sentences(row: dict[str, Any], family: str) -> Iterator[str]:
             yield f"Trained with {name} {_value(trained)}, evaluated with {_value(settings[name])}."
     if settings["limit"] is not None:
         whole = "; the printed numbers are of all questions and do not compare" if beside else ""
-        yield f"Only the first {settings['limit']} questions were asked (a limit is set){whole}."
+        first = counted(settings["limit"], "question was", "questions were")
+        yield f"Only the first {first} asked (a limit is set){whole}."
     if beside:
         yield from _unlike_published(row, family)
     if (benchmark := BENCHMARKS.get(row["benchmark"])) and benchmark.note:

@@ -123,8 +123,8 @@ def main_table(report: Report, *, apart: bool = False) -> Table:
     samples = " or ".join(map(str, sorted({r["samples"] for r in results})))
     verdict = BY_PUBLISHED if published else BY_OURS
     return Table(
-        f"Accuracy in %, graded {verdict}, mean of {samples} samples a question, with 95 % intervals by "
-        f"cluster bootstrap{f'; other rows: {beside(printed)}' if theirs else ''}.",
+        f"Accuracy in %, graded {verdict}, mean of {samples} sample{'s' * (samples != '1')} a question, "
+        f"with 95 % intervals by cluster bootstrap{f'; other rows: {beside(printed)}' if theirs else ''}.",
         ["model", *(label(r, results) for r in results), *(["average"] if average else [])],
         [*theirs, *ours],
         list(range(len(theirs), len(theirs) + len(ours))),

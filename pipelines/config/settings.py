@@ -478,13 +478,46 @@ def _prefixes(key: str) -> Iterator[str]:
 def _unknown(key: str, place: str, known: list[str]) -> UserError:
     if any(name.startswith(f"{key}.") for name in known):
         return UserError(place, "is a section, not a setting.", f"Set its fields one by one (vppo config {key}).")
-    last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    near = near or [name for name in known if name.rpartition(".")[2] == last]
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = _meant(key, known)
+    hint = f" Did you mean {near}?" if near else ""
     section = key.partition(".")[0]
     topic = f" {section}" if any(name.startswith(f"{section}.") for name in known) else ""
     return UserError(place, f"no such setting.{hint}", f"(vppo config{topic} lists them)")
+
+
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "bs": "batch_prompts",
+    "batch_size": "batch_prompts",
+    "mbs": "micro_batch_prompts",
+    "micro_batch_size": "micro_batch_prompts",
+    "n": "samples_per_prompt",
+    "num_generations": "samples_per_prompt",
+    "group_size": "samples_per_prompt",
+    "beta": "kl_coefficient",
+    "max_tokens": "max_new_tokens",
+}
+"""What other trainers call a setting -> its last word here, where letters alone would not tell."""
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """The setting that is meant by a name that is none, or "": the same name in another section, a short
+    form (``wd`` for ``weight_decay``), else one spelled alike."""
+    section, _, last = key.rpartition(".")
+    word = ELSEWHERE.get(last, last)
+    for fits in (word.__eq__, lambda name: len(last) > 1 and _short_for(last.replace("_", ""), name.split("_"))):
+        found = [name for name in known if fits(name.rpartition(".")[2])]
+        if found:
+            return min(found, key=lambda name: name.rpartition(".")[0] != section)
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.6)), "")
+
+
+def _short_for(letters: str, words: Sequence[str]) -> bool:
+    """Whether the letters are the beginnings of all these words, in order."""
+    if not words:
+        return not letters
+    starts = range(1, min(len(letters), len(words[0])) + 1)
+    return any(words[0].startswith(letters[:n]) and _short_for(letters[n:], words[1:]) for n in starts)
 
 
 def dump(config: Config) -> str:

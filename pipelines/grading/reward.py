@@ -26,6 +26,7 @@ from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.grading.answer import NO_BOX, extract_answer, published_answer
 from pipelines.grading.graders import Closing, GraderPool, check_grader
+from pipelines.words import counted
 
 Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
 OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "timed_out", "truncated")
@@ -305,9 +306,10 @@ def _checked(path: str, name: str, scores: Sequence[float], count: int) -> list[
         rewards = [float(score) for score in scores]
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(place, f"it did not return numbers ({error}).", _FIX) from error
-    what = f"{REWARD}s" if name == REWARD else "values"
+    what = REWARD if name == REWARD else "value"
     if len(rewards) != count:
-        raise UserError(place, f"it returned {len(rewards)} {what} for {count} responses.", _FIX)
+        problem = f"it returned {counted(len(rewards), what)} for {counted(count, 'response')}."
+        raise UserError(place, problem, _FIX)
     for i, reward in enumerate(rewards):
         if not abs(reward) <= LARGEST_REWARD:  # NaN is not either
             raise UserError(place, f"{name} {i} of {count} is {reward}.", _FIX)

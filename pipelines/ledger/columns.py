@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.ledger.credit import Disagreement
 from pipelines.ledger.step import Ledger, Line
 from pipelines.ledger.theorem import Assumptions, Estimate
+from pipelines.words import counted
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ def disagreement(found: Ledger, one: Disagreement) -> dict[str, Any]:
 def size(found: Ledger) -> str:
     """``32 prompts x 8 responses, 6,912 tokens``."""
     counts = {len(rollout.response_ids) for rollout, _ in found.groups}
-    each = f"{counts.pop()} responses" if len(counts) == 1 else "responses"
-    return f"{len(found.groups)} prompts x {each}, {found.token_count:,} tokens"
+    each = counted(counts.pop(), "response") if len(counts) == 1 else "responses"
+    return f"{counted(len(found.groups), 'prompt')} x {each}, {found.token_count:,} tokens"
 
 
 def drawn(found: Assumptions) -> str:
     """What the assumptions were looked at on."""
-    return f"{found.tokens} tokens of {found.responses} responses"
+    return f"{counted(found.tokens, 'token')} of {counted(found.responses, 'response')}"
 
 
 def assumption_rows(found: Assumptions) -> list[tuple[str, str, Estimate]]:

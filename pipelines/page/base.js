@@ -56,6 +56,11 @@ function count(value) {
   return String(value).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 }
 
+/** `1 step`, `3 steps`. */
+function counted(value, one) {
+  return `${count(value)} ${one}${value === 1 ? "" : "s"}`;
+}
+
 /** With its sign, also where it is positive. */
 function signed(value, places = 2) {
   if (value === null || value === undefined) return "\u2013";

@@ -204,7 +204,7 @@ function readings(spec, x) {
         text: form(series.y[i]), where: `${number(series.x[i])} to ${number(series.x[i + 1])} ${spec.x}` };
     }
     const i = nearest(series.x, x);
-    const band = series.dots && series.low
+    const band = (series.dots || series.seeds) && series.low
       ? ` [${form(series.low[i])}, ${form(series.high[i])}]` : "";
     return { series, x: series.x[i], y: series.y[i], text: form(series.y[i]) + band,
       where: spec.x === "step" ? `step ${series.x[i]}` : `${number(series.x[i])} ${spec.x}` };
@@ -285,9 +285,10 @@ function peak(series, form) {
   return `most, ${form(series.y[highest])}, from ${number(series.x[highest])} to ${number(series.x[highest + 1])}`;
 }
 
-/** Whose line is whose. */
-function legend() {
-  return runs.length < 2 ? null : keys("Runs", runs.map((name, i) => [name, i]));
+/** Whose line is whose; `said` tells what a line is of several runs, `bands` whether they have one. */
+function legend(said = runs, bands = false) {
+  if (runs.length < 2 && said[0] === runs[0]) return null;
+  return keys("Runs", said.map((text, i) => [text, i, bands && text !== runs[i]]));
 }
 
 /** Which of a chart's own lines is which, where they are not those of runs. */
@@ -297,8 +298,9 @@ function keyOf(spec) {
 }
 
 function keys(about, named) {
-  return el("ul", { class: "legend", "aria-label": about }, ...named.map(([name, i]) =>
-    el("li", {}, el("svg", { width: 28, height: 10, "aria-hidden": "true" },
-      el("line", { class: `curve run-${i % 6}`, x1: 1, x2: 27, y1: 5, y2: 5 })),
+  return el("ul", { class: "legend", "aria-label": about }, ...named.map(([name, i, band]) =>
+    el("li", {}, el("svg", { width: 28, height: 12, "aria-hidden": "true" },
+      band ? el("rect", { class: `band run-${i % 6}`, width: 28, height: 12 }) : null,
+      el("line", { class: `curve run-${i % 6}`, x1: 1, x2: 27, y1: 6, y2: 6 })),
     el("span", { text: name }))));
 }

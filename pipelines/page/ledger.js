@@ -42,9 +42,9 @@ function ledgerSection(found) {
   const places = columns.map((column) => found.columns.indexOf(column));
   ledgerStep.listen(() => {
     const now = ledgerStep.now;
-    line.textContent = `${now.prompts} prompts, ${count(now.responses)} responses, ${count(now.tokens)} tokens`
+    line.textContent = `${counted(now.prompts, "prompt")}, ${counted(now.responses, "response")}, ${counted(now.tokens, "token")}`
       + (now.update_batches > 1 ? ` in ${now.update_batches} update batches` : "")
-      + `; policy after ${now.policy_updates} update${now.policy_updates === 1 ? "" : "s"}; VPPO keeps ${percent(now.kept_share)} of the tokens.`;
+      + `; policy after ${counted(now.policy_updates, "update")}; VPPO keeps ${percent(now.kept_share)} of the tokens.`;
     const rows = now.objectives.map((one, r) => el("tr", { class: one.name === "vppo" ? "ours" : null },
       el("th", { scope: "row", title: one.formula || null, text: one.name }),
       ...places.map((i) => el("td", { class: "number", text: fixed(now.rows[r][i], found.columns[i][3]) }))));
@@ -161,7 +161,7 @@ function creditSection(entries, notes) {
     const names = ledgerStep.now.names;
     const entry = entries[state.entry];
     fillSelect(pick.response, mine().map(([i, one]) => [String(i),
-      `${one.prompt}.${one.response}: ${(one.outcome || "").replace("_", " ")}, ${one.tokens.length} tokens`]));
+      `${one.prompt}.${one.response}: ${(one.outcome || "").replace("_", " ")}, ${counted(one.tokens.length, "token")}`]));
     pick.response.input.value = String(state.entry);
     const parts = [];
     for (let at = 0; at < entry.tokens.length; at += WINDOW) {

@@ -1,10 +1,10 @@
 // The parts of a report other than the viewer.
 
 function summarySection(found) {
-  const { state, done, steps, model, data: source, objective, estimator, facts } = found;
+  const { run, state, done, steps, model, data: source, objective, estimator, facts } = found;
   const line = [
-    runs.length > 1 ? runs[0] : null,
-    state === "finished" ? `${done} step${done === 1 ? "" : "s"}` : `${done} of ${steps} steps, ${state}`,
+    run === data.title ? null : run,
+    state === "finished" ? counted(done, "step") : `${done} of ${steps} steps, ${state}`,
     objective, `model ${model}`, `data ${source}`, `perception by ${estimator}`,
   ];
   return el("section", { id: "summary", class: "summary", "aria-labelledby": "summary-title" },
@@ -24,7 +24,8 @@ function curvesSection(found) {
   if (!found.groups.length) {
     return section("curves", "Learning curves", about("No training step is finished yet.", "empty"));
   }
-  return section("curves", "Learning curves", legend(), ...found.groups.map((group) =>
+  return section("curves", "Learning curves", legend(found.legend, true),
+    ...(found.notes || []).map((note) => about(note, "note")), ...found.groups.map((group) =>
     el("div", { class: "group" },
       el("h3", { text: group.title }), about(group.about),
       el("div", { class: "charts" }, ...group.charts.map(chart)))));
@@ -35,7 +36,7 @@ function figuresSection(found) {
     found.lead ? el("p", { class: "lead", text: found.lead }) : null,
     about(found.empty, "empty"),
     found.facts ? factList(found.facts) : null,
-    found.charts.length ? legend() : null,
+    found.charts.length ? legend(found.legend) : null,
     el("div", { class: "charts" }, ...found.charts.map(chart)),
     ...(found.tables || []).map(plainTable),
     ...(found.notes || []).map((note) => about(note, "note")));
@@ -102,10 +103,14 @@ function evaluationsSection(found) {
     parts.push(about("Accuracy in %, with 95 % intervals over questions."), ownTable(found.own));
   }
   if (found.changes.length) {
-    parts.push(el("h3", { text: "Between the runs" }),
-      about("Paired differences in points of accuracy, on the questions both were asked."),
-      changesTable(found.changes),
-      ...found.changes.flatMap((change) => change.notes).map((note) => about(note, "note")));
+    parts.push(el("h3", { text: found.notes ? "Between the methods" : "Between the runs" }),
+      about(`${found.notes ? "Differences of the means" : "Paired differences"} in points of accuracy, on the questions `
+        + `${found.notes ? "all runs" : "both"} were asked.`),
+      changesTable(found.changes));
+  }
+  parts.push(...(found.notes || []).map((note) => about(note, "note")));
+  if (found.changes.length) {
+    parts.push(...found.changes.flatMap((change) => change.notes).map((note) => about(note, "note")));
   }
   for (const report of found.reports) {
     // Alone, our row says what stands above; beside the published rows it is the table to read.
@@ -121,14 +126,14 @@ function evaluationsSection(found) {
 
 function ownTable(rows) {
   const columns = ["Run", "Benchmark", "Questions", "Policy", "Accuracy", "", "Change, points"];
-  const named = runs.length > 1;
+  const named = new Set(rows.map((row) => row.run)).size > 1;
   const numbers = new Set([2, 4, 6]);
   const points = (row) => row.difference === null ? "" : change(row.difference, row.difference_interval);
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, ...columns.map((text, i) => (i || named)
       ? el("th", { scope: "col", class: numbers.has(i) ? "number" : null, text }) : null))),
     el("tbody", {}, ...rows.map((row) => el("tr", {},
-      named ? el("th", { scope: "row", text: row.run }) : null,
+      named ? el("th", { scope: "row", class: "run-name", text: row.run }) : null,
       el("td", { text: row.benchmark }), el("td", { class: "number", text: row.asked }),
       el("td", { text: row.policy }),
       el("td", { class: "number", text: `${(100 * row.accuracy).toFixed(1)} `
@@ -198,7 +203,7 @@ function configSection(found) {
   only.addEventListener("change", filter);
   filter();
   return section("config", "Settings",
-    several ? about(differing ? `${differing} settings differ.` : "All settings are the same.") : null,
+    several ? about(differing ? `${differing === 1 ? "1 setting differs" : `${differing} settings differ`}.` : "All settings are the same.") : null,
     el("div", { class: "tools" }, search,
       several ? el("label", { for: "only-differing" }, only, " only those that differ") : null),
     el("div", { class: "scroll tall", tabindex: 0, role: "group", "aria-label": "Settings" },

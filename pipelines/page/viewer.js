@@ -198,7 +198,7 @@ function viewerSection(entries, notes, alone) {
       ["Reward", response.reward === null || response.reward === undefined ? null : number(response.reward)],
       ...Object.entries(response.named || {}).map(([name, value]) => [`Reward, ${name}`, number(value)]),
       ["Dependency", measured(number(response.dependency))],
-      ["Length", `${response.tokens.length} tokens${response.truncated ? ", cut off" : ""}`],
+      ["Length", `${counted(response.tokens.length, "token")}${response.truncated ? ", cut off" : ""}`],
       ["Advantage", advantage(response)],
     ];
     facts.replaceChildren(...rows.filter(([, value]) => value !== null && value !== undefined)

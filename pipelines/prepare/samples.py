@@ -28,6 +28,7 @@ from pipelines.prepare.rows import Rejected, UniqueNames
 from pipelines.prepare.sources import Source, read_source
 from pipelines.seeds import generator
 from pipelines.watch import Watch
+from pipelines.words import counted
 
 DATA_SEED = 0
 """Seeds the embedded data and the choice of held-out rows. It is not the run's seed, so that runs
@@ -170,7 +171,8 @@ class Filter:
             raise _nothing_left(source.name, rows, reasons, example)
         if reasons:
             self.watch.note(
-                f"{split}: {reasons.total()} of {rows} rows left out ({_listed(reasons)}); rejected.jsonl lists them"
+                f"{split}: {reasons.total()} of {counted(rows, 'row')} left out ({_listed(reasons)}); "
+                "rejected.jsonl lists them"
             )
         usable = rows - reasons.total()
         told = source.remarks()
@@ -184,7 +186,8 @@ class Filter:
         if golds:
             told.append(f"control tokens of the model in {golds} answer{'s' * (golds > 1)}: compared as text")
         if not made_here and pictured < usable:
-            how_many = f"{usable - pictured} of {usable} questions have no" if pictured else "no question has an"
+            without, have = usable - pictured, "has" if usable - pictured == 1 else "have"
+            how_many = f"{without} of {counted(usable, 'question')} {have} no" if pictured else "no question has an"
             told.append(f"{how_many} image: token perception is 0 there{self.text_alone}")
         for line in [*told, *images.told()]:
             self.watch.note(f"{split}: {line}")

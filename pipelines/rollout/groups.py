@@ -25,6 +25,7 @@ from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engine import Engine, group_row
 from pipelines.seeds import generator
 from pipelines.watch import Watch
+from pipelines.words import counted
 
 NEXT = "next.json"
 """Where the next step goes on in the order of prompts, and how many groups were informative."""
@@ -266,7 +267,7 @@ def _metrics(
 
 def _never_full(config: Config, step: int, counts: Counts, found: int) -> UserError:
     settings = config.rollout
-    tries = f"after {settings.max_tries} rounds ({counts.groups} prompts"
+    tries = f"after {counted(settings.max_tries, 'round')} ({counted(counts.groups, 'prompt')}"
     wanted = f"only {found} of {settings.prompts_per_step} groups have"
     more = (
         "a lower rollout.prompts_per_step, more rollout.samples_per_prompt or rollout.max_tries; or set "

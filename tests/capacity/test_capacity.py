@@ -518,6 +518,13 @@ def test_the_embedded_default_is_counted_when_asked(tmp_path):
     assert "uses one GPU" in vppo("plan", "--gpu", "L40S", runs=tmp_path).out
 
 
+def test_one_gpu_is_said_to_be_one(tmp_path):
+    shown = vppo("plan", "--config", "qwen2_5_vl_7b.yaml", "--gpu", "H200", "--gpus", "1", runs=tmp_path).out
+    assert "1 x H200" in shown
+    assert "of the first machine's memory" in shown
+    assert "8 GPUs" not in shown
+
+
 def test_wrong_gpus_and_models(tmp_path):
     command = vppo("plan", "--gpu", "T4", runs=tmp_path)
     assert command.code == 2

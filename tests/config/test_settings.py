@@ -252,6 +252,13 @@ def test_wrong_type_in_an_override():
         ("update.learning_rat=1", "update.learning_rate"),  # a typing error in the name
         ("updates.learning_rate=1", "update.learning_rate"),  # in the section
         ("keep_fraction=0.2", "score.keep_fraction"),  # the section left out
+        ("run.seed=1", "seed"),  # there is one elsewhere
+        ("update.lr=1", "update.learning_rate"),  # as everyone calls it, though lora_rank has the same initials
+        ("update.wd=1", "update.weight_decay"),  # initials
+        ("update.kl_coef=1", "update.kl_coefficient"),  # beginnings
+        ("rollout.temp=1", "rollout.temperature"),
+        ("rollout.n=8", "rollout.samples_per_prompt"),
+        ("update.bs=8", "update.batch_prompts"),
     ],
 )
 def test_nearest_name_of_an_override(override, nearest):

@@ -168,7 +168,7 @@ def test_a_reward_keeps_to_its_names(here: Path) -> None:
     [
         ("rewardless", "returned format, and no 'reward', which is trained on"),
         ("empty", "returned an empty dict, and no 'reward'"),
-        ("short_part", "short_part, format: it returned 1 values for 2 responses"),
+        ("short_part", "short_part, format: it returned 1 value for 2 responses"),
         ("nan_part", "nan_part, format: format 1 of 2 is nan"),
         ("huge", "huge: reward 1 of 2 is 1e"),
         ("text_part", "text_part, format: it did not return numbers"),
@@ -192,7 +192,7 @@ def test_a_reward_that_takes_other_arguments_is_refused_at_once(here: Path, func
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("short", "returned 1 rewards for 2 responses"),
+        ("short", "returned 1 reward for 2 responses"),
         ("infinite", "reward 0 of 2 is nan"),
         ("words", "did not return numbers.*good"),
         ("nothing", "did not return numbers"),

@@ -28,7 +28,8 @@ from pipelines.disk.records import Look, schema
 from pipelines.page import embedded_json, packed, page
 from vppo_cli.report import collect
 from vppo_cli.report.entries import viewer
-from vppo_cli.report.figures import read
+from vppo_cli.report.figures import pooled, read
+from vppo_cli.report.lines import Line, fold
 from vppo_cli.report.source import RunSource, Vocabulary, spread, spread_order, vocabulary
 from vppo_cli.report.words import WordCount
 
@@ -435,3 +436,85 @@ def test_nothing_heavy_is_imported(made: Made) -> None:
     packages, done = imported_by("report", "small", "--out", str(out), runs=made.runs)
     assert done.returncode == 0, done.stderr
     assert not packages & HEAVY
+
+
+# --- several runs of a method ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def six(finished: tuple[Path, Command], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two methods with three runs each, whose accuracy in training is 0.25 and 0.5 in b-2 and b-3."""
+    runs = tmp_path_factory.mktemp("six") / "runs"
+    for name in ("a-1", "a-2", "a-3", "b-1", "b-2", "b-3"):
+        run = Path(shutil.copytree(finished[0], runs / name))
+        if name in ("b-2", "b-3"):
+            for path in run.glob("steps/*/rollout-*/manifest.json"):
+                manifest = json.loads(path.read_text())
+                manifest["metrics"]["accuracy"] = 0.25 * int(name[2]) - 0.25
+                path.write_text(json.dumps(sealed(manifest)))
+    return runs
+
+
+def test_a_method_is_its_mean_in_a_band(browser: Browser, six: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    told = vppo("report", "--compare", "b-*", "a-*", "--out", page, "--json", runs=six).succeeded().json
+    assert (told["run"], told["compared"]) == ("a-1", ["b-*"])
+    data = page_data(page)
+    (accuracy,) = (c for g in data["curves"]["groups"] for c in g["charts"] if c["title"] == "Accuracy")
+    first, second = accuracy["series"]
+    assert (first["run"], first["seeds"], second["run"], second["x"]) == (0, 3, 1, [1, 2, 3])
+    assert first["low"] == first["y"] == first["high"]  # three copies of one run
+    one = first["y"][1]
+    assert second["y"][1] == pytest.approx((one + 0.25 + 0.5) / 3, abs=1e-4)
+    assert (second["low"][1], second["high"][1]) == pytest.approx((min(one, 0.25), max(one, 0.5)), abs=1e-4)
+    assert "are one run twice" in data["evaluations"]["notes"][0]  # as they are: copies are no seeds
+    opened = browser.open(page)
+    opened.page.wait_for_selector(".chart svg")
+    assert opened.page.locator("#curves .legend li").all_inner_texts() == [
+        f"{name}: mean of 3 runs, band from the lowest to the highest" for name in ("a-*", "b-*")
+    ]
+    chart = opened.page.locator("figure.chart").first
+    assert chart.locator(".curve").count() == chart.locator(".band").count() == 2
+    chart.locator("svg").hover(position={"x": 60, "y": 80})
+    assert re.search(r"b-\*\s+[\d.]+ % \[[\d.]+ %, 50 %\]", opened.page.inner_text("#tip"))
+    opened.assert_harmless()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_navigation_of_six_runs_is_in_sight(width: int, browser: Browser, six: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    others = [part for name in ("a-2", "a-3", "b-1", "b-2", "b-3") for part in ("--compare", name)]
+    vppo("report", "a-1", *others, "--out", page, runs=six).succeeded()
+    opened = browser.open(page, width=width)
+    assert opened.page.inner_text("h1") == "a-1 against 5 others"
+    opened.page.evaluate("document.getElementById('brand').textContent = 'a-run-with-a-long-name against '.repeat(9)")
+    boxes = [opened.page.locator("nav a").nth(i).bounding_box() for i in range(6)]
+    shown = [box for box in boxes if box and box["x"] + box["width"] <= width]
+    assert len(shown) == 6 if width > 900 else len(shown) >= 3
+    nav = opened.page.locator("nav").bounding_box()
+    assert nav is not None
+    assert nav["x"] + nav["width"] <= opened.page.locator("#theme").bounding_box()["x"]
+    assert nav["width"] >= min(400, width / 2)
+    assert opened.sideways() == 0
+
+
+def test_a_band_is_of_one_kind() -> None:
+    """Beside a method's band from lowest to highest, no run keeps a range of another meaning."""
+    series = [{"run": i, "x": [1, 2], "y": [i, i + 1], "low": [0, 0], "high": [9, 9]} for i in range(3)]
+    series[1] = series[1] | {"x": [2, 3], "y": [5, 6]}
+    lines = [Line("two", [None, None]), Line("one", [None])]  # type: ignore[list-item]
+    found = fold({"about": "mean ± spread", "plain": "mean", "series": [dict(s) for s in series]}, lines)
+    assert found["about"] == "mean"
+    assert found["series"][0] == {"run": 0, "x": [2], "y": [3], "low": [1], "high": [5], "seeds": 2}
+    assert found["series"][1] == {"run": 1, "x": [1, 2], "y": [2, 3]}
+    alone = {"about": "mean ± spread", "plain": "mean", "series": series[:1]}
+    alone = fold(alone, [Line("a", [None])])  # type: ignore[list-item]
+    assert alone == {"about": "mean ± spread", "series": [series[0]]}
+
+
+def test_figures_of_a_method_hold_the_tokens_of_all_its_runs(made: Made) -> None:
+    one = read(made.source)
+    both = pooled([one, one])
+    assert both.steps == one.steps
+    assert [len(step) for step in both.perception] == [2 * len(step) for step in one.perception]
+    assert both.kept_share == pytest.approx(one.kept_share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +14,18 @@ from vppo_cli.options import Json
 
 if TYPE_CHECKING:
     from evals.compare import Comparison
+    from evals.groups import GroupComparison, RunGroup
     from evals.numbers.statistics import Interval
 
 
 def compare(
-    before: Annotated[str, typer.Argument(metavar="A", help="A run, an evaluation's folder, or a report.json.")],
+    before: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="A run, an evaluation's folder, or a report.json; or several runs by a shell pattern, quoted.",
+        ),
+    ],
     after: Annotated[str, typer.Argument(metavar="B", help="The same, to be compared with A.")],
     fail_below: Annotated[
         float,
@@ -34,18 +42,28 @@ def compare(
     certain; --fail-below -2 lets up to two points go, --fail-below 5 asks for a
     gain of five.
 
+    A pattern such as 'dapo-*' stands for the runs of a method that differ in
+    their seed: each group's mean is compared, and where both have several runs
+    the interval is over seeds and questions.
+
     [bold]Examples[/bold]
 
     vppo compare tiny-a tiny-b
 
     vppo compare baseline.json runs/ci/eval/0008 --fail-below -3
+
+    vppo compare 'dapo-*' 'vppo-*'
     """
     if not isfinite(fail_below):
         raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
     from evals.compare import compare as paired
     from evals.compare import load
+    from pipelines.runs import is_pattern
     from vppo_cli.screen import display
 
+    if is_pattern(before) or is_pattern(after):
+        _groups(before, after, fail_below, as_json=json)
+        return
     (old_model, old), (new_model, new) = load(before), load(after)
     found = paired(old, new)
     worse = found.regressions(fail_below / 100)
@@ -59,15 +77,66 @@ def compare(
         display.console.print()
         _table(found, worse)
         display.console.print()
-        for note in found.notes:
-            display.line("note", note)
-        limit = f"surely below {fail_below:g} points"
-        if worse:
-            display.line("regression", f"{', '.join(worse)}: {limit}", style="bold red")
-        else:
-            display.line("fine", f"no change is {limit}")
+        _verdict(found, worse, fail_below)
     if worse:
         raise typer.Exit(1)
+
+
+def _verdict(found: Comparison, worse: list[str], fail_below: float) -> None:
+    from vppo_cli.screen import display
+
+    for note in found.notes:
+        display.line("note", note)
+    limit = f"surely below {fail_below:g} points"
+    if worse:
+        display.line("regression", f"{', '.join(worse)}: {limit}", style="bold red")
+    else:
+        display.line("fine", f"no change is {limit}")
+
+
+def _groups(before: str, after: str, fail_below: float, *, as_json: bool) -> None:
+    """Groups of runs, each a method with several seeds."""
+    from evals.groups import compare_groups, open_group
+    from pipelines.words import counted
+    from vppo_cli.screen import display
+
+    groups = open_group(before), open_group(after)
+    found = compare_groups(*groups)
+    worse = found.regressions(fail_below / 100)
+    if as_json:
+        named = {
+            side: {"pattern": group.pattern, "runs": [{"run": one.name, "seed": one.seed} for one in group.members]}
+            for side, group in zip(("before", "after"), groups, strict=True)
+        }
+        display.print_json({**named, **asdict(found), "fail_below": fail_below, "regressions": worse})
+    else:
+        for side, group in zip("AB", groups, strict=True):
+            size = len(group.members)
+            display.line(side, f"{group.pattern}  ({counted(size, 'run')})")
+        for name, (old, new) in found.settings.items():
+            display.line("A -> B", f"{name} {old} -> {new}")
+        display.console.print()
+        _runs(groups, found)
+        display.console.print()
+        _table(found, worse)
+        display.console.print()
+        drawn = "seeds in pairs" if found.paired else "seeds group by group"
+        display.line("interval", f"95 % over {found.over}" + (f", {drawn}" if "seeds" in found.over else ""))
+        _verdict(found, worse, fail_below)
+    if worse:
+        raise typer.Exit(1)
+
+
+def _runs(groups: Sequence[RunGroup], found: GroupComparison) -> None:
+    """The accuracy of every run, by benchmark."""
+    from vppo_cli.screen import display
+
+    rows = [("", "run", "seed", *(one.benchmark for one in found.changes))]
+    for side, group, of in zip("AB", groups, ("before_runs", "after_runs"), strict=True):
+        for one in group.members:
+            scores = [f"{100 * getattr(change, of)[one.name]:.1f}" for change in found.changes]
+            rows.append((side, one.name, "" if one.seed is None else str(one.seed), *scores))
+    display.columns(rows, indent=display.LABEL, gap=3, styles=["dim"])
 
 
 def _table(found: Comparison, worse: list[str]) -> None:

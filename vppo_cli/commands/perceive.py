@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.errors import UserError
+from pipelines.words import counted
 from vppo_cli.options import Json, RunName, Settings
 
 if TYPE_CHECKING:
@@ -266,7 +267,8 @@ def _every_row(asked: Asked, out: Path | None, *, as_json: bool) -> None:
         return
     unit = f" {made['unit']}".rstrip()
     display.line(
-        "responses", f"{found['responses']}, {found['truncated']} of them truncated; {found['rejected']} rows left out"
+        "responses",
+        f"{found['responses']}, {found['truncated']} of them truncated; {counted(found['rejected'], 'row')} left out",
     )
     display.line("dependency", f"{found['dependency']:.4f}{unit} a token, on average")
     if found["graded"]:

@@ -12,15 +12,22 @@ from pipelines.errors import UserError
 from vppo_cli.options import Json
 
 if TYPE_CHECKING:
+    from vppo_cli.report.lines import Line
     from vppo_cli.report.source import RunSource
 
 PAGE = "report.html"
 
+MOST_NAMED = 3
+"""Runs that a page's title names; the legend names all."""
+
 
 def report(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run (default: the latest).")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="A run (default: the latest), or several by a shell pattern, quoted."),
+    ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option("--compare", metavar="RUN", help="Draw this run beside it; may be repeated.")
+        list[str] | None, typer.Option("--compare", metavar="RUN", help="Draw the same beside it; may be repeated.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page (default: report.html in the run's folder).")
@@ -35,24 +42,28 @@ def report(
     Learning curves, the distribution of token perception, the words that look
     most, evaluations, settings; and a viewer that shades every token of a
     response by how much it depends on the image. The page needs no network and
-    stays under 20 MB.
+    stays under 20 MB. A pattern stands for the runs of a method that differ in
+    their seed: their mean is drawn, in a band from the lowest to the highest.
 
     [bold]Examples[/bold]
 
     vppo report
 
     vppo report tiny-7f3a --compare tiny-02bc --out both.html
+
+    vppo report 'dapo-*' --compare 'vppo-*' --out methods.html
     """
     from pipelines.page import write_page
+    from pipelines.words import counted
     from vppo_cli.choose import parse_steps
     from vppo_cli.report import collect
     from vppo_cli.screen import display
     from vppo_cli.screen.words import ranges, size
 
-    first, others = _open(run), [_open(name) for name in compare or []]
-    sources = [first, *others]
-    names = [source.name for source in sources]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    lines = [_line(name) for name in (run, *(compare or []))]
+    first, names = lines[0].sources[0], [line.name for line in lines]
+    everyone = [source.name for line in lines for source in line.sources]
+    twice = next((name for name in everyone if everyone.count(name) > 1), None)
     if twice:
         raise UserError(f"--compare {twice}", "the run is there already.", "Name each run once.")
     asked = parse_steps(steps, first.chain) if steps else None
@@ -65,15 +76,16 @@ def report(
     path = out or first.chain.run / PAGE
     if path.is_dir():
         raise UserError(f"--out {path}", "is a folder.", f"Name a file, such as {path / PAGE}")
-    sections = collect(sources, asked)
-    write_page(path, " against ".join(names) if others else first.name, sections)
+    sections = collect(lines, asked)
+    rest = names[1:] if len(names) <= MOST_NAMED else [f"{len(names) - 1} others"]
+    write_page(path, " against ".join([names[0], *rest]), sections)
     written = path.stat().st_size
     shown = sorted({entry["step"] for entry in sections["viewer"]})
     if json:
         display.print_json(
             {
                 "run": first.name,
-                "compared": list(names[1:]),
+                "compared": names[1:],
                 "page": str(path),
                 "bytes": written,
                 "viewer_steps": shown,
@@ -84,7 +96,7 @@ def report(
     display.line("wrote", f"{path}  ({size(written)})")
     if shown:
         prompts = len(sections["viewer"])
-        display.line("viewer", f"{prompts} prompts of steps {ranges(shown)}")
+        display.line("viewer", f"{counted(prompts, 'prompt')} of step{'s' * (len(shown) > 1)} {ranges(shown)}")
     if sections["viewer_left_out"]:
         left = sections["viewer_left_out"]
         display.line(
@@ -93,6 +105,18 @@ def report(
             f"vppo report {first.name} --steps {left[0]} --out step-{left[0]}.html",
         )
     display.line("next", "open it in a browser; it needs no network")
+
+
+def _line(name: str | None) -> Line:
+    """A run, or the runs that fit a pattern, by seed."""
+    from pipelines import runs
+    from vppo_cli.report.lines import Line
+
+    if name and runs.is_pattern(name):
+        found = [_open(path.name) for path in runs.matching(name)]
+        return Line(name.rpartition("/")[2], sorted(found, key=lambda one: (one.chain.config.seed, one.name)))
+    opened = _open(name)
+    return Line(opened.name, [opened])
 
 
 def _open(name: str | None) -> RunSource:

@@ -93,7 +93,8 @@ def _every_stage(
         return
     if not made:
         last = min(until or chain.config.run.steps, chain.config.run.steps)
-        display.line("done", f"nothing to do: all {last} steps are on disk with these settings")
+        all_steps = f"all {last} steps are" if last > 1 else "its step is"
+        display.line("done", f"nothing to do: {all_steps} on disk with these settings")
     display.evaluation_table(rows)
     display.next_steps(chain)
 

@@ -10,7 +10,8 @@ from pipelines.page import embedded_json
 from pipelines.page.viewer import unit
 from vppo_cli.report.curves import curves
 from vppo_cli.report.entries import viewer
-from vppo_cli.report.figures import figures, read
+from vppo_cli.report.figures import figures, pooled, read
+from vppo_cli.report.lines import Line
 from vppo_cli.report.source import RunSource, vocabulary
 from vppo_cli.report.tables import evaluations, settings
 from vppo_cli.report.words import WordCount, words
@@ -20,36 +21,43 @@ PAGE_BYTES = 19_000_000
 
 
 def collect(
-    sources: Sequence[RunSource], steps: Sequence[int] | None = None, most_bytes: int = PAGE_BYTES
+    shown: Sequence[RunSource | Line], steps: Sequence[int] | None = None, most_bytes: int = PAGE_BYTES
 ) -> dict[str, Any]:
     """The sections of the page about the first run, the others beside it.
 
     Args:
+        shown: runs, or methods with several.
         steps: training steps for the token viewer; None: all, as many as fit.
         most_bytes: bytes that all data of the page may take.
 
     Raises:
         UserError: an artifact is damaged.
     """
-    tokens = [vocabulary(source.chain) for source in sources]
-    readings = [
-        read(source, WordCount(known) if known else None) for source, known in zip(sources, tokens, strict=True)
-    ]
-    names = [source.name for source in sources]
-    evaluated = evaluations(sources)
+    lines = [one if isinstance(one, Line) else Line(one.name, [one]) for one in shown]
+    sources = [source for line in lines for source in line.sources]
+    tokens = [vocabulary(line.sources[0].chain) for line in lines]
+    readings = []
+    for line, known in zip(lines, tokens, strict=True):
+        count = WordCount(known) if known else None
+        readings.append(pooled([read(source, count) for source in line.sources]))
+    names = [line.name for line in lines]
+    evaluated = evaluations(lines)
     sections: dict[str, Any] = {
         "runs": names,
         "summary": summary(sources[0], evaluated),
-        "curves": curves(sources),
-        "figures": figures(sources, readings),
+        "curves": curves(lines),
+        "figures": figures([line.sources[0] for line in lines], readings),
         "words": words(names, [reading.words for reading in readings]),
         "evaluations": evaluated,
         "config": settings(sources),
     }
+    sections["figures"]["legend"] = [line.together for line in lines]
     used = len(embedded_json(sections).encode())
-    shown = viewer(sources[0], tokens[0], max(most_bytes - used, 0), steps)
-    sections["viewer"], sections["viewer_notes"] = shown.entries, shown.notes
-    sections["viewer_left_out"] = shown.left_out
+    found = viewer(sources[0], tokens[0], max(most_bytes - used, 0), steps)
+    sections["viewer"], sections["viewer_notes"] = found.entries, found.notes
+    sections["viewer_left_out"] = found.left_out
+    if len(lines[0].sources) > 1:
+        sections["viewer_notes"] = [f"The responses are those of {sources[0].name}.", *found.notes]
     sections["estimator"] = sources[0].chain.config.score.estimator
     sections["unit"] = unit(sections["estimator"])
     return sections
@@ -84,6 +92,7 @@ def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
     if best:
         facts.append(["Best checkpoint", str(best[0]), f"by validation {config.checkpoint.best_key}"])
     return {
+        "run": source.name,
         "state": state.state,
         "done": len(rows),
         "steps": config.run.steps,

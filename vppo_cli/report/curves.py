@@ -10,14 +10,14 @@ from pipelines.disk.records import NAMED
 from pipelines.disk.step import MANIFEST, read_manifest
 from pipelines.grading.reward import REWARD
 from pipelines.page.viewer import short
+from vppo_cli.report.lines import Chart, Line, fold, notes
 from vppo_cli.report.source import RunSource
 from vppo_cli.screen.facts import named
 
-Chart = dict[str, Any]
 
-
-def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
-    """Groups of charts, each with one line a run."""
+def curves(lines: Sequence[Line]) -> dict[str, Any]:
+    """Groups of charts, each with one line a run, or one a method with several."""
+    sources = [source for line in lines for source in line.sources]
     timed = [_times(source) for source in sources]
     groups = [
         (
@@ -46,6 +46,7 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
                     "score/dependency_mean",
                     "score/dependency_std",
                     "mean ± standard deviation over responses",
+                    "mean over responses",
                 ),
                 _range(
                     "Shaping weights",
@@ -87,11 +88,11 @@ def curves(sources: Sequence[RunSource]) -> dict[str, Any]:
     ]
     made = []
     for title, about, makers in groups:
-        charts = [maker(sources) for maker in makers]
+        charts = [fold(maker(sources), lines) for maker in makers]
         found = [chart for chart in charts if chart["series"]]
         if found:
             made.append({"title": title, "about": about, "charts": found})
-    return {"groups": made}
+    return {"groups": made, "legend": [line.said for line in lines], "notes": notes(lines)}
 
 
 Maker = Callable[[Sequence[RunSource]], Chart]
@@ -133,7 +134,7 @@ def _metric(title: str, key: str, form: str, about: str) -> Maker:
     return make
 
 
-def _band(title: str, middle: str, spread: str, about: str) -> Maker:
+def _band(title: str, middle: str, spread: str, about: str, plain: str) -> Maker:
     def make(sources: Sequence[RunSource]) -> Chart:
         series = []
         for index, rows in _rows(sources, middle, spread):
@@ -146,7 +147,7 @@ def _band(title: str, middle: str, spread: str, about: str) -> Maker:
                     "high": [short(r[middle] + r[spread]) for r in rows],
                 }
             )
-        return chart(title, "number", about, series)
+        return chart(title, "number", about, series) | {"plain": plain}
 
     return make
 
@@ -161,7 +162,7 @@ def _range(title: str, low: str, high: str, about: str) -> Maker:
                 {"run": index, "name": "largest", "x": x, "y": above, "low": below, "high": above},
                 {"run": index, "name": "smallest", "x": x, "y": below},
             ]
-        return chart(title, "number", about, series)
+        return chart(title, "number", about, series) | {"plain": about}
 
     return make
 
@@ -217,7 +218,7 @@ def _validation_chart(
                 }
             )
     about = "of the checkpoints, with 95 % intervals"
-    return lambda _: chart(title, form, about, series)
+    return lambda _: chart(title, form, about, series) | {"plain": "of the checkpoints"}
 
 
 def _times(source: RunSource) -> dict[str, list[tuple[int, float]]]:

@@ -13,6 +13,7 @@ from pipelines.disk.records import Advantages, Look, Rollout, Row, SampleTable, 
 from pipelines.page import embedded_json, packed
 from pipelines.page.images import PageImages
 from pipelines.page.viewer import Entry, perceived, prompt_entry
+from pipelines.words import counted
 from vppo_cli.report.source import LOOKS, RunSource, Vocabulary, read_table, spread_order
 
 GROUPS = 4
@@ -110,10 +111,11 @@ def _notes(source: RunSource, found: Viewer, maker: EntryMaker, *, cut: bool) ->
         notes.append("The run's tokenizer is not on this machine: tokens are shown by number.")
     if maker.images.shrunk:
         notes.append(
-            f"{maker.images.shrunk} images were made smaller for this page; the Parquet files have them whole."
+            f"{counted(maker.images.shrunk, 'image was', 'images were')} made smaller for this page; the Parquet "
+            "files have them whole."
         )
     if maker.images.unreadable:
-        notes.append(f"{maker.images.unreadable} images could not be read.")
+        notes.append(f"{counted(maker.images.unreadable, 'image')} could not be read.")
     return notes
 
 

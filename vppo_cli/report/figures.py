@@ -56,6 +56,18 @@ def read(source: RunSource, words: WordCount | None = None) -> Reading:
     return reading
 
 
+def pooled(readings: Sequence[Reading]) -> Reading:
+    """The runs of a method as one, over the steps that all have: their tokens and responses together."""
+    steps = [step for step in readings[0].steps if all(step in other.steps for other in readings)]
+    found = Reading(steps=steps, words=readings[0].words, complete=all(r.complete for r in readings))
+    for step in steps:
+        places = [(r, r.steps.index(step)) for r in readings]
+        found.perception.append(np.concatenate([r.perception[i] for r, i in places]))
+        found.dependency.append(np.concatenate([r.dependency[i] for r, i in places]))
+        found.kept_share.append(float(np.mean([r.kept_share[i] for r, i in places])))
+    return found
+
+
 def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[str, Any]:
     """The charts, and in a sentence each what the first run's say."""
     known = [(i, r) for i, r in enumerate(readings) if r.steps]

@@ -15,6 +15,7 @@ from pipelines.ledger.credit import Disagreement
 from pipelines.ledger.step import Ledger
 from pipelines.ledger.theorem import Estimate
 from pipelines.page import embedded_json
+from pipelines.words import counted
 from vppo_cli.report.curves import short
 
 CREDIT_BYTES = 6_000_000
@@ -115,7 +116,10 @@ def sections(chain: Chain, found: Sequence[Ledger], samples: SampleTable) -> dic
         some, left = credit_entries(one, samples)
         entries += some
         if left:
-            notes.append(f"Step {one.step}: {left} of {len(one.tokens)} responses are left out for the page's size.")
+            notes.append(
+                f"Step {one.step}: {left} of {counted(len(one.tokens), 'response')} {'is' if left == 1 else 'are'} "
+                "left out for the page's size."
+            )
     score, update = chain.config.score, chain.config.update
     return {
         "line": f"run {chain.run.name}  \u00b7  steps {', '.join(str(one.step) for one in found)}  \u00b7  "
@@ -153,7 +157,7 @@ def sections(chain: Chain, found: Sequence[Ledger], samples: SampleTable) -> dic
                     f"{found[0].estimator}, {score.perturbation} {score.probability:g}, a mask per {score.mask_per}",
                 ],
                 ["Kept share k", f"{score.keep_fraction:g}"],
-                ["Update batch", f"{update.batch_prompts} prompts"],
+                ["Update batch", counted(update.batch_prompts, "prompt")],
                 ["Versions", ", ".join(f"{name} {version}" for name, version in provenance().items())],
             ],
             "steps": [

@@ -7,6 +7,7 @@ import textwrap
 
 from pipelines.ledger.columns import COLUMNS, assumption_rows, cell, disagreement, drawn, size
 from pipelines.ledger.step import Ledger, Line
+from pipelines.words import counted
 from vppo_cli.screen import display
 
 HEADS = {
@@ -32,7 +33,8 @@ def show(found: Ledger) -> None:
     display.console.print()
     batches = f" in {found.batches} update batches" if found.batches > 1 else ""
     display.line(
-        f"step {found.step}", f"{size(found)}{batches}; S by {found.estimator}; policy after {found.step - 1} updates"
+        f"step {found.step}",
+        f"{size(found)}{batches}; S by {found.estimator}; policy after {counted(found.step - 1, 'update')}",
     )
     _table(found)
     display.console.print()

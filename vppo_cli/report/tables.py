@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.compare import compare, load
+from evals.groups import compare_groups, group_of
 from evals.report import tables as report_tables
 from evals.report.build import REPORT, read
 from pipelines.config.settings import setting_names
 from pipelines.disk.step import MANIFEST, read_manifest
 from pipelines.errors import UserError
+from vppo_cli.report.lines import Line
 from vppo_cli.report.source import RunSource
 from vppo_cli.screen.results import evaluation_rows
 
 
-def evaluations(sources: Sequence[RunSource]) -> dict[str, Any]:
-    """Every run's accuracies with intervals, differences between the runs, and the full reports."""
+def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
+    """Every run's accuracies with intervals, differences between runs or methods, and the full reports.
+
+    Of a method with several runs the full report is its first run's.
+    """
+    sources = [source for line in lines for source in line.sources]
     own = []
     for source in sources:
         for row in evaluation_rows(source.chain):
@@ -34,7 +40,11 @@ def evaluations(sources: Sequence[RunSource]) -> dict[str, Any]:
                         "difference_interval": entry.get("difference_interval"),
                     }
                 )
-    found: dict[str, Any] = {"own": own, "changes": _changes(sources), "reports": _reports(sources)}
+    found: dict[str, Any] = {"own": own, "changes": [], "reports": _reports([line.sources[0] for line in lines])}
+    if len(sources) > len(lines):
+        found |= _between(lines)
+    else:
+        found["changes"] = _changes(sources)
     if not own and not found["reports"]:
         name = sources[0].name
         found["empty"] = f"Not evaluated yet: vppo eval --run {name}"
@@ -66,6 +76,37 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _between(lines: Sequence[Line]) -> dict[str, Any]:
+    """Each compared method minus the first one, over seeds and questions: differences, points."""
+    found: dict[str, Any] = {"changes": [], "notes": []}
+    for line in lines[1:]:
+        try:
+            first, other = (group_of(x.name, [source.chain.run for source in x.sources]) for x in (lines[0], line))
+            result = compare_groups(first, other)
+        except UserError as error:  # nothing in common, asked in ways that do not compare, or one run twice
+            found["notes"].append(f"{line.name} is not compared with {lines[0].name}: {error}")
+            continue
+        for change in result.changes:
+            found["changes"].append(
+                {
+                    "run": other.pattern,
+                    "against": first.pattern,
+                    "benchmark": change.benchmark,
+                    "difference": 100 * change.change.mean,
+                    "interval": [100 * change.change.low, 100 * change.change.high],
+                    "notes": [],
+                }
+            )
+        drawn = f"{other.pattern} {MINUS} {first.pattern}: 95 % intervals over {result.over}"
+        pairs = ", seeds in pairs" if result.paired else ", seeds group by group" if "seeds" in result.over else ""
+        found["notes"] += [f"{drawn}{pairs}.", *result.notes]
+    found["notes"] = list(dict.fromkeys(found["notes"]))
+    return found
+
+
+MINUS = "\u2212"
 
 
 def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:

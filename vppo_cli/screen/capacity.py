@@ -11,6 +11,7 @@ from pipelines.capacity.lookup import find_shape
 from pipelines.capacity.work import GIB, Run
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
+from pipelines.words import counted
 from vppo_cli.screen import display
 from vppo_cli.screen.words import duration, size
 
@@ -117,7 +118,8 @@ def _work(config: Config, found: dict[str, Any]) -> None:
     }
     _table("a step", ["tokens", "work", "time", "share"], rows)
     display.line(
-        "in all", f"{_seconds(seconds['total'])} a step, {config.run.steps} steps in {duration(found['seconds'])}"
+        "in all",
+        f"{_seconds(seconds['total'])} a step, {counted(config.run.steps, 'step')} in {duration(found['seconds'])}",
     )
 
 

@@ -18,6 +18,7 @@ from pipelines.disk.step import Step
 from pipelines.errors import UserError
 from pipelines.objectives.table import PERCEPTION, STORES, stored
 from pipelines.ranks.ranks import is_main
+from pipelines.words import counted
 from vppo_cli.screen.words import ranges
 
 LABEL = 11
@@ -156,8 +157,8 @@ def evaluation_lines(rows: Sequence[dict[str, Any]]) -> Iterator[Text]:
         yield Text()
         yield labelled(
             "eval",
-            f"{row['benchmark']}, {row['questions']} questions x "
-            f"{row['samples']} samples, 95 % intervals over questions",
+            f"{row['benchmark']}, {counted(row['questions'], 'question')} x "
+            f"{counted(row['samples'], 'sample')}, 95 % intervals over questions",
         )
         table = []
         for entry in row["results"]:

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.chain import Chain
 from pipelines.disk.records import NAMED
 from pipelines.tracking import timing
+from pipelines.words import counted
 from vppo_cli.screen.words import compact, duration, size, sparkline
 
 RECENT = 20
@@ -19,8 +20,9 @@ def in_words(chain: Chain) -> str:
     """What a whole run does, in a line."""
     last, names = chain.config.run.steps, chain.benchmarks
     saved = sum(chain.has_checkpoint(step) for step in range(1, last + 1))
-    told = ", ".join(names) if len(names) < 4 else f"{len(names)} benchmarks"
-    return f"{last} steps of rollout, score, update; {saved} checkpoints; eval on {told or 'nothing'}"
+    told = ", ".join(names) if len(names) < 4 else counted(len(names), "benchmark")
+    steps, weights = counted(last, "step"), counted(saved, "checkpoint")
+    return f"{steps} of rollout, score, update; {weights}; eval on {told or 'nothing'}"
 
 
 def step_line(row: Mapping[str, Any], last: int) -> str:

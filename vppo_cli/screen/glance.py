@@ -19,6 +19,7 @@ from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING, Chain
 from pipelines.disk.lock import is_running
 from pipelines.tracking import timing
+from pipelines.words import counted
 from vppo_cli.screen import display, facts
 from vppo_cli.screen.display import labelled
 from vppo_cli.screen.live import cropped
@@ -207,7 +208,7 @@ def lines(glance: Glance) -> Iterator[Text]:
     if glance.saved:
         key = chain.config.checkpoint.best_key
         named = [f"{t} (best {key})" if t == glance.best else str(t) for t in glance.saved]
-        yield labelled("weights", f"checkpoints {', '.join(named)}")
+        yield labelled("weights", f"checkpoint{'s' * (len(named) > 1)} {', '.join(named)}")
     free = shutil.disk_usage(chain.run).free
     yield labelled("disk", f"{size(glance.used)}, {size(free)} free")
     yield from display.evaluation_lines(glance.evaluations)
@@ -275,7 +276,7 @@ def _news(glance: Glance) -> Stamp:
 def _news_text(glance: Glance) -> str:
     state, rows = glance.state, glance.rows
     parts = [state.state if state.state != "running" else _doing_plainly(state)]
-    parts.append(f"{len(rows)}/{glance.chain.config.run.steps} steps")
+    parts.append(f"{len(rows)}/{counted(glance.chain.config.run.steps, 'step')}")
     if rows:
         parts.append(f"accuracy {rows[-1]['rollout/accuracy']:.3f}")
     if glance.silent:

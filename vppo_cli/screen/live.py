@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipelines.chain import Chain
 from pipelines.tracking import memory, timing
+from pipelines.words import counted
 from vppo_cli.screen import facts
 from vppo_cli.screen.display import LABEL, console, labelled, line, plain, running, summary
 from vppo_cli.screen.results import recent_rows
@@ -84,7 +85,7 @@ class PlainWatch:
         elif self.single and "interval" in metrics:
             low, high = metrics["interval"]
             self.say(
-                f"{name:<{LABEL}}{metrics['questions']} questions x {metrics['samples']}  "
+                f"{name:<{LABEL}}{counted(metrics['questions'], 'question')} x {metrics['samples']}  "
                 f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
             )
         elif self.single:

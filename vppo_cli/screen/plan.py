@@ -11,6 +11,7 @@ from pipelines.config import settings
 from pipelines.config.hub import named_on_hub
 from pipelines.disk.step import MANIFEST, Step, read_manifest
 from pipelines.disk.step import plan as plan_step
+from pipelines.words import counted
 from vppo_cli.screen import capacity, display, facts
 from vppo_cli.screen.words import ranges
 
@@ -58,7 +59,7 @@ def show(
             display.line("", f"to go on with it: vppo train --run {chain.run.name} {variant['set']}")
             display.line("", f"stale then: {variant['stale']}")
     todo = sum(row["count"] for row in rows if row["status"] != "keep")
-    display.line("would run", f"{todo} steps" if todo else "nothing: every step is on disk")
+    display.line("would run", counted(todo, "step") if todo else "nothing: every step is on disk")
     if needs:
         display.console.print()
         capacity.show(chain.config, needs)

@@ -13,6 +13,7 @@ from pipelines.chain import Chain
 from pipelines.config.schema import Config
 from pipelines.disk.step import Step, is_there
 from pipelines.runs import metric_rows
+from pipelines.words import counted
 
 
 def recent_rows(chain: Chain) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
         if is_there(start.path):
             entries.append(entry(start, "starting model"))
         if is_there(end.path):
-            row = entry(end, f"after {last} steps ({chain.config.update.objective})")
+            row = entry(end, f"after {counted(last, 'step')} ({chain.config.update.objective})")
             if is_there(start.path):
                 first, second = (load(str(step.path))[1] for step in (start, end))
                 change = compare(first, second).changes[0].change

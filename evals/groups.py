@@ -1,0 +1,323 @@
+"""Two groups of runs side by side: each a method, trained with several seeds and asked the same questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.compare import Change, Comparison, how_asked, load, marks_of
+from evals.numbers.statistics import Array, average, interval, over_seeds, resampled
+from evals.report.build import REPORT
+from pipelines import runs
+from pipelines.chain import TRAINING
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+from pipelines.words import counted
+
+FEW = 5
+"""Fewer seeds than these say little of how much seeds differ."""
+
+SECTIONS = ("data", "model", "rollout", "reward", "score", "update", "published", "stages")
+"""Of a config, what decides the weights that a run ends with, beside its seed and number of steps."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a group, or a report by itself, of which neither seed nor settings are known."""
+
+    name: str
+    results: dict[str, dict[str, Any]]
+    """By benchmark, those of the last step."""
+    config: Config | None = None
+    data: str = ""
+    """The prepared data that it was trained on."""
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.seed if self.config else None
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """The runs of one method; ``left_out`` says of each other run of that name why it is not among them."""
+
+    pattern: str
+    members: list[Member]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class GroupChange(Change):
+    """One benchmark's mean accuracy over the runs of two groups, over the questions that all of them have."""
+
+    before_runs: dict[str, float]
+    after_runs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GroupComparison(Comparison):
+    """The changes by benchmark between two groups."""
+
+    over: str
+    """What the intervals are over: ``questions``, or ``seeds and questions``."""
+    paired: bool
+    """Whether seeds were drawn in pairs."""
+    settings: dict[str, list[str]]
+    """What else than the seed differs between the groups: [in A, in B]."""
+
+
+def open_group(pattern: str) -> RunGroup:
+    """The runs that fit a shell pattern, by seed; or one run, folder or file by its name.
+
+    Raises:
+        UserError: there is none; two are one run twice.
+    """
+    if not runs.is_pattern(pattern):
+        run = runs.runs_folder() / pattern
+        if (run / runs.CONFIG).is_file():
+            return group_of(pattern, [run])
+        return RunGroup(pattern, [Member(pattern, _by_benchmark(load(pattern)[1]))], [])
+    return group_of(pattern, runs.matching(pattern))
+
+
+def group_of(name: str, paths: Iterable[Path]) -> RunGroup:
+    """These runs as one group, by seed; ``members`` may be empty.
+
+    Raises:
+        UserError: two are one run twice; a file is damaged.
+    """
+    found = {path: _member(path) for path in paths}
+    members = sorted((one for one in found.values() if one), key=lambda one: (one.seed or 0, one.name))
+    _no_run_twice(members)
+    return RunGroup(name, members, [_unfinished(path) for path, one in found.items() if not one])
+
+
+def _member(path: Path) -> Member | None:
+    """A run with the evaluation of its last step; None: there is none yet."""
+    config = runs.read_config(path)
+    report = path / "eval" / f"{config.run.steps:04d}" / REPORT
+    if not report.is_file():
+        return None
+    prepared = runs.as_made(config, path, *TRAINING).prepare.path.name
+    return Member(path.name, _by_benchmark(load(str(report))[1]), config, prepared)
+
+
+def _unfinished(path: Path) -> str:
+    steps, state = runs.read_config(path).run.steps, runs.read_state(path).state
+    fix = f"vppo eval --run {path.name}" if state == "finished" else f"vppo train --run {path.name}"
+    return f"{path.name} is left out: {state}, without an evaluation of its last step, {steps} ({fix})"
+
+
+def _by_benchmark(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {result["benchmark"]: result for result in results}
+
+
+def _no_run_twice(members: Sequence[Member]) -> None:
+    """The same seed and settings give the same run: it would count as two seeds."""
+    known: dict[str, str] = {}
+    for one in members:
+        key = json.dumps([one.seed, one.data, _decides(one)], sort_keys=True)
+        if key in known:
+            raise UserError(
+                f"{known[key]}, {one.name}",
+                f"are one run twice: the same seed, {one.seed}, and the same settings.",
+                "Repeats of a method differ in their seed: --set seed=1; or write a pattern that fits one of the two.",
+            )
+        known[key] = one.name
+
+
+def compare_groups(before: RunGroup, after: RunGroup) -> GroupComparison:
+    """The mean over the runs of each group, by benchmark, over the questions that all runs have; and the difference.
+
+    Questions are drawn again as in ``compare``, the same for every run. Seeds are drawn again too, where both
+    groups have several: in pairs where both have the same over the same data, so that what two runs share by the
+    order of prompts and by their draws cancels; else group by group.
+
+    Raises:
+        UserError: a group has no evaluated run; a run is in both; profile or grader are not the same in all runs; no
+            question is common to all.
+    """
+    _apart(before, after)
+    everyone = [*before.members, *after.members]
+    seeds = min(len(before.members), len(after.members)) > 1
+    paired = seeds and _paired(before.members, after.members)
+    notes = [*before.left_out, *after.left_out]
+    changes: list[Change] = []
+    draws: list[Array] = []
+    for name in dict.fromkeys(name for one in everyone for name in one.results):
+        lacking = [one.name for one in everyone if name not in one.results]
+        if lacking:
+            notes.append(f"{name}: not asked of {', '.join(lacking)}; left out")
+            continue
+        shared, found = _common(name, {one.name: one.results[name] for one in everyone})
+        notes += found
+        if shared:
+            change, difference_R = _change(name, shared, before.members, after.members, seeds=seeds, paired=paired)
+            changes.append(change)
+            draws.append(difference_R)
+    if not changes:
+        raise UserError(
+            "vppo compare", "no question was asked of all runs.", "; ".join(notes) or "Evaluate them alike."
+        )
+    mean = average(draws, [change.change.mean for change in changes]) if len(draws) > 1 else None
+    notes += [note for group in (before, after) for note in _inside(group)]
+    notes += _few(before, after)
+    over = "seeds and questions" if seeds else "questions"
+    return GroupComparison(changes, mean, notes, over, paired, _between(before, after))
+
+
+def _apart(before: RunGroup, after: RunGroup) -> None:
+    """Refuse groups that are empty or share a run."""
+    twice = sorted({one.name for one in before.members} & {one.name for one in after.members})
+    if twice:
+        raise UserError(
+            "vppo compare", f"{', '.join(twice)}: in both groups.", "Write patterns that fit different runs."
+        )
+    for group in (before, after):
+        if not group.members:
+            missing = "none of its runs has an evaluation of its last step."
+            raise UserError(group.pattern, missing, "; ".join(group.left_out))
+
+
+def _change(
+    name: str, shared: Sequence[str], before: Sequence[Member], after: Sequence[Member], *, seeds: bool, paired: bool
+) -> tuple[GroupChange, Array]:
+    """One benchmark's change, and its difference's resamples."""
+    owners: dict[str, str] = before[0].results[name].get("clusters_of", {})
+    clusters = [owners.get(question, question) for question in shared]
+    first_SQ, second_SQ = (
+        np.array([marks_of(one.results[name], shared) for one in group]) for group in (before, after)
+    )
+    first_S, second_S = first_SQ.mean(1), second_SQ.mean(1)
+    first_SR, second_SR = (resampled(marks_SQ, clusters, stream=name) for marks_SQ in (first_SQ, second_SQ))
+    if paired:
+        difference_R = over_seeds(second_SR - first_SR, second_S - first_S, len(first_S) - 1, "pairs")
+    elif seeds:
+        freedom = len(first_S) + len(second_S) - 2
+        difference_R = over_seeds(second_SR, second_S, freedom, "B") - over_seeds(first_SR, first_S, freedom, "A")
+    else:
+        difference_R = second_SR.mean(0) - first_SR.mean(0)
+    old, new = float(first_S.mean()), float(second_S.mean())
+    return GroupChange(
+        name,
+        len(shared),
+        old,
+        new,
+        interval(new - old, difference_R),
+        {one.name: float(mean) for one, mean in zip(before, first_S, strict=True)},
+        {one.name: float(mean) for one, mean in zip(after, second_S, strict=True)},
+    ), difference_R
+
+
+def _paired(before: Sequence[Member], after: Sequence[Member]) -> bool:
+    """Whether both groups have the same seeds, each once, over the same data."""
+    first, second = ([(one.seed, one.data) for one in members] for members in (before, after))
+    return first == second and len({*first}) == len(first) and None not in dict(first)
+
+
+def _common(name: str, asked: dict[str, dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The questions that all runs have, and what else differs in how a benchmark was asked.
+
+    Raises:
+        UserError: profile or grader differ.
+    """
+    told = {run: how_asked(result) | {"seed": None} for run, result in asked.items()}  # seeds are meant to differ
+    for what in ("profile", "grader"):
+        ways = _ways({run: found.pop(what) for run, found in told.items()})
+        if len(ways) > 1:
+            raise UserError(
+                name,
+                f"the runs differ in their {what}: {_listed(ways)}.",
+                "Their accuracies are no repeats of each other. Evaluate them alike (vppo eval), or leave runs out.",
+            )
+    notes = []
+    questions = [result["right"].keys() for result in asked.values()]
+    shared = [q for q in questions[0] if all(q in others for others in questions)]
+    left = len(set[str]().union(*questions)) - len(shared)
+    if left:
+        are = "is" if left == 1 else "are"
+        notes.append(f"{name}: {counted(left, 'question')} {are} not in all runs and {are} left out")
+    for what in sorted({key for found in told.values() for key in found}):
+        ways = _ways({run: found.get(what) for run, found in told.items()})
+        if len(ways) > 1:
+            notes.append(f"{name}: {what} {_listed(ways)}")
+    return shared, notes
+
+
+def _decides(one: Member) -> dict[str, Any]:
+    """The settings that decide a run's weights, its seed left out."""
+    if one.config is None:
+        return {}
+    return {**one.config.holds(*SECTIONS), "run.steps": one.config.run.steps}
+
+
+def _value(one: Member, name: str) -> Any:
+    assert one.config is not None
+    try:
+        return reduce(getattr, name.split("."), one.config)
+    except AttributeError:  # a key's own name for something
+        return _decides(one).get(name)
+
+
+def _differing(members: Sequence[Member]) -> dict[str, dict[str, Any]]:
+    """Settings that decide weights and are not the same in all: name -> run -> value."""
+    known = [one for one in members if one.config]
+    held = [_decides(one) for one in known]
+    names = dict.fromkeys(name for found in held for name in found)
+    missing = object()
+    return {
+        name: {one.name: _value(one, name) for one in known}
+        for name in names
+        if any(found.get(name, missing) != held[0].get(name, missing) for found in held)
+    }
+
+
+def _inside(group: RunGroup) -> list[str]:
+    """What differs inside a group beside the seed."""
+    found = [f"{name} {_listed(_ways(values))}" for name, values in _differing(group.members).items()]
+    return [f"{group.pattern}: its runs differ in {'; '.join(found)}"] if found else []
+
+
+def _between(before: RunGroup, after: RunGroup) -> dict[str, list[str]]:
+    """What all runs of one group have and all of the other have otherwise."""
+    inside = {name for group in (before, after) for name in _differing(group.members)}
+    found = {}
+    for name, values in _differing([*before.members, *after.members]).items():
+        if name not in inside:
+            found[name] = list(_ways(values))
+    return found
+
+
+def _ways(values: dict[str, Any]) -> dict[str, list[str]]:
+    """Each value and the runs that have it."""
+    ways: dict[str, list[str]] = {}
+    for run, value in values.items():
+        text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+        ways.setdefault(text, []).append(run)
+    return ways
+
+
+def _listed(ways: dict[str, list[str]]) -> str:
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in ways.items())
+
+
+def _few(before: RunGroup, after: RunGroup) -> list[str]:
+    """An honest word where there are too few seeds."""
+    sizes = [(group.pattern, len(group.members)) for group in (before, after)]
+    single = [name for name, size in sizes if size == 1]
+    if single:
+        has = "has one run" if len(single) == 1 else "have one run each"
+        return [
+            f"{' and '.join(single)} {has}: the intervals are over questions only, and say nothing of "
+            "what other seeds would give"
+        ]
+    fewest = min(size for _, size in sizes)
+    if fewest < FEW:
+        return [f"{fewest} seeds say little of how much seeds differ: the intervals are wide for it, and rough"]
+    return []
