@@ -98,7 +98,7 @@ class Run:
         )
 
     def rollouts(self, steps: int | Sequence[int] | None = None) -> pa.Table:
-        """rollouts.parquet, a row for each prompt; lists nest as [response][token].
+        """rollouts.parquet, a row for each prompt; lists nest as [response][token], a reward's named lists included.
 
         Args:
             steps: training steps; None: all that are on disk. ``training_step`` says which.
@@ -182,7 +182,7 @@ class Run:
         for step in self._asked(steps):
             table = self._source.tables(step)[which]
             tables.append(table.add_column(0, STEP, pa.repeat(pa.scalar(step), len(table))))
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables, promote_options="default")  # rewards may have named lists in some steps only
 
     def _tokens_of(self, step: int, names: Vocabulary | None) -> pa.Table:
         rollouts, scores = self._source.tables(step)
