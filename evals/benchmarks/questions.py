@@ -133,7 +133,8 @@ def groups(sample: Sample) -> dict[str, str]:
 
 def options(sample: Sample) -> list[str]:
     """The texts of a choice's options, in the order of their letters; none where they are not known."""
-    return list(sample.details().get(OPTIONS, ()))
+    found = sample.details().get(OPTIONS)  # of one's own data, anything
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else []
 
 
 @contextlib.contextmanager

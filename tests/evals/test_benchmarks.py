@@ -30,6 +30,8 @@ from evals.benchmarks.questions import gather, groups, options, questions_step, 
 from evals.benchmarks.table import BENCHMARKS, EIGHT, TABLE_8, canonical, check_own
 from pipelines.config import settings
 from pipelines.disk import fingerprint
+from pipelines.disk.records import Sample
+from pipelines.embedded.glyphs import GlyphsOptions, is_embedded, make_sample
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
 from pipelines.grading.reward import golds, outcomes_of, published_outcomes
@@ -1009,3 +1011,13 @@ def test_hidden_files_are_no_shards(hub, tmp_path):
     shutil.copy(shard, shard.parent / ".ipynb_checkpoints" / shard.name)
     files = benchmark_sources.find_files("geo3k", str(tmp_path)).files
     assert [path for _, path in files] == [shard]
+
+
+@pytest.mark.parametrize("value", [None, "A. x B. y", {"a": 1}, [1, 2], 3])
+def test_columns_of_ones_own_data_that_are_called_as_ours_mean_nothing(value):
+    own = Sample(
+        "a", "?", [], "1", metadata=json.dumps({"options": value, "groups": "x", "solution": "s", "cells": []})
+    )
+    assert (options(own), groups(own), is_embedded(own)) == ([], {}, False)
+    assert options(Sample("a", "?", [], "A", metadata='{"options": ["x", "y"]}')) == ["x", "y"]
+    assert is_embedded(make_sample("train", 0, 0, GlyphsOptions()))
