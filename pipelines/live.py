@@ -27,7 +27,7 @@ from pipelines.disk.records import MODEL, TRAINER, SampleTable
 from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
-from pipelines.grading.reward import RewardFunction, make_reward
+from pipelines.grading.reward import RewardFunction, reward_of
 from pipelines.model import determinism
 from pipelines.model.load import load_policy
 from pipelines.model.placement import OnMain
@@ -80,14 +80,7 @@ class Session:
 
     @cached_property
     def reward(self) -> RewardFunction:
-        settings = self.config.reward
-        return make_reward(
-            settings.function,
-            settings.grader,
-            settings.deadline,
-            settings.workers,
-            choice_rule=self.config.published.choice_rule,
-        )
+        return reward_of(self.config)
 
     @cached_property
     def graders(self) -> GraderPool:

@@ -232,6 +232,18 @@ def make_reward(
     return RewardFunction(reward, grader, pool, choice_rule)
 
 
+def reward_of(config: Config) -> RewardFunction:
+    """The reward by which a run trains.
+
+    Raises:
+        UserError: as ``make_reward``.
+    """
+    named = config.reward
+    return make_reward(
+        named.function, named.grader, named.deadline, named.workers, choice_rule=config.published.choice_rule
+    )
+
+
 def _takes_outcomes(path: str, scorer: RewardScorer) -> bool:
     """Whether it is to be given outcomes: where a third argument has no default, or is called so.
 

@@ -373,6 +373,18 @@ def needs_two_views(config: Config) -> bool:
     return config.score.estimator not in ONE_VIEW
 
 
+def watched(config: Config) -> Config:
+    """The settings by which perception is measured where a step does not need it: the run's, and the exact KL
+    where its estimator is none of both views."""
+    how = {"store": KEYED} if needs_two_views(config) else {"store": KEYED, "estimator": "kl"}
+    return config.model_copy(update={"score": config.score.model_copy(update=how)})
+
+
+def measured_by(config: Config) -> str:
+    """The estimator of the perception that a run has: of all its steps, or of those that are watched."""
+    return (config if PERCEPTION in STORES[stored(config)] else watched(config)).score.estimator
+
+
 def reads_twice(config: Config, holds: frozenset[str] | None = None) -> bool:
     """Whether a score step takes a pass over the perturbed view for what it holds, by default ``stored``."""
     holds = STORES[stored(config)] if holds is None else holds

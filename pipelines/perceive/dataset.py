@@ -33,7 +33,7 @@ from pipelines.disk.records import Perceived, Sample, schema
 from pipelines.disk.step import disk_errors, sync_file
 from pipelines.embedded import glyphs
 from pipelines.errors import UserError
-from pipelines.grading.reward import RewardFunction, make_reward
+from pipelines.grading.reward import RewardFunction, reward_of
 from pipelines.model.policy import Policy
 from pipelines.page import embedded_json, packed, write_page
 from pipelines.perceive.distributions import Distributions
@@ -72,9 +72,7 @@ def perceive_dataset(config: Config, policy: Policy, masks: int, out: Path, watc
     page, seen = _Page(), Distributions()
     made = made | {"data": _named(config)}
     columns = schema(Perceived).with_metadata({METADATA: json.dumps(made)})
-    settings = config.reward
-    grader = make_reward(settings.function, settings.grader, settings.deadline, settings.workers)
-    with new_folder(out) as partial, closing(grader):
+    with new_folder(out) as partial, closing(reward_of(config)) as grader:
         with (
             (partial / REJECTED).open("w", encoding="utf-8") as listing,
             pq.ParquetWriter(partial / ROWS, columns, compression="zstd") as file,

@@ -200,13 +200,6 @@ def evidence(sample: Sample) -> list[Box]:
     return boxes_of(sample)
 
 
-def watched(config: Config) -> Config:
-    """The settings by which perception is measured where a step does not need it: the run's, and the exact KL
-    where its estimator is none of both views."""
-    how = {"store": KEYED} if needs_two_views(config) else {"store": KEYED, "estimator": "kl"}
-    return config.model_copy(update={"score": config.score.model_copy(update=how)})
-
-
 def depends(config: Config, sample: Sample) -> bool:
     """Whether responses to this question are filtered and shaped by what their perception is.
 

@@ -22,7 +22,7 @@ def score(ask: Ask, live: Live, out: Path) -> Metrics:
         UserError: the engine did not sample with the trainer's weights.
     """
     from pipelines.disk.records import ROLLOUTS, WATCH, Rollout, read_rows
-    from pipelines.objectives.table import PERCEPTION, STORES, stored
+    from pipelines.objectives.table import PERCEPTION, STORES, stored, watched
     from pipelines.score import mismatch, scoring
 
     rollouts = read_rows(ask.inputs["rollout"] / ROLLOUTS, Rollout)
@@ -31,7 +31,7 @@ def score(ask: Ask, live: Live, out: Path) -> Metrics:
     mismatch.check_mismatch(ask.config, ask.step, metrics, mismatch.of_first(ask.inputs))
     if PERCEPTION not in STORES[stored(ask.config)] and is_watched(ask.step, ask.config.score.watch):
         (out / WATCH).mkdir(exist_ok=True)
-        seen = scoring.watched(ask.config)
+        seen = watched(ask.config)
         metrics |= scoring.score(seen, ask.step, rollouts, live.samples, policy, out / WATCH, ask.watch)
     return metrics
 

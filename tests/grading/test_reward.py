@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.settings import load
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.grading.reward import Graded, RewardFunction, make_reward
+from pipelines.grading.reward import Graded, RewardFunction, make_reward, reward_of
 
 
 def sample(answer: str, kind: str = "value") -> Sample:
@@ -242,6 +243,12 @@ def test_without_the_choice_rule_the_grader_alone_decides() -> None:
         assert [one.outcome for one in alone(responses, owners, whole)][:2] == ["correct", "wrong"]
     with make_reward(workers=1) as ruled:
         assert [one.reward for one in ruled(responses, owners, whole)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("exact", "correct"), ("published", "wrong")])
+def test_it_grades_as_the_run_does(mode: str, outcome: str) -> None:
+    with reward_of(load(None, [f"mode={mode}", "reward.workers=1"])) as graded:
+        assert [one.outcome for one in graded([r"\boxed{A. 5}"], [sample("A", "choice")], [False])] == [outcome]
 
 
 def test_without_our_rules_an_unclosed_last_box_is_no_answer() -> None:

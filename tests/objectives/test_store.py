@@ -7,7 +7,7 @@ from pipelines.config import settings
 from pipelines.disk.artifacts import check
 from pipelines.disk.records import SCORES, STATISTICS, Scored, Statistics, read_rows, read_scores, write_rows
 from pipelines.errors import UserError
-from pipelines.objectives.table import OBJECTIVES, STORES, needs, stored
+from pipelines.objectives.table import OBJECTIVES, STORES, measured_by, needs, stored
 from pipelines.score import scoring
 from pipelines.score.stage import is_watched
 from pipelines.watch import Silent
@@ -102,6 +102,13 @@ def test_columns_hold_all_or_nothing(rollouts, scores, tmp_path):
 def test_perception_is_watched_at_the_first_step_and_every_so_many():
     assert [step for step in range(1, 31) if is_watched(step, 10)] == [1, 10, 20, 30]
     assert not any(is_watched(step, 0) for step in range(1, 31))
+
+
+def test_what_perception_is_measured_by(configure):
+    dapo, hidden = "update.objective=dapo", "score.estimator=random"
+    assert measured_by(configure(hidden)) == "random"
+    assert measured_by(configure(dapo, hidden)) == "kl"  # its watched steps, as random looks at no image
+    assert measured_by(configure(dapo, "score.estimator=k3")) == "k3"
 
 
 def test_a_dapo_run_is_watched_and_scored_anew_for_an_objective_that_needs_more(tmp_path):

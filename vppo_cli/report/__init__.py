@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines import checkpoints, runs
+from pipelines.objectives.table import measured_by
 from pipelines.page import embedded_json
 from pipelines.page.viewer import unit
 from vppo_cli.report.curves import curves
@@ -58,7 +59,7 @@ def collect(
     sections["viewer_left_out"] = found.left_out
     if len(lines[0].sources) > 1:
         sections["viewer_notes"] = [f"The responses are those of {sources[0].name}.", *found.notes]
-    sections["estimator"] = sources[0].chain.config.score.estimator
+    sections["estimator"] = measured_by(sources[0].chain.config)
     sections["unit"] = unit(sections["estimator"])
     return sections
 
@@ -99,6 +100,6 @@ def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
         "model": config.model.path,
         "data": config.data.source,
         "objective": config.update.objective,
-        "estimator": config.score.estimator,
+        "estimator": measured_by(config),
         "facts": facts,
     }
