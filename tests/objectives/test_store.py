@@ -120,7 +120,7 @@ def test_a_dapo_run_is_watched_and_scored_anew_for_an_objective_that_needs_more(
     assert watched == ["0001", "0002"]
     assert read_rows(next(run.glob("steps/0002/score-*/watch/scores.parquet")), Scored)[0].dependency
     page = vppo("report", "dapo", "--steps", "2", runs=runs).succeeded()
-    assert "of steps 2" in page.out
+    assert "of step 2" in page.out
     refused = vppo("report", "dapo", "--steps", "3", runs=runs)
     assert (refused.code, "There: 1..2" in refused.err) == (2, True)
 
