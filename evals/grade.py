@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from evals.benchmarks.published import GRADER
 from evals.benchmarks.questions import groups, options
-from evals.benchmarks.table import BENCHMARKS
+from evals.benchmarks.table import BENCHMARKS, OWN
 from evals.journal import Entry
 from evals.numbers.majority import normalise
 from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, Answered, mean_accuracy, summarise
@@ -67,7 +67,7 @@ def grade(
     first = how.graders[0]
     published = _published(flat, owners, pool, watch)
     by_content = _by_content(answers, owners, marks[first], pool)
-    benchmark = BENCHMARKS.get(how.benchmark)
+    benchmark = cell.benchmark
     summaries = {
         grader: summarise(benchmark, _answered(rows, how.samples, answers, marks[grader])) for grader in how.graders
     }
@@ -108,6 +108,8 @@ def grade(
         "right": _right(rows, how.samples, marks[first]),
         RIGHT_AS_PUBLISHED: _right(rows, how.samples, published),
     }
+    if benchmark and how.benchmark not in BENCHMARKS:  # of which reports know nothing
+        results["unit"] = benchmark.unit
     if benchmark and benchmark.cluster:
         results["clusters_of"] = {row.id: groups(row).get(benchmark.cluster, row.id) for row in rows}
     rewards = {}
@@ -285,8 +287,8 @@ def _answered(
 
 def _about_rows(cell: EvalTask) -> dict[str, Any]:
     """How many rows the data set had, and what the loader warned of."""
-    benchmark = BENCHMARKS.get(cell.how.benchmark)
-    if benchmark is None:
+    benchmark = cell.benchmark
+    if cell.how.benchmark in OWN:
         return {"rows": None, "warnings": []}
     manifest = cell.questions.manifest()
     assert manifest is not None  # the questions were read
@@ -294,8 +296,11 @@ def _about_rows(cell: EvalTask) -> dict[str, Any]:
     rows = {
         "all": metrics["rows"],
         "kept": metrics["kept"],
-        "expected_all": benchmark.rows,
-        "expected_kept": benchmark.kept,
+        "expected_all": benchmark.rows if benchmark else None,
+        "expected_kept": benchmark.kept if benchmark else None,
     }
     named = f"{cell.how.benchmark}: "
-    return {"rows": rows, "warnings": [text.removeprefix(named) for text in metrics["warnings"]]}
+    warnings = [text.removeprefix(named) for text in metrics["warnings"]]
+    if benchmark and benchmark.note and cell.how.benchmark not in BENCHMARKS:
+        warnings.append(benchmark.note)
+    return {"rows": rows, "warnings": warnings}

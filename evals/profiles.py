@@ -107,7 +107,7 @@ def evaluation(config: Config, benchmark: str, trained: Config | None = None, *,
         trained: the settings that ``matched`` means, where they are not ``config``'s own.
         rewarded: whether a reward function of one's own is asked too; it was not by earlier versions.
     """
-    own, asked = benchmark in OWN, config.eval
+    own, asked = benchmark in OWN or benchmark in config.eval.sources, config.eval
     profile = "matched" if own else asked.profile
     base = matched(trained or config) if profile == "matched" else PUBLISHED
     given = {field.name: getattr(asked, field.name) for field in fields(PromptSettings)}

@@ -9,8 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.benchmarks.questions import gather, questions_step
-from evals.benchmarks.sources import find_files
+from evals.benchmarks.questions import check, gather
 from evals.benchmarks.table import OWN, canonical, check_own
 from evals.cells import EvalTask, cell
 from evals.profiles import PromptSettings, matched
@@ -38,14 +37,13 @@ def check_inputs(config: Config) -> None:
     """What an evaluation would refuse of its data: cheap, and without the hub.
 
     Raises:
-        UserError: a benchmark that the data cannot serve; a local copy that is missing.
+        UserError: a benchmark that the data cannot serve; a local copy, a test set or a column of it that is missing.
     """
-    names = canonical(config.eval.benchmarks)
+    names = canonical(config.eval.benchmarks, config)
     check_own(names, config)
-    if config.eval.data_dir is not None:
-        for name in names:
-            if name not in OWN and questions_step(name, config).manifest() is None:
-                find_files(name, config.eval.data_dir)
+    for name in names:
+        if name not in OWN:
+            check(name, config)
 
 
 def evaluate(ask: Ask, live: Live, out: Path) -> Metrics:

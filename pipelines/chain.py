@@ -124,8 +124,8 @@ class Chain:
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
-        """The benchmarks that the config names, aliases resolved."""
-        names: tuple[str, ...] = of_evaluations("canonical")(self.config.eval.benchmarks)
+        """The benchmarks that the config names, aliases and import paths resolved."""
+        names: tuple[str, ...] = of_evaluations("canonical")(self.config.eval.benchmarks, self.config)
         return names
 
     def cell(self, step: int, benchmark: str, config: Config | None = None) -> Any:

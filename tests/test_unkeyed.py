@@ -39,6 +39,7 @@ APART = {
     "eval.batch_prompts": "2",
     "eval.benchmarks": "[validation]",
     "eval.baseline": "false",
+    "eval.sources": "{mine: mine.jsonl}",
     "eval.data_dir": "somewhere",
     "run.steps": "9",
     "run.trackers": "[tensorboard]",

@@ -92,6 +92,24 @@ def test_the_python_face_comes_along(installed, tmp_path):
     assert "run nowhere: no such run" in done.stdout
 
 
+def test_the_tasks_of_lm_eval_come_along_and_are_found(installed, tmp_path):
+    code = (
+        "import sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x)]\n"
+        "from evals.lm_eval.__main__ import main; main()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, "tasks"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(installed)},
+    ).stdout.strip()
+    assert told == str(installed / "evals" / "lm_eval" / "tasks")
+    ours = {path.name for path in (ROOT / "evals" / "lm_eval" / "tasks").iterdir()}
+    assert {path.name for path in Path(told).iterdir()} == ours
+
+
 def journalled(folder):
     """Benchmark -> lines of its journal."""
     return {

@@ -67,7 +67,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
     else:
         path = runs.find_run(name)
         asked = settings.load(config or runs.config_file(path), overrides, stored=config is None)
-    canonical(asked.eval.benchmarks)
+    canonical(asked.eval.benchmarks, asked)
     stored = asked
     if (path / runs.CONFIG).is_file():
         try:
@@ -261,11 +261,18 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
     unused = [] if given else ["data.glyphs.train=1", "data.glyphs.validation=1"]
     quoted = "'" + model.replace("'", "''") + "'"
     asked = settings.load(config, [*unused, *overrides, f"model.path={quoted}"])
-    if not given and "validation" in canonical(asked.eval.benchmarks):
+    names = canonical(asked.eval.benchmarks, asked)
+    if not given and "validation" in names:
         raise UserError(
             "validation",
             "a model on its own has no validation questions.",
             "Say whose they are, with --config FILE, or ask for another benchmark.",
+        )
+    if config is None and (own := [name for name in names if name in asked.eval.sources]):
+        raise UserError(
+            f"eval.sources.{own[0]}",
+            "is asked as in training (instruction, sampling, pixels), and a model on its own was in none.",
+            "Say how, with --config FILE.",
         )
     # As it is on the hub now: other answers than an earlier commit's, which keep their folders.
     asked = hub.resolved(asked)

@@ -1,8 +1,8 @@
-"""The questions of public benchmarks, gathered once and shared by all runs. Torch-free.
+"""The questions of benchmarks, gathered once and shared by all runs. Torch-free.
 
 ``runs/benchmarks/mathverse-1a2b3c4d/questions.parquet`` holds what the paper's filter keeps, as
 ``Sample`` rows. The folder is keyed by the hub data set, or by the content of local copies and of
-their images.
+their images; test sets of one's own (``eval.sources``) lie beside it in the same way.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evals.benchmarks import imported, own_sets
 from evals.benchmarks.authors import authors
-from evals.benchmarks.base import Question, Where, listed_options
+from evals.benchmarks.base import Benchmark, Question, Where, listed_options
 from evals.benchmarks.sources import commit_of_benchmark, find_files, open_files, open_hub
-from evals.benchmarks.table import BENCHMARKS, OWN, canonical
+from evals.benchmarks.table import OWN, canonical, find
 from evals.numbers.majority import normalise
 from pipelines.config.schema import Config
 from pipelines.disk.lock import file_lock
@@ -52,26 +53,57 @@ PROGRESS_EVERY = 32
 
 
 def questions_step(name: str, config: Config) -> Step:
-    """The step with a public benchmark's questions, whether it is on disk or not."""
+    """The step with a benchmark's questions, whether it is on disk or not.
+
+    Raises:
+        UserError: the config has no such benchmark.
+    """
     from pipelines.runs import runs_folder  # it imports the chain, and the chain this
 
-    benchmark, data_dir = BENCHMARKS[name], config.eval.data_dir
+    found, part = find(name, config)
+    if isinstance(found, Benchmark):
+        settings, hub = _public_settings(found, part, config.eval.data_dir), config.eval.data_dir is None
+    else:
+        settings, hub = own_sets.settings(name, config), bool(own_sets.hub_of(name, config))
+    step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
+    return _of_a_commit(step) if hub and REVISION not in settings else step
+
+
+def _public_settings(benchmark: Benchmark, part: str, data_dir: str | None) -> dict[str, Any]:
     if data_dir is None:
         source = f"hub {benchmark.hub} {' '.join(filter(None, benchmark.subsets))}".strip()
     else:
         try:
-            source = f"content {find_files(name, data_dir).content()}"
+            source = f"content {find_files(benchmark, data_dir).content()}"
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
-    settings: dict[str, Any] = {"benchmark": name, "source": source, "splits": list(benchmark.splits)}
+    settings: dict[str, Any] = {"benchmark": benchmark.name, "source": source, "splits": list(benchmark.splits)}
     settings |= reader_version() | ({"reading": READING} if READING > 1 else {})
-    step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
-    return _of_a_commit(step) if data_dir is None else step
+    return settings | (imported.source(part) if part else {})
+
+
+def check(name: str, config: Config) -> None:
+    """What gathering would refuse, told before: cheap, and without the hub.
+
+    Raises:
+        UserError: a local copy is missing; a test set is not there, or lacks a column.
+    """
+    if questions_step(name, config).manifest() is not None:
+        return
+    found, _ = find(name, config)
+    if not isinstance(found, Benchmark):
+        own_sets.check(name, config)
+    elif config.eval.data_dir is not None:
+        find_files(found, config.eval.data_dir)
 
 
 def asked_key(questions: Step) -> str:
-    """What of a benchmark's questions is in the key of a journal."""
-    settings = {name: value for name, value in questions.settings.items() if name != "reading"}
+    """What of a benchmark's questions is in the key of a journal, each of whose lines knows what was asked."""
+    settings = {
+        name: value
+        for name, value in questions.settings.items()
+        if name != "reading" and not name.startswith("source of ")
+    }
     return replace(questions, settings=settings).key
 
 
@@ -88,7 +120,7 @@ def _of_a_commit(step: Step) -> Step:
 
 
 def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
-    """Make the questions of public benchmarks that are not on disk yet.
+    """Make the questions of benchmarks that are not on disk yet; those of the run itself are prepared.
 
     The manifest's metrics are rows, kept, unreadable and warnings (other numbers of rows than
     expected, rows left out, groups that no row has, special tokens pulled apart). Another
@@ -97,21 +129,26 @@ def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
     Raises:
         UserError: a benchmark cannot be reached, lacks a column, or has no usable row.
     """
-    for name in canonical(names):
+    for name in canonical(names, config):
         if name in OWN:
             continue
-        step, hub = questions_step(name, config), BENCHMARKS[name].hub
+        step, (found, _) = questions_step(name, config), find(name, config)
         if step.manifest() is not None:
             continue
-        if config.eval.data_dir is None:
-            step = replace(step, settings=step.settings | {REVISION: commit_of_benchmark(name)})
-            watch.note(f"questions of {name}: {hub} at {step.settings[REVISION]}")
+        public = isinstance(found, Benchmark)
+        hub = found.hub if isinstance(found, Benchmark) else own_sets.hub_of(name, config)
+        if hub and REVISION not in step.settings and not (public and config.eval.data_dir is not None):
+            at = commit_of_benchmark(found) if isinstance(found, Benchmark) else own_sets.commit(name, config)
+            step = replace(step, settings=step.settings | {REVISION: at})
+            watch.note(f"questions of {name}: {hub} at {at}")
         with _lock(step, watch):
             if step.manifest() is None:
+                revision = step.settings.get(REVISION)
                 with commit(step) as (out, metrics):
-                    metrics |= _Reader(name, watch).write(
-                        out / QUESTIONS, config.eval.data_dir, step.settings.get(REVISION)
-                    )
+                    if isinstance(found, Benchmark):
+                        metrics |= _Reader(found, watch).write(out / QUESTIONS, config.eval.data_dir, revision)
+                    else:
+                        metrics |= own_sets.write(out / QUESTIONS, name, config, revision, watch)
 
 
 def read_questions(step: Step) -> SampleTable:
@@ -155,8 +192,8 @@ def _bare(option: str) -> str:
 class _Reader:
     """Turns a benchmark's rows into samples and counts what becomes of them."""
 
-    def __init__(self, name: str, watch: Watch) -> None:
-        self.name, self.watch, self.benchmark = name, watch, BENCHMARKS[name]
+    def __init__(self, benchmark: Benchmark, watch: Watch) -> None:
+        self.name, self.watch, self.benchmark = benchmark.name, watch, benchmark
         self.rows = 0
         self.filtered = False  # the authors' files hold only what the filter keeps
         self.reasons: Counter[str] = Counter()
@@ -171,8 +208,8 @@ class _Reader:
 
     def write(self, path: Path, data_dir: str | None, revision: str | None) -> dict[str, Any]:
         """Write the questions; returns the metrics."""
-        local = find_files(self.name, data_dir) if data_dir is not None else None
-        opened = open_files(local) if local else open_hub(self.name, revision)
+        local = find_files(self.benchmark, data_dir) if data_dir is not None else None
+        opened = open_files(local) if local else open_hub(self.benchmark, revision)
         kept = write_samples(path, self._samples(opened))
         self.watch.progress(f"questions {self.name}", self.rows, self.rows)
         if not kept:

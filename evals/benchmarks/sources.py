@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.benchmarks.base import Benchmark, Where
-from evals.benchmarks.table import BENCHMARKS, EIGHT
+from evals.benchmarks.table import EIGHT
 from pipelines.config.hub import check_commit, commit_of
 from pipelines.config.settings import plain_yaml
 from pipelines.disk.fingerprint import fingerprint, named_files
@@ -71,16 +71,16 @@ class Files:
 # --- local copies ---------------------------------------------------------------------------------
 
 
-def find_files(name: str, data_dir: str) -> Files:
+def find_files(benchmark: Benchmark, data_dir: str) -> Files:
     """A benchmark's files in a folder of local copies.
 
     Raises:
         UserError: there are none; says where they were looked for.
     """
-    folder, benchmark = Path(data_dir).expanduser(), BENCHMARKS[name]
+    folder, name = Path(data_dir).expanduser(), benchmark.name
     if not folder.is_dir():
         raise UserError(f"--data-dir {data_dir}", "no such folder.", "")
-    tried = list(_places(folder, name, benchmark))
+    tried = list(_places(folder, benchmark))
     for place in tried:
         if place.is_file():
             return Files(_image_root(place), ((Where(), place),))
@@ -98,7 +98,8 @@ def find_files(name: str, data_dir: str) -> Files:
     )
 
 
-def _places(folder: Path, name: str, benchmark: Benchmark) -> Iterator[Path]:
+def _places(folder: Path, benchmark: Benchmark) -> Iterator[Path]:
+    name = benchmark.name
     org, _, repo = benchmark.hub.partition("/")
     yield folder / name
     yield folder / org / repo
@@ -110,18 +111,18 @@ def _places(folder: Path, name: str, benchmark: Benchmark) -> Iterator[Path]:
     revision = head.read_text().strip() if head.is_file() else "main"
     yield cache / "snapshots" / Path(revision).name
     for base in (folder, folder / "data") if name in EIGHT else ():
-        yield from _listed(base, name, benchmark)
+        yield from _listed(base, benchmark)
         for stem in filter(None, (f"{org}_{repo}", benchmark.authors_file)):
             yield base / "papo" / f"{stem}.json"
 
 
-def _listed(base: Path, name: str, benchmark: Benchmark) -> Iterator[Path]:
+def _listed(base: Path, benchmark: Benchmark) -> Iterator[Path]:
     """Files that LLaMA-Factory's ``dataset_info.json`` lists under the benchmark's name."""
     try:
         listing = json.loads((base / "dataset_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return
-    wanted = {_plain(text) for text in (name, benchmark.title, benchmark.hub.partition("/")[2])}
+    wanted = {_plain(text) for text in (benchmark.name, benchmark.title, benchmark.hub.partition("/")[2])}
     for key, entry in listing.items() if isinstance(listing, dict) else ():
         file = entry.get("file_name") if isinstance(entry, dict) else None
         called = any(_plain(key).endswith(text) for text in wanted)
@@ -235,7 +236,7 @@ OPENERS: dict[str, Callable[[Path, Path], Part]] = {".parquet": parquet, ".jsonl
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def open_hub(name: str, revision: str | None = None) -> Opened:
+def open_hub(benchmark: Benchmark, revision: str | None = None) -> Opened:
     """The tables of a benchmark on the hub, streamed: only the files of its split are read.
 
     Args:
@@ -248,7 +249,6 @@ def open_hub(name: str, revision: str | None = None) -> Opened:
     """
     import datasets
 
-    benchmark = BENCHMARKS[name]
     offline = datasets.config.HF_HUB_OFFLINE
     for subset in benchmark.subsets:
         for split in benchmark.splits:
@@ -257,30 +257,29 @@ def open_hub(name: str, revision: str | None = None) -> Opened:
                 table = datasets.load_dataset(
                     benchmark.hub, subset, split=split, streaming=not offline, revision=revision
                 )
-                part = arrow(table, benchmark.hub, hub_caches()) if offline else _streamed(table, name, where)
+                part = arrow(table, benchmark.hub, hub_caches()) if offline else _streamed(table, benchmark, where)
             except Exception as error:  # whatever the library's HTTP client, or its parser, raises
-                raise unreachable(name, where, error) from error
+                raise unreachable(benchmark, where, error) from error
             if offline:
-                check_commit(table, revision, f"benchmark {name}")
+                check_commit(table, revision, f"benchmark {benchmark.name}")
             yield where, part
 
 
-def commit_of_benchmark(name: str) -> str:
+def commit_of_benchmark(benchmark: Benchmark) -> str:
     """The commit of a benchmark's data set. Asked first: ``datasets`` itself would try an unreachable
     hub for half a minute.
 
     Raises:
         UserError: neither the hub nor its cache on this machine tells.
     """
-    benchmark = BENCHMARKS[name]
     try:
         return commit_of("dataset", benchmark.hub, benchmark.hub)
     except UserError as error:
         where = Where(benchmark.subsets[0], benchmark.splits[0])
-        raise unreachable(name, where, RuntimeError(error.problem.partition(": ")[2])) from error
+        raise unreachable(benchmark, where, RuntimeError(error.problem.partition(": ")[2])) from error
 
 
-def _streamed(table: datasets.IterableDataset, name: str, where: Where) -> Part:
+def _streamed(table: datasets.IterableDataset, benchmark: Benchmark, where: Where) -> Part:
     columns = table.column_names or list(next(iter(table.take(1)), {}))
 
     def read(wanted: Sequence[str]) -> RawRows:
@@ -288,14 +287,14 @@ def _streamed(table: datasets.IterableDataset, name: str, where: Where) -> Part:
             for batch in table.select_columns(list(wanted)).with_format("arrow").iter(BATCH):
                 yield from batch.to_pylist()
         except Exception as error:  # the connection was lost, for one
-            raise unreachable(name, where, error) from error
+            raise unreachable(benchmark, where, error) from error
 
-    return Part(BENCHMARKS[name].hub, columns, None, (), read)
+    return Part(benchmark.hub, columns, None, (), read)
 
 
-def unreachable(name: str, where: Where, error: Exception) -> UserError:
+def unreachable(benchmark: Benchmark, where: Where, error: Exception) -> UserError:
     """What was asked of the hub, what came of it, and how to do without."""
-    benchmark = BENCHMARKS[name]
+    name = benchmark.name
     asked = f"subset {where.subset}, split {where.split}" if where.subset else f"split {where.split}"
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return UserError(

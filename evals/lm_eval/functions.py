@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,14 +20,15 @@ from datasets import Dataset
 from lm_eval.api.registry import model_registry
 from PIL import Image
 
+from evals.benchmarks.base import Benchmark
 from evals.benchmarks.questions import gather, groups, questions_step, read_questions
-from evals.benchmarks.table import BENCHMARKS
+from evals.benchmarks.table import find
 from evals.numbers.statistics import Interval, bootstrap
 from evals.profiles import PUBLISHED
-from pipelines.config import settings
+from pipelines.config.settings import load
 from pipelines.disk.records import Sample, SampleTable
 from pipelines.grading.answer import extract_answer
-from pipelines.grading.graders import GRADERS, GraderPool
+from pipelines.grading.graders import GraderPool
 from pipelines.grading.reward import outcomes_of, published_outcomes
 from pipelines.model.images import as_shown
 from pipelines.model.prompts import IMAGE, messages
@@ -41,27 +43,57 @@ ensure_importable()  # lm-eval's own models of images import torchvision
 if "vppo" not in model_registry:
     model_registry.register("vppo", target="evals.lm_eval.model:VppoModel")
 
-_tables: dict[str, SampleTable] = {}  # of the tasks that were loaded, by what their docs name them
+
+@dataclass(frozen=True)
+class Loaded:
+    """A task that was loaded: its questions, how they are asked, and who decides.
+
+    ``benchmark`` is None for a test set of one's own.
+    """
+
+    table: SampleTable
+    benchmark: Benchmark | None
+    instruction: str
+    graders: tuple[str, str]
 
 
-def dataset(benchmark: str, data_dir: str | None = None, **_: Any) -> dict[str, Dataset]:
+_loaded: dict[str, Loaded] = {}  # by what their docs name them
+
+
+def loaded(doc: Mapping[str, Any]) -> Loaded:
+    """The task of a document."""
+    return _loaded[doc["questions"]]
+
+
+def dataset(
+    benchmark: str,
+    data_dir: str | None = None,
+    grader: str = "mathruler",
+    settings: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, Dataset]:
     """The questions of a benchmark, without their images, as lm-eval's split ``test``.
 
     Args:
         data_dir: a folder with local copies (``--metadata data_dir=...``); none: ``VPPO_DATA_DIR``'s,
             or the hub.
+        grader: of a benchmark or test set of one's own, the one that decides ``avg@8``.
+        settings: of the same, what a config has of it (evals/lm_eval/tasks_folder.py).
 
     Raises:
         UserError: the questions cannot be had.
     """
     where = data_dir or os.environ.get(DATA_DIR)
-    config = settings.load(None, [f"eval.data_dir={json.dumps(where)}"] if where else [])
+    config = load(None, [f"eval.data_dir={json.dumps(where)}"] if where else [], base=settings)
     gather(config, [benchmark], Silent())
-    step = questions_step(benchmark, config)
+    step, (found, _) = questions_step(benchmark, config), find(benchmark, config)
     for warning in (step.manifest() or {"metrics": {"warnings": []}})["metrics"]["warnings"]:
         log.warning(warning)
     key = f"{benchmark} {step.key}"
-    _tables[key] = table = read_questions(step)
+    table = read_questions(step)
+    instruction = config.data.instruction if settings else PUBLISHED.instruction
+    public = found if isinstance(found, Benchmark) else None
+    _loaded[key] = Loaded(table, public, instruction, (grader, "math-verify"))
     columns = ("id", "problem", "answer", "kind", "metadata")
     rows = [{column: getattr(row, column) for column in columns} for row in table.without_images()]
     return {"test": Dataset.from_list([{"benchmark": benchmark, "questions": key} | r for r in rows])}
@@ -69,12 +101,12 @@ def dataset(benchmark: str, data_dir: str | None = None, **_: Any) -> dict[str, 
 
 def sample(doc: Mapping[str, Any]) -> Sample:
     """The question that a document stands for, with its images."""
-    return _tables[doc["questions"]].by_id(doc["id"])
+    return loaded(doc).table.by_id(doc["id"])
 
 
 def doc_to_text(doc: Mapping[str, Any]) -> str:
-    """The whole prompt with the authors' instruction; ``<image>`` stands where each image goes."""
-    (turn,) = messages(sample(doc), PUBLISHED.instruction)
+    """The whole prompt with its instruction; ``<image>`` stands where each image goes."""
+    (turn,) = messages(sample(doc), loaded(doc).instruction)
     return "".join(IMAGE if part["type"] == "image" else part["text"] for part in turn["content"])
 
 
@@ -97,13 +129,14 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) ->
     answers = [extract_answer(response) for response in responses]
     owners, whole = [row] * len(answers), [False] * len(answers)
     ruler, verify = (
-        [mark == "correct" for mark in outcomes_of(answers, owners, whole, _pool(), grader)] for grader in GRADERS
+        [mark == "correct" for mark in outcomes_of(answers, owners, whole, _pool(), grader)]
+        for grader in loaded(doc).graders
     )
     published = published_outcomes(responses, owners, whole, _pool())
-    benchmark = BENCHMARKS[doc["benchmark"]]
+    benchmark = loaded(doc).benchmark
     accuracy = sum(ruler) / len(ruler)
-    cluster = groups(row).get(benchmark.cluster) or f"alone {row.id}"
-    item = [accuracy, cluster, benchmark.title]
+    cluster = (groups(row).get(benchmark.cluster) if benchmark else "") or f"alone {row.id}"
+    item = [accuracy, cluster, benchmark.title if benchmark else ""]
     return {
         "avg@8": accuracy,
         "avg@8_low": item,
@@ -131,7 +164,7 @@ def _interval(items: Sequence[tuple[float, str, str]]) -> Interval:
 
 @cache
 def _pool() -> GraderPool:
-    reward = settings.load().reward
+    reward = load().reward
     pool = GraderPool(reward.workers, reward.deadline)
     atexit.register(pool.close)
     return pool

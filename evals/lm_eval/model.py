@@ -18,7 +18,7 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from evals.journal import Entry, prompt_digest, read_journal
-from evals.lm_eval.functions import doc_to_text, sample
+from evals.lm_eval.functions import doc_to_text, loaded, sample
 from evals.profiles import PUBLISHED, PromptSettings, evaluation
 from pipelines.config import settings
 from pipelines.config.resolve import find_part
@@ -117,6 +117,7 @@ class VppoModel(LM):
         places: dict[tuple[str, str, PromptSettings], list[int]] = {}
         for place, request in enumerate(requests):
             doc = _doc(request)
+            self._check_asked(doc)
             key = (doc["benchmark"], doc["id"], self._asking(doc["benchmark"], request.args[1]))
             places.setdefault(key, []).append(place)
         # Questions that are sampled alike go into one batch.
@@ -151,6 +152,24 @@ class VppoModel(LM):
         return {"profile": self.config.eval.profile, "seed": self.config.seed}
 
     # -- how it answers --------------------------------------------------------------------------
+
+    def _check_asked(self, doc: Mapping[str, Any]) -> None:
+        """See that the settings know a test set of one's own, which is asked as their training asks.
+
+        Raises:
+            UserError: they do not, or ask it otherwise than the task.
+        """
+        name = doc["benchmark"]
+        if loaded(doc).benchmark is not None:
+            return
+        known = name in self.config.eval.sources
+        if not known or evaluation(self.config, name).asking.instruction != loaded(doc).instruction:
+            raise UserError(
+                f"vppo_{name}",
+                "the settings of --model vppo "
+                + ("give another instruction than the task has." if known else "have no such test set."),
+                "Give config=FILE in --model_args: the one that the task was written from.",
+            )
 
     def _asking(self, benchmark: str, generation: Mapping[str, Any]) -> PromptSettings:
         """The settings' way of asking; what ``--gen_kwargs`` changed goes before it."""

@@ -113,9 +113,8 @@ def _ordered(row: dict[str, Any]) -> dict[str, Any]:
     profile as it is called now.
     """
     benchmark = BENCHMARKS.get(row["benchmark"])
-    known = benchmark.levels if benchmark else ()
     breakdowns = {
-        group: {level: levels[level] for level in in_order(levels, known)}
+        group: {level: levels[level] for level in (in_order(levels, benchmark.levels) if benchmark else levels)}
         for group, levels in row["breakdowns"].items()
         if levels  # none where the data does not tell
     }

@@ -82,7 +82,8 @@ def graded(result: Result, grader: str) -> str:
 
 def drawn(result: Result) -> str:
     """What the interval's resamples draw: ``436 problems``."""
-    count, unit = result["clusters"], UNITS.get(result["cluster"], result["cluster"])
+    count, cluster = result["clusters"], result["cluster"]
+    unit = result.get("unit") or UNITS.get(cluster, cluster)
     return f"{count} {unit}{'' if count == 1 else 's'}"
 
 

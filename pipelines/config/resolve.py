@@ -14,9 +14,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.errors import UserError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,26 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
     if name in known:
         return known[name]
     check_name(setting, name, known)
+    part = _imported(setting, name, "function", callable)
+    return telling(f"{setting}: {name}", part) if inspect.isfunction(part) else part
+
+
+def find_object(setting: str, name: str, kind: type[T]) -> T:
+    """The object at the import path ``package.module:attribute``, which is to be of this kind.
+
+    Raises:
+        UserError: it cannot be imported, or is none; names the nearest that is one.
+    """
+    found: T = _imported(setting, name, kind.__name__, lambda value: isinstance(value, kind))
+    return found
+
+
+def _imported(setting: str, name: str, what: str, fits: Callable[[Any], bool]) -> Any:
+    """The attribute at an import path; the current folder is searched as well.
+
+    Raises:
+        UserError: it is not there, or does not fit; or its module cannot be imported.
+    """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -67,11 +89,13 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
             "Name a module that Python finds from the current folder or the environment.",
         ) from error
     part = getattr(module, attribute, None)
-    if not callable(part):
-        near = difflib.get_close_matches(attribute, [n for n, v in vars(module).items() if callable(v)])
+    if not fits(part):
+        fitting = [n for n, v in vars(module).items() if fits(v)]
+        near = difflib.get_close_matches(attribute, fitting) or (fitting if len(fitting) == 1 else [])
         fix = f"Did you mean {module_name}:{near[0]}?" if near else f"See {module.__file__}."
-        raise UserError(f"{setting}: {name}", f"{module_name} has no function {attribute!r}.", fix)
-    return _telling(f"{setting}: {name}", part) if inspect.isfunction(part) else part
+        found = f" (it is a {type(part).__name__})" if hasattr(module, attribute) else ""
+        raise UserError(f"{setting}: {name}", f"{module_name} has no {what} {attribute!r}{found}.", fix)
+    return part
 
 
 LINES = 6
@@ -82,15 +106,19 @@ PATIENCE_S = 60.0
 """A part that takes longer for one call is told of, and again every so many seconds."""
 
 
-def _telling(place: str, part: Callable[..., Any]) -> Callable[..., Any]:
-    """The part, whose exceptions are errors that name it and show where they were raised."""
+def telling(place: str, part: Callable[..., Any], passed: tuple[type[Exception], ...] = ()) -> Callable[..., Any]:
+    """The part, whose exceptions are errors that name it and show where they were raised.
+
+    Args:
+        passed: exceptions by which the part tells its caller something.
+    """
 
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             with _patience(place):
                 return part(*args, **kwargs)
-        except UserError:
+        except (UserError, *passed):
             raise
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one

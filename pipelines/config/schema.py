@@ -13,6 +13,7 @@ manifest: they move last bits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -476,6 +477,9 @@ class CheckpointConfig(Section):
     """Samples per validation question at each checkpoint; 0 skips validation."""
 
 
+BENCHMARK_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
+"""What a benchmark may be called: folders and journals are named by it, before a dash."""
+
 KEYED_PROFILES = {"published": "paper"}
 """An evaluation profile -> what it was called when keys were first made, and is in them for good."""
 
@@ -485,26 +489,45 @@ def profile_name(recorded: str) -> str:
     return next((new for new, old in KEYED_PROFILES.items() if recorded == old), recorded)
 
 
+class SourceConfig(Section):
+    """A test set of one's own: a source as ``data.source`` is one, read by the same readers."""
+
+    source: str
+    """A local Parquet, JSONL, JSON or CSV file, an image folder, what ``datasets`` saved, or a hub id."""
+    columns: dict[str, str] | None = None
+    """Our column -> theirs; none: as ``data.columns`` says."""
+    split: str = "test"
+    """The split to ask, where the source has several."""
+    subset: str | None = None
+    """A hub data set's configuration name, where it has several."""
+    revision: str | None = None
+    """A hub data set's git revision; none: the commit that it is at when it is first read."""
+
+
 class EvalConfig(Section):
     """Evaluation of the starting model and of the last checkpoint."""
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "baseline", "data_dir"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_prompts", "benchmarks", "sources", "baseline", "data_dir"})
     shapes: ClassVar[frozenset[str]] = frozenset({"batch_prompts"})
-    introduced: ClassVar[dict[str, Any]] = {"system_prompt": None}
+    introduced: ClassVar[dict[str, Any]] = {"sources": {}, "system_prompt": None}
 
     benchmarks: tuple[str, ...] = ("glyphs",)
-    """Benchmarks run at the end, or ``all`` for the paper's eight; the table is evals/benchmarks/table.py.
-    Where ``data.source`` is one's own: ``validation``, if there are such questions."""
+    """Benchmarks run at the end: built-in ones (docs/evaluation.md), ``all`` for the paper's eight, names of
+    ``eval.sources``, or import paths of benchmarks of one's own. Where ``data.source`` is one's own:
+    ``validation``, if there are such questions."""
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    """Test sets of one's own, a name for ``eval.benchmarks`` each: ``{mytest: data/mytest.jsonl}``, or with
+    ``{source: data/mytest.jsonl, columns: {answer: gold}, split: test}`` in place of the path."""
     data_dir: str | None = None
     """A folder with local copies of the benchmarks; none: the hub."""
     baseline: bool = True
     """Evaluate the starting model too, and report the difference with a paired interval."""
     profile: Literal["published", "matched"] = "published"
     """Pixels, sampling and instruction on public benchmarks: as the authors evaluate, or as in training.
-    The run's own questions (glyphs, validation) have the matched one in either case."""
+    One's own questions (glyphs, validation, ``eval.sources``) have the matched one in either case."""
     graders: tuple[str, ...] = Field(default=("mathruler", "math-verify"), min_length=1)
-    """Graders of every answer, the one that decides first; an import path works as well. On the run's
-    own questions ``reward.grader`` decides."""
+    """Graders of every answer, the one that decides first; an import path works as well. On one's own
+    questions ``reward.grader`` decides."""
     samples: int = Field(default=8, ge=1, le=MOST_SAMPLES)
     """Samples per question; accuracy is their mean ("avg@8")."""
     limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
@@ -532,6 +555,14 @@ class EvalConfig(Section):
         """As of any section; what was renamed stands as it was in the first keys."""
         profile = KEYED_PROFILES.get(self.profile, self.profile)
         return super().keyed(prefix) | {f"{prefix}.profile": profile}
+
+    @field_validator("sources")
+    @classmethod
+    def _names_are_plain(cls, value: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        for name in value:
+            if not BENCHMARK_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name for a test set: letters, digits and _, the first a letter")
+        return value
 
     @field_validator("graders")
     @classmethod

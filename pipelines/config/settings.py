@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.config.constants import cited
-from pipelines.config.schema import Config, PublishedConfig
+from pipelines.config.schema import Config, PublishedConfig, SourceConfig
 from pipelines.errors import UserError
 
 MODES: dict[str, dict[str, Any]] = {
@@ -232,7 +232,8 @@ def load(
         if not separator:
             raise UserError(f"--set {text}", "no value.", "Write --set section.key=value.")
         try:
-            asked.put(key.strip(), plain_yaml(value), key.strip())
+            for name, part in _spread(key.strip(), plain_yaml(value)):
+                asked.put(name, part, key.strip())
         except NotPlain as error:
             raise UserError(
                 f"--set {shortened(text)}",
@@ -346,7 +347,8 @@ def _read_file(path: Path, seen: tuple[Path, ...], stored: bool = False) -> _Lay
     lines = dict(_lines(root))
     base = values.pop("base", None)
     for key, value in _flatten(values):
-        layer.put(key, value, f"{path}, line {lines.get(key, 1)}, {key}")
+        line = lines.get(key) or lines.get(key.rpartition(".")[0], 1)
+        layer.put(key, value, f"{path}, line {line}, {key}")
     layer = _with_mode(_migrated(layer) if stored else layer)
     if base is not None:
         return layer.over(_read_file(found.parent / str(base), (*seen, found)))
@@ -387,13 +389,42 @@ def _open_mappings() -> set[str]:
     return {"data.columns", "update.constants"}
 
 
+TEST_SETS = "eval.sources"
+"""The setting whose values are sections by free names: ``eval.sources.mytest.split``."""
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and key not in _open_mappings():
+        if isinstance(value, Mapping) and key not in (*_open_mappings(), TEST_SETS):
             yield from _flatten(value, f"{key}.")
         else:
-            yield key, value
+            yield from _spread(key, value)
+
+
+def _spread(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A test set field by field, its path as its ``source``; any other setting as it is."""
+    if key == TEST_SETS and isinstance(value, Mapping):
+        for name, given in value.items():
+            yield from _spread(f"{key}.{name}", given)
+    elif key.startswith(f"{TEST_SETS}.") and key.count(".") == 2:
+        fields = value if isinstance(value, Mapping) and value else {"source": value or None}
+        yield from ((f"{key}.{field}", given) for field, given in fields.items())
+    else:
+        yield key, value
+
+
+def _check_known(key: str, place: str, names: Mapping[str, str]) -> None:
+    """See that there is such a setting; of a test set, such a field."""
+    if key == TEST_SETS:
+        raise UserError(place, "is no mapping of names to sources.", "Such as {mytest: data/mytest.jsonl}.")
+    if key.startswith(f"{TEST_SETS}."):
+        field = key.removeprefix(f"{TEST_SETS}.").partition(".")[2]
+        if field not in SourceConfig.model_fields:
+            fields = ", ".join(SourceConfig.model_fields)
+            raise UserError(place, f"no such setting: {shortened(key)}.", f"A test set is a path, or has {fields}.")
+    elif key not in names:
+        raise _unknown(shortened(key), place, list(names))
 
 
 def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -408,8 +439,7 @@ def _validate(layer: _Layer) -> Config:
     known = dict(setting_names())
     nested: dict[str, Any] = {}
     for key, value in layer.values.items():
-        if key not in known:
-            raise _unknown(shortened(key), shortened(layer.places[key]), list(known))
+        _check_known(key, shortened(layer.places[key]), known)
         if (wrong := _no_text(value)) is not None:
             raise UserError(
                 layer.places[key],

@@ -114,6 +114,7 @@ def match_columns(
     extra: Sequence[str] = (),
     examples: bool = False,
     ragged: bool = False,
+    setting: str = "data.columns",
 ) -> dict[str, tuple[str, ...]]:
     """Our column -> theirs, for the columns a source has: the names that may hold it, best first.
 
@@ -128,12 +129,13 @@ def match_columns(
         examples: rows to look at, not to train on: they need an image and no answer, and may have a
             response.
         ragged: a row may have other columns than those found, under another of our names.
+        setting: where ``asked`` stands, for the message.
 
     Raises:
         UserError: ``asked`` names no column of ours, or columns are not there: all of them at once.
     """
     columns = COLUMNS | ({RESPONSE: (RESPONSE,)} if examples else {})
-    _check_ours(asked, columns)
+    _check_ours(asked, columns, setting)
     optional = OPTIONAL | ({"answer", RESPONSE} if examples else set())
     matched, missing = {}, {}
     for ours, names in columns.items():
@@ -149,11 +151,11 @@ def match_columns(
             missing[ours] = candidates[0]
     lacking = [name for name in extra if name not in found]
     if missing or lacking:
-        raise _missing_columns(missing, lacking, asked, extra, found, place, examples=examples)
+        raise _missing_columns(missing, lacking, asked, extra, found, place, examples=examples, setting=setting)
     return matched
 
 
-def _check_ours(asked: Mapping[str, str], columns: Mapping[str, Sequence[str]]) -> None:
+def _check_ours(asked: Mapping[str, str], columns: Mapping[str, Sequence[str]], setting: str) -> None:
     unknown = [ours for ours in asked if ours not in columns]
     if not unknown:
         return
@@ -161,7 +163,7 @@ def _check_ours(asked: Mapping[str, str], columns: Mapping[str, Sequence[str]]) 
     if others := [ours for ours in unknown if ours != METADATA]:
         near = {ours: difflib.get_close_matches(ours, columns, n=1) for ours in others}
         fixes += [f"{ours} may be {names[0]}." for ours, names in near.items() if names]
-        fixes.append("Write ours first, then theirs: --set data.columns='{problem: question}'.")
+        fixes.append(f"Write ours first, then theirs: --set {setting}='{{problem: question}}'.")
     if METADATA in unknown:
         theirs = asked[METADATA]
         fixes.append(
@@ -170,7 +172,7 @@ def _check_ours(asked: Mapping[str, str], columns: Mapping[str, Sequence[str]]) 
         )
     several = len(unknown) > 1
     raise UserError(
-        f"data.columns, {', '.join(unknown)}",
+        f"{setting}, {', '.join(unknown)}",
         f"{'none of them is' if several else 'not'} one of our columns ({', '.join(columns)}).",
         " ".join(fixes),
     )
@@ -185,6 +187,7 @@ def _missing_columns(
     place: str,
     *,
     examples: bool,
+    setting: str,
 ) -> UserError:
     told = [f"no column {theirs!r} (our {ours!r})" for ours, theirs in missing.items()]
     told += [f"no column {name!r} (data.extra)" for name in lacking]
@@ -193,7 +196,7 @@ def _missing_columns(
         guesses = {ours: _guess(ours, theirs, found) for ours, theirs in missing.items()}
         mapping = ", ".join(f"{ours}: {theirs or repr('')}" for ours, theirs in {**asked, **guesses}.items())
         which = "they are" if len(missing) > 1 else "one it is"
-        fixes.append(f"Say which {which}: --set data.columns='{{{mapping}}}'.")
+        fixes.append(f"Say which {which}: --set {setting}='{{{mapping}}}'.")
     if "images" in missing and not examples:
         fixes.append("Questions without images: {images: ''}.")
     if lacking:

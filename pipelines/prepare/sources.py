@@ -90,7 +90,9 @@ class Source:
     remarks: Callable[[], list[str]] = list
 
 
-def read_source(data: DataConfig, *, split: Literal["train", "validation"], examples: bool = False) -> Source:
+def read_source(
+    data: DataConfig, *, split: Literal["train", "validation"], examples: bool = False, setting: str = ""
+) -> Source:
     """Open ``data.source`` (split train) or ``data.validation_source`` (split validation).
 
     A source is a file (.parquet, .jsonl, .ndjson, .json with one object a line, .csv), a folder of
@@ -99,7 +101,8 @@ def read_source(data: DataConfig, *, split: Literal["train", "validation"], exam
     ``data.split`` (or ``data.validation_split``) is read. ``data.limit`` applies to each source.
 
     With ``examples`` the rows are to be looked at, not to train on: an answer is not needed, and a
-    column ``response`` (or what ``data.columns`` names) goes into the metadata.
+    column ``response`` (or what ``data.columns`` names) goes into the metadata. ``setting`` is what names the
+    source, and has its columns, where that is not ``data``: ``eval.sources.mytest``.
 
     Rows without an id are called ``row-N`` (``validation-row-N``), N counting from 0.
 
@@ -109,15 +112,16 @@ def read_source(data: DataConfig, *, split: Literal["train", "validation"], exam
     """
     name, wanted = place_of(data, split)
     held_apart, path = split == "validation", at_home(name)
+    named = setting or _setting(held_apart)
     told: list[str] = []
     if exists(path):
-        check_place(f"{_setting(held_apart)} {name}", path)
+        check_place(f"{named} {name}", path)
         parts = _local(path, wanted, told)
     else:
-        parts = [_hub(name, wanted, data, held_apart)]
+        parts = [_hub(name, wanted, data, held_apart, named)]
     if not any(part.columns for part in parts):
         raise UserError(name, "the data set has no rows.", "Check the file.")
-    columns = [_matched(data, part, examples) for part in parts]
+    columns = [_matched(data, part, examples, setting or "data") for part in parts]
     prefix = "validation-row-" if held_apart else "row-"
     extra = ExtraColumns(data.extra, {RESPONSE} if examples else ())
     rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, extra, _image_folders(data))
@@ -152,7 +156,7 @@ def check_sources(data: DataConfig, *, examples: bool = False) -> None:
         if exists(at_home(name)):
             read_source(data, split=split, examples=examples)
         else:
-            _hub_id(name, validation=split == "validation")
+            check_hub_id(name, _setting(split == "validation"))
 
 
 def _setting(validation: bool) -> str:
@@ -215,6 +219,7 @@ def check_places(config: Config) -> None:
     named = [("data.source", config.data.source), ("model.path", config.model.path)]
     if config.data.validation_source:
         named.append(("data.validation_source", config.data.validation_source))
+    named += ((f"eval.sources.{name}", one.source) for name, one in config.eval.sources.items())
     for setting, where in [*named, *(("data.image_folders", folder) for folder in config.data.image_folders)]:
         path = at_home(where)
         try:
@@ -228,7 +233,7 @@ def check_places(config: Config) -> None:
 Columns = dict[str, tuple[str, ...]]
 
 
-def _matched(data: DataConfig, part: Part, examples: bool) -> tuple[Columns, bool]:
+def _matched(data: DataConfig, part: Part, examples: bool, setting: str) -> tuple[Columns, bool]:
     """Our columns -> a part's, and whether these are questions of text alone, as it seems.
 
     Where rows differ, all of them are asked if need be.
@@ -237,7 +242,15 @@ def _matched(data: DataConfig, part: Part, examples: bool) -> tuple[Columns, boo
 
     def match(found: Sequence[str]) -> tuple[Columns, bool]:
         ragged = part.scan is not None
-        matched = match_columns(data.columns, found, part.place, extra=extra, examples=examples, ragged=ragged)
+        matched = match_columns(
+            data.columns,
+            found,
+            part.place,
+            extra=extra,
+            examples=examples,
+            ragged=ragged,
+            setting=f"{setting}.columns",
+        )
         return matched, "images" in matched and not set(matched["images"]) & set(found)
 
     if part.scan is None:
@@ -360,7 +373,7 @@ def _no_split(place: Path, split: str, found: Sequence[str]) -> UserError:
     return UserError(
         str(place),
         f"no split {split!r}; splits found: {', '.join(found)}.",
-        "Choose one with --set data.split=NAME (or data.validation_split).",
+        "Choose one with --set data.split=NAME (or data.validation_split, eval.sources.NAME.split).",
     )
 
 
@@ -559,20 +572,18 @@ def arrow(table: datasets.Dataset, place: str, roots: tuple[Path, ...]) -> Part:
     return Part(place, table.column_names, table.num_rows, roots, read)
 
 
-def _hub_id(name: str, *, validation: bool) -> str:
-    """The setting that names a hub data set.
+def check_hub_id(name: str, key: str) -> None:
+    """See that what the setting ``key`` names can be a hub data set.
 
     Raises:
-        UserError: the name can be none.
+        UserError: it cannot.
     """
-    key = _setting(validation)
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or Path(name).suffix in FILES or name == "..":
         raise UserError(f"{key} {name[:200]}", "no such file or folder.", "Check the path.")
-    return key
 
 
-def _hub(name: str, split: str, data: DataConfig, validation: bool) -> Part:
-    key = _hub_id(name, validation=validation)
+def _hub(name: str, split: str, data: DataConfig, validation: bool, key: str) -> Part:
+    check_hub_id(name, key)
     import datasets
 
     # The subset belongs to data.source; a second data set has none.

@@ -986,7 +986,7 @@ def test_parquet_in_data_goes_before_json_beside_it(hub, tmp_path):
     shutil.copytree(hub / "We-Math" / "We-Math", tmp_path / "wemath")
     (tmp_path / "wemath" / "README.md").unlink(missing_ok=True)
     (tmp_path / "wemath" / "testmini.json").write_text("[{}]")
-    files = benchmark_sources.find_files("wemath", str(tmp_path)).files
+    files = benchmark_sources.find_files(BENCHMARKS["wemath"], str(tmp_path)).files
     assert [path.suffix for _, path in files] == [".parquet"]
 
 
@@ -1009,7 +1009,7 @@ def test_hidden_files_are_no_shards(hub, tmp_path):
     shutil.copy(shard, shard.with_name("._" + shard.name))
     (shard.parent / ".ipynb_checkpoints").mkdir()
     shutil.copy(shard, shard.parent / ".ipynb_checkpoints" / shard.name)
-    files = benchmark_sources.find_files("geo3k", str(tmp_path)).files
+    files = benchmark_sources.find_files(BENCHMARKS["geo3k"], str(tmp_path)).files
     assert [path for _, path in files] == [shard]
 
 

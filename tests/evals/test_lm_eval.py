@@ -19,6 +19,7 @@ from lm_eval.tasks import TaskManager
 from evals.benchmarks.questions import gather
 from evals.benchmarks.table import BENCHMARKS, EIGHT
 from evals.journal import Entry, append, prompt_digest, read_journal
+from evals.lm_eval import tasks_folder
 from evals.lm_eval.functions import doc_to_image, sample
 from evals.profiles import PUBLISHED
 from evals.run import grade_cell, questions, sample_missing
@@ -163,6 +164,92 @@ def test_images_are_shown_as_our_encoder_sees_them(data):
             assert task.doc_to_text(doc).count("<image>") == len(row.images)
 
 
+# --- tasks of one's own ---------------------------------------------------------------------------
+
+
+SHAPES = """
+from evals.benchmarks.base import Benchmark, one_image
+
+SHAPES = Benchmark(
+    name="shapes", title="Shapes", about="shapes", hub="someone/shapes", columns=("problem", "image", "answer"),
+    rows=4, kept=4, row=lambda raw, where: one_image(where.row, raw["problem"], raw["image"], raw["answer"], form="f"),
+    cluster="form",
+)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with my.yaml, its test set, and a benchmark by import path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"problem": f"How many? {i}", "image": f"{i}.png", "answer": str(i)} for i in range(4)]
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(hub_schema.png(i))
+    for name in ("mytest", "shapes"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "shapes.py").write_text(SHAPES)
+    (tmp_path / "my.yaml").write_text(
+        "base: tiny.yaml\ndata: {instruction: Think.}\nreward: {grader: math-verify}\n"
+        "eval: {benchmarks: [mytest, 'shapes:SHAPES', geo3k], data_dir: ., sources: {mytest: mytest.jsonl}}\n"
+    )
+    yield tmp_path
+    sys.modules.pop("shapes", None)
+
+
+def test_the_folder_of_the_tasks_is_told(capsys):
+    tasks_folder.main([])
+    assert Path(capsys.readouterr().out.strip()) == TASKS
+
+
+def test_own_tasks_are_written_and_score_as_vppo_eval_does(own, monkeypatch, capsys):
+    tasks_folder.main(["mine", "--config", "my.yaml"])
+    assert capsys.readouterr().out.strip() == str(own / "mine")
+    index = TaskManager(include_defaults=False, include_path=own / "mine").task_index
+    assert set(index) == {"vppo_eight", "vppo_mytest", "vppo_shapes", *(f"vppo_{name}" for name in BENCHMARKS)}
+    config = settings.load(own / "my.yaml")
+    chain = Chain(config, own / "run")
+    gather(config, chain.benchmarks[:2], Silent())
+    monkeypatch.chdir(own.parent)  # what is written means the same from anywhere
+    manager = TaskManager(include_defaults=False, include_path=own / "mine")
+    for number, name in enumerate(("mytest", "shapes")):
+        cell = chain.cell(0, name)
+        for i, row in enumerate(questions(cell)):
+            digest = prompt_digest(row, cell.how.asking)
+            texts = [rf"so \boxed{{{row.answer}}}"] * (2 * i + number) + [r"or \boxed{-54321}"] * 8
+            append(cell.journal, [Entry(row.id, k, texts[k], False, 5, digest) for k in range(8)])
+        arguments = {"journal": str(cell.journal), "config": str(own / "my.yaml")}
+        found = simple_evaluate("vppo", model_args=arguments, tasks=[f"vppo_{name}"], task_manager=manager)
+        with GraderPool(workers=1) as pool:
+            grade_cell(cell, pool, None, own, Silent())
+        ours = json.loads((own / RESULTS).read_text())
+        assert ours["accuracy"] == (12 + 4 * number) / 32
+        theirs = [found["results"][f"vppo_{name}"][f"{metric},all"] for metric in METRICS[:3]]
+        assert theirs == [ours["accuracy"], *ours["interval"]]
+        prompt = found["samples"][f"vppo_{name}"][0]["arguments"][0][0]
+        assert prompt == f"<image>How many? 0\n\n{cell.how.asking.instruction}"
+        asked = found["configs"][f"vppo_{name}"]["generation_kwargs"]
+        assert asked["max_gen_toks"] == cell.how.asking.max_new_tokens
+
+
+def test_a_test_set_is_asked_by_the_config_that_it_is_of(own):
+    tasks_folder.main(["mine", "--config", "my.yaml"])
+    manager = TaskManager(include_defaults=False, include_path=own / "mine")
+    for config, message in ((None, "have no such test set"), ("my.yaml", "another instruction")):
+        arguments = {"journal": "x.jsonl", **({"config": config, "data.instruction": "Guess."} if config else {})}
+        with pytest.raises(UserError, match=message):
+            simple_evaluate("vppo", model_args=arguments, tasks=["vppo_mytest"], task_manager=manager)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["mine"], "name no test set and no benchmark of yours"), (["--config", "my.yaml"], "where are these tasks")],
+)
+def test_tasks_that_cannot_be_written(own, arguments, message):
+    with pytest.raises(UserError, match=message):
+        tasks_folder.main(arguments)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -220,7 +307,7 @@ def test_it_has_no_likelihoods(tmp_path):
 # --- the command lines ----------------------------------------------------------------------------
 
 
-ASKED = ("--include_path", str(TASKS), "--tasks", "vppo_geo3k")
+ASKED = ("--tasks", "vppo_geo3k")
 
 
 @pytest.mark.nightly
@@ -232,6 +319,8 @@ def test_lm_evals_own_command_with_its_own_model(data, tmp_path):
     model = f"pretrained={shipped_config('tiny_model')},min_pixels=1024,max_pixels=589824"
     line = [
         Path(sys.executable).with_name("lm_eval"),
+        "--include_path",
+        TASKS,
         *ASKED,
         "--model",
         "hf-multimodal",

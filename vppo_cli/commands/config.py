@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from functools import reduce
 from json import dumps
+from operator import getitem
 from textwrap import fill, indent
 from typing import Annotated
 
@@ -43,11 +44,12 @@ def config(
         near = get_close_matches(section or "", known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(f"config {section}", "no such section.", f"{hint}Known: {' '.join(known)}.")
+    plain = values.model_dump(mode="json")
     if json:
-        display.print_json({name: reduce(getattr, name.split("."), values) for name, _ in names})
+        display.print_json({name: reduce(getitem, name.split("."), plain) for name, _ in names})
         return
     for name, about in names:
-        value = dumps(reduce(getattr, name.split("."), values))
+        value = dumps(reduce(getitem, name.split("."), plain))
         display.console.print(f"[bold]{name}[/bold]  {escape(value)}")
         text = indent(fill(about.replace("``", ""), 90), "    ")
         display.console.print(escape(text), style="dim")

@@ -15,7 +15,7 @@ from pipelines.disk.step import MANIFEST, read_manifest
 from pipelines.errors import UserError
 from vppo_cli.report.lines import Line
 from vppo_cli.report.source import RunSource
-from vppo_cli.screen.results import evaluation_rows
+from vppo_cli.screen.results import evaluation_rows, shown_benchmarks
 
 
 def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
@@ -56,8 +56,11 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
     found = []
     first = sources[0].chain
     for other in sources[1:]:
-        for benchmark in first.benchmarks:
-            steps = [chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)]
+        for benchmark in shown_benchmarks(first):
+            try:
+                steps = [chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)]
+            except UserError:  # a test set of the first one's
+                continue
             if not all(step.path.is_dir() for step in steps):
                 continue
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from evals.run import read_results
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
 from pipelines.disk.step import Step, is_there
+from pipelines.errors import UserError
 from pipelines.runs import metric_rows
 from pipelines.words import counted
 
@@ -25,7 +27,7 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
     """Finished evaluations by benchmark: the starting policy, then the checkpoint beside it."""
     rows = []
     last = chain.config.run.steps
-    for benchmark in chain.benchmarks:
+    for benchmark in shown_benchmarks(chain):
         start, end = chain.eval(0, benchmark), chain.eval(last, benchmark)
         entries = []
         if is_there(start.path):
@@ -49,6 +51,16 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def shown_benchmarks(chain: Chain) -> list[str]:
+    """The run's benchmarks, but one by an import path that leads nowhere from here: to look at a run, nobody
+    needs its parts."""
+    found: list[str] = []
+    for name in chain.config.eval.benchmarks:
+        with suppress(UserError):
+            found += canonical([name], chain.config)
+    return list(dict.fromkeys(found))
 
 
 def entry(step: Step, policy: str) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def write_report(chain: Chain, config: Config, step: int, label: str = "") -> tu
     Args:
         label: what the policy is called; by default its step and run.
     """
-    cells = [chain.cell(step, name, config) for name in canonical(config.eval.benchmarks)]
+    cells = [chain.cell(step, name, config) for name in canonical(config.eval.benchmarks, config)]
     found = [read_results(cell.results.path) for cell in cells]
     label = label or f"{policy_name(step)} of {chain.run.name}"
     folder = chain.run / "eval" / f"{step:04d}"
