@@ -151,7 +151,8 @@ class _Reader:
         if n := len(self.rejected):
             reasons = Counter(one.reason for one in self.rejected)
             listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-            found.insert(0, f"{n} of {self.rows} rows left out ({listed}). {self.example}; all are in {REJECTED}, beside the questions")
+            example = f"{self.example}; {REJECTED}, beside the questions, has all"
+            found.insert(0, f"{n} of {self.rows} rows left out ({listed}). {example}")
         if n := self.renamed:
             found.append(f"{n} repeated id{'s' * (n > 1)} got a number after them")
         if n := self.tokens:

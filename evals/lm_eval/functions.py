@@ -86,7 +86,7 @@ def dataset(
     where = data_dir or os.environ.get(DATA_DIR)
     config = load(None, [f"eval.data_dir={json.dumps(where)}"] if where else [], base=settings)
     gather(config, [benchmark], Silent())
-    step, (found, _) = questions_step(benchmark, config), find(benchmark, config)
+    step, found = questions_step(benchmark, config), find(benchmark, config)[0]
     for warning in (step.manifest() or {"metrics": {"warnings": []}})["metrics"]["warnings"]:
         log.warning(warning)
     key = f"{benchmark} {step.key}"

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     if given.folder is None:
         if given.config or given.set:
-            raise UserError(USAGE, "where are these tasks to be written?", f"Such as {USAGE} my_tasks --config my.yaml.")
+            raise UserError(
+                USAGE, "where are these tasks to be written?", f"Such as {USAGE} my_tasks --config my.yaml."
+            )
         print(TASKS)
         return
     config = settings.load(Path(given.config) if given.config else None, given.set)

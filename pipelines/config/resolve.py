@@ -112,13 +112,14 @@ def telling(place: str, part: Callable[..., Any], passed: tuple[type[Exception],
     Args:
         passed: exceptions by which the part tells its caller something.
     """
+    kept: tuple[type[Exception], ...] = (UserError, *passed)
 
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             with _patience(place):
                 return part(*args, **kwargs)
-        except (UserError, *passed):
+        except kept:
             raise
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one

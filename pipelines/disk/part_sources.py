@@ -230,6 +230,7 @@ SETTINGS = (
     "update.engine",
     "update.objective",
     "eval.graders",
+    "eval.benchmarks",
     "run.trackers",
     "stages.prepare",
     "stages.rollout",

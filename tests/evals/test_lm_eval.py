@@ -209,11 +209,12 @@ def test_own_tasks_are_written_and_score_as_vppo_eval_does(own, monkeypatch, cap
     assert set(index) == {"vppo_eight", "vppo_mytest", "vppo_shapes", *(f"vppo_{name}" for name in BENCHMARKS)}
     config = settings.load(own / "my.yaml")
     chain = Chain(config, own / "run")
-    gather(config, chain.benchmarks[:2], Silent())
+    cells = [chain.cell(0, name) for name in chain.benchmarks[:2]]
+    gather(config, ["mytest", "shapes"], Silent())
     monkeypatch.chdir(own.parent)  # what is written means the same from anywhere
     manager = TaskManager(include_defaults=False, include_path=own / "mine")
-    for number, name in enumerate(("mytest", "shapes")):
-        cell = chain.cell(0, name)
+    for number, cell in enumerate(cells):
+        name = cell.how.benchmark
         for i, row in enumerate(questions(cell)):
             digest = prompt_digest(row, cell.how.asking)
             texts = [rf"so \boxed{{{row.answer}}}"] * (2 * i + number) + [r"or \boxed{-54321}"] * 8

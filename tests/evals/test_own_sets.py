@@ -30,7 +30,7 @@ from vppo_cli.screen import results as screen
 
 ROWS = [{"problem": f"How many? {i}", "image": f"{i}.png", "answer": str(i % 3)} for i in range(4)]
 
-SHAPES = '''
+SHAPES = """
 from dataclasses import replace
 
 import numpy as np
@@ -74,7 +74,7 @@ LISTED = replace(SHAPES, row=lambda raw, where: [raw])
 NUMBER = replace(SHAPES, row=lambda raw, where: replace(question(raw, where), answer=3))
 KIND = replace(SHAPES, row=lambda raw, where: replace(question(raw, where), kind="list"))
 RAISES = replace(SHAPES, row=lambda raw, where: 1 / 0)
-'''
+"""
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_rows_that_are_left_out_are_told_and_listed(here):
     listed = (questions_step("mytest", config).path / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in listed] == [4, 5]
     lines(here / "data/mytest.jsonl", [bad])
-    with pytest.raises(UserError, match="no usable row: all 1 are rejected. Row 0, for one: image not found"):
+    with pytest.raises(UserError, match=r"no usable row: all 1 are rejected\. Row 0, for one: image not found"):
         gather(config, ["mytest"], Silent())
 
 

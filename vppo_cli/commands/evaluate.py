@@ -49,8 +49,8 @@ def evaluate(
 
     Alone, the newest checkpoint of the latest run. Benchmarks: mathverse,
     dynamath, mmk12, geo3k, mathvision, wemath, logicvista, mmmu_pro (all: these
-    eight, as in the paper), mmmu_val, aokvqa, simplevqa, and the run's own:
-    glyphs, validation.
+    eight, as in the paper), mmmu_val, aokvqa, simplevqa; the run's own: glyphs,
+    validation; and yours: names of eval.sources, module:NAME.
 
     Every response is journalled: an interrupted evaluation goes on where it
     was, and more --samples or a higher --limit add to what is there.
@@ -62,6 +62,8 @@ def evaluate(
     vppo eval --benchmarks all --model Qwen/Qwen2.5-VL-7B-Instruct
 
     vppo eval --benchmarks geo3k --data-dir /data/benchmarks --limit 50
+
+    vppo eval --benchmarks mytest --set eval.sources.mytest=data/mytest.jsonl
 
     vppo eval --benchmarks all --regrade --set eval.graders=\\[math-verify,mathruler]
     """
