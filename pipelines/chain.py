@@ -7,9 +7,8 @@ sampled by a policy that would no longer exist. Torch-free.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from pipelines.checkpoint import stage as checkpoint
 from pipelines.config.schema import Config
 from pipelines.config.settings import shipped_config
-from pipelines.disk.fingerprint import fingerprint, folder_files, named_files
+from pipelines.disk.fingerprint import fingerprint, named_by
 from pipelines.disk.part_sources import PartSources
 from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
@@ -63,9 +62,6 @@ ALWAYS_RIGHT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "in
 
 RESULTS = 100
 """Results have the version ``RESULTS * sampling + grading``."""
-
-LISTS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
-"""Files of rows, which may name images."""
 
 JOURNALS = "journals"
 EVALUATIONS = "eval"
@@ -277,7 +273,7 @@ def _sources(config: Config) -> dict[str, Any]:
         if where not in (None, "glyphs"):
             path = Path(where).expanduser()
             settings[name] = content_or_name(str(path)) if path.exists() else where
-            if named := _named_by(path, [Path(folder).expanduser() for folder in config.data.image_folders]):
+            if named := named_by(path, [Path(folder).expanduser() for folder in config.data.image_folders]):
                 settings[f"files named by {name}"] = f"content {named}"
     settings.pop("data.image_folders", None)  # what is in them counts, wherever they lie
     if config.data.source != "glyphs":
@@ -285,25 +281,6 @@ def _sources(config: Config) -> dict[str, Any]:
     if isinstance(config.data.extra, str):  # none is the reader's version 2; the embedded data have no more
         settings.pop("data.extra", None)
     return settings
-
-
-def _named_by(source: Path, folders: Sequence[Path]) -> str:
-    """What a source names besides its own content: a hash; "" if nothing.
-
-    Args:
-        folders: those besides its own that images may lie in. Where its rows cannot be read yet (a hub data
-            set), or not here (one saved by ``datasets``), all that is in them.
-    """
-    if source.is_file():
-        return named_files(source, source.parent, *folders)
-    if not folders:
-        return ""
-    files = folder_files(source) if source.is_dir() else []
-    if not files or any(file.suffix == ".arrow" for file in files):
-        found = [fingerprint(folder) for folder in folders if folder.is_dir()]
-    else:
-        found = [named_files(file, *folders) for file in files if file.suffix in LISTS]
-    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16] if any(found) else ""
 
 
 def shape_of(config: Config) -> dict[str, Any]:

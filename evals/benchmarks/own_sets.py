@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config.hub import commit_of
 from pipelines.config.schema import Config, DataConfig, SourceConfig
-from pipelines.disk.fingerprint import fingerprint, named_files
+from pipelines.disk.fingerprint import fingerprint, named_by
 from pipelines.disk.records import Sample, write_samples
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text
@@ -30,15 +30,16 @@ def settings(name: str, config: Config) -> dict[str, Any]:
     """What decides the questions: content and columns; of a hub data set its name, and the revision that is set."""
     asked, path = config.eval.sources[name], at_home(config.eval.sources[name].source)
     found: dict[str, Any] = {"benchmark": name, "columns": _columns(asked, config), "split": asked.split}
+    if named := named_by(path, [at_home(folder) for folder in config.data.image_folders]):
+        found["files named by it"] = f"content {named}"
     if exists(path):
         found["source"] = f"content {fingerprint(path)}"
-        if path.is_file() and (named := named_files(path, path.parent)):
-            found["files named by it"] = f"content {named}"
     else:
         found["source"] = " ".join(filter(None, ("hub", asked.source, asked.subset)))
         if asked.revision:
             found["revision"] = asked.revision
-    return found | reader_version()
+    extra = _extra(config)
+    return found | reader_version(extra) | ({} if extra == "none" else {"extra": list(extra)})
 
 
 def hub_of(name: str, config: Config) -> str:
@@ -86,6 +87,8 @@ def write(path: Path, name: str, config: Config, revision: str | None, watch: Wa
             reader.example or "Check the file.",
         )
     (path.parent / REJECTED).write_text("".join(json.dumps(asdict(one)) + "\n" for one in reader.rejected))
+    for line in reader.source.remarks():
+        watch.note(f"{name}: {line}")
     warnings = [f"{name}: {line}" for line in reader.told()]
     for warning in warnings:
         watch.note(f"WARNING {warning}")
@@ -100,6 +103,12 @@ def _columns(asked: SourceConfig, config: Config) -> dict[str, str]:
     return config.data.columns if asked.columns is None else asked.columns
 
 
+def _extra(config: Config) -> Literal["none"] | tuple[str, ...]:
+    """The further columns to keep: those that ``data.extra`` names. They may decide grading (``golds``); rewards,
+    for which ``all`` are kept, have no part here."""
+    return "none" if isinstance(config.data.extra, str) else config.data.extra
+
+
 def _open(name: str, config: Config, revision: str | None) -> Source:
     asked = config.eval.sources[name]
     data = DataConfig(
@@ -108,6 +117,8 @@ def _open(name: str, config: Config, revision: str | None) -> Source:
         split=asked.split,
         revision=revision or asked.revision,
         columns=_columns(asked, config),
+        extra=_extra(config),
+        image_folders=config.data.image_folders,
     )
     return read_source(data, split="train", setting=_setting(name))
 
@@ -147,12 +158,12 @@ class _Reader:
 
     def told(self) -> list[str]:
         """What is odd about the set, a line each."""
-        found = [*self.source.remarks()]
+        found = []
         if n := len(self.rejected):
             reasons = Counter(one.reason for one in self.rejected)
             listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             example = f"{self.example}; {REJECTED}, beside the questions, has all"
-            found.insert(0, f"{n} of {self.rows} rows left out ({listed}). {example}")
+            found.append(f"{n} of {self.rows} rows left out ({listed}). {example}")
         if n := self.renamed:
             found.append(f"{n} repeated id{'s' * (n > 1)} got a number after them")
         if n := self.tokens:

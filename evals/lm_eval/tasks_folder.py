@@ -79,12 +79,20 @@ def _own(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
         if name in BENCHMARKS or name in OWN:
             continue
         (found, part), how = find(name, config), evaluation(config, name)
+        if how.asking.system_prompt:
+            raise UserError(
+                f"data.system_prompt: {how.asking.system_prompt[:80]!r}",
+                f"a task of lm-eval has no system's turn, and {name} is asked with one.",
+                "Leave it out (--set data.system_prompt=''), and give it to lm-eval as --system_instruction.",
+            )
         given: dict[str, Any] = {"data": {"instruction": how.asking.instruction}}
         if isinstance(found, Benchmark):
             where = config.eval.data_dir
             given["eval"] = {"benchmarks": [part]} | ({"data_dir": _absolute(where)} if where else {})
         else:
             given["eval"] = {"sources": {name: _standalone(found, config)}}
+            given["data"] |= {"image_folders": [_absolute(folder) for folder in config.data.image_folders]}
+            given["data"] |= {} if isinstance(config.data.extra, str) else {"extra": list(config.data.extra)}
         yield (
             name,
             {

@@ -77,6 +77,29 @@ def _content(path: Path, files: list[Path]) -> str:
 # --- files that a list names ----------------------------------------------------------------------
 
 
+LISTS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
+"""Files of rows, which may name images."""
+
+
+def named_by(source: Path, folders: Sequence[Path]) -> str:
+    """What a source names besides its own content: a hash; "" if nothing.
+
+    Args:
+        folders: those besides its own that images may lie in. Where its rows cannot be read yet (a hub data
+            set), or not here (one saved by ``datasets``), all that is in them.
+    """
+    if source.is_file():
+        return named_files(source, source.parent, *folders)
+    if not folders:
+        return ""
+    files = folder_files(source) if source.is_dir() else []
+    if not files or any(file.suffix == ".arrow" for file in files):
+        found = [fingerprint(folder) for folder in folders if folder.is_dir()]
+    else:
+        found = [named_files(file, *folders) for file in files if file.suffix in LISTS]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16] if any(found) else ""
+
+
 def named_files(path: Path, *roots: Path) -> str:
     """A hash (hex, 16 digits) of the files below some folders that a list of rows names.
 

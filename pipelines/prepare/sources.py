@@ -243,13 +243,7 @@ def _matched(data: DataConfig, part: Part, examples: bool, setting: str) -> tupl
     def match(found: Sequence[str]) -> tuple[Columns, bool]:
         ragged = part.scan is not None
         matched = match_columns(
-            data.columns,
-            found,
-            part.place,
-            extra=extra,
-            examples=examples,
-            ragged=ragged,
-            setting=f"{setting}.columns",
+            data.columns, found, part.place, extra=extra, examples=examples, ragged=ragged, setting=f"{setting}.columns"
         )
         return matched, "images" in matched and not set(matched["images"]) & set(found)
 

@@ -244,7 +244,11 @@ def test_a_test_set_is_asked_by_the_config_that_it_is_of(own):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["mine"], "name no test set and no benchmark of yours"), (["--config", "my.yaml"], "where are these tasks")],
+    [
+        (["mine"], "name no test set and no benchmark of yours"),
+        (["--config", "my.yaml"], "where are these tasks"),
+        (["mine", "--config", "my.yaml", "--set", "data.system_prompt=Be brief."], "has no system's turn"),
+    ],
 )
 def test_tasks_that_cannot_be_written(own, arguments, message):
     with pytest.raises(UserError, match=message):

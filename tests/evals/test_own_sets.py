@@ -200,6 +200,24 @@ def test_what_decides_is_in_the_key_and_what_does_not_is_not(here):
     assert all(len({first[i], *(other[i] for other in others)}) == 4 for i in range(3))
 
 
+def test_images_elsewhere_and_further_columns_are_those_of_the_training_data(here):
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "far.png").write_bytes(png(5))
+    lines(
+        here / "data/mytest.jsonl", [{"problem": "?", "image": "far.png", "answer": "1", "golds": ["1", "one"], "x": 2}]
+    )
+    folders = f"data.image_folders=[{elsewhere}]"
+    (row,), metrics = gathered(configured(folders, mytest="data/mytest.jsonl"), "mytest")
+    assert (row.images, row.details(), metrics["warnings"]) == ([png(5)], {}, [])
+    config = configured(folders, "data.extra=[golds]", mytest="data/mytest.jsonl")
+    first = questions_step("mytest", config)
+    (row,), _ = gathered(config, "mytest")
+    assert row.details() == {"golds": ["1", "one"]}
+    (elsewhere / "far.png").write_bytes(png(6))
+    assert questions_step("mytest", config).key != first.key
+
+
 def test_it_is_asked_as_training_asks_and_judged_as_validation_is(here):
     config = configured("reward.grader=math-verify", "eval.samples=2", "data.instruction=Think.", mytest="data")
     how, validation = evaluation(config, "mytest"), evaluation(config, "validation")
