@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.config.hub import commit_of
 from pipelines.config.schema import Config, DataConfig, SourceConfig
@@ -38,8 +38,8 @@ def settings(name: str, config: Config) -> dict[str, Any]:
         found["source"] = " ".join(filter(None, ("hub", asked.source, asked.subset)))
         if asked.revision:
             found["revision"] = asked.revision
-    extra = _extra(config)
-    return found | reader_version(extra) | ({} if extra == "none" else {"extra": list(extra)})
+    extra = config.data.extra
+    return found | reader_version(extra) | ({} if isinstance(extra, str) else {"extra": list(extra)})
 
 
 def hub_of(name: str, config: Config) -> str:
@@ -103,12 +103,6 @@ def _columns(asked: SourceConfig, config: Config) -> dict[str, str]:
     return config.data.columns if asked.columns is None else asked.columns
 
 
-def _extra(config: Config) -> Literal["none"] | tuple[str, ...]:
-    """The further columns to keep: those that ``data.extra`` names. They may decide grading (``golds``); rewards,
-    for which ``all`` are kept, have no part here."""
-    return "none" if isinstance(config.data.extra, str) else config.data.extra
-
-
 def _open(name: str, config: Config, revision: str | None) -> Source:
     asked = config.eval.sources[name]
     data = DataConfig(
@@ -117,7 +111,7 @@ def _open(name: str, config: Config, revision: str | None) -> Source:
         split=asked.split,
         revision=revision or asked.revision,
         columns=_columns(asked, config),
-        extra=_extra(config),
+        extra=config.data.extra,
         image_folders=config.data.image_folders,
     )
     return read_source(data, split="train", setting=_setting(name))

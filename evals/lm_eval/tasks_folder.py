@@ -91,8 +91,8 @@ def _own(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
             given["eval"] = {"benchmarks": [part]} | ({"data_dir": _absolute(where)} if where else {})
         else:
             given["eval"] = {"sources": {name: _standalone(found, config)}}
-            given["data"] |= {"image_folders": [_absolute(folder) for folder in config.data.image_folders]}
-            given["data"] |= {} if isinstance(config.data.extra, str) else {"extra": list(config.data.extra)}
+            data = config.data.model_dump(mode="json", include={"extra", "image_folders"})
+            given["data"] |= data | {"image_folders": [_absolute(folder) for folder in config.data.image_folders]}
         yield (
             name,
             {

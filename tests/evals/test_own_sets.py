@@ -209,7 +209,7 @@ def test_images_elsewhere_and_further_columns_are_those_of_the_training_data(her
     )
     folders = f"data.image_folders=[{elsewhere}]"
     (row,), metrics = gathered(configured(folders, mytest="data/mytest.jsonl"), "mytest")
-    assert (row.images, row.details(), metrics["warnings"]) == ([png(5)], {}, [])
+    assert (row.images, row.details(), metrics["warnings"]) == ([png(5)], {"x": 2}, [])
     config = configured(folders, "data.extra=[golds]", mytest="data/mytest.jsonl")
     first = questions_step("mytest", config)
     (row,), _ = gathered(config, "mytest")
@@ -224,6 +224,7 @@ def test_it_is_asked_as_training_asks_and_judged_as_validation_is(here):
     assert (how.profile, how.asking) == ("matched", matched(config))
     assert how.graders == validation.graders == ("math-verify", "mathruler")
     assert (how.samples, how.limit) == (2, None)
+    assert evaluation(configured("reward.function=mine:brief", mytest="data"), "mytest").reward == "mine:brief"
 
 
 # --- how they are named ---------------------------------------------------------------------------
