@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def test_the_evaluation_has_the_constants():
         expected = of_size(size)
         assert theirs == {name: expected[f"eval.{name}"] for name in theirs}
     seven = of_size("7B") | {"eval.instruction": of_size("7B")["data.instruction"]}
-    assert asdict(PUBLISHED) == {name: seven[f"eval.{name}"] for name in asdict(PUBLISHED)}
+    assert PUBLISHED.as_dict() == {name: seven[f"eval.{name}"] for name in PUBLISHED.as_dict()}
     assert {seven["eval.samples"], published.SAMPLES} == {8}
 
 
