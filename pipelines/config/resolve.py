@@ -48,8 +48,8 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         name: a key of ``known``, or an import path.
         known: the built-in parts.
 
-    The current folder is searched as well. What a function from an import path raises when it is
-    called becomes a UserError with the function's own lines; while it does not return, that is said.
+    The current folder is searched as well. What a function (or an object that is called like one) from an
+    import path raises becomes a UserError with its own lines; while it does not return, that is said.
 
     Raises:
         UserError: there is no such part; names the nearest, or what could not be imported.
@@ -58,7 +58,7 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         return known[name]
     check_name(setting, name, known)
     part = _imported(setting, name, "function", callable)
-    return telling(f"{setting}: {name}", part) if inspect.isfunction(part) else part
+    return part if inspect.isclass(part) else telling(f"{setting}: {name}", part)
 
 
 def find_object(setting: str, name: str, kind: type[T]) -> T:

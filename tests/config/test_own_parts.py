@@ -13,6 +13,7 @@ from pipelines.config import resolve as parts
 from pipelines.config import settings
 from pipelines.config.resolve import find_part
 from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, Scored, read_rows
+from pipelines.errors import UserError
 from pipelines.live import Session
 from pipelines.model import determinism
 from pipelines.stages import make
@@ -138,6 +139,23 @@ def test_so_is_any_other_part(run, setting, monkeypatch, caplog):
     monkeypatch.setattr(parts, "PATIENCE_S", 0.05)
     assert find_part(setting, "ownparts:slow", {})([], []) == []
     assert f"{setting}: ownparts:slow has not returned" in caplog.text
+
+
+class Broken:
+    """Called like a function."""
+
+    def __call__(self, responses, samples):
+        return [1 / len(r[:0]) for r in responses]
+
+
+broken = Broken()
+
+
+def test_what_an_object_raises_is_told_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ownobjects", sys.modules[__name__])
+    part = find_part("reward.function", "ownobjects:broken", {})
+    with pytest.raises(UserError, match=r"ownobjects:broken: raised ZeroDivisionError.*\n.*return \[1 / len"):
+        part(["a"], [])
 
 
 def test_a_stage_alone_takes_its_own_settings_and_no_other(run):
