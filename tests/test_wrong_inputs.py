@@ -399,23 +399,26 @@ def scribble(path: Path) -> None:
 
 STEPS = ("prepare-", "rollout-", "score-", "update-", "checkpoint-")
 
+# Every kind of damage once; tests/disk/test_committed.py damages every file.
 DAMAGE: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("steps/0002/rollout-*/manifest.json", lambda p: p.write_text("{"), "train", "corrupt manifest"),
     ("steps/0001/update-*/manifest.json", lambda p: p.write_text("[]"), "train", "lacks its fields"),
-    ("checkpoints/0003/*/manifest.json", Path.unlink, "train", "corrupt manifest"),
-    ("steps/0002/rollout-*/rollouts.parquet", cut, "train", "bytes, found"),
     ("steps/0003/score-*/scores.parquet", Path.unlink, "train", "found missing"),
-    ("prepare-*/test.parquet", cut, "train", "bytes, found"),
     ("checkpoints/0003/*/model/model.safetensors", cut, "train", "bytes, found"),
     ("checkpoints/0003/*/model/model.safetensors", scribble, "export out", "its content changed"),
     ("checkpoints/0003/*/trainer/optimizer.safetensors", scribble, "train --set run.steps=4", "its content changed"),
     ("steps/0002/rollout-*/rollouts.parquet", scribble, "train --stage score --steps 2 --force", "its content changed"),
 ]
+MORE: list[tuple[str, Callable[[Path], None], str, str]] = [
+    ("checkpoints/0003/*/manifest.json", Path.unlink, "train", "corrupt manifest"),
+    ("steps/0002/rollout-*/rollouts.parquet", cut, "train", "bytes, found"),
+    ("prepare-*/test.parquet", cut, "train", "bytes, found"),
+]
 
 
 @pytest.mark.parametrize(
     ("pattern", "damage", "arguments", "expected"),
-    DAMAGE,
+    [*DAMAGE, *(pytest.param(*case, marks=pytest.mark.nightly) for case in MORE)],
     ids=lambda value: getattr(value, "__name__", str(value)[:60]),
 )
 def test_a_damaged_step_is_named_and_made_again_once_deleted(

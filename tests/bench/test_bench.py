@@ -193,6 +193,7 @@ class Fork:
         os.waitpid(self.pid, 0)
 
 
+@pytest.mark.nightly
 def test_a_step_against_trl(monkeypatch):
     pytest.importorskip("trl")
     monkeypatch.setattr(steps.subprocess, "Popen", Fork)
@@ -220,6 +221,7 @@ def test_what_cannot_be_measured(tmp_path, line, message):
     assert message in done.err
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_tokens():
     # Whole logits of one view of 512 tokens would have 0.29 GiB.
     line = [sys.executable, "-m", "pipelines.bench.streamed", "streamed", "512", "1"]

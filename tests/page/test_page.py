@@ -288,6 +288,7 @@ def test_filter_and_order(browser: Browser, tmp_path: Path) -> None:
     opened.assert_harmless()
 
 
+@pytest.mark.nightly  # 18 s of a browser; a short one's page is looked at by every other test
 def test_a_long_response_does_not_freeze_the_page(browser: Browser, tmp_path: Path) -> None:
     words = [f"word{i % 7} " for i in range(20_000)]  # 120,000 characters
     long = response(words, top=None, top_perturbed=None, logp_perturbed=None)

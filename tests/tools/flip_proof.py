@@ -35,7 +35,7 @@ from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.checkpoints import best, pick
 from pipelines.disk.lock import is_running
-from pipelines.disk.records import Advantages, Look, Rollout, SampleTable, Scored, read_rows, schema
+from pipelines.disk.records import Advantages, Look, Rollout, SampleTable, Scored, read_rows
 from pipelines.disk.step import MANIFEST, checked, plan, read_manifest
 from pipelines.errors import UserError
 from pipelines.tracking.timing import seconds
@@ -104,7 +104,7 @@ class Run:
             return lambda f: list(SampleTable(f))
         if file.stem in ROWS:
             kind_of_row = ROWS[file.stem]
-            return lambda f: [read_rows(f, kind_of_row), read_table(step, f.name, schema(kind_of_row)).to_pylist()]
+            return lambda f: [read_rows(f, kind_of_row), read_table(step, f.name, kind_of_row).to_pylist()]
         return None
 
     def _manifest(self, file: Path) -> Any:

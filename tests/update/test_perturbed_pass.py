@@ -88,7 +88,16 @@ def naive_loss(model, batch, method, kind, logq):
     return total
 
 
-@pytest.mark.parametrize("given", [(), ("model.shared_prefix=false", "update.micro_batch_prompts=6")], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        pytest.param(  # of every objective, make objectives-proof has it too
+            ("model.shared_prefix=false", "update.micro_batch_prompts=6"), marks=pytest.mark.nightly
+        ),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["code", "exact"])
 def test_the_gradient_of_papo_is_the_naive_one(bench, kind, given):
     config = config_of(
