@@ -8,7 +8,7 @@ sampled by a policy that would no longer exist. Torch-free.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,28 @@ class Chain:
         config: decides the keys.
         run: the run's folder.
         versions: those of the code that makes, or made, the stages.
+        trained: manifests of training steps, oldest first, whose parts of one's own and data of then count, where
+            nothing of today is among them.
+        answered: the same of evaluations.
     """
 
-    def __init__(self, config: Config, run: Path, versions: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        versions: Mapping[str, int] | None = None,
+        trained: Sequence[Mapping[str, Any]] = (),
+        answered: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.config, self.run = config, run
         self.versions = dict(versions or versions_of(config))
         check_places(config)
-        self.sources = PartSources(run)
-        self.prepare = self._step("prepare", None, run, _sources(config), {})
-        self.model = Step("model", None, run, self.versions["model"], _model(config))
+        self._trained = PartSources(run, trained)
+        self.sources = PartSources(run, answered, self._trained)
+        data = _sources(config) | self.own("prepare", config)
+        self.prepare = self._step("prepare", None, run, _as_prepared(data, trained), {})
+        model = {name: self.prepare.settings.get(name, value) for name, value in _model(config).items()}
+        self.model = Step("model", None, run, self.versions["model"], model)
         self._held: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         """Training stage -> what keys of its steps hold, and what shapes them."""
         self._rollouts: list[Step] = []
@@ -220,7 +233,7 @@ class Chain:
     def _training(self, name: str, index: int, parent: Path, inputs: dict[str, str]) -> Step:
         if name not in self._held:
             settings = self.config.holds(*CODE[name].READS)
-            settings |= self.sources.of(*(_value(self.config, part) for part in CODE[name].PARTS))
+            settings |= self._trained.of(*(_value(self.config, part) for part in CODE[name].PARTS))
             if name == "score":
                 settings = _with_store(settings, stored(self.config))
             self._held[name] = settings, shape_of(self.config) | getattr(self.config, name).shape(name)
@@ -242,7 +255,8 @@ class Chain:
     def own(self, stage: str, config: Config) -> dict[str, Any]:
         """What a key holds of a stage of one's own; nothing of the package's, which has a version."""
         part = getattr(config.stages, stage)
-        return {f"stages.{stage}": part} | self.sources.of(part) if part else {}
+        sources = self.sources if stage == "eval" else self._trained
+        return {f"stages.{stage}": part} | sources.of(part) if part else {}
 
 
 def _value(config: Config, setting: str) -> str:
@@ -281,6 +295,22 @@ def _sources(config: Config) -> dict[str, Any]:
     if isinstance(config.data.extra, str):  # none is the reader's version 2; the embedded data have no more
         settings.pop("data.extra", None)
     return settings
+
+
+OUTSIDE = ("data.source", "data.validation_source", "model.path")
+"""Settings that stand for what lies outside a run, and may be changed or gone."""
+
+
+def _as_prepared(settings: dict[str, Any], made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the newest prepared data of these settings were made of, whatever became of their sources since."""
+
+    def inside(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if name not in OUTSIDE and " " not in name}
+
+    now = json.loads(json.dumps(settings))
+    prepared = [one["settings"] for one in made if one.get("step") == "prepare"]
+    alike = [found for found in prepared if inside(found) == inside(now)]
+    return settings if now in prepared or not alike else dict(alike[-1])
 
 
 def shape_of(config: Config) -> dict[str, Any]:

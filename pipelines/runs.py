@@ -23,7 +23,7 @@ from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
 from pipelines.disk.lock import is_running
 from pipelines.disk.provenance import provenance
-from pipelines.disk.step import Step, is_there, read_manifest, spent, unreadable
+from pipelines.disk.step import MANIFEST, Step, is_there, read_manifest, spent, unreadable
 from pipelines.errors import UserError
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
@@ -297,9 +297,10 @@ def _state(content: bytes) -> State:
 
 
 def as_made(config: Config, run: Path, *stages: str) -> Chain:
-    """A run as it lies on disk, where earlier code made it: its keys hold the versions of that code.
+    """A run as it lies on disk, where earlier code made it: its keys hold the versions of that code; and where parts
+    of one's own or data were changed since, or are not found from here, they are those of then.
 
-    Today's version stands for a stage of which anything of today is there, or nothing at all.
+    Today's counts for a stage, a part or data of which anything of today is there, or nothing at all.
 
     Args:
         stages: of ``VERSIONS``, those that are taken as they were made; others are today's.
@@ -309,7 +310,18 @@ def as_made(config: Config, run: Path, *stages: str) -> Chain:
     today = RESULTS * now["sampling"] + now["grading"]
     answers = divmod(_made(run.glob("eval/*/*-*"), today), RESULTS)
     made |= dict(zip(ANSWERS, (*answers, _rewarded(config, run)), strict=True))
-    return Chain(config, run, now | {name: made[name] for name in stages})
+    trained = _manifests([*run.glob("prepare-*"), *run.glob("steps/0001/*-*"), *run.glob("checkpoints/*/*-*")])
+    answered = _manifests(run.glob("eval/*/*-*")) if set(ANSWERS) <= {*stages} else []
+    return Chain(config, run, now | {name: made[name] for name in stages}, trained, answered)
+
+
+def _manifests(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Those that can be read, oldest first."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(UserError, OSError):  # told where it is read for what it holds
+            found.append(((folder / MANIFEST).stat().st_mtime, folder.name, read_manifest(folder)))
+    return [one for _, _, one in sorted(found, key=lambda made: made[:2]) if isinstance(one.get("settings"), dict)]
 
 
 def _rewarded(config: Config, run: Path) -> int:

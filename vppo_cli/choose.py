@@ -78,7 +78,7 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
     asked = hub.as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
     wanted = Chain(asked, path)
     chain = runs.as_made(stored, path, *TRAINING)
-    same = stored == asked and chain.versions == wanted.versions
+    same = stored == asked and chain.versions == wanted.versions and chain.update(1) == wanted.update(1)
     return Choice(wanted if same else chain, wanted, note)
 
 

@@ -14,9 +14,10 @@ import json
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 from pipelines.config.schema import Config
 from pipelines.disk.contents import file_hash
@@ -179,10 +180,14 @@ class PartSources:
     """For keys: the source of each part as it was when it was first asked for.
 
     Once a process has imported a part, an edit of its file is not what it runs.
+
+    Args:
+        made: manifests of the steps that are looked at as they were made: of a part of which nothing of today is
+            among them, the source in ``rather`` counts, or else the newest.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
+    def __init__(self, run: Path, made: Sequence[Mapping[str, Any]] = (), rather: PartSources | None = None) -> None:
+        self._run, self._made, self._rather = run, made, rather
         self._known: dict[str, str] = {}
 
     def of(self, *parts: str) -> dict[str, str]:
@@ -197,8 +202,13 @@ class PartSources:
             found = source_hash(part)
         except OSError as error:
             return f"not readable ({error.strerror})"
+        name = f"source of {part}"
+        made = [one["settings"][name] for one in self._made if isinstance(one["settings"].get(name), str)]
+        if made and found not in made:
+            liked = self._rather.of(part).get(name) if self._rather else None
+            return str(liked if liked in made else made[-1])
         # Looking at a run, from another folder for one, does not need the part's source.
-        return self._recorded(f"source of {part}") if found is None else found
+        return self._recorded(name) if found is None else found
 
     def _recorded(self, name: str) -> str:
         """What the newest step of the run that has this was keyed by."""

@@ -422,3 +422,6 @@ def test_a_changed_data_file_makes_the_run_stale(own: tuple[Path, Command], tmp_
     rows = planned(vppo("plan", "--run", run.name, "--json", runs=run.parent, cwd=folder))
     assert rows[0][:3] == ("prepare", "", "stale")
     assert "data.source content" in rows[0][3]
+    for place in (folder, tmp_path):  # from elsewhere the relative path leads nowhere
+        seen = vppo("status", "--run", run.name, "--json", runs=run.parent, cwd=place).succeeded().json
+        assert (seen["steps_done"], seen["checkpoints"]) == (1, [1])
