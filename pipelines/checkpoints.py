@@ -43,6 +43,22 @@ def pick(chain: Chain, which: str) -> int | None:
     return found[0] if found else None
 
 
+def unnamed(chain: Chain, place: str, which: str, there: list[int]) -> UserError:
+    """The error of a checkpoint that is not on disk: why, and what can be named.
+
+    Args:
+        there: the steps that can be named; 0 is the starting model.
+    """
+    can = [*(["last"] if there else []), *(["best"] if best(chain, saved(chain)) else [])]
+    why = "no such checkpoint on disk."
+    if which == "best":
+        why = "no checkpoint on disk that was measured on the validation questions, so none is the best."
+    has = " ".join(map(str, there)) or "none yet"
+    return UserError(
+        place, f"run {chain.run.name} has {why}", f"It has: {has}{'; also: ' + ', '.join(can) if can else ''}."
+    )
+
+
 def quality(chain: Chain, step: int) -> float | None:
     """What chooses the best checkpoint: the mean of ``checkpoint.best_key`` on the validation questions; None
     where it was not measured.
@@ -146,11 +162,7 @@ def export(chain: Chain, which: str, target: Path) -> int:
     """
     step = pick(chain, which)
     if step is None:
-        raise UserError(
-            f"checkpoint {which}",
-            f"run {chain.run.name} has no such checkpoint on disk.",
-            f"It has: {' '.join(map(str, saved(chain))) or 'none yet'}; also: last, best.",
-        )
+        raise unnamed(chain, f"checkpoint {which}", which, saved(chain))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(str(target), "is not an empty folder.", "Name a new folder.")
     made = chain.checkpoint(step)

@@ -107,6 +107,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
 
 
 def _missing(steps: Sequence[Step]) -> list[Step]:
-    """Those that are not on disk; every rank gets what rank 0 finds."""
+    """Those that are not on disk, each once; every rank gets what rank 0 finds."""
+    steps = list({step.path: step for step in steps}.values())  # the end may ask for a validation that training makes
     found = ranks().on_main(lambda: [i for i, s in enumerate(steps) if s.manifest() is None])
     return [steps[i] for i in found]

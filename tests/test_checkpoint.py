@@ -18,10 +18,12 @@ from pipelines.disk.step import MANIFEST, commit
 from pipelines.errors import UserError
 from pipelines.live import Session
 from pipelines.rollout.engines import ENGINES
+from pipelines.run import _missing as missing_steps
 from pipelines.run import train, train_stage
 from pipelines.stages import make
 from pipelines.update.torch_engine import TorchTrainer
 from pipelines.watch import Silent
+from vppo_cli.choose import which_checkpoint
 
 RUN = (
     "data.glyphs.train=32",
@@ -344,6 +346,30 @@ def test_export_of_what_is_not_there(measured, tmp_path, which):
         checkpoints.export(chain, which, tmp_path / "target")
     assert caught.value.fix == "It has: 2 3; also: last, best."
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "why", "fix"),
+    [
+        ([None, None], "measured on the validation questions", "It has: 1 2; also: last."),
+        ([], "no", "It has: none yet."),
+    ],
+)
+def test_without_validation_none_is_the_best(measured, tmp_path, accuracies, why, fix):
+    chain = measured(accuracies)
+    with pytest.raises(UserError, match=why) as caught:
+        checkpoints.export(chain, "best", tmp_path / "target")
+    assert caught.value.fix == fix
+    with pytest.raises(UserError, match="measured on the validation questions, so none is the best") as caught:
+        which_checkpoint(chain, "best")
+    assert caught.value.fix == f"It has: {' '.join(map(str, range(len(accuracies) + 1)))}; also: last."
+
+
+def test_a_validation_asked_for_at_the_end_is_made_once(tmp_path):
+    config = settings.load(None, ["eval.benchmarks=[validation]", "run.steps=4", "checkpoint.every=2"])
+    chain = Chain(config, tmp_path / "run")
+    made = [step.index for step in missing_steps(list(chain.all())) if step.name == "validation"]
+    assert made == [2, 4, 0]
 
 
 def test_export_does_not_write_over_anything(measured, tmp_path):

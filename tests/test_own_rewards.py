@@ -18,6 +18,7 @@ from pipelines import checkpoints, runs
 from pipelines.chain import Chain
 from pipelines.disk.records import ROLLOUTS, SURPLUS, Rollout, SampleTable, read_rows
 from pipelines.tracking.names import metrics_of
+from vppo import open_run
 from vppo_cli.report import collect
 from vppo_cli.report.source import RunSource
 
@@ -134,13 +135,26 @@ def test_what_looks_at_a_run_shows_them(run: Path, monkeypatch: pytest.MonkeyPat
     assert any(line.endswith("  length") and " -> -0." in line for line in status.splitlines())
     found = vppo("status", "--run", "mine", "--json", runs=run.parent).succeeded().json
     assert (found["best"], found["best_key"]) == (best, "length")
-    told = vppo("eval", "--run", "mine", "--benchmarks", "validation", runs=run.parent).succeeded().out
+    measured = ("--benchmarks", "validation", "--checkpoint", "0")
+    told = vppo("eval", "--run", "mine", *measured, runs=run.parent).succeeded().out
     assert any(line.split() == ["rewards", "reward", "even", "images", "length", "level"] for line in told.splitlines())
 
     monkeypatch.setenv("VPPO_RUNS", str(run.parent))
     page = collect([RunSource.open("mine")])
-    charts = {chart["title"] for group in page["curves"]["groups"] for chart in group["charts"]}
-    assert {"Reward, length", "Validation reward", "Validation reward, length"} <= charts
+    charts = {chart["title"]: chart for group in page["curves"]["groups"] for chart in group["charts"]}
+    assert {"Reward, length", "Validation reward", "Validation reward, length"} <= charts.keys()
+    assert charts["Informative groups"]["about"] == "not all of the same even (rollout.filter_key)"
+    validated = charts["Validation reward, length"]
+    assert validated["about"] == "of the starting model and the checkpoints, with 95 % intervals"
+    assert validated["series"][0]["x"] == [0, 1, 2]
+    table = open_run(run).evaluations()
+    assert list(zip(table["benchmark"].to_pylist(), table["step"].to_pylist(), strict=True)) == [
+        *(("glyphs", step) for step in (0, 2)),
+        *(("validation", step) for step in (0, 1, 2)),
+    ]
+    for name, drawn in (("", validated["series"][0]["y"]), ("/low", validated["series"][0]["low"])):
+        assert table[f"reward/length{name}"].to_pylist()[2:] == pytest.approx(drawn, rel=1e-3)
+    assert table["reward"].null_count == table["reward/images/high"].null_count == 0
     assert ["Best checkpoint", str(best), "by validation length"] in page["summary"]["facts"]
     for entry in page["viewer"]:
         for response in entry["responses"]:

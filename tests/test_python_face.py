@@ -84,8 +84,10 @@ def test_a_runs_tables_are_what_is_on_disk(run, finished):
     status = vppo("status", "--run", "small", "--json", runs=folder.parent).succeeded().json
     told = [row["accuracy"] for row in status["evaluations"][0]["results"]]
     found = run.evaluations()
-    assert found["accuracy"].to_pylist() == told
-    assert found["step"].to_pylist() == [0, 3]
+    assert found["benchmark"].to_pylist() == ["glyphs", "glyphs", "validation", "validation"]
+    assert found["step"].to_pylist() == [0, 3, 2, 3]
+    measured = [json.loads(next(folder.glob(f"eval/{s:04d}/validation-*/results.json")).read_text()) for s in (2, 3)]
+    assert found["accuracy"].to_pylist() == [*told, *(results["accuracy"] for results in measured)]
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in found.to_pylist())
 
 
@@ -113,7 +115,9 @@ def _by_role(tokens):
 
 
 def test_its_checkpoint_questions_and_page(run, tmp_path):
-    question = run.questions()[0]
+    questions, question = run.questions(), run.questions()[0]
+    assert repr(questions) == f"<64 samples of {questions.path}>"
+    assert f"problem={question.problem!r}, images=[<{len(question.images[0])} bytes>], answer=" in repr(question)
     assert (run.checkpoint() / "config.json").is_file()
     found = face.perceive(run.checkpoint("last"), question.images[0], question.problem, solution(question))
     assert found.made_with["weights"].startswith("content ")
@@ -131,7 +135,7 @@ def test_its_checkpoint_questions_and_page(run, tmp_path):
 def test_a_run_of_an_earlier_version_opens():
     old = face.open_run(ROOT / "tests" / "fixtures" / "tiny-6287")
     tokens = old.tokens()
-    assert (old.steps, len(old.metrics()), len(old.evaluations())) == ([1, 2], 2, 2)
+    assert (old.steps, len(old.metrics()), len(old.evaluations())) == ([1, 2], 2, 3)
     assert tokens["perception"].null_count == tokens["text"].null_count == tokens["role"].null_count == 0
     with pytest.raises(UserError, match="no such checkpoint"):
         old.checkpoint()

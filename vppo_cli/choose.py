@@ -10,7 +10,7 @@ from pathlib import Path
 from evals.benchmarks.table import canonical
 from pipelines import runs
 from pipelines.chain import ANSWERS, JOURNALS, TRAINING, Chain
-from pipelines.checkpoints import best, newest, pick, saved
+from pipelines.checkpoints import best, newest, pick, saved, unnamed
 from pipelines.config import hub, settings
 from pipelines.disk.lock import file_lock
 from pipelines.errors import UserError
@@ -229,11 +229,7 @@ def which_checkpoint(chain: Chain, checkpoint: str) -> int:
         return step
     if checkpoint in ("0", "last"):  # with no checkpoint yet, the last policy is the first
         return 0
-    raise UserError(
-        f"--checkpoint {checkpoint}",
-        f"run {chain.run.name} has no such checkpoint on disk.",
-        f"It has: {' '.join(map(str, [0, *saved(chain)]))}; also: last, best.",
-    )
+    raise unnamed(chain, f"--checkpoint {checkpoint}", checkpoint, [0, *saved(chain)])
 
 
 def _sampled_step(chain: Chain, checkpoint: str) -> int:
@@ -244,10 +240,14 @@ def _sampled_step(chain: Chain, checkpoint: str) -> int:
     named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
     found = named.get(checkpoint, [step for step in steps if str(step) == checkpoint])
     if not found:
+        can = [name for name, steps_of in named.items() if steps_of]
+        why = "sampled nothing of it."
+        if checkpoint == "best":
+            why = "sampled nothing of a checkpoint that was measured on the validation questions, so none is the best."
         raise UserError(
             f"--checkpoint {checkpoint}",
-            f"run {chain.run.name} has sampled nothing of it.",
-            f"Sampled: {' '.join(map(str, steps)) or 'nothing yet'}; also: last, best.",
+            f"run {chain.run.name} has {why}",
+            f"Sampled: {' '.join(map(str, steps)) or 'nothing yet'}{'; also: ' + ', '.join(can) if can else ''}.",
         )
     return found[0]
 

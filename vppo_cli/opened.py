@@ -13,13 +13,13 @@ import pyarrow as pa
 from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING
 from pipelines.config.schema import Config
-from pipelines.disk.records import MODEL, SampleTable
+from pipelines.disk.records import MODEL, SampleTable, reward_column
 from pipelines.embedded.glyphs import token_roles
 from pipelines.errors import UserError
 from pipelines.page import write_page
 from vppo_cli.report import collect
-from vppo_cli.report.source import RunSource, Vocabulary, flat, lengths, vocabulary
-from vppo_cli.screen.results import evaluation_rows
+from vppo_cli.report.source import VALIDATION, RunSource, Vocabulary, flat, lengths, vocabulary
+from vppo_cli.screen.results import evaluation_rows, policy_name
 
 STEP = "training_step"
 """The column that says which training step a row is of."""
@@ -78,24 +78,22 @@ class Run:
         return _table(self._source.rows)
 
     def evaluations(self) -> pa.Table:
-        """A row for each evaluated policy: ``benchmark``, ``step`` (0: the starting model), ``accuracy`` and the ends
-        ``low``, ``high`` of its 95 % interval, as fractions; ``questions``, ``samples``."""
-        return _table(
-            [
-                {
-                    "benchmark": found["benchmark"],
-                    "step": row["step"],
-                    "policy": row["policy"],
-                    "accuracy": row["accuracy"],
-                    "low": row["interval"][0],
-                    "high": row["interval"][1],
-                    "questions": found["questions"],
-                    "samples": found["samples"],
-                }
-                for found in evaluation_rows(self._source.chain)
-                for row in found["results"]
-            ]
-        )
+        """A row for each benchmark and evaluated policy; those on the validation questions, in training too, are the
+        benchmark ``validation``, and last.
+
+        Columns: ``benchmark``, ``step`` (0: the starting model), ``policy``, ``accuracy`` and the ends ``low``,
+        ``high`` of its 95 % interval, as fractions; ``questions``, ``samples``. With a reward of one's own the means
+        ``reward`` and ``reward/NAME`` (null where they were not measured), each with ``.../low`` and ``.../high``.
+        """
+        rows = [
+            _evaluated(found["benchmark"], row["step"], row["policy"], row | {k: found[k] for k in COUNTS})
+            for found in evaluation_rows(self._source.chain)
+            for row in found["results"]
+            if found["benchmark"] != VALIDATION
+        ]
+        for step, metrics in self._source.validations():
+            rows.append(_evaluated(VALIDATION, step, policy_name(step), metrics))
+        return _table(rows)
 
     def rollouts(self, steps: int | Sequence[int] | None = None) -> pa.Table:
         """rollouts.parquet, a row for each prompt; lists nest as [response][token], a reward's named lists included.
@@ -146,8 +144,7 @@ class Run:
         chain = self._source.chain
         step = checkpoints.pick(chain, str(which))
         if step is None:
-            there = " ".join(map(str, checkpoints.saved(chain))) or "none yet"
-            raise UserError(f"checkpoint {which}", f"run {self.name} has no such checkpoint.", f"It has: {there}.")
+            raise checkpoints.unnamed(chain, f"checkpoint {which}", str(which), checkpoints.saved(chain))
         made = chain.checkpoint(step)
         made.verify()
         return made.path / MODEL
@@ -233,6 +230,19 @@ class Run:
         for group, start, length in zip(group_B, start_B, length_B, strict=True):
             found += token_roles(texts[start : start + length]) if known[group] else [None] * int(length)
         return found
+
+
+COUNTS = ("questions", "samples")
+
+
+def _evaluated(benchmark: str, step: int, policy: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``Run.evaluations``."""
+    row = {"benchmark": benchmark, "step": step, "policy": policy, "accuracy": found["accuracy"]}
+    row |= dict(zip(("low", "high"), found["interval"], strict=True)) | {name: found[name] for name in COUNTS}
+    for name, mean in found.get("rewards", {}).items():
+        column, (low, high) = reward_column(name), mean["interval"]
+        row |= {column: mean["value"], f"{column}/low": low, f"{column}/high": high}
+    return row
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

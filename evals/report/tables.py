@@ -98,15 +98,18 @@ def at_k(result: Result, name: str, k: str) -> str:
 
 
 def main_table(report: Report, *, apart: bool = False) -> Table:
-    """Our row, graded as published, and all printed ones; ``apart``: intervals are a row of their own.
+    """Our row, and all printed ones; ``apart``: intervals are a row of their own.
 
-    Reports of earlier versions have no such verdict: theirs is ours, and stands beside nothing.
+    Beside printed rows ours is graded as published. Where no benchmark has printed numbers, and in reports of earlier
+    versions, which have no such verdict, it is ours.
     """
     results, average = report["results"], report["average"]
     profile = one_profile(results)
     model = report["model"] + (f" ({profile} profile)" if profile else "")
     wholes = [*results, *([average] if average else [])]
-    published = any(AS_PUBLISHED in r for r in results)
+    graded = any(AS_PUBLISHED in r for r in results)
+    rows = report["published"]["rows"] if graded else ()
+    published = any(row["accuracy"].get(r["benchmark"]) is not None for row in rows for r in results)
     verdicts = [whole.get(AS_PUBLISHED) if published else whole for whole in wholes]
     if apart:
         ours = [
@@ -116,13 +119,13 @@ def main_table(report: Report, *, apart: bool = False) -> Table:
     else:
         ours = [[model, *(accuracy(v) if v else "" for v in verdicts)]]
     theirs, printed = [], []
-    for row in report["published"]["rows"] if published else ():
+    for row in rows if published else ():
         cells = [_one(row["accuracy"].get(r["benchmark"])) for r in results]
         if any(cells):
             printed.append(row)
             theirs.append([row["model"], *cells, *([_one(row["average"])] if average else [])])
     samples = " or ".join(map(str, sorted({r["samples"] for r in results})))
-    verdict = BY_PUBLISHED if published else BY_OURS
+    verdict = BY_PUBLISHED if published else BY_OURS if graded else BY_OURS_EARLIER
     return Table(
         f"Accuracy in %, graded {verdict}, mean of {samples} sample{'s' * (samples != '1')} a question, "
         f"with 95 % intervals by cluster bootstrap{f'; other rows: {beside(printed)}' if theirs else ''}.",
@@ -133,7 +136,8 @@ def main_table(report: Report, *, apart: bool = False) -> Table:
 
 
 BY_PUBLISHED = "as published (mathruler alone, on the boxed text)"
-BY_OURS = "by the project's rules, as earlier versions did"
+BY_OURS = "by the project's rules, then the grader (ours)"
+BY_OURS_EARLIER = "by the project's rules, as earlier versions did"
 
 
 def verdict_table(report: Report) -> Table | None:

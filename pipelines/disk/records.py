@@ -75,6 +75,13 @@ class Sample:
     kind: str = _column(TEXT, default="value")
     metadata: str = _column(TEXT, default="{}")
 
+    def __repr__(self) -> str:
+        """The fields, but of each image the number of its bytes."""
+        values = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name != "images"}
+        images = ", ".join(f"<{len(image)} bytes>" for image in self.images)
+        told = [f"{f.name}={values.get(f.name, f'[{images}]')}" for f in fields(self)]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def details(self) -> dict[str, Any]:
         """What ``metadata`` holds.
 
@@ -379,6 +386,9 @@ class SampleTable(Sequence[Sample]):
         self._starts = list(accumulate(counts, initial=0))
         self._place = {sample_id: index for index, sample_id in enumerate(self.ids)}
         self._group = lru_cache(maxsize=128)(self._read_group)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} samples of {self.path}>"
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -390,6 +390,16 @@ def test_markdown_tables():
     assert "The MMK12 test set" in text
 
 
+def test_a_test_set_without_printed_numbers_is_ours():
+    report = build("m", [result("mytest")])
+    main, verdicts, *_ = markdown_tables(as_markdown(report))
+    assert main[1:] == [["**m (published profile)**", "**43.8 [10.0, 80.0]**"]]
+    assert verdicts[1][1:3] == ["43.8 [10.0, 80.0]", "37.5 [5.0, 70.0]"]
+    for text in (as_markdown(report), as_latex(report)):
+        assert "then the grader (ours), mean of 4 samples" in text
+        assert "graded as published" not in text
+
+
 def test_latex_tables():
     report = build("m", all_nine())
     text = as_latex(report)

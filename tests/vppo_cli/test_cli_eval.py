@@ -153,7 +153,7 @@ def test_a_data_set_out_of_reach_is_told_before_a_model_is_loaded(finished: Fini
         ("--set eval.benchmarks=[]", ("eval.benchmarks", "names none")),
         ("--benchmarks ,", ("--benchmarks", "names none")),
         ("--benchmarks [geo3k]", ("[geo3k]", "Did you mean geo3k?")),
-        ("--model tiny --run small", ("--run small", "belongs to a run")),
+        ("--model tiny --run small", ("--run small", "belongs to a run", "--checkpoint 0")),
         ("--model tiny --checkpoint 2", ("--checkpoint 2", "belongs to a run")),
         ("--model tiny --benchmarks validation", ("no validation questions", "--config FILE")),
         (f"--model {__file__}", ("is not a model folder",)),

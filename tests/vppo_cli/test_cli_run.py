@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,8 @@ def test_status_of_a_finished_run(run: Path) -> None:
     assert told["metrics"] == rows_of(run)[-1]
     text = vppo("status", "--run", "small", runs=run.parent).succeeded().out
     assert "3 of 3 done" in text
+    first, *_, last = (row["score/dependency_mean"] for row in rows_of(run))
+    assert re.search(rf"^dependency .*  {first:.3f} -> {last:.3f}$", text, re.M)
     assert "\x1b" not in text
 
 

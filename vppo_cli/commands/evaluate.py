@@ -93,7 +93,7 @@ def _refuse_with_model(**given: str | None) -> None:
             raise UserError(
                 f"--{name} {value}",
                 "belongs to a run; --model evaluates a model on its own.",
-                f"Drop --{name} or --model.",
+                f"Drop --{name} or --model; a run's starting model is --checkpoint 0.",
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.disk.records import NAMED
 from pipelines.disk.step import MANIFEST, read_manifest
-from pipelines.grading.reward import REWARD
+from pipelines.grading.reward import ACCURACY, REWARD
 from pipelines.page.viewer import short
 from vppo_cli.report.lines import Chart, Line, fold, notes
 from vppo_cli.report.source import RunSource
@@ -28,9 +28,7 @@ def curves(lines: Sequence[Line]) -> dict[str, Any]:
                 *_validation(sources),
                 _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
                 *(_metric(f"Reward, {name}", key, "number", "mean, of all sampled") for name, key in _named(sources)),
-                _metric(
-                    "Informative groups", "rollout/informative_share", "percent", "neither all right nor all wrong"
-                ),
+                _metric("Informative groups", "rollout/informative_share", "percent", _informative(sources)),
                 _metric("Response length", "rollout/response_tokens_mean", "number", "tokens, mean"),
                 _metric("Cut off", "rollout/truncated_share", "percent", "responses at the length limit"),
                 _metric("No answer", "rollout/no_answer_share", "percent", "responses without one"),
@@ -167,6 +165,13 @@ def _range(title: str, low: str, high: str, about: str) -> Maker:
     return make
 
 
+def _informative(sources: Sequence[RunSource]) -> str:
+    """What makes a group informative, by each run's ``rollout.filter_key``."""
+    keys = {source.chain.config.rollout.filter_key for source in sources}
+    told = ["neither all right nor all wrong"] if ACCURACY in keys else []
+    return "; ".join([*told, *(f"not all of the same {key} (rollout.filter_key)" for key in sorted(keys - {ACCURACY}))])
+
+
 def _named(sources: Sequence[RunSource]) -> list[tuple[str, str]]:
     """What rewards of one's own name besides ``reward``, and the metric of each."""
     keys = {f"rollout/{NAMED}{name}": name for source in sources for row in source.rows for name in named(row)}
@@ -174,8 +179,8 @@ def _named(sources: Sequence[RunSource]) -> list[tuple[str, str]]:
 
 
 def _validation(sources: Sequence[RunSource]) -> list[Maker]:
-    """Accuracy on the validation questions after each checkpoint, and the lists of a reward of one's own."""
-    measured = [list(_validated(source)) for source in sources]
+    """Accuracy on the validation questions of each measured policy, and the lists of a reward of one's own."""
+    measured = [list(source.validations()) for source in sources]
     found = [_validation_chart("Validation accuracy", "percent", measured, lambda m: (m["accuracy"], m["interval"]))]
     names = dict.fromkeys(name for points in measured for _, metrics in points for name in metrics.get("rewards", ()))
     for name in names:
@@ -187,14 +192,6 @@ def _validation(sources: Sequence[RunSource]) -> list[Maker]:
 
         found.append(_validation_chart(title, "number", having, mean))
     return found
-
-
-def _validated(source: RunSource) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, metrics) of each evaluation on the validation questions."""
-    for step in range(1, source.chain.config.run.steps + 1):
-        made = source.chain.eval(step, "validation")
-        if source.chain.has_checkpoint(step) and made.path.is_dir():
-            yield step, (made.manifest() or {})["metrics"]
 
 
 def _validation_chart(
@@ -217,8 +214,9 @@ def _validation_chart(
                     "dots": True,
                 }
             )
-    about = "of the checkpoints, with 95 % intervals"
-    return lambda _: chart(title, form, about, series) | {"plain": "of the checkpoints"}
+    started = any(0 in line["x"] for line in series)
+    of_whom = f"of {'the starting model and ' if started else ''}the checkpoints"
+    return lambda _: chart(title, form, f"{of_whom}, with 95 % intervals", series) | {"plain": of_whom}
 
 
 def _times(source: RunSource) -> dict[str, list[tuple[int, float]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,9 @@ from pipelines.objectives.table import PERCEPTION, STORES, stored
 from vppo_cli.screen.results import recent_rows
 
 LOOKS = "looks.parquet"
+
+VALIDATION = "validation"
+"""The benchmark of a run's validation questions."""
 
 Array = npt.NDArray[Any]
 
@@ -71,6 +74,13 @@ class RunSource:
         if PERCEPTION in STORES[stored(self.chain.config)]:
             return self.scored
         return [t for t in self.scored if f"{WATCH}/{SCORES}" in self._files(t)]
+
+    def validations(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(step, metrics) of each policy that was measured on the validation questions; 0: the starting model."""
+        for step in range(self.chain.config.run.steps + 1):
+            made = self.chain.eval(step, VALIDATION)
+            if self.chain.has_checkpoint(step) and made.path.is_dir():
+                yield step, (made.manifest() or {})["metrics"]
 
     def _files(self, step: int) -> Any:
         return (self.chain.score(step).manifest() or {"files": ()})["files"]

@@ -181,7 +181,7 @@ def lines(glance: Glance) -> Iterator[Text]:
         ("accuracy", "rollout/accuracy", ".3f"),
         ("reward", "rollout/reward", ".3f"),
         ("perception", "score/perception_mean", ".3f"),
-        ("dependency", "score/dependency_std", ".3f"),
+        ("dependency", "score/dependency_mean", ".3f"),
         ("entropy", "score/entropy", ".3f"),
         ("length", "rollout/response_tokens_mean", ".1f"),
         ("grad norm", "update/grad_norm", ".3f"),
