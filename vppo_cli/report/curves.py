@@ -214,7 +214,7 @@ def _validation_chart(
                     "dots": True,
                 }
             )
-    started = any(0 in line["x"] for line in series)
+    started = any(step == 0 for found in measured for step, _ in found)
     of_whom = f"of {'the starting model and ' if started else ''}the checkpoints"
     return lambda _: chart(title, form, f"{of_whom}, with 95 % intervals", series) | {"plain": of_whom}
 
