@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,9 @@ def _check(result: Any) -> None:
     owners = result.get("clusters_of", {})
     if not isinstance(owners, dict) or not all(isinstance(o, str) for o in owners.values()):
         raise TypeError("clusters_of does not map questions to names")
+    hashes = result["asked"]["hashes"] if "asked" in result else {}
+    if not all(isinstance(one, str) for one in hashes.values()):
+        raise TypeError("asked does not map questions to hashes")
 
 
 def _find(name: str) -> Path:
@@ -117,7 +120,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     """Pair the results by benchmark and question.
 
     Raises:
-        UserError: they share no question.
+        UserError: they share no question, or have other questions under one name.
     """
     old = {result["benchmark"]: result for result in before}
     new = {result["benchmark"]: result for result in after}
@@ -126,6 +129,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     ]
     changes, draws = [], []
     for name in (name for name in old if name in new):
+        same_questions(name, {"A": old[name], "B": new[name]})
         notes += _differences(name, old[name], new[name])
         shared = [q for q in old[name]["right"] if q in new[name]["right"]]
         if not shared:
@@ -146,6 +150,35 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         )
     mean = average([d for _, d in draws], [m for m, _ in draws]) if len(draws) > 1 else None
     return Comparison(changes, mean, notes)
+
+
+def same_questions(name: str, asked: Mapping[str, dict[str, Any]]) -> None:
+    """See that a question is the same in all results that have it.
+
+    Only test sets and benchmarks of one's own tell what was asked, and not in results of earlier versions.
+
+    Args:
+        asked: whose result -> the result.
+
+    Raises:
+        UserError: there are other questions under the same ids.
+    """
+    known = {who: result["asked"] for who, result in asked.items() if "asked" in result}
+    hashes: dict[str, set[str]] = {}
+    folders: dict[str, list[str]] = {}
+    for who, one in known.items():
+        folders.setdefault(str(one.get("folder")), []).append(who)
+        for question, digest in one["hashes"].items():
+            hashes.setdefault(question, set()).add(digest)
+    others = [question for question, found in hashes.items() if len(found) > 1]
+    if others:
+        listed = ", ".join(f"{folder} ({', '.join(who)})" for folder, who in folders.items())
+        raise UserError(
+            name,
+            f"is not the same questions in all: under {counted(len(others), 'id')} there are others "
+            f"({others[0]}, for one). Their folders: {listed}.",
+            "Ask all of them the same questions (vppo eval), or give one of the test sets another name.",
+        )
 
 
 def marks_of(result: dict[str, Any], questions: Sequence[str]) -> list[float]:

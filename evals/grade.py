@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from evals.benchmarks.published import GRADER
 from evals.benchmarks.questions import groups, options
 from evals.benchmarks.table import BENCHMARKS, OWN
-from evals.journal import Entry
+from evals.journal import Entry, question_digest
 from evals.numbers.majority import normalise
 from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, Answered, mean_accuracy, summarise
 from evals.numbers.statistics import bootstrap
@@ -110,6 +110,9 @@ def grade(
     }
     if benchmark and how.benchmark not in BENCHMARKS:  # of which reports know nothing
         results["unit"] = benchmark.unit
+    if how.benchmark not in BENCHMARKS and how.benchmark not in OWN:  # a name that anyone's questions may have
+        hashes = {row.id: question_digest(whole[i]) for i, row in enumerate(rows)}
+        results["asked"] = {"folder": cell.questions.path.name, "hashes": hashes}
     if benchmark and benchmark.cluster:
         results["clusters_of"] = {row.id: groups(row).get(benchmark.cluster, row.id) for row in rows}
     rewards = {}

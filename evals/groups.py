@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.compare import Change, Comparison, how_asked, load, marks_of
+from evals.compare import Change, Comparison, how_asked, load, marks_of, same_questions
 from evals.numbers.statistics import Array, average, interval, over_seeds, resampled
 from evals.report.build import REPORT
 from pipelines import runs
@@ -140,8 +140,8 @@ def compare_groups(before: RunGroup, after: RunGroup) -> GroupComparison:
     order of prompts and by their draws cancels; else group by group.
 
     Raises:
-        UserError: a group has no evaluated run; a run is in both; profile or grader are not the same in all runs; no
-            question is common to all.
+        UserError: a group has no evaluated run; a run is in both; profile, grader or what a
+            question asks are not the same in all runs; no question is common to all.
     """
     _apart(before, after)
     everyone = [*before.members, *after.members]
@@ -225,8 +225,9 @@ def _common(name: str, asked: dict[str, dict[str, Any]]) -> tuple[list[str], lis
     """The questions that all runs have, and what else differs in how a benchmark was asked.
 
     Raises:
-        UserError: profile or grader differ.
+        UserError: profile or grader differ, or what was asked under the same ids.
     """
+    same_questions(name, asked)
     told = {run: how_asked(result) | {"seed": None} for run, result in asked.items()}  # seeds are meant to differ
     for what in ("profile", "grader"):
         ways = _ways({run: found.pop(what) for run, found in told.items()})

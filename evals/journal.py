@@ -18,6 +18,7 @@ from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
 from pipelines.disk.records import Sample
 from pipelines.disk.step import is_there, unreadable
+from pipelines.grading.reward import golds
 
 DIGITS = 8
 
@@ -43,6 +44,14 @@ def prompt_digest(sample: Sample, asking: PromptSettings) -> str:
     text = [sample.problem, asking.instruction, asking.min_pixels, asking.max_pixels]
     text += [asking.system_prompt] if asking.system_prompt else []
     digest = hashlib.sha256(json.dumps(text).encode())
+    for image in sample.images:
+        digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()[:16]
+
+
+def question_digest(sample: Sample) -> str:
+    """A hash of a question by itself, however it is shown: text, what counts as right, images."""
+    digest = hashlib.sha256(json.dumps([sample.problem, golds(sample)]).encode())
     for image in sample.images:
         digest.update(hashlib.sha256(image).digest())
     return digest.hexdigest()[:16]

@@ -202,5 +202,5 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def without_rows(results: dict[str, Any]) -> dict[str, Any]:
     """Results without what they hold question by question."""
-    left_out = ("right", RIGHT_AS_PUBLISHED, "clusters_of")
+    left_out = ("right", RIGHT_AS_PUBLISHED, "clusters_of", "asked")
     return {name: results[name] for name in results if name not in left_out}

@@ -103,9 +103,9 @@ function evaluationsSection(found) {
     parts.push(about("Accuracy in %, with 95 % intervals over questions."), ownTable(found.own));
   }
   if (found.changes.length) {
-    parts.push(el("h3", { text: found.notes ? "Between the methods" : "Between the runs" }),
-      about(`${found.notes ? "Differences of the means" : "Paired differences"} in points of accuracy, on the questions `
-        + `${found.notes ? "all runs" : "both"} were asked.`),
+    parts.push(el("h3", { text: found.methods ? "Between the methods" : "Between the runs" }),
+      about(`${found.methods ? "Differences of the means" : "Paired differences"} in points of accuracy, on the questions `
+        + `${found.methods ? "all runs" : "both"} were asked.`),
       changesTable(found.changes));
   }
   parts.push(...(found.notes || []).map((note) => about(note, "note")));

@@ -18,12 +18,16 @@ from hub_schema import png
 from evals.benchmarks.questions import check, gather, groups, questions_step, read_questions
 from evals.benchmarks.table import canonical
 from evals.compare import compare
+from evals.groups import Member, RunGroup, compare_groups
+from evals.journal import Entry, append
 from evals.profiles import evaluation, matched
 from evals.report.build import build
 from evals.report.formats import as_csv, as_latex, as_markdown
+from evals.run import grade_cell, questions
 from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.errors import UserError
+from pipelines.grading.graders import GraderPool
 from pipelines.runs import CONFIG, write_config
 from pipelines.watch import Silent
 from vppo_cli.screen import results as screen
@@ -404,3 +408,47 @@ def test_a_run_is_looked_at_where_its_benchmark_is_not_found(here):
     assert screen.evaluation_rows(chain) == []
     with pytest.raises(UserError, match="nowhere:SHAPES: cannot be imported"):
         _ = chain.benchmarks
+
+
+# --- compared -------------------------------------------------------------------------------------
+
+
+def results_of(config, name, here, run="one"):
+    """What results.json holds where every response is "1"."""
+    gather(config, [name], Silent())
+    cell = Chain(config, here / "runs" / run).cell(0, name)
+    entries = [Entry(i, s, "\\boxed{1}", False, 3, "") for i in questions(cell).ids[: cell.how.limit] for s in (0, 1)]
+    append(cell.journal, entries)
+    with GraderPool(1, 5.0) as pool:
+        cell.results.path.mkdir(parents=True)
+        grade_cell(cell, pool, None, cell.results.path, Silent())
+    return json.loads((cell.results.path / "results.json").read_text())
+
+
+def test_other_questions_under_one_name_are_not_compared(here):
+    samples = "eval.samples=2"
+    lines(here / "data/same.jsonl", [*ROWS, {**ROWS[0], "problem": "And how many more?"}])
+    lines(here / "data/other.jsonl", [ROWS[0], ROWS[1], {**ROWS[2], "answer": "0"}, {**ROWS[3], "image": "0.png"}])
+    one = results_of(configured(samples, mytest="data/mytest.jsonl"), "mytest", here)
+    part = results_of(configured(samples, "eval.limit=3", mytest="data/same.jsonl"), "mytest", here, "two")
+    other = results_of(configured(samples, mytest="data/other.jsonl"), "mytest", here, "three")
+    assert compare([one], [part]).changes[0].questions == 3  # a row more, and a limit: the same questions
+    folders = rf"{one['asked']['folder']} \(A\), {other['asked']['folder']} \(B\)"
+    with pytest.raises(UserError, match=rf"under 2 ids there are others \(row-2, for one\)\. Their folders: {folders}"):
+        compare([one], [other])
+    assert (here / "runs/benchmarks" / other["asked"]["folder"]).is_dir()
+    earlier = {name: value for name, value in one.items() if name != "asked"}
+    assert compare([earlier], [other]).changes[0].questions == 4  # as ever: it does not tell
+
+    sides = [RunGroup(f"{n}-*", [Member(f"{n}-1", {"mytest": r})], []) for n, r in (("a", one), ("b", other))]
+    with pytest.raises(UserError, match=r"mytest: is not the same questions.*\(a-1\), .*\(b-1\)"):
+        compare_groups(*sides)
+
+
+def test_other_rows_of_a_benchmark_by_import_path_are_not_compared(here):
+    one = results_of(by_path("eval.samples=2"), "shapes", here)
+    file = here / "copies/shapes.jsonl"
+    lines(file, [{**row, "answer": row["answer"] and "9"} for row in map(json.loads, file.read_text().splitlines())])
+    other = results_of(by_path("eval.samples=2"), "shapes", here, "two")
+    with pytest.raises(UserError, match="shapes: is not the same questions in all: under 4 ids"):
+        compare([one], [other])

@@ -44,16 +44,16 @@ def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
     if len(sources) > len(lines):
         found |= _between(lines)
     else:
-        found["changes"] = _changes(sources)
+        found |= _changes(sources)
     if not own and not found["reports"]:
         name = sources[0].name
         found["empty"] = f"Not evaluated yet: vppo eval --run {name}"
     return found
 
 
-def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
+def _changes(sources: Sequence[RunSource]) -> dict[str, Any]:
     """Each compared run minus the first one, on the questions both have: paired differences, points."""
-    found = []
+    found: dict[str, Any] = {"changes": [], "notes": []}
     first = sources[0].chain
     for other in sources[1:]:
         for benchmark in shown_benchmarks(first):
@@ -65,10 +65,11 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
                 continue
             try:
                 result = compare(*(load(str(step.path))[1] for step in steps))
-            except UserError:  # they share no question
+            except UserError as error:  # they share no question, or have others under one name
+                found["notes"].append(f"{other.name} is not compared with {sources[0].name}: {error}")
                 continue
             change = result.changes[0].change
-            found.append(
+            found["changes"].append(
                 {
                     "run": other.name,
                     "against": sources[0].name,
@@ -83,7 +84,7 @@ def _changes(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
 
 def _between(lines: Sequence[Line]) -> dict[str, Any]:
     """Each compared method minus the first one, over seeds and questions: differences, points."""
-    found: dict[str, Any] = {"changes": [], "notes": []}
+    found: dict[str, Any] = {"methods": True, "changes": [], "notes": []}
     for line in lines[1:]:
         try:
             first, other = (group_of(x.name, [source.chain.run for source in x.sources]) for x in (lines[0], line))
