@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 
 from evals.numbers.statistics import Interval, average, interval, resampled
 from evals.report.build import REPORT, read
+from pipelines.chain import EVALUATIONS, TRAINING, Chain
 from pipelines.config.schema import profile_name
 from pipelines.disk.records import RESULTS
-from pipelines.disk.step import checked, unreadable
+from pipelines.disk.step import checked, is_there, unreadable
 from pipelines.errors import UserError
-from pipelines.runs import CONFIG, runs_folder
+from pipelines.runs import CONFIG, as_made, read_config, runs_folder
 from pipelines.words import counted
 
 
@@ -73,6 +74,43 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
     return str(found.get("model", name)), results
 
 
+def remark(name: str) -> str:
+    """What to say of the evaluation that ``load(name)`` takes where it is a run's, but not of the run as it is now."""
+    file = _find(name)
+    where = file.absolute().parent
+    run = where.parent.parent
+    step = where.name
+    if file.name != REPORT or where.parent.name != EVALUATIONS or not step.isdecimal() or not (run / CONFIG).is_file():
+        return ""
+    try:
+        current = is_current(as_made(read_config(run), run, *TRAINING), int(step), load(name)[1])
+    except UserError:  # what the run needs is not here, so that nothing can be told
+        current = None
+    told = {True: "", False: f"{run.name}: step {int(step)} was evaluated with {OTHERWISE}", None: unknown(run.name)}
+    return told[current]
+
+
+OTHERWISE = "other settings, data or code than the run's present ones"
+
+
+def unknown(run: str) -> str:
+    return (
+        f"{run}: its data or model are not here as it had them: whether it was evaluated with {OTHERWISE} is not known"
+    )
+
+
+def is_current(chain: Chain, step: int, results: Iterable[dict[str, Any]]) -> bool | None:
+    """Whether results are of the policy that the run has after ``step`` updates, by its settings of now.
+
+    Returns:
+        None where that is not known: the policy is another one, and the run's data are not here as it had them.
+    """
+    policies = {result["policy"] for result in results if "policy" in result}  # not in the least of files
+    if policies <= {chain.policy_key(step)}:
+        return True
+    return False if not step or is_there(chain.prepare.path) else None
+
+
 def _check(result: Any) -> None:
     """Refuse what ``compare`` cannot read; raises what ``load`` catches."""
     name, right = result["benchmark"], result["right"]
@@ -88,6 +126,8 @@ def _check(result: Any) -> None:
                 raise ValueError(f"question {question!r} has a mark {mark!r}, neither 0 nor 1")
     if not isinstance(result.get("settings", {}), dict):
         raise TypeError("settings is no object")
+    if not isinstance(result.get("policy", ""), str):
+        raise TypeError("policy is no key")
     owners = result.get("clusters_of", {})
     if not isinstance(owners, dict) or not all(isinstance(o, str) for o in owners.values()):
         raise TypeError("clusters_of does not map questions to names")

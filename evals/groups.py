@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.compare import Change, Comparison, how_asked, load, marks_of, same_questions
+from evals.compare import Change, Comparison, OTHERWISE, how_asked, is_current, load, marks_of, same_questions, unknown
 from evals.numbers.statistics import Array, average, interval, over_seeds, resampled
 from evals.report.build import REPORT
 from pipelines import runs
@@ -37,6 +37,8 @@ class Member:
     config: Config | None = None
     data: str = ""
     """The prepared data that it was trained on."""
+    note: str = ""
+    """What is not known of it."""
 
     @property
     def seed(self) -> int | None:
@@ -92,20 +94,25 @@ def group_of(name: str, paths: Iterable[Path]) -> RunGroup:
     Raises:
         UserError: two are one run twice; a file is damaged.
     """
-    found = {path: _member(path) for path in paths}
-    members = sorted((one for one in found.values() if one), key=lambda one: (one.seed or 0, one.name))
+    found = [_member(path) for path in paths]
+    members = sorted((one for one in found if isinstance(one, Member)), key=lambda one: (one.seed or 0, one.name))
     _no_run_twice(members)
-    return RunGroup(name, members, [_unfinished(path) for path, one in found.items() if not one])
+    return RunGroup(name, members, [one for one in found if isinstance(one, str)])
 
 
-def _member(path: Path) -> Member | None:
-    """A run with the evaluation of its last step; None: there is none yet."""
+def _member(path: Path) -> Member | str:
+    """A run with the evaluation of its last step; or, in words, why there is none that counts."""
     config = runs.read_config(path)
     report = path / "eval" / f"{config.run.steps:04d}" / REPORT
     if not report.is_file():
-        return None
-    prepared = runs.as_made(config, path, *TRAINING).prepare.path.name
-    return Member(path.name, _by_benchmark(load(str(report))[1]), config, prepared)
+        return _unfinished(path)
+    chain, results = runs.as_made(config, path, *TRAINING), load(str(report))[1]
+    current = is_current(chain, config.run.steps, results)
+    if current is False:
+        again = f"vppo train --run {path.name}"
+        return f"{path.name} is left out: its evaluation is of {OTHERWISE} ({again})"
+    note = "" if current else unknown(path.name)
+    return Member(path.name, _by_benchmark(results), config, chain.prepare.path.name, note)
 
 
 def _unfinished(path: Path) -> str:
@@ -147,7 +154,7 @@ def compare_groups(before: RunGroup, after: RunGroup) -> GroupComparison:
     everyone = [*before.members, *after.members]
     seeds = min(len(before.members), len(after.members)) > 1
     paired = seeds and _paired(before.members, after.members)
-    notes = [*before.left_out, *after.left_out]
+    notes = [*before.left_out, *after.left_out, *(one.note for one in everyone if one.note)]
     changes: list[Change] = []
     draws: list[Array] = []
     for name in dict.fromkeys(name for one in everyone for name in one.results):
@@ -181,7 +188,7 @@ def _apart(before: RunGroup, after: RunGroup) -> None:
         )
     for group in (before, after):
         if not group.members:
-            missing = "none of its runs has an evaluation of its last step."
+            missing = "none of its runs has an evaluation of its last step as it is now."
             raise UserError(group.pattern, missing, "; ".join(group.left_out))
 
 

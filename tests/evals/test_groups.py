@@ -13,7 +13,8 @@ import pytest
 from command_line import SMALL, vppo
 from small_results import result as small_result
 
-from evals.groups import Member, RunGroup, compare_groups, open_group
+from evals.compare import remark
+from evals.groups import Member, RunGroup, compare_groups, group_of, open_group
 from evals.numbers import statistics
 from evals.numbers.statistics import RESAMPLES, bootstrap, interval, over_seeds, resampled, student
 from evals.report.build import build, write
@@ -222,7 +223,7 @@ def test_mistakes_with_groups_are_told(six: Path) -> None:
     for arguments, expected in (
         (("dapo*", "papo-*"), "papo-*: no run in"),
         (("dapo-*", "dapo-1"), "dapo-1: in both groups"),
-        (("dapo-[4]", "vppo-*"), "dapo-[4]: none of its runs has an evaluation of its last step."),
+        (("dapo-[4]", "vppo-*"), "dapo-[4]: none of its runs has an evaluation of its last step as it is now."),
     ):
         command = vppo("compare", *arguments, runs=six)
         assert command.code == 2
@@ -261,3 +262,33 @@ def test_several_benchmarks_have_an_average_over_the_same_seeds() -> None:
     assert found.changes[0].change.low < -0.3
     assert found.average is not None
     assert (found.average.low, found.average.mean, found.average.high) == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_an_evaluation_of_other_settings_is_left_out_or_told(
+    finished: tuple[Path, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VPPO_RUNS", str(tmp_path))
+    for name in ("a-1", "a-2"):
+        shutil.copytree(finished[0], tmp_path / name)
+        config = runs.read_config(tmp_path / name)
+        runs.write_config(tmp_path / name, config.model_copy(update={"name": name}))
+    assert [len(group_of("a", [tmp_path / name]).members) for name in ("a-1", "a-2")] == [1, 1]
+    assert (remark("a-1"), remark(str(tmp_path / "a-1/eval/0000"))) == ("", "")
+
+    def given(*overrides: str) -> None:
+        runs.write_config(tmp_path / "a-1", settings.load(runs.config_file(tmp_path / "a-1"), overrides, stored=True))
+
+    given("update.learning_rate=0.01")  # as training of one step leaves it: results of the last one are from before
+    group = group_of("a-*", [tmp_path / "a-1", tmp_path / "a-2"])
+    assert [one.name for one in group.members] == ["a-2"]
+    left = "a-1 is left out: its evaluation is of other settings, data or code than the run's present ones"
+    assert group.left_out == [f"{left} (vppo train --run a-1)"]
+    shown = vppo("compare", "a-1", "a-2", "--json", runs=tmp_path).succeeded().json["notes"]
+    assert shown == ["a-1: step 3 was evaluated with other settings, data or code than the run's present ones"]
+    command = vppo("compare", "a-1", "a-[2]", runs=tmp_path)
+    assert command.code == 2
+    assert left in " ".join(command.err.split())
+    given("update.learning_rate=0.01", "data.source=elsewhere.jsonl")  # which is not here
+    (one,) = group_of("a", [tmp_path / "a-1"]).members
+    assert one.note == remark("a-1")
+    assert "not here as it had them" in one.note

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +57,7 @@ def compare(
     if not isfinite(fail_below):
         raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
     from evals.compare import compare as paired
-    from evals.compare import load
+    from evals.compare import load, remark
     from pipelines.runs import is_pattern
     from vppo_cli.screen import display
 
@@ -66,6 +66,7 @@ def compare(
         return
     (old_model, old), (new_model, new) = load(before), load(after)
     found = paired(old, new)
+    found = replace(found, notes=[*filter(None, map(remark, (before, after))), *found.notes])
     worse = found.regressions(fail_below / 100)
     if json:
         display.print_json(
