@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.compare import Change, Comparison, OTHERWISE, how_asked, is_current, load, marks_of, same_questions, unknown
+from evals.compare import OTHERWISE, Change, Comparison, how_asked, is_current, load, marks_of, same_questions, unknown
 from evals.numbers.statistics import Array, average, interval, over_seeds, resampled
 from evals.report.build import REPORT
 from pipelines import runs
