@@ -288,7 +288,8 @@ def test_an_evaluation_of_other_settings_is_left_out_or_told(
     command = vppo("compare", "a-1", "a-[2]", runs=tmp_path)
     assert command.code == 2
     assert left in " ".join(command.err.split())
-    given("update.learning_rate=0.01", "data.source=elsewhere.jsonl")  # which is not here
+    (prepared,) = (tmp_path / "a-1").glob("prepare-*")
+    shutil.rmtree(prepared)
     (one,) = group_of("a", [tmp_path / "a-1"]).members
     assert one.note == remark("a-1")
     assert "not here as it had them" in one.note
