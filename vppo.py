@@ -14,6 +14,7 @@ imported before it is used. docs/python.md shows how these go together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,12 @@ def train(
     from vppo_cli.screen.live import watching
     from vppo_cli.screen.results import write_reports
 
+    if not isinstance(config, str | os.PathLike | Mapping | None):
+        raise UserError(
+            f"config {config!r}", f"is of type {type(config).__name__}.", "A YAML file, or a dict of settings."
+        )
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"settings {settings!r}", f"is of type {type(settings).__name__}.", "A dict: {'run.steps': 5}.")
     given = [*(dotted(config) if isinstance(config, Mapping) else ()), *dotted(settings)]
     path = None if config is None or isinstance(config, Mapping) else Path(config)
     everyone = ranks()

@@ -172,6 +172,21 @@ def test_a_source_in_ones_home_is_known_by_its_content(tmp_path, monkeypatch):
     assert Chain(config, tmp_path).prepare.key != first
 
 
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_long_name_in_another_script_counts(tmp_path, ascii_only):
+    name = "/".join(["\u56fe" * 80] * 5)  # 404 characters; 1204 bytes, 2404 where they are escaped
+    image = tmp_path / name
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"1")
+    rows = json.dumps(
+        {"images": [name], "long": ["\u56fe" * 1025, "a" * 1025, "\U0001f600" * 2000]}, ensure_ascii=ascii_only
+    )
+    (tmp_path / "q.jsonl").write_text(rows)
+    first = named_files(tmp_path / "q.jsonl", tmp_path)
+    image.write_bytes(b"2")
+    assert named_files(tmp_path / "q.jsonl", tmp_path) != first != ""
+
+
 def test_only_files_of_the_data_folder_count(tmp_path):
     (tmp_path / "secret").write_text("1")
     folder = tmp_path / "data"

@@ -19,6 +19,7 @@ from imported import HEAVY
 
 import vppo as face
 from pipelines.config import settings
+from pipelines.disk.records import Sample, SampleTable
 from pipelines.embedded.glyphs import solution
 from pipelines.errors import UserError
 
@@ -110,6 +111,13 @@ def test_the_token_view_is_the_same_numbers_token_by_token(run):
     assert by_role["perception"] > 5 * by_role["template"]
 
 
+def test_a_column_solution_of_ones_own_data_makes_no_roles(finished, monkeypatch):
+    own = face.open_run(finished[0])
+    metadata = json.dumps({"solution": "b1 shows 9", "task": "sum"})
+    monkeypatch.setattr(SampleTable, "by_id", lambda self, name: Sample(name, "?", [], "9", metadata=metadata))
+    assert own.tokens(1)["role"].null_count == len(own.tokens(1))
+
+
 def _by_role(tokens):
     return tokens.group_by("role").aggregate([("perception", "mean")])
 
@@ -127,6 +135,7 @@ def test_its_checkpoint_questions_and_page(run, tmp_path):
         (lambda: run.tokens(7), r"step 7: is not scored in run small. On disk: \[1, 2, 3\]"),
         (lambda: face.open_run(tmp_path), "not the folder of a run"),
         (lambda: face.open_run("nowhere"), "no such run"),
+        (lambda: face.open_run(5), "run 5: is of type int. A run's name, or the path"),
     ):
         with pytest.raises(UserError, match=words):
             call()
@@ -182,6 +191,7 @@ def test_training_is_the_commands_and_says_nothing(tmp_path, monkeypatch, capfd)
         ({"rollout.promts_per_step": 4}, "prompts_per_step"),
         ({"rollout": {"samples_per_prompt": 1}}, "samples_per_prompt"),
         ("nowhere.yaml", "nowhere.yaml"),
+        (5, "config 5: is of type int. A YAML file, or a dict"),
     ):
         with pytest.raises(UserError, match=words):
             face.train(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING
 from pipelines.config.schema import Config
 from pipelines.disk.records import MODEL, SampleTable, reward_column
-from pipelines.embedded.glyphs import token_roles
+from pipelines.embedded.glyphs import is_embedded, token_roles
 from pipelines.errors import UserError
 from pipelines.page import write_page
 from vppo_cli.report import collect
@@ -48,6 +49,10 @@ class Run:
         Raises:
             UserError: there is none; its settings are damaged.
         """
+        if not isinstance(run, str | os.PathLike | None):
+            raise UserError(
+                f"run {run!r}", f"is of type {type(run).__name__}.", "A run's name, or the path of its folder."
+            )
         path = Path(run) if run is not None else None
         if path is None or not (path / runs.CONFIG).is_file():
             if isinstance(run, Path) or (path and len(path.parts) > 1):
@@ -226,7 +231,7 @@ class Run:
     def _roles(self, rollouts: pa.Table, group_B: Any, start_B: Any, length_B: Any, texts: Any) -> list[str | None]:
         found: list[str | None] = []
         ids = rollouts["sample_id"].to_pylist()
-        known = [texts is not None and "solution" in self._samples.by_id(name).details() for name in ids]
+        known = [texts is not None and is_embedded(self._samples.by_id(name)) for name in ids]
         for group, start, length in zip(group_B, start_B, length_B, strict=True):
             found += token_roles(texts[start : start + length]) if known[group] else [None] * int(length)
         return found

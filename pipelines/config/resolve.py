@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.errors import UserError
@@ -81,12 +81,17 @@ def _imported(setting: str, name: str, what: str, fits: Callable[[Any], bool]) -
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result of the command
+            module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        problem = f"cannot be imported ({type(error).__name__}: {error})."
+        lines = _raised_at(error)
         raise UserError(
             f"{setting}: {name}",
-            f"cannot be imported ({type(error).__name__}: {error}).",
-            "Name a module that Python finds from the current folder or the environment.",
+            "\n".join([problem, *lines]),
+            "Mend it and give the same command again."
+            if lines
+            else "Name a module that Python finds from the current folder or the environment.",
         ) from error
     part = getattr(module, attribute, None)
     if not fits(part):
@@ -96,6 +101,16 @@ def _imported(setting: str, name: str, what: str, fits: Callable[[Any], bool]) -
         found = f" (it is a {type(part).__name__})" if hasattr(module, attribute) else ""
         raise UserError(f"{setting}: {name}", f"{module_name} has no {what} {attribute!r}{found}.", fix)
     return part
+
+
+def _raised_at(error: BaseException) -> list[str]:
+    """The lines of a module that raised while it was imported; none where it was not found."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without the import's own
+    machinery = ("<frozen importlib", importlib.__file__)
+    own = [frame for frame in frames if not frame.filename.startswith(machinery)]
+    if isinstance(error, SyntaxError) and error.filename:
+        own.append(traceback.FrameSummary(error.filename, error.lineno, "<module>", line=error.text or ""))
+    return _told(own)
 
 
 LINES = 6
@@ -123,15 +138,18 @@ def telling(place: str, part: Callable[..., Any], passed: tuple[type[Exception],
             raise
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one
-            lines = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
             said = str(error) or "no message"
             raise UserError(
                 place,
-                "\n".join([f"raised {type(error).__name__}: {said}", *lines[-LINES:]]),
+                "\n".join([f"raised {type(error).__name__}: {said}", *_told(frames)]),
                 "Mend it and give the same command again; what was committed is kept.",
             ) from error
 
     return call
+
+
+def _told(frames: Sequence[traceback.FrameSummary]) -> list[str]:
+    return [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in frames[-LINES:]]
 
 
 @contextlib.contextmanager

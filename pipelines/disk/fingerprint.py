@@ -19,7 +19,10 @@ from typing import Any
 from pipelines.disk.contents import file_hash, remembered
 
 LONGEST_NAME = 1024
-"""Longer texts (characters; bytes in JSON) are not taken for file names."""
+"""Longer texts (characters) are not taken for file names."""
+
+_ESCAPED = 12
+"""Bytes that JSON takes for a character at most: two escapes of six, of a surrogate pair."""
 
 _TEXT = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
 """A JSON text. It never backtracks: the file comes from outside."""
@@ -183,9 +186,13 @@ def _json_texts(path: Path) -> Iterator[str]:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for match in _TEXT.finditer(content):
-                raw = match[1] if match.end() - match.start() <= LONGEST_NAME + 2 else b""
+                length = match.end() - match.start() - 2
+                raw = match[1] if length <= _ESCAPED * LONGEST_NAME else b""
+                if length > LONGEST_NAME and raw.isascii() and b"\\" not in raw:  # as many characters
+                    continue
                 if raw not in seen:
-                    seen.add(raw)
+                    if length <= LONGEST_NAME:
+                        seen.add(raw)
                     try:
                         text = json.loads(b'"%b"' % raw) if b"\\" in raw else raw.decode()
                         text.encode()

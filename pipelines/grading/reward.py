@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -314,6 +314,9 @@ LARGEST_REWARD = 3.4e38
 def _checked(path: str, name: str, scores: Sequence[float], count: int) -> list[float]:
     """The scores as floats, if there are ``count`` of them and all are finite."""
     place = f"reward {path}" if name == REWARD else f"reward {path}, {name}"
+    if isinstance(scores, str | bytes | bytearray | Set | Mapping):
+        problem = f"it returned a {type(scores).__name__}, which does not hold a number per response in their order."
+        raise UserError(place, problem, _FIX)
     try:
         rewards = [float(score) for score in scores]
     except (TypeError, ValueError, OverflowError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.disk.records import Perceived, Sample
-from pipelines.embedded.glyphs import token_roles
+from pipelines.embedded.glyphs import is_embedded, token_roles
 from pipelines.page.distributions import BINS, Array, concentration, histogram
 
 OUTCOMES = ("correct", "wrong", "no_answer", "timed_out", "truncated")
@@ -34,7 +34,7 @@ class Distributions:
             self._perception.extend(row.perception)
             self._keep.extend(row.keep)
             self._dependency.setdefault(row.outcome, array("f")).append(row.dependency)
-            if "solution" in sample.details():  # embedded data: what each word is for is known
+            if is_embedded(sample):  # what each word is for is known
                 self._roles.extend(ROLES.index(role) for role in token_roles(row.tokens))
 
     @property

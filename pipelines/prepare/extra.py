@@ -66,7 +66,7 @@ class ExtraColumns:
             found[name] = None if value != value else value
             if name in own and value is not None:
                 self._kept[name] = None
-        if GOLDS in found and not _texts(found[GOLDS]):
+        if found.get(GOLDS) is not None and not _texts(found[GOLDS]):
             raise Unusable("golds are no list of texts", repr(found[GOLDS])[:200])
         return found
 

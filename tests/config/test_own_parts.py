@@ -158,6 +158,41 @@ def test_what_an_object_raises_is_told_too(monkeypatch):
         part(["a"], [])
 
 
+def imported(folder, monkeypatch, name, text):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    (folder / f"{name}.py").write_text(text)
+    return find_part("reward.function", f"{name}:reward", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\nraise ValueError('boom')\n", r"ValueError: boom\).\n.*own_{}.py, line 2, in <module>: raise ValueError"),
+        ("import nowhere\n", r"No module named 'nowhere'\).\n.*own_{}.py, line 1, in <module>: import nowhere"),
+        ("raise SystemExit(3)\n", r"SystemExit: 3\).\n.*own_{}.py, line 1"),
+        ("1\ndef reward(:\n", r"SyntaxError: .*\n.*own_{}.py, line 2, in <module>: def reward"),
+    ],
+)
+def test_a_module_that_raises_when_it_is_imported_is_told_by_line(text, told, tmp_path, monkeypatch):
+    name = f"own_{len(text)}"
+    with pytest.raises(UserError, match=told.format(len(text))) as error:
+        imported(tmp_path, monkeypatch, name, text)
+    assert error.value.fix == "Mend it and give the same command again."
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "no_such_package.inner", "json.nothing", ".relative"])
+def test_a_module_that_is_not_there_is_told_so(name):
+    with pytest.raises(UserError, match=r"cannot be imported.*Name a module that Python finds") as error:
+        find_part("reward.function", f"{name}:reward", {})
+    assert "\n" not in error.value.problem
+
+
+def test_what_a_module_prints_when_it_is_imported_is_no_output(tmp_path, monkeypatch, capsys):
+    imported(tmp_path, monkeypatch, "own_loud", "print('hello')\ndef reward(responses, samples): ...\n")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
 def test_a_stage_alone_takes_its_own_settings_and_no_other(run):
     """What a stage's key holds is what made it: a reward asked for decides, a temperature does not."""
     before = set(run.glob("steps/0001/*"))

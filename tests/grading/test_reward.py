@@ -109,6 +109,11 @@ short_part = named(reward=[1, 1], format=[1])
 nan_part = named(reward=[1, 1], format=[1, float("nan")])
 huge = named(reward=[1, 1e39], format=[1, 1])
 text_part = named(reward=[1, 1], format="ab")
+as_text = lambda responses, samples: "10"
+as_bytes = lambda responses, samples: bytes([1, 0])
+as_set = lambda responses, samples: {1.0, 0.0}
+set_part = named(reward=[1, 1], format={1, 0})
+dict_part = named(reward={0: 1.0, 1: 0.5})
 by_response = lambda responses, samples: [{"reward": 1} for _ in responses]
 accuracy = named(reward=[1, 1], accuracy=[1, 1])
 odd_name = named(**{"reward": [1, 1], "a/b": [1, 1]})
@@ -172,7 +177,9 @@ def test_a_reward_keeps_to_its_names(here: Path) -> None:
         ("short_part", "short_part, format: it returned 1 value for 2 responses"),
         ("nan_part", "nan_part, format: format 1 of 2 is nan"),
         ("huge", "huge: reward 1 of 2 is 1e"),
-        ("text_part", "text_part, format: it did not return numbers"),
+        ("text_part", "text_part, format: it returned a str"),
+        ("set_part", "set_part, format: it returned a set"),
+        ("dict_part", "dict_part: it returned a dict, which does not hold a number per response"),
         ("by_response", "did not return numbers.*a dict of such lists, one of them 'reward'"),
         ("accuracy", "a list called 'accuracy', which is the grader's"),
         ("odd_name", "a list called 'a/b', which is no name"),
@@ -197,6 +204,9 @@ def test_a_reward_that_takes_other_arguments_is_refused_at_once(here: Path, func
         ("infinite", "reward 0 of 2 is nan"),
         ("words", "did not return numbers.*good"),
         ("nothing", "did not return numbers"),
+        ("as_text", "it returned a str"),
+        ("as_bytes", "it returned a bytes"),
+        ("as_set", "it returned a set"),
     ],
 )
 def test_what_a_reward_returns_is_checked(here: Path, function: str, problem: str) -> None:

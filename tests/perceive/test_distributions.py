@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.disk.records import Perceived, Sample
+from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 from pipelines.perceive.distributions import Distributions
 
 WORDS = ["<think>", " b1", " shows", " 9", ".", " 9", " +", " 1", " =", " 10", " </think>"]
@@ -57,7 +58,7 @@ def test_shares_and_outcomes():
 def test_true_roles_where_they_are_known():
     seen = Distributions()
     perception = [0.0] * 3 + [2.0] + [0.0] * 5 + [0.5] + [0.0]
-    sample = Sample("id", "problem", [], "10", metadata=json.dumps({"solution": "".join(WORDS)}))
+    [sample] = make_samples("test", 1, 0, GlyphsOptions())
     seen.add([row("correct", perception, [p > 0 for p in perception], WORDS)], [sample])
     roles = seen.counts()["roles"]
     assert roles["perception"]["perception_share"] == pytest.approx(0.8)
@@ -67,6 +68,13 @@ def test_true_roles_where_they_are_known():
     assert [s["name"] for s in shown["charts"][-1]["series"]] == ["perception", "reasoning", "template"]
     assert shown["tables"][-1]["rows"][0][0] == "perception"
     seen.add([row(None, [1.0], [True])], own(1))  # one of which nobody knows
+    assert seen.counts()["roles"] is None
+
+
+def test_a_column_solution_of_ones_own_data_makes_no_roles():
+    seen = Distributions()
+    sample = Sample("id", "problem", [], "10", metadata=json.dumps({"solution": "".join(WORDS), "task": "sum"}))
+    seen.add([row("correct", [0.5] * len(WORDS), [True] * len(WORDS), WORDS)], [sample])
     assert seen.counts()["roles"] is None
 
 

@@ -593,6 +593,8 @@ def test_further_columns_are_kept_as_the_json_that_they_are(tmp_path):
         "columns not used: source, wide, scan, late",
     ]
     assert reasons(read(write_lines(path, row(golds="3")), extra=["golds"])) == ["golds are no list of texts"]
+    write_lines(path, row(golds=None), row(golds=["3"]), row())
+    assert [sample.details().get("golds") for sample in read(path, extra=["golds"])] == [None, ["3"], None]
     assert "bbox is left out: no JSON (float), in 1 row" in opened(write_lines(path, row(bbox=float("inf"))))[1]
 
 

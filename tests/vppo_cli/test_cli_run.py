@@ -182,6 +182,19 @@ def test_saved_rollouts_are_scored_another_way_without_generating(run: Path) -> 
     assert "nothing to do" in again.succeeded().out
 
 
+def test_prepared_data_that_are_there_are_whole_or_made_again_as_told(run: Path) -> None:
+    (data,) = run.glob("prepare-*/train.parquet")
+    again = vppo("prepare", "--run", "small", runs=run.parent).succeeded()
+    assert "nothing to do: prepare is on disk" in again.out
+    assert "(vppo train --stage prepare --force makes it again)" in again.out.replace("\n", " ")
+    whole = data.read_bytes()
+    data.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    damaged = vppo("prepare", "--run", "small", runs=run.parent)
+    assert (damaged.code, "its content changed since it was written" in damaged.err) == (2, True)
+    vppo("train", "--run", "small", "--stage", "prepare", "--force", runs=run.parent).succeeded()
+    assert data.read_bytes() == whole
+
+
 @pytest.mark.parametrize("stage", ["score", "update"])
 def test_a_forced_stage_makes_just_those_steps_again_and_alike(stage: str, run: Path) -> None:
     before, manifests = contents(run), stamps(run, f"steps/*/{stage}-*/manifest.json")

@@ -142,6 +142,8 @@ def one_stage(
         made = train_stage(choice.chain, choice.wanted, stage, chosen, watch, force=force)
     if not everyone.main:
         return
+    if stage == "prepare" and not made:
+        choice.wanted.prepare.verify()
     if stage == "eval":
         for step in chosen:
             write_report(choice.chain, choice.wanted.config, step)

@@ -190,7 +190,8 @@ def next_steps(chain: Chain) -> None:
 def made(chain: Chain, wanted: Chain, stage: str, steps: Sequence[Step], overrides: Sequence[str]) -> None:
     """What a single stage did."""
     if not steps:
-        line("done", f"nothing to do: {stage} is on disk with these settings (--force makes it again)")
+        again = f"vppo train --stage {stage} --force makes it again"
+        line("done", f"nothing to do: {stage} is on disk with these settings ({again})")
         return
     indices = [step.index for step in steps if step.index is not None]
     where = f" {ranges(indices)}" if indices else ""
