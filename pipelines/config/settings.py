@@ -2,7 +2,8 @@
 
 Layers, weakest first: the defaults of pipelines/config/schema.py, the ``base:`` file (and its base), the
 named file, ``--set key=value``. A layer that names a ``mode`` puts that mode's settings just under
-its own. The result is one validated, frozen ``Config``, written whole into the run's folder.
+its own. Of a free mapping (``data.columns``) a layer sets one entry, ``data.columns.answer``, or replaces
+the whole. The result is one validated, frozen ``Config``, written whole into the run's folder.
 """
 
 from __future__ import annotations
@@ -156,11 +157,18 @@ class _Layer:
         self.places: dict[str, str] = {}
 
     def put(self, key: str, value: Any, place: str) -> None:
+        """Set a value; that of a free mapping takes the place of its entries, too."""
+        if _is_free(key):
+            for entry in [name for name in self.values if name.startswith(f"{key}.")]:
+                del self.values[entry], self.places[entry]
         self.values[key], self.places[key] = value, place
 
     def over(self, below: _Layer) -> _Layer:
+        replaced = tuple(f"{key}." for key in self.values if _is_free(key))
+        kept = [key for key in below.values if not key.startswith(replaced)]
         merged = _Layer()
-        merged.values, merged.places = below.values | self.values, below.places | self.places
+        merged.values = {key: below.values[key] for key in kept} | self.values
+        merged.places = {key: below.places[key] for key in kept} | self.places
         return merged
 
 
@@ -182,7 +190,7 @@ def dotted(settings: Mapping[str, Any] | None, prefix: str = "") -> Iterator[str
     """``section.key=value``, as ``load`` takes them, of settings that are dotted or nested."""
     whole = {name for name, _ in setting_names()}  # some of which are mappings themselves
     for name, value in (settings or {}).items():
-        if isinstance(value, Mapping) and f"{prefix}{name}" not in whole:
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in whole and not _is_free(f"{prefix}{name}"):
             yield from dotted(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}={json.dumps(value, default=str)}"
@@ -384,19 +392,27 @@ def shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
 
 
-def _open_mappings() -> set[str]:
-    """Settings whose value is itself a free mapping, such as data.columns."""
-    return {"data.columns", "update.constants"}
-
-
 TEST_SETS = "eval.sources"
 """The setting whose values are sections by free names: ``eval.sources.mytest.split``."""
+
+FREE = ("data.columns", "update.constants", TEST_SETS)
+"""Settings whose value is a mapping by free names."""
+
+
+def _is_free(key: str) -> bool:
+    """Whether the value is such a mapping; a test set's ``columns`` are one as well."""
+    return key in FREE or (key.startswith(f"{TEST_SETS}.") and key.count(".") == 3 and key.endswith(".columns"))
+
+
+def _path(key: str) -> list[str]:
+    """Sections and the name; that of an entry of a free mapping may hold dots of its own."""
+    return key.split(".", 4 if key.startswith(f"{TEST_SETS}.") else 2 if key.startswith(FREE) else -1)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and key not in (*_open_mappings(), TEST_SETS):
+        if isinstance(value, Mapping) and not _is_free(key):
             yield from _flatten(value, f"{key}.")
         else:
             yield from _spread(key, value)
@@ -405,6 +421,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _spread(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """A test set field by field, its path as its ``source``; any other setting as it is."""
     if key == TEST_SETS and isinstance(value, Mapping):
+        yield key, {}
         for name, given in value.items():
             yield from _spread(f"{key}.{name}", given)
     elif key.startswith(f"{TEST_SETS}.") and key.count(".") == 2:
@@ -414,16 +431,16 @@ def _spread(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _check_known(key: str, place: str, names: Mapping[str, str]) -> None:
+def _check_known(key: str, value: Any, place: str, names: Mapping[str, str]) -> None:
     """See that there is such a setting; of a test set, such a field."""
-    if key == TEST_SETS:
+    if key == TEST_SETS and value != {}:
         raise UserError(place, "is no mapping of names to sources.", "Such as {mytest: data/mytest.jsonl}.")
     if key.startswith(f"{TEST_SETS}."):
         field = key.removeprefix(f"{TEST_SETS}.").partition(".")[2]
-        if field not in SourceConfig.model_fields:
+        if field not in SourceConfig.model_fields and not field.startswith("columns."):
             fields = ", ".join(SourceConfig.model_fields)
             raise UserError(place, f"no such setting: {shortened(key)}.", f"A test set is a path, or has {fields}.")
-    elif key not in names:
+    elif key not in names and not key.startswith(tuple(f"{name}." for name in FREE)):
         raise _unknown(shortened(key), place, list(names))
 
 
@@ -439,18 +456,23 @@ def _validate(layer: _Layer) -> Config:
     known = dict(setting_names())
     nested: dict[str, Any] = {}
     for key, value in layer.values.items():
-        _check_known(key, shortened(layer.places[key]), known)
+        _check_known(key, value, shortened(layer.places[key]), known)
         if (wrong := _no_text(value)) is not None:
             raise UserError(
                 layer.places[key],
                 f"{shortened(ascii(wrong))} is not text: it holds half of a surrogate pair, or a null character.",
                 "Write it again.",
             )
-        *sections, name = key.split(".")
+        *sections, name = _path(key)
         holder = nested
         for section in sections:
-            holder = holder.setdefault(section, {})
-        holder[name] = value
+            if holder.get(section) is None:
+                holder[section] = {}
+            holder = holder[section]
+            if not isinstance(holder, dict):  # no mapping, which is refused below
+                break
+        else:
+            holder[name] = dict(value) if isinstance(value, Mapping) else value
     if layer.values.get("eval.profile") == OLD_PROFILE:
         raise UserError(
             layer.places["eval.profile"],
@@ -461,7 +483,7 @@ def _validate(layer: _Layer) -> Config:
         return Config.model_validate(nested)
     except ValidationError as error:
         first = error.errors()[0]
-        key = next((k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places), "")
+        key = next((k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places and (k != TEST_SETS or section == k)), "")
         section = ".".join(map(str, first["loc"]))
         place = layer.places.get(key) or _file_of(section, layer.places) + (section or "config")
         problem = first["msg"].removeprefix("Value error, ")

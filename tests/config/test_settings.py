@@ -1,5 +1,6 @@
 """Layers of settings, modes, and errors that say where and what instead."""
 
+from functools import reduce
 from itertools import pairwise
 from json import dumps
 from pathlib import Path
@@ -58,6 +59,43 @@ def test_the_last_of_two_overrides_holds_and_values_are_yaml():
     assert config.seed == 2
     assert config.data.glyphs.levels == (1, 2)
     assert config.data.columns == {"problem": "q"}
+
+
+FREE_MAPPINGS = [
+    ("data.columns", {"answer": "gold", "id": "n"}, "problem", "q"),
+    ("update.constants", {"tau": 0.3, "beta": 0.5}, "tua", 1.0),
+    ("eval.sources", {"a": "a.csv", "b": "b.csv"}, "c", "c.csv"),
+    ("eval.sources.a.columns", {"answer": "gold", "id": "n"}, "problem", "q"),
+]
+
+
+@pytest.mark.parametrize(("key", "theirs", "name", "value"), FREE_MAPPINGS)
+def test_an_entry_of_a_free_mapping_is_set_over_the_others_and_the_whole_replaces_them(
+    tmp_path, key, theirs, name, value
+):
+    def found(path, *asked):
+        config = settings.load(path, asked)
+        whole = reduce(lambda held, part: held[part] if isinstance(held, dict) else getattr(held, part), parts, config)
+        return {name: getattr(one, "source", one) for name, one in whole.items()}
+
+    parts = key.split(".")
+    first = next(iter(theirs))
+    base = write(tmp_path, "base.yaml", f"eval.sources.a: a.csv\n{key}: {dumps(theirs)}\n")
+    entry = write(tmp_path, "entry.yaml", f"base: base.yaml\n{key}.{name}: {value}\n")
+    whole = write(tmp_path, "whole.yaml", f"base: base.yaml\n{key}: {{{name}: {value}}}\n")
+    assert found(entry) == found(base, f"{key}.{name}={value}") == theirs | {name: value}
+    assert found(whole) == found(base, f"{key}={{{name}: {value}}}") == {name: value}
+    assert found(base, f"{key}={{}}") == {}
+    assert found(entry, f"{key}={{}}", f"{key}.{first}={theirs[first]}") == {first: theirs[first]}
+    assert found(base, *settings.dotted({key: {name: value}})) == {name: value}
+    assert found(base, *settings.dotted({f"{key}.{name}": value})) == theirs | {name: value}
+
+
+def test_an_entry_of_what_is_no_mapping_is_refused_with_it():
+    with pytest.raises(UserError, match=r"data.columns: 3: input should be a valid dictionary"):
+        settings.load(None, ["data.columns=3", "data.columns.answer=gold"])
+    with pytest.raises(UserError, match=r"data.columns.answer: 3: input should be a valid string"):
+        settings.load(None, ["data.columns.answer=3"])
 
 
 def test_settings_may_start_from_a_mapping():

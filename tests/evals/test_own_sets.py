@@ -235,15 +235,14 @@ def test_it_is_asked_as_training_asks_and_judged_as_validation_is(here):
 
 
 def test_a_path_or_a_mapping_in_a_file_and_one_by_one_on_the_command_line(here):
-    (here / "base.yaml").write_text("eval:\n  sources: {a: a.csv, b: {source: b.csv, split: dev}}\n")
-    (here / "my.yaml").write_text("base: base.yaml\neval:\n  sources: {c: c.csv, b: other.csv}\n")
-    config = settings.load(here / "my.yaml", ["eval.sources.a.subset=x", "eval.sources.d=d.csv"])
-    told = {name: (one.source, one.split, one.subset) for name, one in config.eval.sources.items()}
+    (here / "my.yaml").write_text("eval:\n  sources: {a: a.csv, b: {source: b.csv, split: dev}}\n")
+    asked = ["eval.sources.a.subset=x", "eval.sources.d=d.csv", "eval.sources.b=other.csv", "eval.sources.b.columns.id=n"]
+    config = settings.load(here / "my.yaml", asked)
+    told = {name: (one.source, one.split, one.subset, one.columns) for name, one in config.eval.sources.items()}
     assert told == {
-        "a": ("a.csv", "test", "x"),
-        "b": ("other.csv", "dev", None),
-        "c": ("c.csv", "test", None),
-        "d": ("d.csv", "test", None),
+        "a": ("a.csv", "test", "x", None),
+        "b": ("other.csv", "dev", None, {"id": "n"}),
+        "d": ("d.csv", "test", None, None),
     }
     write_config(here / "runs/one", config)
     assert settings.load(here / "runs/one" / CONFIG, stored=True) == config

@@ -28,6 +28,10 @@ A config file says what is to differ; `base: FILE` starts from another one, as `
 `--set section.key=value` goes before both. Without `--config` a run starts from
 [configs/tiny.yaml](../configs/tiny.yaml), not from these defaults. `vppo config --config FILE` prints what a file
 comes to.
+
+`data.columns`, `update.constants`, `eval.sources` and a test set's own `columns` are mappings by free names. With the name
+behind a dot, one entry is set and the others stay, `--set data.columns.answer=gold`; without it, the whole is replaced:
+`--set 'data.columns={answer: gold}'`, and likewise where a file is over its `base:`.
 """
 
 COMMANDS = """# Commands
