@@ -28,9 +28,9 @@ def check_inputs(chain: Chain) -> None:
     Raises:
         UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing.
     """
-    of_evaluations("check_inputs")(chain.config)
     if chain.prepare.manifest() is None:
         check_sources(chain.config.data)
+    of_evaluations("check_inputs")(chain.config)
 
 
 def check_costly(config: Config, steps: Sequence[Step]) -> None:

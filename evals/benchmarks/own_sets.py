@@ -16,8 +16,9 @@ from pipelines.disk.records import Sample, write_samples
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally
+from pipelines.prepare.places import at_home, exists
 from pipelines.prepare.rows import Rejected, UniqueNames, reader_version
-from pipelines.prepare.sources import Source, at_home, check_hub_id, exists, read_source
+from pipelines.prepare.sources import Source, check_hub_id, read_source
 from pipelines.watch import Watch
 
 REJECTED = "rejected.jsonl"
@@ -114,7 +115,7 @@ def _open(name: str, config: Config, revision: str | None) -> Source:
         extra=config.data.extra,
         image_folders=config.data.image_folders,
     )
-    return read_source(data, split="train", setting=_setting(name))
+    return read_source(data, split="train", setting=_setting(name), inherited=asked.columns is None)
 
 
 class _Reader:
@@ -145,10 +146,7 @@ class _Reader:
     @property
     def example(self) -> str:
         """The first row that is left out, and why; "" where none is."""
-        if not self.rejected:
-            return ""
-        first = self.rejected[0]
-        return f"Row {first.row}, for one: {first.reason} {first.detail[:200]}".rstrip()
+        return self.rejected[0].told if self.rejected else ""
 
     def told(self) -> list[str]:
         """What is odd about the set, a line each."""

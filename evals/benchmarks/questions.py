@@ -31,7 +31,7 @@ from pipelines.grading.reward import GOLDS
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally, Unusable
 from pipelines.prepare.extra import listed
-from pipelines.prepare.rows import ImageReader, UniqueNames, check_question, reader_version
+from pipelines.prepare.rows import ImageReader, Rejected, UniqueNames, check_question, reader_version
 from pipelines.prepare.sources import Part
 from pipelines.watch import Watch
 from pipelines.words import counted
@@ -344,4 +344,4 @@ class _Reader:
 
     def _reject(self, row: int, why: Unusable) -> None:
         self.reasons[why.reason] += 1
-        self.example = self.example or f"Row {row}, for one: {why.reason} {why.detail[:200]}".rstrip()
+        self.example = self.example or Rejected(row, "", why.reason, why.detail).told

@@ -17,7 +17,7 @@ from pipelines.config import settings
 from pipelines.config.schema import Config, SourceConfig
 from pipelines.disk.files import make_folder, write_atomic
 from pipelines.errors import UserError
-from pipelines.prepare.sources import at_home, exists
+from pipelines.prepare.places import at_home, exists
 
 TASKS = Path(__file__).with_name("tasks")
 """The tasks of the built-in benchmarks, in a checkout and in an installed wheel."""

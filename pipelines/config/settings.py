@@ -483,7 +483,14 @@ def _validate(layer: _Layer) -> Config:
         return Config.model_validate(nested)
     except ValidationError as error:
         first = error.errors()[0]
-        key = next((k for k in _prefixes(".".join(map(str, first["loc"]))) if k in layer.places and (k != TEST_SETS or section == k)), "")
+        key = next(
+            (
+                k
+                for k in _prefixes(".".join(map(str, first["loc"])))
+                if k in layer.places and (k != TEST_SETS or section == k)
+            ),
+            "",
+        )
         section = ".".join(map(str, first["loc"]))
         place = layer.places.get(key) or _file_of(section, layer.places) + (section or "config")
         problem = first["msg"].removeprefix("Value error, ")

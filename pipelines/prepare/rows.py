@@ -26,6 +26,7 @@ from pipelines.errors import UserError
 from pipelines.model.control_tokens import IMAGE
 from pipelines.model.images import MAX_IMAGE_BYTES, Unusable, about, png
 from pipelines.prepare.extra import METADATA, ExtraColumns, listed
+from pipelines.prepare.places import check_place
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "problem": ("problem",),
@@ -80,6 +81,12 @@ class Rejected:
     reason: str
     detail: str = ""
 
+    @property
+    def told(self) -> str:
+        """The row and why it is left out, as an example of several."""
+        why = f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return f"Row {self.row}, for one: {why[:400]}"
+
 
 def reader_version(extra: str | Sequence[str] = "none") -> dict[str, int]:
     """For the keys of what is read from outside; the first version was in none.
@@ -115,6 +122,7 @@ def match_columns(
     examples: bool = False,
     ragged: bool = False,
     setting: str = "data.columns",
+    inherited: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Our column -> theirs, for the columns a source has: the names that may hold it, best first.
 
@@ -130,12 +138,13 @@ def match_columns(
             response.
         ragged: a row may have other columns than those found, under another of our names.
         setting: where ``asked`` stands, for the message.
+        inherited: it stands in ``data.columns``, and ``setting`` is where others may be named.
 
     Raises:
         UserError: ``asked`` names no column of ours, or columns are not there: all of them at once.
     """
     columns = COLUMNS | ({RESPONSE: (RESPONSE,)} if examples else {})
-    _check_ours(asked, columns, setting)
+    _check_ours(asked, columns, "data.columns" if inherited else setting)
     optional = OPTIONAL | ({"answer", RESPONSE} if examples else set())
     matched, missing = {}, {}
     for ours, names in columns.items():
@@ -151,7 +160,8 @@ def match_columns(
             missing[ours] = candidates[0]
     lacking = [name for name in extra if name not in found]
     if missing or lacking:
-        raise _missing_columns(missing, lacking, asked, extra, found, place, examples=examples, setting=setting)
+        by = ", by data.columns" if inherited else ""
+        raise _missing_columns(missing, lacking, asked, extra, found, place, examples=examples, setting=setting, by=by)
     return matched
 
 
@@ -188,8 +198,9 @@ def _missing_columns(
     *,
     examples: bool,
     setting: str,
+    by: str,
 ) -> UserError:
-    told = [f"no column {theirs!r} (our {ours!r})" for ours, theirs in missing.items()]
+    told = [f"no column {theirs!r} (our {ours!r}{by if ours in asked else ''})" for ours, theirs in missing.items()]
     told += [f"no column {name!r} (data.extra)" for name in lacking]
     fixes = []
     if missing:
@@ -295,9 +306,18 @@ class ImageReader:
         if data is not None:
             return data
         if path is not None and not inside:
-            fix = f"; data.image_folders=[{path.parent}] allows it" if self.nameable else ""
-            raise Unusable("image outside the data folder", text[:200] + fix)
-        raise Unusable("image not found", text[:200])
+            raise Unusable("image outside the data folder", text[:200] + self._permission(path.parent))
+        tried = "" if path is None or os.path.isabs(text) else f"; looked for in {', '.join(map(str, self._starts))}"
+        more = "; data.image_folders names further folders" if tried and self.nameable else ""
+        raise Unusable("image not found", text[:200] + tried + more)
+
+    def _permission(self, folder: Path) -> str:
+        """How images of a folder are allowed; "" where they cannot be."""
+        try:
+            check_place("", folder)
+        except UserError:
+            return ""
+        return f"; adding {folder} to data.image_folders allows it" if self.nameable else ""
 
     def _find(self, text: str) -> tuple[Path | None, bool]:
         """The file a path in the data means, links followed, and whether it lies where it may.

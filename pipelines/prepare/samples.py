@@ -169,10 +169,10 @@ class Filter:
         self.reasons += reasons
         if reasons.total() == rows:
             raise _nothing_left(source.name, rows, reasons, example)
-        if reasons:
+        if example:
             self.watch.note(
-                f"{split}: {reasons.total()} of {counted(rows, 'row')} left out ({_listed(reasons)}); "
-                "rejected.jsonl lists them"
+                f"{split}: {reasons.total()} of {counted(rows, 'row')} left out ({_listed(reasons)}). "
+                f"{example.told}; rejected.jsonl lists them"
             )
         usable = rows - reasons.total()
         told = source.remarks()
@@ -213,11 +213,7 @@ def _listed(reasons: Counter[str]) -> str:
 def _nothing_left(name: str, rows: int, reasons: Counter[str], example: Rejected | None) -> UserError:
     if example is None:
         return UserError(name, "the data set has no rows.", "Check data.source and data.split.")
-    return UserError(
-        name,
-        f"no usable row: all {rows} are rejected ({_listed(reasons)}).",
-        f"Row {example.row}, for one: {example.reason} {example.detail}".rstrip(),
-    )
+    return UserError(name, f"no usable row: all {rows} are rejected ({_listed(reasons)}).", example.told)
 
 
 class PromptLengths:

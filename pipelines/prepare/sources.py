@@ -27,6 +27,7 @@ from pipelines.disk.contents import file_hash
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.prepare.extra import ExtraColumns
+from pipelines.prepare.places import at_home, check_place, exists
 from pipelines.prepare.rows import RESPONSE, Rejected, RowParser, match_columns, worth_a_look
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ LONGEST_FIELD = 2**27
 MOST_FILES = 1_000_000
 """Names in a folder that are looked at for a first Parquet file."""
 
-_SYSTEM = ("/proc", "/sys", "/dev")
-_TOPS = ("/", "/bin", "/boot", "/etc", "/home", "/lib", "/run", "/tmp", "/usr", "/var", "/Users")
 _SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
 _WRAPPERS = ("data", "rows", "examples", "questions")
@@ -91,7 +90,12 @@ class Source:
 
 
 def read_source(
-    data: DataConfig, *, split: Literal["train", "validation"], examples: bool = False, setting: str = ""
+    data: DataConfig,
+    *,
+    split: Literal["train", "validation"],
+    examples: bool = False,
+    setting: str = "",
+    inherited: bool = False,
 ) -> Source:
     """Open ``data.source`` (split train) or ``data.validation_source`` (split validation).
 
@@ -102,7 +106,8 @@ def read_source(
 
     With ``examples`` the rows are to be looked at, not to train on: an answer is not needed, and a
     column ``response`` (or what ``data.columns`` names) goes into the metadata. ``setting`` is what names the
-    source, and has its columns, where that is not ``data``: ``eval.sources.mytest``.
+    source, and has its columns, where that is not ``data``: ``eval.sources.mytest``; they are those of
+    ``data.columns`` all the same where ``inherited``.
 
     Rows without an id are called ``row-N`` (``validation-row-N``), N counting from 0.
 
@@ -121,7 +126,7 @@ def read_source(
         parts = [_hub(name, wanted, data, held_apart, named)]
     if not any(part.columns for part in parts):
         raise UserError(name, "the data set has no rows.", "Check the file.")
-    columns = [_matched(data, part, examples, setting or "data") for part in parts]
+    columns = [_matched(data, part, examples, setting or "data", inherited) for part in parts]
     prefix = "validation-row-" if held_apart else "row-"
     extra = ExtraColumns(data.extra, {RESPONSE} if examples else ())
     rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, extra, _image_folders(data))
@@ -163,38 +168,6 @@ def _setting(validation: bool) -> str:
     return "data.validation_source" if validation else "data.source"
 
 
-def exists(path: Path) -> bool:
-    """Whether there is something; not where the path cannot be one."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a null character
-        return False
-
-
-def at_home(name: str) -> Path:
-    """A path with ``~`` resolved, where there is such a home."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
-
-
-def check_place(what: str, path: Path) -> None:
-    """See that a file or folder that exists can be read to its end, before anybody tries.
-
-    Raises:
-        UserError: it is a device, a pipe, a folder of the system, or a home folder.
-    """
-    real, home = path.resolve(), at_home("~").resolve()
-    within = {str(real), *map(str, real.parents)}
-    if str(real) in _TOPS or (within & set(_SYSTEM) and "/dev/shm" not in within):
-        raise UserError(what, "belongs to the system: it is not read.", "Name another place.")
-    if not (real.is_file() or real.is_dir()):
-        raise UserError(what, "is neither a file nor a folder.", "Devices and pipes are not read.")
-    if real.is_dir() and (real == home or real in home.parents):
-        raise UserError(what, "is a home folder, or holds one: all of it would be read.", "Name a folder in it.")
-
-
 def _image_folders(data: DataConfig) -> list[Path]:
     """Those that ``data.image_folders`` names.
 
@@ -233,7 +206,7 @@ def check_places(config: Config) -> None:
 Columns = dict[str, tuple[str, ...]]
 
 
-def _matched(data: DataConfig, part: Part, examples: bool, setting: str) -> tuple[Columns, bool]:
+def _matched(data: DataConfig, part: Part, examples: bool, setting: str, inherited: bool) -> tuple[Columns, bool]:
     """Our columns -> a part's, and whether these are questions of text alone, as it seems.
 
     Where rows differ, all of them are asked if need be.
@@ -243,7 +216,14 @@ def _matched(data: DataConfig, part: Part, examples: bool, setting: str) -> tupl
     def match(found: Sequence[str]) -> tuple[Columns, bool]:
         ragged = part.scan is not None
         matched = match_columns(
-            data.columns, found, part.place, extra=extra, examples=examples, ragged=ragged, setting=f"{setting}.columns"
+            data.columns,
+            found,
+            part.place,
+            extra=extra,
+            examples=examples,
+            ragged=ragged,
+            setting=f"{setting}.columns",
+            inherited=inherited,
         )
         return matched, "images" in matched and not set(matched["images"]) & set(found)
 

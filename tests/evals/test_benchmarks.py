@@ -793,7 +793,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     assert [sample.id for sample in found] == ["1", "5", "1-2"]
     assert (metrics["rows"], metrics["kept"], metrics["unreadable"]) == (11, 3, 8)
     assert "geo3k: 8 rows left out (2 image outside the data folder, 2 unreadable image" in (metrics["warnings"][1])
-    assert "Row 1, for one: image outside the data folder image 1: ../secret.png" in watch.notes[1]
+    assert "Row 1, for one: image outside the data folder: image 1: ../secret.png" in watch.notes[1]
 
 
 def png_text(number):

@@ -28,6 +28,7 @@ from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
+from pipelines.opening import check_inputs
 from pipelines.runs import CONFIG, write_config
 from pipelines.watch import Silent
 from vppo_cli.screen import results as screen
@@ -166,9 +167,18 @@ def test_columns_are_the_training_datas_or_the_sets_own(here):
     own = {"source": "data/theirs.jsonl", "columns": {"problem": "q", "answer": "gold"}}
     assert gathered(configured(theirs=own), "theirs")[0] == [row]
     config = configured(theirs, mytest="data/mytest.jsonl", theirs=own)
-    with pytest.raises(UserError, match=r"columns found: problem.*--set eval\.sources\.mytest\.columns='"):
+    with pytest.raises(UserError, match=r"\(our 'problem', by data.columns\).*--set eval\.sources\.mytest\.columns='"):
         check("mytest", config)
     check("theirs", config)
+    with pytest.raises(UserError, match=r"^data\.columns, question: not one of our columns"):
+        check("mytest", configured("data.columns={question: q}", mytest="data/mytest.jsonl"))
+
+
+def test_a_wrong_column_of_the_training_data_is_told_of_them_first(here):
+    lines(here / "data/train.jsonl", ROWS)
+    asked = ["data.source=data/train.jsonl", "data.columns={answer: gold}"]
+    with pytest.raises(UserError, match=r"^data/train\.jsonl.*--set data\.columns='\{answer: THEIR_NAME\}'"):
+        check_inputs(Chain(configured(*asked, mytest="data/mytest.jsonl"), here / "run"))
 
 
 def test_rows_that_are_left_out_are_told_and_listed(here):
@@ -236,7 +246,12 @@ def test_it_is_asked_as_training_asks_and_judged_as_validation_is(here):
 
 def test_a_path_or_a_mapping_in_a_file_and_one_by_one_on_the_command_line(here):
     (here / "my.yaml").write_text("eval:\n  sources: {a: a.csv, b: {source: b.csv, split: dev}}\n")
-    asked = ["eval.sources.a.subset=x", "eval.sources.d=d.csv", "eval.sources.b=other.csv", "eval.sources.b.columns.id=n"]
+    asked = [
+        "eval.sources.a.subset=x",
+        "eval.sources.d=d.csv",
+        "eval.sources.b=other.csv",
+        "eval.sources.b.columns.id=n",
+    ]
     config = settings.load(here / "my.yaml", asked)
     told = {name: (one.source, one.split, one.subset, one.columns) for name, one in config.eval.sources.items()}
     assert told == {

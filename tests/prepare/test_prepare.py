@@ -123,6 +123,7 @@ def test_what_cannot_be_used_is_listed_and_counted(run, tmp_path):
     assert listed[2]["detail"].endswith("tokens; data.max_prompt_tokens is 100")
     assert "aspect ratio" in listed[4]["detail"]
     assert "6 of 8 rows left out (2 no answer, 1 " in notes.notes[0]
+    assert "). Row 1, for one: no answer; rejected.jsonl lists them" in notes.notes[0]
 
 
 def test_lengths_are_those_of_the_encoded_prompt():

@@ -657,13 +657,23 @@ def test_images_in_a_named_folder_or_behind_a_link_into_it(tmp_path):
         "image not found",
         "image outside the data folder",
     ]
-    assert f"data.image_folders=[{tmp_path / 'shared'}] allows it" in refused[0].detail
-    assert f"data.image_folders=[{tmp_path / 'shared/sub'}] allows it" in refused[1].detail
+    assert f"adding {tmp_path / 'shared'} to data.image_folders allows it" in refused[0].detail
+    assert f"adding {tmp_path / 'shared/sub'} to data.image_folders allows it" in refused[1].detail
+    assert refused[2].told == (
+        f"Row 2, for one: image not found: image 1: sub/a.png; looked for in {tmp_path / 'data'}; "
+        "data.image_folders names further folders"
+    )
 
     found = read(path, image_folders=[str(tmp_path / "shared")])
     assert [item.images for item in found[:4]] == [[png(2)], [png(1)], [png(1)], [png(3)]]  # the data's own first
     assert [item.reason for item in found[4:]] == ["image outside the data folder"] * 2
-    assert f"[{tmp_path / 'other'}]" in found[4].detail
+    assert f"adding {tmp_path / 'other'} to data" in found[4].detail
+    gone = read(
+        write_lines(tmp_path / "data/gone.jsonl", row(images="x.png")), image_folders=[str(tmp_path / "shared")]
+    )
+    assert f"looked for in {tmp_path / 'data'}, {tmp_path / 'shared'};" in gone[0].detail
+    system = read(write_lines(tmp_path / "data/system.jsonl", row(images="/etc/hostname")))
+    assert system[0].told == "Row 0, for one: image outside the data folder: image 1: /etc/hostname"
     with pytest.raises(UserError, match=r"data.image_folders .*no such folder"):
         read(path, image_folders=[str(tmp_path / "none")])
 
