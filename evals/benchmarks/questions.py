@@ -216,7 +216,7 @@ class _Reader:
             raise UserError(
                 f"benchmark {self.name}",
                 f"none of its {counted(self.rows, 'row')} is usable. {self.example}",
-                "Check the data set.",
+                "Check the data set; its images are within its rows, or with its files.",
             )
         warnings = self._warnings(kept)
         for warning in warnings:

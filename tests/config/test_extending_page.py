@@ -109,6 +109,17 @@ def test_data_as_the_page_shows_them(files: Path) -> None:
     assert asked.data.instruction.endswith("{problem}\nPut the answer into \\boxed{}.")
 
 
+def test_the_small_config_is_the_tiny_model_on_the_same_data(files: Path) -> None:
+    (text,) = re.findall(r"^```yaml\n(# my\.yaml\n.*?)^```", PAGE, re.M | re.S)
+    (files / "my.yaml").write_text(text)
+    config = settings.load(Path("my.yaml"))
+    assert (config.model.path, config.data.source, config.data.columns["answer"]) == (
+        "tiny",
+        "data/train.jsonl",
+        "gold",
+    )
+
+
 def test_reward_and_grader_by_hand(files: Path) -> None:
     sample = Sample("a", "1 + 2?", [], "3")
     assert loaded("rewards").brief([r"so \boxed{3}", r"\boxed{4}"], [sample, sample]) == [0.998, -0.001]
