@@ -30,8 +30,8 @@ A config file says what is to differ; `base: FILE` starts from another one, as `
 comes to.
 
 `data.columns`, `update.constants`, `eval.sources` and a test set's own `columns` are mappings by free names. With a
-name behind a dot, one entry is set and the others stay, `--set data.columns.answer=gold`; without it, the whole is replaced:
-`--set 'data.columns={answer: gold}'`, and likewise where a file is over its `base:`.
+name behind a dot, one entry is set and the others stay, `--set data.columns.answer=gold`; without it, the whole is
+replaced: `--set 'data.columns={answer: gold}'`, and likewise where a file is over its `base:`.
 """
 
 COMMANDS = """# Commands
