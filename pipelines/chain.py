@@ -109,6 +109,20 @@ class Chain:
         self._scores: list[Step] = []
         self._updates: list[Step] = []
 
+    def check_model(self) -> None:
+        """See that ``model.path`` leads to the model that the run's steps were made from.
+
+        Raises:
+            UserError: it was changed since, or is not found from here: another model would pass for it.
+        """
+        begun, now = self.model.settings["model.path"], _model(self.config)["model.path"]
+        if begun != now:
+            raise UserError(
+                f"model.path: {self.config.model.path}",
+                "is not the model that the run was begun with: its files were changed, or it is not found from here.",
+                "Put it back, or start another run with it. Checkpoints that hold whole weights do not need it.",
+            )
+
     def rollout(self, step: int) -> Step:
         self._grow(step)
         return self._rollouts[step - 1]

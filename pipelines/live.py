@@ -211,7 +211,7 @@ class Session:
             self._policy = self._made_trainer = None
             self._version = -1
             gc.collect()
-        self._policy = load_policy(self.config, weights)
+        self._policy = load_policy(self.config, weights) if weights else self._starting()
         self._tell()
         self._trainer_at = folder / TRAINER if folder else None
         if adapted or config != self.config:
@@ -237,7 +237,16 @@ class Session:
     def _new_trainer(self, config: Config) -> Trainer:
         check_trainer(config)
         factory = find_part("update.engine", config.update.engine, TRAINERS)
-        return factory(self._policy, config, lambda: load_policy(self.config).spread())
+        return factory(self._policy, config, lambda: self._starting().spread())
+
+    def _starting(self) -> Policy:
+        """The starting model, loaded.
+
+        Raises:
+            UserError: it cannot be loaded, or is not the one that the run was begun with.
+        """
+        ranks().on_main(self.chain.check_model)
+        return load_policy(self.config)
 
     def ask(self, step: Step, config: Config) -> Ask:
         """What the stage of a step is asked for.

@@ -439,6 +439,22 @@ def test_an_extended_run_is_the_longer_run(trained, copied):
     assert same(weights(longer, 3), weights(trained, 3))
 
 
+def test_another_model_in_the_folder_does_not_pass_for_the_one_that_was_trained(tmp_path):
+    folder = shutil.copytree(settings.shipped_config("tiny_model"), tmp_path / "model")
+    config = settings.load(None, [*RUN, f"model.path={folder}", "run.steps=1", "checkpoint.validation_samples=0"])
+    run = tmp_path / "runs/tiny"
+    run.mkdir(parents=True)
+    train(Chain(config, run), Silent())
+    (folder / "generation_config.json").write_text("{}")
+    assert not checkpoints.saved(Chain(config, run))
+    chain = runs.as_made(config, run, *TRAINING)
+    assert checkpoints.saved(chain) == [1]
+    with closing(Session(chain, Silent(), config)) as session:
+        session.policy(1)  # whose weights are all its own
+        with pytest.raises(UserError, match="is not the model that the run was begun with"):
+            session.policy(0)
+
+
 def test_a_damaged_checkpoint_is_not_loaded(copied):
     file = copied.checkpoint(3).path / checkpoints.MODEL / "model.safetensors"
     content = bytearray(file.read_bytes())

@@ -14,7 +14,6 @@ from pipelines.ledger.gradients import LedgerTrainer
 from pipelines.ledger.objectives import choose
 from pipelines.ledger.step import Ledger, known_roles, ledger
 from pipelines.live import Session
-from pipelines.model.load import load_policy
 from pipelines.update.engines import Trainer
 from pipelines.watch import Watch
 
@@ -26,7 +25,7 @@ class _Session(Session):
         if config.update.engine != "torch":
             return super()._new_trainer(config)
         assert self._policy is not None
-        return LedgerTrainer(self._policy, config, lambda: load_policy(self.config).spread())
+        return LedgerTrainer(self._policy, config, lambda: self._starting().spread())
 
 
 def check_steps(chain: Chain, steps: Sequence[int]) -> None:
