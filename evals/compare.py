@@ -195,7 +195,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
 def same_questions(name: str, asked: Mapping[str, dict[str, Any]]) -> None:
     """See that a question is the same in all results that have it.
 
-    Only test sets and benchmarks of one's own tell what was asked, and not in results of earlier versions.
+    All but public benchmarks tell what was asked, and those not in results of earlier versions.
 
     Args:
         asked: whose result -> the result.

@@ -110,7 +110,7 @@ def grade(
     }
     if benchmark and how.benchmark not in BENCHMARKS:  # of which reports know nothing
         results["unit"] = benchmark.unit
-    if how.benchmark not in BENCHMARKS and how.benchmark not in OWN:  # a name that anyone's questions may have
+    if how.benchmark not in BENCHMARKS:  # a name that anyone's questions may have
         hashes = {row.id: question_digest(whole[i]) for i, row in enumerate(rows)}
         results["asked"] = {"folder": cell.questions.path.name, "hashes": hashes}
     if benchmark and benchmark.cluster:
