@@ -14,6 +14,7 @@ from evals.numbers.statistics import Interval, average, interval, resampled
 from evals.report.build import REPORT, read
 from pipelines.chain import EVALUATIONS, TRAINING, Chain
 from pipelines.config.schema import profile_name
+from pipelines.disk.files import find
 from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, is_there, unreadable
 from pipelines.errors import UserError
@@ -144,7 +145,7 @@ def _find(name: str) -> Path:
             for file in (REPORT, RESULTS):
                 if (place / file).is_file():
                     return place / file
-            reports = sorted(place.glob(f"eval/*/{REPORT}"))
+            reports = find(place, f"eval/*/{REPORT}")
             if reports:
                 return reports[-1]
     is_run = (runs_folder() / name / CONFIG).is_file() or (Path(name) / CONFIG).is_file()

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipelines.chain import Chain
-from pipelines.disk.files import check_owned, disk_errors, write_atomic
+from pipelines.disk.files import check_owned, disk_errors, find, write_atomic
 from pipelines.disk.records import MODEL, NAMED, RESULTS, TRAINER
 from pipelines.disk.step import MANIFEST, PRUNED, Step, checked, is_there, read_manifest, unreadable
 from pipelines.errors import UserError
@@ -148,7 +148,7 @@ def prune(chain: Chain, step: int) -> list[int]:
 def _measured_otherwise(chain: Chain, step: int) -> bool:
     """Whether all that is known of a checkpoint's quality is of other settings or of an earlier version."""
     made = chain.eval(step, "validation")
-    return made.manifest() is None and any(made.path.parent.glob(f"{made.path.name.partition('-')[0]}-*"))
+    return made.manifest() is None and bool(find(made.path.parent, f"{made.path.name.partition('-')[0]}-*"))
 
 
 def export(chain: Chain, which: str, target: Path) -> int:

@@ -20,7 +20,7 @@ from pipelines.config import settings
 from pipelines.config.hub import as_begun
 from pipelines.config.schema import Config
 from pipelines.disk.contents import SEAL, intact, sealed
-from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
+from pipelines.disk.files import append_text, disk_errors, find, make_folder, write_atomic
 from pipelines.disk.lock import is_running
 from pipelines.disk.provenance import provenance
 from pipelines.disk.step import MANIFEST, Step, is_there, read_manifest, spent, unreadable
@@ -37,6 +37,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("VPPO_RUNS", "runs"))
 
 
+def known_runs() -> list[Path]:
+    """The folders of all runs, by name."""
+    return [path.parent for path in find(runs_folder(), f"*/{CONFIG}")]
+
+
 def find_run(name: str | None) -> Path:
     """An existing run by name, or the one changed last.
 
@@ -44,7 +49,7 @@ def find_run(name: str | None) -> Path:
         UserError: there is none; names those there are.
     """
     folder = runs_folder()
-    known = sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
+    known = known_runs()
     if name is None:
         if not known:
             raise UserError(f"{folder}/", "holds no run yet.", "Start one: vppo train")
@@ -70,7 +75,7 @@ def matching(pattern: str) -> list[Path]:
     """
     folder = runs_folder()
     where, _, names = pattern.rpartition("/")
-    known = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    known = known_runs()
     here = not where or Path(where).resolve() == folder.resolve()
     found = [path for path in known if here and fnmatchcase(path.name, names)]
     if not found:
@@ -306,12 +311,12 @@ def as_made(config: Config, run: Path, *stages: str) -> Chain:
         stages: of ``VERSIONS``, those that are taken as they were made; others are today's.
     """
     now = versions_of(config)
-    made = {name: _made(run.glob(f"steps/0001/{name}-*"), now[name]) for name in TRAINING}
+    made = {name: _made(find(run, f"steps/0001/{name}-*"), now[name]) for name in TRAINING}
     today = RESULTS * now["sampling"] + now["grading"]
-    answers = divmod(_made(run.glob("eval/*/*-*"), today), RESULTS)
+    answers = divmod(_made(find(run, "eval/*/*-*"), today), RESULTS)
     made |= dict(zip(ANSWERS, (*answers, _rewarded(config, run)), strict=True))
-    trained = _manifests([*run.glob("prepare-*"), *run.glob("steps/0001/*-*"), *run.glob("checkpoints/*/*-*")])
-    answered = _manifests(run.glob("eval/*/*-*")) if set(ANSWERS) <= {*stages} else []
+    trained = _manifests([*find(run, "prepare-*"), *find(run, "steps/0001/*-*"), *find(run, "checkpoints/*/*-*")])
+    answered = _manifests(find(run, "eval/*/*-*")) if set(ANSWERS) <= {*stages} else []
     return Chain(config, run, now | {name: made[name] for name in stages}, trained, answered)
 
 
@@ -327,7 +332,7 @@ def _manifests(folders: Iterable[Path]) -> list[dict[str, Any]]:
 def _rewarded(config: Config, run: Path) -> int:
     """Which ``VERSIONS["rewards"]`` made the evaluations that are there."""
     found = []
-    for folder in run.glob("eval/*/*-*") if ":" in config.reward.function else ():
+    for folder in find(run, "eval/*/*-*") if ":" in config.reward.function else ():
         with contextlib.suppress(UserError, AttributeError):
             found.append("reward.function" in read_manifest(folder).get("settings", {}))
     return versions_of(config)["rewards"] if any(found) or not found else 0

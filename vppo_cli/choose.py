@@ -12,6 +12,7 @@ from pipelines import runs
 from pipelines.chain import ANSWERS, JOURNALS, TRAINING, Chain
 from pipelines.checkpoints import best, newest, pick, saved, unnamed
 from pipelines.config import hub, settings
+from pipelines.disk.files import find
 from pipelines.disk.lock import file_lock
 from pipelines.errors import UserError
 from pipelines.objectives import table
@@ -235,7 +236,7 @@ def which_checkpoint(chain: Chain, checkpoint: str) -> int:
 def _sampled_step(chain: Chain, checkpoint: str) -> int:
     """The step whose journals are meant; its weights need not be there any more."""
     steps = sorted(
-        int(folder.parent.name) for folder in chain.run.glob(f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
+        int(folder.parent.name) for folder in find(chain.run, f"eval/*/{JOURNALS}") if folder.parent.name.isdigit()
     )
     named = {"last": steps[-1:], "best": best(chain, steps)[:1]}
     found = named.get(checkpoint, [step for step in steps if str(step) == checkpoint])

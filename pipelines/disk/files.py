@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import shutil
@@ -201,10 +202,16 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{host()}.partial")
 
 
+def find(folder: Path, pattern: str) -> list[Path]:
+    """What fits a pattern, hidden or not, by name; what goes while it looks, as a run goes on, is no error."""
+    found = glob.iglob(pattern, root_dir=folder, recursive=True, include_hidden=True)
+    return [folder / name for name in sorted(found)]
+
+
 def sweep(folder: Path) -> None:
     """Remove what processes that are gone left half-written in a run."""
     for pattern in ("*.partial", "*/*.partial", "*/*/*.partial", "*/*/*/*.partial"):
-        for path in list(folder.glob(pattern)):
+        for path in find(folder, pattern):
             if _abandoned(path):
                 remove(path)
 

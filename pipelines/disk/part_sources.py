@@ -21,6 +21,7 @@ from typing import Any
 
 from pipelines.config.schema import Config
 from pipelines.disk.contents import file_hash
+from pipelines.disk.files import find
 from pipelines.disk.step import MANIFEST
 from pipelines.errors import UserError
 
@@ -212,7 +213,7 @@ class PartSources:
 
     def _recorded(self, name: str) -> str:
         """What the newest step of the run that has this was keyed by."""
-        for path in sorted(self._run.glob(f"**/{MANIFEST}"), reverse=True):
+        for path in reversed(find(self._run, f"**/{MANIFEST}")):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 found = json.loads(path.read_text(encoding="utf-8"))["settings"].get(name)
                 if isinstance(found, str):

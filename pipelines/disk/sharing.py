@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.disk.files import remove
+from pipelines.disk.files import find, remove
 from pipelines.disk.lock import file_lock
 from pipelines.disk.step import MANIFEST, Step, file_hash
 from pipelines.errors import UserError
@@ -54,7 +54,7 @@ def taken_over(step: Step, out: Path, tell: Callable[[str], None]) -> dict[str, 
 def _from_others(step: Step, out: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     if step.name not in SHARED or step.path.exists():
         return {}
-    for place in sorted(step.parent.parent.glob(f"*/{step.path.name}/{MANIFEST}")):
+    for place in find(step.parent.parent, f"*/{step.path.name}/{MANIFEST}"):
         other = replace(step, parent=place.parent.parent)
         try:
             manifest = other.manifest() or {}

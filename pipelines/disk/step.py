@@ -28,6 +28,7 @@ from pipelines.disk.files import (
     as_allowed,
     check_owned,
     disk_errors,
+    find,
     make_folder,
     partial_of,
     remove,
@@ -276,7 +277,7 @@ def commit(step: Step) -> Iterator[tuple[Path, dict[str, Any]]]:
     started = time.time()
     with disk_errors(step.path):
         check_owned(step.path)
-        for left in step.parent.glob(f"{step.path.name}*.partial"):  # of processes that are gone
+        for left in find(step.parent, f"{step.path.name}*.partial"):  # of processes that are gone
             remove(left)
         make_folder(step.parent)
         try:
@@ -365,7 +366,7 @@ def plan(step: Step) -> tuple[Status, str]:
     """
     if step.manifest() is not None:
         return "keep", "same key"
-    others = [p for p in step.parent.glob(f"{step.name}-*") if p.suffix != ".partial" and (p / MANIFEST).is_file()]
+    others = [p for p in find(step.parent, f"{step.name}-*") if p.suffix != ".partial" and (p / MANIFEST).is_file()]
     if not others:
         return "run", "not made yet"
     others.sort(key=lambda p: (p / MANIFEST).stat().st_mtime, reverse=True)

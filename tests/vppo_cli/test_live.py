@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import signal
 import socket
 import time
@@ -257,6 +259,22 @@ def test_ctrl_c_leaves_the_watched_run_alone(run: Path) -> None:
         assert watching.code == 130
         assert watching.err == ""
         assert runs.read_state(run).state == "running"
+
+
+@pytest.mark.parametrize("going", ["checkpoints/0003", "checkpoints/0004.1-host.partial", "eval"])
+def test_what_goes_while_a_run_is_looked_at_is_no_error(run: Path, monkeypatch: pytest.MonkeyPatch, going: str) -> None:
+    (run / "checkpoints/0004.1-host.partial/trainer").mkdir(parents=True)
+    assert (run / going).is_dir()
+    scandir = os.scandir
+
+    def gone_when_opened(place: str | Path | int) -> Any:
+        if place in (run / going, str(run / going)):
+            shutil.rmtree(place, ignore_errors=True)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", gone_when_opened)
+    assert glances.look(run).used > 0
+    assert not (run / going).exists()
 
 
 @pytest.mark.parametrize(("state", "code"), [("finished", 0), ("idle", 0), ("failed", 1), ("running", 1)])

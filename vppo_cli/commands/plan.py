@@ -40,7 +40,7 @@ def plan(
     from vppo_cli.screen import capacity, display
     from vppo_cli.screen import plan as screen
 
-    new = run is None and (config is not None or not any(runs.runs_folder().glob(f"*/{runs.CONFIG}")))
+    new = run is None and (config is not None or not runs.known_runs())
     choice = to_train(run, config, settings or [], new=new)
     wanted = choice.wanted
     check_part_sources(wanted.config)

@@ -126,7 +126,7 @@ def _open(name: str | None) -> RunSource:
 
     if name and Path(name).resolve().parent == runs.runs_folder().resolve():
         name = Path(name).name
-    known = [path.parent.name for path in runs.runs_folder().glob(f"*/{runs.CONFIG}")]
+    known = [path.name for path in runs.known_runs()]
     near = get_close_matches(name or "", known, n=1)
     if name and name not in known and near:
         raise UserError(f"run {name}", f"no such run in {runs.runs_folder()}/.", f"Did you mean {near[0]}?")

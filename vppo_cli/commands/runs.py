@@ -35,7 +35,7 @@ def runs(
     if remove:
         listing.remove(remove, sure=yes)
         return
-    rows = listing.rows(runs_folder())
+    rows = listing.rows()
     if json:
         display.print_json({"folder": str(Path(runs_folder()).resolve()), "runs": [vars(row) for row in rows]})
         return

@@ -11,6 +11,7 @@ from evals.groups import compare_groups, group_of
 from evals.report import tables as report_tables
 from evals.report.build import REPORT, read
 from pipelines.config.settings import setting_names
+from pipelines.disk.files import find
 from pipelines.disk.step import MANIFEST, read_manifest
 from pipelines.errors import UserError
 from vppo_cli.report.lines import Line
@@ -117,7 +118,7 @@ def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
     """The report of each run's latest evaluated step, published rows included."""
     reports = []
     for source in sources:
-        files = sorted(source.chain.run.glob(f"eval/*/{REPORT}"))
+        files = find(source.chain.run, f"eval/*/{REPORT}")
         if not files:
             continue
         try:

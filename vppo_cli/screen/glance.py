@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import stat
 import sys
@@ -135,12 +137,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def used(path: Path) -> int:
     """Bytes of a run's files, some of which may go while they are counted; of one that several runs share, a part."""
     total = 0
-    for file in path.rglob("*"):
-        try:
-            about = file.stat()
-        except FileNotFoundError:
-            continue
-        total += about.st_size // about.st_nlink if stat.S_ISREG(about.st_mode) else 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                about = os.lstat(os.path.join(folder, name))
+                total += about.st_size // about.st_nlink if stat.S_ISREG(about.st_mode) else 0
     return total
 
 

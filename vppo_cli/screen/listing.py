@@ -32,10 +32,9 @@ class Listed:
     problem: str = ""
 
 
-def rows(folder: Path) -> list[Listed]:
-    """Every run of a folder, the newest last."""
-    paths = [path.parent for path in folder.glob(f"*/{runs.CONFIG}")]
-    return [_listed(path) for path in sorted(paths, key=lambda path: (_changed(path), path.name))]
+def rows() -> list[Listed]:
+    """Every run, the newest last."""
+    return [_listed(path) for path in sorted(runs.known_runs(), key=lambda path: (_changed(path), path.name))]
 
 
 def _changed(run: Path) -> float:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.chain import Chain
+from pipelines.disk.files import find
 from pipelines.tracking import memory, timing
 from pipelines.words import counted
 from vppo_cli.screen import facts
@@ -41,7 +42,7 @@ class PlainWatch:
         """Say which run this is and what it will do."""
         self.rows = recent_rows(self.chain)
         self.recent = facts.recent_seconds(self.chain, self.rows)
-        new = not any(self.chain.run.glob("prepare-*"))
+        new = not find(self.chain.run, "prepare-*")
         line("run", f"{self.chain.run}  (new)" if new else str(self.chain.run))
         self.single = "" if stage == "all" else stage
         if self.single:

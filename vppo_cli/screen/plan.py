@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.hub import named_on_hub
+from pipelines.disk.files import find
 from pipelines.disk.step import MANIFEST, Step, read_manifest
 from pipelines.disk.step import plan as plan_step
 from pipelines.words import counted
@@ -90,7 +91,7 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
         for step in (chain.rollout(index), chain.score(index), chain.update(index)):
             if not step.path.is_dir():
                 continue
-            for folder in sorted(step.parent.glob(f"{step.name}-*")):
+            for folder in find(step.parent, f"{step.name}-*"):
                 if folder == step.path or folder.suffix or not (folder / MANIFEST).is_file():
                     continue
                 manifest = read_manifest(folder)
