@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.numbers.statistics import Interval, average, interval, resampled
+from evals.numbers.statistics import Array, Interval, average, interval, resampled
 from evals.report.build import REPORT, read
 from pipelines.chain import EVALUATIONS, TRAINING, Chain
 from pipelines.config.schema import profile_name
@@ -183,6 +183,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         means = float(np.mean(first)), float(np.mean(second))
         changes.append(Change(name, len(shared), *means, interval(change, drawn)))
         draws.append((change, drawn))
+        notes += unvaried(name, drawn)
     if not changes:
         raise UserError(
             "vppo compare",
@@ -191,6 +192,15 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         )
     mean = average([d for _, d in draws], [m for m, _ in draws]) if len(draws) > 1 else None
     return Comparison(changes, mean, notes)
+
+
+def unvaried(name: str, drawn: Array) -> list[str]:
+    """Where no resample of a difference differs from another, what its interval does not say."""
+    if np.ptp(drawn):
+        return []
+    return [
+        f"{name}: the difference is the same at every question; that the interval has no width says nothing of others"
+    ]
 
 
 def same_questions(name: str, asked: Mapping[str, dict[str, Any]]) -> None:

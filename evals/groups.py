@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from evals.compare import OTHERWISE, Change, Comparison, how_asked, is_current, load, marks_of, same_questions, unknown
+from evals.compare import (
+    OTHERWISE,
+    Change,
+    Comparison,
+    how_asked,
+    is_current,
+    load,
+    marks_of,
+    same_questions,
+    unknown,
+    unvaried,
+)
 from evals.numbers.statistics import Array, average, interval, over_seeds, resampled
 from evals.report.build import REPORT
 from pipelines import runs
@@ -168,6 +179,7 @@ def compare_groups(before: RunGroup, after: RunGroup) -> GroupComparison:
             change, difference_R = _change(name, shared, before.members, after.members, seeds=seeds, paired=paired)
             changes.append(change)
             draws.append(difference_R)
+            notes += unvaried(name, difference_R)
     if not changes:
         raise UserError(
             "vppo compare", "no question was asked of all runs.", "; ".join(notes) or "Evaluate them alike."

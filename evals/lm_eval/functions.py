@@ -23,7 +23,7 @@ from PIL import Image
 from evals.benchmarks.base import Benchmark
 from evals.benchmarks.questions import gather, groups, questions_step, read_questions
 from evals.benchmarks.table import find
-from evals.numbers.statistics import Interval, bootstrap
+from evals.numbers.statistics import Interval, fraction
 from evals.profiles import PUBLISHED
 from pipelines.config.settings import load
 from pipelines.disk.records import Sample, SampleTable
@@ -159,7 +159,7 @@ def high(items: Sequence[tuple[float, str, str]]) -> float:
 
 def _interval(items: Sequence[tuple[float, str, str]]) -> Interval:
     accuracies, clusters, streams = zip(*items, strict=True)
-    return bootstrap(accuracies, clusters, streams[0])
+    return fraction(accuracies, clusters, streams[0])
 
 
 @cache

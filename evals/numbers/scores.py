@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evals.numbers.majority import majority, vote
-from evals.numbers.statistics import Interval, bootstrap
+from evals.numbers.statistics import Interval, fraction
 
 AS_PUBLISHED, RIGHT_AS_PUBLISHED = "as_published", "right_as_published"
 """Keys of results: what the verdict as published amounts to, and its marks by question."""
@@ -140,4 +140,4 @@ def _breakdowns(rows: Sequence[Answered], benchmark: Measured) -> dict[str, dict
 
 
 def _accuracy(rows: Sequence[Answered], cluster: str, stream: str) -> Interval:
-    return bootstrap([row.accuracy for row in rows], clusters(rows, cluster), stream)
+    return fraction([row.accuracy for row in rows], clusters(rows, cluster), stream)

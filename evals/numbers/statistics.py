@@ -43,6 +43,30 @@ def bootstrap(values: Sequence[float], clusters: Sequence[Hashable] | None = Non
     return interval(float(np.mean(values)), resampled(values, clusters, stream))
 
 
+def fraction(values: Sequence[float], clusters: Sequence[Hashable] | None = None, stream: str = "") -> Interval:
+    """The same of values from 0 to 1, such as accuracies, which may all be 0, or all be 1 (``unanimous``)."""
+    units = len(values) if clusters is None else len(set(clusters))
+    return unanimous(bootstrap(values, clusters, stream), units)
+
+
+def unanimous(found: Interval, units: int, parts: int = 1) -> Interval:
+    """What n units without an exception leave open, of which resamples, all the same, say nothing.
+
+    Values from 0 to 1 of mean m are above 0 with a probability of at least m, so all n are 0 with at most
+    (1 - m)^n: 95 % intervals end at 1 - 0.025^(1/n), Clopper and Pearson's bound, as they begin at 0.025^(1/n)
+    where all are 1.
+
+    Args:
+        found: an interval from 0 to 0 or from 1 to 1; any other is returned as it is.
+        units: how many were drawn: questions, or clusters of them.
+        parts: of how many means, each of so many units or more, this is the average.
+    """
+    open_end = (1 - 0.025 ** (1 / units)) / parts
+    if found.low == found.high == 0.0:
+        return Interval(found.mean, 0.0, open_end)
+    return Interval(found.mean, 1 - open_end, 1.0) if found.low == found.high == 1.0 else found
+
+
 def resampled(values: ArrayLike, clusters: Sequence[Hashable] | None = None, stream: str = "") -> Array:
     """The means of 10,000 resamples of ``values``.
 
@@ -147,7 +171,7 @@ def interval(mean: float, resamples: Array) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def average(resamples: Sequence[Array], means: Sequence[float]) -> Interval:
+def average(resamples: Sequence[Array], means: Sequence[float], units: Sequence[int] = ()) -> Interval:
     """The unweighted mean of several benchmarks, with its interval.
 
     The benchmarks' questions have nothing to do with each other, so resample i of the average is the
@@ -156,13 +180,15 @@ def average(resamples: Sequence[Array], means: Sequence[float]) -> Interval:
     Args:
         resamples: what ``resampled`` gave for each benchmark.
         means: their means.
+        units: of accuracies, how many units each has (``unanimous``); of anything else, none.
 
     Raises:
         ValueError: there are none, or not one mean for each.
     """
     if not resamples or len(resamples) != len(means):
         raise ValueError(f"{len(resamples)} sets of resamples and {len(means)} means")
-    return interval(float(np.mean(means)), np.mean(np.stack(resamples), axis=0))
+    found = interval(float(np.mean(means)), np.mean(np.stack(resamples), axis=0))
+    return unanimous(found, min(units), len(units)) if units else found
 
 
 def rate(above: ArrayLike, below: ArrayLike, stream: str, about: str) -> dict[str, Any]:
@@ -179,5 +205,5 @@ def rate(above: ArrayLike, below: ArrayLike, stream: str, about: str) -> dict[st
     """
     above_N, below_N = np.asarray(above, np.float64), np.asarray(below, np.float64)
     value = float(above_N.sum() / below_N.sum()) if below_N.any() else 0.0
-    found = interval(value, resampled_ratio(above_N, below_N, stream))
+    found = unanimous(interval(value, resampled_ratio(above_N, below_N, stream)), int((below_N != 0).sum()) or 1)
     return {"value": value, "interval": [found.low, found.high], "about": about}

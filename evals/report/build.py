@@ -150,11 +150,12 @@ def _no_average(rows: Sequence[dict[str, Any]]) -> str | None:
 def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The unweighted mean of the eight with its interval, by every grader of all, and as published."""
     eight = [row for row in rows if row["benchmark"] in EIGHT]
-    found = average([_resampled(row) for row in eight], [row["accuracy"] for row in eight])
+    units = [row["clusters"] for row in eight]
+    found = average([_resampled(row) for row in eight], [row["accuracy"] for row in eight], units)
     theirs = None
     if all(AS_PUBLISHED in row for row in eight):
         drawn = [_resampled(row, RIGHT_AS_PUBLISHED) for row in eight]
-        mean = average(drawn, [row[AS_PUBLISHED]["accuracy"] for row in eight])
+        mean = average(drawn, [row[AS_PUBLISHED]["accuracy"] for row in eight], units)
         theirs = {"accuracy": mean.mean, "interval": [mean.low, mean.high]}
     graders = {
         grader: sum(row["graders"][grader]["accuracy"] for row in eight) / len(eight)

@@ -23,6 +23,9 @@ def result(right, benchmark="geo3k", **other):
     }
 
 
+UNVARIED = "geo3k: the difference is the same at every question; that the interval has no width says nothing of others"
+
+
 def steady(before, after, questions=40, **other):
     """Two results in which every question changes alike, so that the interval is a point."""
     return [result({str(i): row for i in range(questions)}, **other) for row in (before, after)]
@@ -37,7 +40,7 @@ def test_two_evaluations_are_compared_on_the_questions_they_share():
     assert (change.questions, change.before, change.after) == (2, 0.25, 0.75)
     assert (change.change.mean, change.change.low, change.change.high) == (0.5, 0.5, 0.5)
     assert found.average is None
-    assert found.notes == ["geo3k: 2 questions are in one of the two only and are left out"]
+    assert found.notes == ["geo3k: 2 questions are in one of the two only and are left out", UNVARIED]
 
 
 def test_the_interval_is_that_of_the_pairs():
@@ -45,7 +48,9 @@ def test_the_interval_is_that_of_the_pairs():
     # sqrt(0.2 * 0.8 / 100) = 0.04.
     before = result({str(i): [0] for i in range(100)})
     after = result({str(i): [int(i < 20)] for i in range(100)})
-    change = compare([before], [after]).changes[0].change
+    found = compare([before], [after])
+    change = found.changes[0].change
+    assert found.notes == []
     assert change.mean == pytest.approx(0.2)
     assert change.low == pytest.approx(0.2 - 1.96 * 0.04, abs=0.011)
     assert change.high == pytest.approx(0.2 + 1.96 * 0.04, abs=0.011)
@@ -80,14 +85,15 @@ def test_what_else_differs_is_told():
         "wemath is in A only and is left out",
         "geo3k: grader mathruler -> math-verify",
         "geo3k: top_p 1.0 -> 0.9",
+        UNVARIED,
     ]
 
 
 def test_a_profile_under_its_earlier_name_is_the_same():
     before, after = steady([1, 0], [1, 0])
-    assert compare([before | {"profile": "paper"}], [after]).notes == []
+    assert compare([before | {"profile": "paper"}], [after]).notes == [UNVARIED]
     notes = compare([before | {"profile": "paper"}], [after | {"profile": "matched"}]).notes
-    assert notes == ["geo3k: profile published -> matched"]
+    assert notes == ["geo3k: profile published -> matched", UNVARIED]
 
 
 def test_nothing_to_compare():

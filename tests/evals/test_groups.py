@@ -284,7 +284,7 @@ def test_an_evaluation_of_other_settings_is_left_out_or_told(
     left = "a-1 is left out: its evaluation is of other settings, data or code than the run's present ones"
     assert group.left_out == [f"{left} (vppo train --run a-1)"]
     shown = vppo("compare", "a-1", "a-2", "--json", runs=tmp_path).succeeded().json["notes"]
-    assert shown == ["a-1: step 3 was evaluated with other settings, data or code than the run's present ones"]
+    assert shown[0] == "a-1: step 3 was evaluated with other settings, data or code than the run's present ones"
     command = vppo("compare", "a-1", "a-[2]", runs=tmp_path)
     assert command.code == 2
     assert left in " ".join(command.err.split())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.numbers.statistics import RESAMPLES, average, bootstrap, rate, resampled, resampled_ratio
+from evals.numbers.statistics import RESAMPLES, average, bootstrap, fraction, rate, resampled, resampled_ratio
 from pipelines.seeds import generator
 
 fractions = st.integers(0, 8).map(lambda right: right / 8)
@@ -43,6 +43,22 @@ def test_a_resample_draws_as_many_questions_as_there_are():
     values = np.arange(700) / 7
     drawn = generator(0, "bootstrap", 700).integers(700, size=(RESAMPLES, 700))
     assert resampled(values.tolist()).tolist() == pytest.approx(values[drawn].mean(1).tolist())
+
+
+@pytest.mark.parametrize("count", [1, 12, 300])
+def test_answers_without_an_exception_leave_something_open(count):
+    """Clopper and Pearson's bound: the accuracy at which none of n right has a probability of 2.5 %."""
+    none, every = fraction([0.0] * count), fraction([1.0] * count)
+    assert (none.mean, none.low, every.mean, every.high) == (0, 0, 1, 1)
+    assert (1 - none.high) ** count == pytest.approx(0.025)
+    assert every.low == pytest.approx(1 - none.high)
+    clustered = fraction([0.0] * 3 * count, [i // 3 for i in range(3 * count)])
+    assert clustered == none
+    assert rate([0] * count, [1] * count, "", "")["interval"] == [none.low, none.high]
+    assert fraction([0.5, *[0.0] * count]) == bootstrap([0.5, *[0.0] * count])
+    several = average([np.zeros(9)] * 4, [0.0] * 4, [count, 500, 500, 500])
+    assert several.high == pytest.approx(none.high / 4)
+    assert bootstrap([0.0] * count).high == 0  # of a reward, whose range nobody knows
 
 
 def test_the_memory_of_a_bootstrap_is_bounded():
