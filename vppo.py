@@ -106,6 +106,8 @@ def train(
         )
     if not isinstance(settings, Mapping | None):
         raise UserError(f"settings {settings!r}", f"is of type {type(settings).__name__}.", "A dict: {'run.steps': 5}.")
+    if not isinstance(run, str | None):
+        raise UserError(f"run {run!r}", f"is of type {type(run).__name__}.", "The run's name.")
     given = [*(dotted(config) if isinstance(config, Mapping) else ()), *dotted(settings)]
     path = None if config is None or isinstance(config, Mapping) else Path(config)
     everyone = ranks()

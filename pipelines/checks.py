@@ -9,7 +9,7 @@ from pipelines.config.schema import Config
 from pipelines.disk.step import Step
 from pipelines.errors import UserError
 from pipelines.grading.graders import check_grader
-from pipelines.grading.reward import REWARDS, check_keys, make_reward
+from pipelines.grading.reward import check_keys, make_reward
 from pipelines.model.prompts import model_location, only_local
 from pipelines.objectives import table
 from pipelines.ranks.ranks import ranks
@@ -48,8 +48,7 @@ def check_parts(config: Config) -> None:
     table.check(config)
     check_truth(config)
     make_reward(config.reward.function, config.reward.grader)
-    if config.reward.function in REWARDS:  # others say what they return when they are first called
-        check_keys(config, ())
+    check_keys(config)
     for stage in STAGES:
         find(stage, config)
     for grader in config.eval.graders:

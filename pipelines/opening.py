@@ -16,6 +16,7 @@ from pipelines.disk.files import disk_errors, write_atomic
 from pipelines.disk.lock import run_lock
 from pipelines.disk.step import Step
 from pipelines.errors import UserError
+from pipelines.grading.reward import check_keys
 from pipelines.prepare.sources import check_sources
 from pipelines.ranks.ranks import ranks
 from pipelines.stages import of_evaluations
@@ -23,13 +24,15 @@ from pipelines.watch import Watch
 
 
 def check_inputs(chain: Chain) -> None:
-    """What the run would refuse of its data, before it begins: cheap, and without the hub.
+    """What the run would refuse of its data and keys, before it begins: cheap, and without the hub.
 
     Raises:
-        UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing.
+        UserError: a benchmark that the data cannot serve; a source, a column or a local copy is missing; a key that
+            no reward has.
     """
     if chain.prepare.manifest() is None:
         check_sources(chain.config.data)
+    check_keys(chain.config)
     of_evaluations("check_inputs")(chain.config)
 
 

@@ -202,7 +202,7 @@ def test_a_key_that_it_does_not_return_is_refused_by_name(run: Path) -> None:
 def test_a_run_whose_reward_was_edited_is_seen_as_it_was_made(run: Path, tmp_path: Path) -> None:
     assert "steps      2 of 2 done" in vppo("status", "--run", "mine", runs=run.parent).succeeded().out
     before = vppo("status", "--run", "mine", "--json", runs=run.parent).succeeded().json
-    (tmp_path / "own_rewards.py").write_text(REWARDS.replace("/ 100", "/ 200"))
+    (tmp_path / "own_rewards.py").write_text(REWARDS.replace("/ 100", "/ (print('paid') or 200)"))
     (tmp_path / "elsewhere").mkdir()
     for place in (tmp_path, tmp_path / "elsewhere"):
         after = vppo("status", "--run", "mine", "--json", runs=run.parent, cwd=place).succeeded().json
@@ -212,8 +212,10 @@ def test_a_run_whose_reward_was_edited_is_seen_as_it_was_made(run: Path, tmp_pat
         tmp_path / "elsewhere/model/model.safetensors"
     ).read_bytes()
     assert "source of own_rewards:mine changed" in vppo("plan", "--run", "mine", runs=run.parent).succeeded().out
-    evaluated = vppo("eval", "--run", "mine", "--benchmarks", "validation", runs=run.parent).succeeded()
-    assert "checkpoint 2 of mine" in evaluated.out  # the weights of then, by the reward of now
+    command = ("eval", "--run", "mine", "--benchmarks", "validation")
+    evaluated = vppo(*command, "--json", runs=run.parent).succeeded()
+    assert "checkpoint 2 of mine" in json.dumps(evaluated.json)  # the weights of then, by the reward of now
+    assert "paid" in evaluated.err  # what it prints is not in a program's way
     found = [json.loads(path.read_text()) for path in run.glob("eval/0002/validation-*/results.json")]
     old, new = sorted(one["rewards"]["length"]["value"] for one in found)
     assert new == pytest.approx(old / 2)

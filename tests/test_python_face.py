@@ -195,6 +195,8 @@ def test_training_is_the_commands_and_says_nothing(tmp_path, monkeypatch, capfd)
     ):
         with pytest.raises(UserError, match=words):
             face.train(bad)
+    with pytest.raises(UserError, match="run 5: is of type int"):
+        face.train(run=5)
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 

@@ -166,7 +166,7 @@ def main() -> None:
             show_interrupted()
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except Exception as error:
         heartbeat.await_end(error)
         heartbeat.end(f"{type(error).__name__}: {error}")

@@ -34,7 +34,19 @@ Master = Annotated[
     str | None,
     typer.Option("--master", metavar="HOST[:PORT]", help="The first node, where all meet.", rich_help_panel=_PANEL),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+
+
+def _for_a_program(context: typer.Context, given: bool) -> bool:
+    if given:
+        from vppo_cli.screen.display import reserved_output
+
+        context.with_resource(reserved_output())
+    return given
+
+
+Json = Annotated[
+    bool, typer.Option("--json", callback=_for_a_program, help="Print one JSON object for a program to read.")
+]
 
 
 def hand_over(nproc_per_node: int | None, nnodes: int = 1, node_rank: int = 0, master: str | None = None) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -50,19 +51,46 @@ def source_hash(part: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def require_module(setting: str, part: str) -> None:
-    """See that the module of an import path is there, without running it.
+def require_part(setting: str, part: str) -> None:
+    """See that the module of an import path is there, and binds the name, as far as its source tells; nothing is run.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or does not.
     """
-    module = part.partition(":")[0]
-    if _find(module) is None:
+    module, _, name = part.partition(":")
+    spec = _find(module)
+    if spec is None:
         raise UserError(
             f"{setting}: {part}",
             f"there is no module {module}.",
             "Name a module that Python finds from the current folder or the environment.",
         )
+    names = _bound(_parsed(Path(spec.origin))) if spec.origin and spec.has_location else None
+    if names is not None and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        fix = f"Did you mean {module}:{near[0]}?" if near else f"See {spec.origin}."
+        raise UserError(f"{setting}: {part}", f"{module} has no {name!r}.", fix)
+
+
+_DYNAMIC = {"*", "__getattr__", "globals", "vars", "setattr", "exec"}
+"""By these a module may have names that its source does not show."""
+
+
+def _bound(tree: ast.Module | None) -> set[str] | None:
+    """The names that a module binds; None where its source does not tell all of them."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = [tree] if tree else []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)  # what stands inside binds there
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        else:
+            if isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in _DYNAMIC):
+                names.add(node.id)
+            waiting += ast.iter_child_nodes(node)
+    return None if tree is None or names & _DYNAMIC else names
 
 
 def _files(module: str) -> dict[str, Path] | None:
@@ -136,14 +164,9 @@ def _local(place: Path, homes: set[Path]) -> bool:
 
 def _imports(file: Path, relative: str) -> Iterator[str]:
     """The modules that a source may import; of ``from a import b`` both ``a`` and ``a.b``."""
-    if file.suffix != ".py":
-        return
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # whoever imports it says so
-        return
+    tree = _parsed(file)
     here = Path(relative).with_suffix("").parts
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -152,6 +175,13 @@ def _imports(file: Path, relative: str) -> Iterator[str]:
             if base:
                 yield ".".join(base)
                 yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def _parsed(file: Path) -> ast.Module | None:
+    """The source of a module; None where it is none, or does not parse, which whoever imports it says."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.parse(file.read_bytes()) if file.suffix == ".py" else None
+    return None
 
 
 def _find(module: str) -> ModuleSpec | None:
@@ -222,14 +252,14 @@ class PartSources:
 
 
 def check_part_sources(config: Config) -> None:
-    """See that the module of every part that is named by import path is there, without running it.
+    """See that every part that is named by import path is there, as far as its source tells; nothing is run.
 
     Raises:
         UserError: one is not.
     """
     for setting in SETTINGS:
         for part in _named(config, setting):
-            require_module(setting, part)
+            require_part(setting, part)
 
 
 SETTINGS = (

@@ -51,15 +51,23 @@ def taken_over(step: Step, out: Path, tell: Callable[[str], None]) -> dict[str, 
     return found
 
 
+def others(step: Step) -> Iterator[Step]:
+    """The same shared step in other runs of the folder, where this run has none; whole by their files' sizes."""
+    if step.name in SHARED and not step.path.exists():
+        for place in find(step.parent.parent, f"*/{step.path.name}/{MANIFEST}"):
+            other, manifest = replace(step, parent=place.parent.parent), None
+            with contextlib.suppress(UserError, OSError):  # damaged, or gone meanwhile: its run's business
+                manifest = other.manifest()
+            if manifest is not None:
+                yield other
+
+
 def _from_others(step: Step, out: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    if step.name not in SHARED or step.path.exists():
-        return {}
-    for place in find(step.parent.parent, f"*/{step.path.name}/{MANIFEST}"):
-        other = replace(step, parent=place.parent.parent)
+    for other in others(step):
         try:
             manifest = other.manifest() or {}
             links = [_take(other.path / name, out / name, entry) for name, entry in manifest["files"].items()]
-        except (UserError, OSError, KeyError):  # damaged, or gone meanwhile: what is wrong is its run's business
+        except (UserError, OSError, KeyError):
             for left in out.iterdir():
                 remove(left)
             continue

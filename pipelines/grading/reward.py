@@ -318,7 +318,7 @@ def _checked(path: str, name: str, scores: Sequence[float], count: int) -> list[
         problem = f"it returned a {type(scores).__name__}, which does not hold a number per response in their order."
         raise UserError(place, problem, _FIX)
     try:
-        rewards = [float(score) for score in scores]
+        rewards = [_number(score) for score in scores]
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(place, f"it did not return numbers ({error}).", _FIX) from error
     what = REWARD if name == REWARD else "value"
@@ -329,6 +329,12 @@ def _checked(path: str, name: str, scores: Sequence[float], count: int) -> list[
         if not abs(reward) <= LARGEST_REWARD:  # NaN is not either
             raise UserError(place, f"{name} {i} of {count} is {reward}.", _FIX)
     return rewards
+
+
+def _number(score: Any) -> float:
+    if isinstance(score, str | bytes):
+        raise TypeError(f"{score!r} is text")
+    return float(score)
 
 
 def check_key(setting: str, key: str, named: Collection[str], reward: str) -> None:
@@ -351,14 +357,19 @@ def check_key(setting: str, key: str, named: Collection[str], reward: str) -> No
         )
 
 
-def check_keys(config: Config, named: Collection[str]) -> None:
+def check_keys(config: Config, named: Collection[str] | None = None) -> None:
     """The same of every setting that takes such a key.
+
+    Args:
+        named: None: as far as is known without it, that is of a built-in reward.
 
     Raises:
         UserError: one names none.
     """
+    if named is None and config.reward.function not in REWARDS:
+        return
     for setting, key in (
         ("rollout.filter_key", config.rollout.filter_key),
         ("checkpoint.best_key", config.checkpoint.best_key),
     ):
-        check_key(setting, key, named, config.reward.function)
+        check_key(setting, key, named or (), config.reward.function)

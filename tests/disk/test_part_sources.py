@@ -155,6 +155,32 @@ def test_what_does_not_parse_and_what_is_not_there(project):
         part_sources.check_part_sources(settings.load(None, ["reward.function=nowhere:f"]))
 
 
+DEFINED = """
+import json as js
+from math import log
+if True:
+    async def later(): inner = 1
+class Kind: field = 1
+a, (b, *c) = 1, (2, 3)
+for d in (): pass
+with open("x") as e: f: int = 1
+"""
+
+
+def test_a_name_that_a_module_lacks_is_refused_without_running_it(project):
+    project("parts.py", DEFINED + BOOM)
+    for name in ("js", "log", "later", "Kind", "a", "b", "c", "d", "e", "f"):
+        part_sources.require_part("reward.function", f"parts:{name}")
+    for name in ("json", "inner", "field", "math", "open"):
+        with pytest.raises(UserError, match=f"parts has no '{name}'"):
+            part_sources.require_part("reward.function", f"parts:{name}")
+    with pytest.raises(UserError, match="Did you mean parts:later"):
+        part_sources.require_part("reward.function", "parts:latr")
+    for text in ("from math import *", "def __getattr__(name): ...", "globals()['x'] = 1", "def ("):
+        project("parts.py", text)
+        part_sources.require_part("reward.function", "parts:x")  # which only running it tells
+
+
 def test_nothing_is_executed_and_nothing_stays_on_the_path(project):
     project("pack/__init__.py", BOOM)
     project("pack/rewards.py", BOOM + "import torch, json, pack.more\n")
@@ -203,3 +229,5 @@ def test_plan_says_so_in_words(project, tmp_path):
     # Before anything else of it is looked at: what train would refuse.
     refused = vppo("plan", *given("reward.function=reward:score"), runs=runs)
     assert (refused.code, "no module reward" in " ".join(refused.err.split())) == (2, True)
+    refused = vppo("plan", *given("reward.function=rewards:scor"), runs=runs)
+    assert (refused.code, "Did you mean rewards:score?" in " ".join(refused.err.split())) == (2, True)

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from pipelines.disk.sharing import one_at_a_time, taken_over
+from pipelines.disk.sharing import one_at_a_time, others, taken_over
 from pipelines.disk.step import Step, commit
 
 CONTENT = {"train.parquet": b"x" * 1000, "more/rejected.jsonl": b"y"}
@@ -43,6 +43,7 @@ def take(wanted):
 def test_a_second_run_has_the_same_files_and_either_may_go(tmp_path):
     first = made(step(tmp_path, "a"))
     second = step(tmp_path, "b")
+    assert [one.path for one in others(second)] == [first]  # as vppo plan says
     anew, told = take(second)
     assert (anew, told) == (False, ["prepared already by run a, under the same key: shares its files"])
     for name, content in CONTENT.items():
@@ -71,6 +72,7 @@ def test_what_is_not_whole_is_left_alone(tmp_path, damage):
         file.unlink()
     else:
         file.write_bytes(b"z" * (10 if damage == "short" else 1000))
+    assert len([*others(step(tmp_path, "b"))]) == (damage == "changed")  # which only its hash tells
     assert take(step(tmp_path, "b")) == (True, [])
 
 

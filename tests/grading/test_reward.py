@@ -77,6 +77,9 @@ def short(responses, samples):
 def infinite(responses, samples):
     return [float("nan")] * len(responses)
 
+def digits(responses, samples):
+    return ["1"] * len(responses)
+
 def words(responses, samples):
     return ["good"] * len(responses)
 
@@ -202,6 +205,7 @@ def test_a_reward_that_takes_other_arguments_is_refused_at_once(here: Path, func
     [
         ("short", "returned 1 reward for 2 responses"),
         ("infinite", "reward 0 of 2 is nan"),
+        ("digits", "did not return numbers.*'1' is text"),
         ("words", "did not return numbers.*good"),
         ("nothing", "did not return numbers"),
         ("as_text", "it returned a str"),

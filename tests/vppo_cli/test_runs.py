@@ -33,6 +33,16 @@ def test_runs_are_listed_and_removed(finished, tmp_path):
     assert (empty.code, "VPPO_RUNS" in empty.err) == (2, True)
 
 
+def test_a_plan_says_whose_prepared_data_it_takes(finished, tmp_path):
+    runs = copy_of(finished[0], tmp_path).parent
+    another = ("--config", "tiny.yaml", *given(*SMALL, "update.learning_rate=0.5"))
+    plan = vppo("plan", *another, "--json", runs=runs).succeeded().json["plan"]
+    assert (plan[0]["step"], plan[0]["status"]) == ("prepare", "run")
+    assert plan[0]["reason"] == "run small has it: taken over"
+    refused = vppo("plan", *another, *given("rollout.filter_key=rewrad"), runs=runs)
+    assert (refused.code, "Did you mean reward?" in refused.err) == (2, True)
+
+
 def test_a_failed_run_says_why(tmp_path):
     (tmp_path / "failing.py").write_text("def terms(batch, settings):\n    raise ValueError('no such luck')\n")
     runs, small = tmp_path / "runs", given(*SMALL, "update.objective=failing:terms", "rollout.dynamic_sampling=false")

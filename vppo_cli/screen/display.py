@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -67,10 +67,26 @@ def aligned(rows: Sequence[Sequence[str]], *, indent: int = 0, gap: int = 2) -> 
     ]
 
 
+_reserved: list[TextIO] = []
+
+
+@contextlib.contextmanager
+def reserved_output() -> Iterator[None]:
+    """While this lasts, standard output is for ``print_json``: what parts of one's own print goes to standard error."""
+    _reserved.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _reserved.pop()
+
+
 def print_json(value: Any) -> None:
     """For a program: one JSON object, nothing else on standard output."""
     if is_main():
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        out = _reserved[-1] if _reserved else sys.stdout
+        out.write(json.dumps(value, ensure_ascii=False) + "\n")
+        out.flush()
 
 
 def print_text(text: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -260,7 +259,6 @@ def tell(path: Path, every: float, *, as_json: bool) -> Glance:
             told = news
             if as_json:
                 display.print_json(glance.json())
-                sys.stdout.flush()
             else:
                 display.line(time.strftime("%H:%M:%S"), _news_text(glance))
         if _ended(glance):

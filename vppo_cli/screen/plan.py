@@ -10,6 +10,7 @@ from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.hub import named_on_hub
 from pipelines.disk.files import find
+from pipelines.disk.sharing import others
 from pipelines.disk.step import MANIFEST, Step, read_manifest
 from pipelines.disk.step import plan as plan_step
 from pipelines.words import counted
@@ -71,6 +72,8 @@ def plan_rows(chain: Chain) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str], list[Step]] = {}
     for step in chain.all():
         status, reason = plan_step(step)
+        if other := next(others(step), None):
+            reason = f"run {other.parent.name} has it: taken over"
         found.setdefault((step.name, status, reason), []).append(step)
     return [
         {
