@@ -197,9 +197,9 @@ class Chain:
             yield from self.training(step)
 
     def all(self) -> Iterator[Step]:
-        """Every step of the run, in the order in which they are made."""
-        yield from self.opening(self.config.run.steps)
-        yield from self.evaluations()
+        """Every step of the run, in the order in which they are made; what the end asks for again, once."""
+        steps = (*self.opening(self.config.run.steps), *self.evaluations())
+        yield from {step.path: step for step in steps}.values()
 
     def until(self, step: int | None) -> list[Step]:
         """Every step up to a training step; None: all of the run, its final evaluations included."""

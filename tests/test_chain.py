@@ -55,6 +55,10 @@ def test_the_order_of_a_run():
         "glyphs 0",
         "glyphs 4",
     ]
+    twice = chain(
+        "eval.benchmarks=[validation]", "eval.samples=4", "checkpoint.validation_samples=4", "eval.baseline=false"
+    )
+    assert [step.label for step in twice.all()].count("validation 4") == 1  # the last one's is the end's too
     assert [step.label for step in chain().opening(1)] == ["prepare", "rollout 1", "score 1", "update 1"]
 
 
