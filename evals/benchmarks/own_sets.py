@@ -31,6 +31,7 @@ def settings(name: str, config: Config) -> dict[str, Any]:
     """What decides the questions: content and columns; of a hub data set its name, and the revision that is set."""
     asked, path = config.eval.sources[name], at_home(config.eval.sources[name].source)
     found: dict[str, Any] = {"benchmark": name, "columns": _columns(asked, config), "split": asked.split}
+    found["prompts"] = "by content"  # by id and question, as once, pictures of another set could be shown
     if named := named_by(path, [at_home(folder) for folder in config.data.image_folders]):
         found["files named by it"] = f"content {named}"
     if exists(path):

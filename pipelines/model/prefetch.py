@@ -21,7 +21,7 @@ from pipelines.model.torchvision_ops import ensure_importable
 
 ensure_importable()  # at import: a worker gets its processor as soon as it has this module
 
-Key = tuple[str, str]
+Key = bytes
 Encode = Callable[[Sample], dict[str, torch.Tensor]]
 
 

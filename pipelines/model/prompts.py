@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -330,7 +331,12 @@ def encode_images(
 
 
 def _key(sample: Sample) -> Key:
-    return (sample.id, sample.problem)  # two data sets may share ids
+    """A hash of what is encoded, text and images: two data sets may share ids, and questions too."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (sample.problem.encode(errors="surrogatepass"), *sample.images):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
 
 
 def _size(encoded: dict[str, torch.Tensor]) -> int:

@@ -415,6 +415,30 @@ def test_both_are_evaluated_after_a_kill_and_stand_in_every_report(evaluated, he
     assert [(one.benchmark, one.questions, one.change.mean) for one in changes] == [("mytest", 4, 0), ("shapes", 4, 0)]
 
 
+def test_a_set_is_answered_alike_whatever_was_asked_before(here):
+    # Of both sets every id, question and number of rows is the same; the pictures are others.
+    for name, first in (("one", 0), ("other", 7)):
+        rows = [{"problem": "How many?", "image": f"{name}{i}.png", "answer": "1"} for i in range(3)]
+        lines(here / f"data/{name}.jsonl", rows)
+        for i, row in enumerate(rows):
+            (here / "data" / row["image"]).write_bytes(png(first + i))
+    asked = given(
+        "eval.samples=2",
+        "eval.max_new_tokens=12",
+        "run.threads=1",
+        *(f"eval.sources.{name}=data/{name}.jsonl" for name in ("one", "other")),
+    )
+    answers = []
+    for order in ("one,other", "other,one"):
+        vppo(
+            "eval", "--model", "tiny", "--config", "tiny.yaml", "--benchmarks", order, *asked, runs=here / order
+        ).succeeded()
+        journals = sorted((here / order).glob("models/*/eval/0000/journals/*.jsonl"))
+        answers.append([[json.loads(line)["response"] for line in path.read_text().splitlines()] for path in journals])
+    assert answers[0] == answers[1]
+    assert answers[0][0] != answers[0][1]
+
+
 def test_a_run_is_looked_at_where_its_benchmark_is_not_found(here):
     config = settings.load(None, ["eval.benchmarks=[glyphs, 'nowhere:SHAPES']"])
     chain = Chain(config, here / "runs/one")

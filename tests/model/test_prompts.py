@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from evals.journal import prompt_digest
 from evals.profiles import PUBLISHED, evaluation, matched
@@ -52,6 +53,18 @@ def test_one_place_for_the_question():
     for name in ("data", "eval"):
         with pytest.raises(UserError, match=rf"{name}.instruction.*2 times"):
             settings.load(None, [f'{name}.instruction="{{problem}} {{problem}}"'])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_prompt_is_known_by_its_pictures(policy, samples, workers):
+    # Of two data sets, with one id and one question.
+    one, other = (dataclasses.replace(asked("What?"), images=sample.images) for sample in samples[:2])
+    encoder = PromptEncoder(policy.processor, "", workers=workers)
+    encoder.expect([one, other])
+    for sample in (one, other):
+        alone = PromptEncoder(policy.processor, "").encode(sample)["pixel_values"]
+        assert torch.equal(encoder.encode(sample)["pixel_values"], alone)
+    encoder.close()
 
 
 @pytest.fixture
