@@ -16,8 +16,9 @@ from evals.journal import Entry, question_digest
 from evals.numbers.majority import normalise
 from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, Answered, mean_accuracy, summarise
 from evals.numbers.statistics import bootstrap
-from evals.profiles import PromptSettings
+from evals.profiles import Evaluation, PromptSettings
 from pipelines.disk.records import Sample, reward_column
+from pipelines.errors import UserError
 from pipelines.grading.answer import choice_letters, extract_answer
 from pipelines.grading.graders import GraderPool
 from pipelines.grading.reward import OUTCOMES, Outcome, OwnReward, golds, outcomes_of, published_outcomes
@@ -120,7 +121,7 @@ def grade(
         as_trained = marks[first]
         if not how.choice_rule:
             as_trained = _published(flat, owners, pool, watch, first)
-        rewards = _rewards(how.reward, how.samples, whole, flat, as_trained, watch)
+        rewards = _rewards(how, whole, flat, as_trained, watch)
         results["rewards"] = {name: _mean(values, how.samples) for name, values in rewards.items()}
     columns = {
         "question": [entry.question for entry in flat],
@@ -194,21 +195,24 @@ def _published(
 
 
 def _rewards(
-    function: str,
-    samples: int,
-    questions: Sequence[Sample],
-    entries: Sequence[Entry],
-    outcomes: Sequence[Outcome],
-    watch: Watch,
+    how: Evaluation, questions: Sequence[Sample], entries: Sequence[Entry], outcomes: Sequence[Outcome], watch: Watch
 ) -> dict[str, list[float]]:
     """What a reward function of one's own returns, by name; a question's responses come together."""
-    reward, found = OwnReward(function), dict[str, list[float]]()
+    samples, found = how.samples, dict[str, list[float]]()
+    reward = OwnReward(how.reward)
     step = samples * max(1, PART // samples)
     for start in range(0, len(entries), step):
         watch.progress("rewards", start, len(entries))
         part = entries[start : start + step]
         owners = [questions[(start + i) // samples] for i in range(len(part))]
-        lists = reward([entry.response for entry in part], owners, outcomes[start : start + step])
+        try:
+            lists = reward([entry.response for entry in part], owners, outcomes[start : start + step])
+        except UserError as error:
+            place = f"{error.place}, on {how.benchmark}, questions {owners[0].id} to {owners[-1].id}"
+            kept = (
+                "Mend it. vppo eval then goes on with what was trained; vppo train would train anew by what is mended."
+            )
+            raise UserError(place, error.problem, kept) from error
         for name, values in lists.items():
             found.setdefault(name, []).extend(values)
     watch.progress("rewards", len(entries), len(entries))

@@ -142,7 +142,7 @@ def telling(place: str, part: Callable[..., Any], passed: tuple[type[Exception],
             raise UserError(
                 place,
                 "\n".join([f"raised {type(error).__name__}: {said}", *_told(frames)]),
-                "Mend it and give the same command again; what was committed is kept.",
+                "Mend it and give the same command again. What it decided is made anew then: vppo plan says what.",
             ) from error
 
     return call

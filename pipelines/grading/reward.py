@@ -25,7 +25,7 @@ from pipelines.config.schema import KEY, Config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.grading.answer import NO_BOX, extract_answer, published_answer
-from pipelines.grading.graders import Closing, GraderPool, check_grader
+from pipelines.grading.graders import GRADERS, Closing, GraderPool, check_grader
 from pipelines.words import counted
 
 Outcome = Literal["correct", "wrong", "no_answer", "timed_out", "truncated"]
@@ -114,6 +114,15 @@ class RewardFunction(Closing):
             return [*self._own([""] * count, [sample] * count, ["no_answer"] * count)][1:]
         except Exception:  # which an empty response may be worth: those that were sampled are another matter
             return None
+
+    def doubt(self, sample: Sample) -> str:
+        """What a grader of one's own makes of a question's gold as its answer, where that is not "right"."""
+        if self._grader in GRADERS:
+            return ""
+        (verdict,) = self._pool.grade([(sample.answer, sample.answer, sample.kind)], self._grader, alone=True)
+        about = f"the gold of question {sample.id} as its answer, {sample.answer!r}"
+        failed = f"{self._grader} came to no verdict on {about}: it failed, or was too slow"
+        return {True: "", False: f"{self._grader} does not take for right {about}", None: failed}[verdict]
 
     def __call__(self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]) -> list[Graded]:
         """Grade and reward responses; the three sequences run in parallel, one entry a response.

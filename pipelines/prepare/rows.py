@@ -201,7 +201,8 @@ def _missing_columns(
     by: str,
 ) -> UserError:
     told = [f"no column {theirs!r} (our {ours!r}{by if ours in asked else ''})" for ours, theirs in missing.items()]
-    told += [f"no column {name!r} (data.extra)" for name in lacking]
+    test_set = setting != "data.columns"
+    told += [f"no column {name!r} (data.extra{', for test sets too' if test_set else ''})" for name in lacking]
     fixes = []
     if missing:
         guesses = {ours: _guess(ours, theirs, found) for ours, theirs in missing.items()}
@@ -212,7 +213,10 @@ def _missing_columns(
         fixes.append("Questions without images: {images: ''}.")
     if lacking:
         names = [_near(name, found) or "THEIR_NAME" if name in lacking else name for name in extra]
-        fixes.append(f"Name what is there: --set data.extra='[{', '.join(names)}]', all or none.")
+        named = f"--set data.extra='[{', '.join(names)}]', all (what each has) or none"
+        fixes.append(
+            f"Give it the column, or name what every set has: {named}." if test_set else f"Name what is there: {named}."
+        )
     return UserError(place, f"{', '.join(told)}; columns found: {listed(found, 50) or 'none'}.", " ".join(fixes))
 
 

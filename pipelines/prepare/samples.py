@@ -147,7 +147,8 @@ class Filter:
         reasons: Counter[str] = Counter()
         example: Rejected | None = None
         images, made_here = ImageTally(), source.name == "glyphs"
-        rows = renamed = defused = golds = pictured = 0
+        rows = defused = golds = pictured = 0
+        renamed: list[str] = []
         for rows, item in enumerate(source.rows, 1):
             if rows % PROGRESS_EVERY == 0:
                 self.watch.progress(f"prepare {split}", rows, source.total)
@@ -163,7 +164,7 @@ class Filter:
                 self.listing.write(json.dumps({"split": split, **asdict(found)}) + "\n")
             else:
                 unique = self._unique(found.id)
-                renamed += unique != found.id
+                renamed += [f"row {rows - 1}, {found.id!r} -> {unique!r}"] if unique != found.id else []
                 yield replace(found, id=unique)
         self.watch.progress(f"prepare {split}", rows, rows)
         self.reasons += reasons
@@ -177,7 +178,8 @@ class Filter:
         usable = rows - reasons.total()
         told = source.remarks()
         if renamed:
-            told.append(f"{renamed} repeated id{'s' * (renamed > 1)} got a number after them")
+            more = ", ..." if len(renamed) > 1 else ""
+            told.append(f"{counted(len(renamed), 'repeated id')} got a number after them ({renamed[0]}{more})")
         if defused:
             told.append(
                 f"control tokens of the model in {defused} question{'s' * (defused > 1)}, written "

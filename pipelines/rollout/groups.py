@@ -134,12 +134,14 @@ def rollout(
     return metrics | ({"groups_thrown_away": len(thrown)} if dropped else {})
 
 
-def check_named(config: Config, samples: SampleTable, reward: RewardFunction) -> None:
-    """Ask the reward for the keys that settings name, before anything is sampled.
+def check_reward(config: Config, step: int, samples: SampleTable, reward: RewardFunction, watch: Watch) -> None:
+    """Ask the grader about a gold, and the reward for the keys that settings name, before anything is sampled.
 
     Raises:
         UserError: it has none of that name. One that cannot say so yet is asked again with the first responses.
     """
+    if step == 1 and (doubt := reward.doubt(samples[0])):
+        watch.note(f"WARNING {doubt}")
     if {config.rollout.filter_key, config.checkpoint.best_key} <= {ACCURACY, REWARD}:
         return
     named = reward.named(samples[0], config.rollout.samples_per_prompt)
@@ -170,16 +172,23 @@ def _go_on(previous: Path) -> tuple[int, float]:
     return position, float(share)
 
 
+MOST_CUT_OFF = 0.3
+"""A larger share of responses that were cut off is warned of."""
 MOST_WITHOUT_VERDICT = 0.05
 """A larger share of responses whose answer the grader came to no verdict on is warned of."""
 
 
 def _warn(config: Config, step: int, used: Sequence[Rollout], counts: Counts, watch: Watch) -> None:
-    """Say where a step has nothing to learn from, or a grader that fails."""
+    """Say where a step has nothing to learn from, responses that are cut off, or a grader that fails."""
     if all(len(set(group.reward)) == 1 for group in used):
         watch.note(
             f"WARNING step {step}: the responses to each prompt have equal rewards, so there is "
             "nothing to learn from (all advantages are 0)"
+        )
+    if counts.truncated > MOST_CUT_OFF * counts.responses:
+        watch.note(
+            f"WARNING step {step}: {counts.truncated} of {counts.responses} responses were cut off after "
+            f"{config.rollout.max_new_tokens} tokens (rollout.max_new_tokens), with or without an answer"
         )
     if counts.timed_out > MOST_WITHOUT_VERDICT * counts.responses:
         watch.note(

@@ -18,7 +18,7 @@ def rollout(ask: Ask, live: Live, out: Path) -> Metrics:
     """train.parquet, and what the step before left over -> rollouts.parquet, surplus.parquet, next.json."""
     from pipelines.rollout import groups
 
-    groups.check_named(ask.config, live.samples, live.reward)
+    groups.check_reward(ask.config, ask.step, live.samples, live.reward, ask.watch)
     engine = live.engine(ask.step - 1)
     return groups.rollout(
         ask.config,

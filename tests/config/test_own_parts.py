@@ -111,7 +111,14 @@ def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
 
 def test_a_grader_that_always_fails_is_said(run):
     command = stage(run, "rollout", "reward.grader=ownparts:fails", "rollout.dynamic_sampling=false")
-    assert "ownparts:fails came to no verdict on" in command.succeeded().out
+    out = " ".join(command.succeeded().out.split())
+    assert "ownparts:fails came to no verdict on the gold of question" in out  # before a response reaches it
+    assert "step 1: ownparts:fails came to no verdict on" in out
+
+
+def test_responses_that_are_cut_off_are_said(run):
+    command = stage(run, "rollout", "rollout.max_new_tokens=8", "rollout.dynamic_sampling=false").succeeded()
+    assert "responses were cut off after 8 tokens (rollout.max_new_tokens)" in " ".join(command.out.split())
 
 
 def test_a_step_with_nothing_to_learn_from_is_said(run):

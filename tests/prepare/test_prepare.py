@@ -199,7 +199,7 @@ def test_repeated_ids_are_made_unique(run, tmp_path):
     path = source(tmp_path / "t.jsonl", *({"id": name} for name in ("7", "7", "7-2", "7", "8")))
     _, out, notes = run(source=path, validation_count=0)
     assert ids(out / "train.parquet") == ["7", "7-2", "7-2-2", "7-3", "8"]
-    assert notes.notes[0] == "train: 3 repeated ids got a number after them"
+    assert notes.notes[0] == "train: 3 repeated ids got a number after them (row 1, '7' -> '7-2', ...)"
     assert ids(out / "validation.parquet") == []
 
 

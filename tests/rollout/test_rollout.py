@@ -14,7 +14,7 @@ from pipelines.disk.records import ROLLOUTS, SURPLUS, Rollout, read_rows
 from pipelines.errors import UserError
 from pipelines.grading.reward import Graded, make_reward
 from pipelines.rollout.engine import Response
-from pipelines.rollout.groups import check_named, is_informative, prompt_at, rollout
+from pipelines.rollout.groups import check_reward, is_informative, prompt_at, rollout
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.watch import Silent
 
@@ -152,6 +152,9 @@ def lists(outcome, named):
     class Own:
         asked = 0
 
+        def doubt(self, sample):
+            return ""
+
         def named(self, sample, count):
             self.asked += 1
             return [*named]
@@ -200,12 +203,12 @@ def test_a_key_that_the_reward_does_not_return_is_refused_before_anything_is_sam
     own, config = lists(RIGHT, {"format": [1.0] * 4}), configure(f"{setting}=formt")
     problem = rf"{setting}: formt: outcome returns no such list\. Did you mean format\? Known: accuracy, reward, format"
     with pytest.raises(UserError, match=problem):
-        check_named(config, table, own)
+        check_reward(config, 1, table, own, Silent())
     engine = Scripted(lambda position: 2)
     with pytest.raises(UserError, match=problem):  # of one that cannot tell without responses
         rollout(config, 1, table, None, engine, own, tmp_path, Silent())
     assert len(engine.calls) == 1
-    check_named(configure(), table, own)
+    check_reward(configure(), 1, table, own, Silent())
     assert own.asked == 1  # not where there is nothing to ask for
 
 
