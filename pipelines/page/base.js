@@ -61,10 +61,17 @@ function counted(value, one) {
   return `${count(value)} ${one}${value === 1 ? "" : "s"}`;
 }
 
+/** In so many decimals, as the terminal and the tables round: what lies in the middle goes to the even digit. */
+function rounded(value, places) {
+  const away = value.toFixed(places); // of two that are as near, the larger in size
+  const middle = new RegExp(`\\.\\d{${places}}50*$`).test(value.toFixed(places + 16));
+  return middle && Number(away.slice(-1)) % 2 ? (value - Math.sign(value) * 0.5 * 10 ** -places).toFixed(places) : away;
+}
+
 /** With its sign, also where it is positive. */
 function signed(value, places = 2) {
   if (value === null || value === undefined) return "\u2013";
-  const shown = value.toFixed(places);
+  const shown = rounded(value, places);
   return Number(shown) < 0 ? MINUS + shown.slice(1) : `+${shown.replace("-", "")}`;
 }
 

@@ -27,7 +27,7 @@ function stepPick() {
 }
 
 const fixed = (value, places) => (value === null || value === undefined ? "\u2013"
-  : value.toFixed(places).replace("-", MINUS));
+  : rounded(value, places).replace("-", MINUS));
 
 const weight = (value) => (value === 0 ? "0" : signed(value, 3));
 

@@ -136,8 +136,8 @@ function ownTable(rows) {
       named ? el("th", { scope: "row", class: "run-name", text: row.run }) : null,
       el("td", { text: row.benchmark }), el("td", { class: "number", text: row.asked }),
       el("td", { text: row.policy }),
-      el("td", { class: "number", text: `${(100 * row.accuracy).toFixed(1)} `
-        + `[${row.interval.map((v) => (100 * v).toFixed(1)).join(", ")}]` }),
+      el("td", { class: "number", text: `${rounded(100 * row.accuracy, 1)} `
+        + `[${row.interval.map((v) => rounded(100 * v, 1)).join(", ")}]` }),
       el("td", {}, intervalMark(row)),
       el("td", { class: "number", text: points(row) }))))));
 }

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,17 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tmp_path: Path
     assert opened.page.locator(".viewer script, .viewer b, .tokens img").count() == 0
     opened.page.wait_for_timeout(100)
     opened.assert_harmless()
+
+
+def test_numbers_are_rounded_as_the_terminal_rounds_them(browser: Browser, tmp_path: Path) -> None:
+    opened = shown(browser, tmp_path, entry(response(["a"])))
+    script = files("pipelines.page").joinpath("base.js").read_text(encoding="utf-8")
+    function = script[script.index("function rounded") :].partition("\n}\n")[0] + "}"
+    values = [i * sign / 16 for i in range(200) for sign in (1, -1)] + [100 * i / 70 for i in range(71)]
+    for places in range(4):
+        call = f"([values, places]) => {{ {function} return values.map((v) => rounded(v, places)); }}"
+        found = opened.page.evaluate(call, [values, places])
+        assert [text.lstrip("-") for text in found] == [f"{abs(value):.{places}f}" for value in values]
 
 
 def test_inline_script_is_blocked_were_any_to_get_in(browser: Browser, tmp_path: Path) -> None:
