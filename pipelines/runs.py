@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -37,6 +38,9 @@ def runs_folder() -> Path:
     return Path(os.environ.get("VPPO_RUNS", "runs"))
 
 
+_ELSEWHERE = "go where it was begun, or set VPPO_RUNS"
+
+
 def known_runs() -> list[Path]:
     """The folders of all runs, by name."""
     return [path.parent for path in find(runs_folder(), f"*/{CONFIG}")]
@@ -52,11 +56,16 @@ def find_run(name: str | None) -> Path:
     known = known_runs()
     if name is None:
         if not known:
-            raise UserError(f"{folder}/", "holds no run yet.", "Start one: vppo train")
+            raise UserError(
+                f"{folder.resolve()}/", "holds no run yet.", f"Start one: vppo train. If it is elsewhere, {_ELSEWHERE}."
+            )
         return max(known, key=lambda p: (p / CONFIG).stat().st_mtime)
     if folder / name not in known:
-        listed = " ".join(p.name for p in known) or "none"
-        raise UserError(f"run {name}", f"no such run in {folder}/.", f"There: {listed}.")
+        names = [path.name for path in known]
+        shown = difflib.get_close_matches(name, names, n=8) or names[:8]
+        more = f" and {len(names) - len(shown)} more" * (len(names) > len(shown))
+        there = f"There: {' '.join(shown) or 'none'}{more}. If it is elsewhere, {_ELSEWHERE}."
+        raise UserError(f"run {name}", f"no such run in {folder.resolve()}/.", there)
     return folder / name
 
 

@@ -189,7 +189,7 @@ def test_a_key_that_it_does_not_return_is_refused_by_name(run: Path) -> None:
     asked = given("reward.function=own_rewards:broken", "rollout.filter_key=format")
     refused = vppo("train", "--run", "mine", "--stage", "rollout", "--steps", "1", *asked, runs=run.parent)
     assert refused.code == 2
-    assert "reward own_rewards:broken, format: format " in refused.err
+    assert "reward.function: own_rewards:broken, format: format " in refused.err
     assert " is nan." in refused.err
     assert "Traceback" not in refused.err
     assert (contents(run), runs.config_text(run)) == before

@@ -127,7 +127,7 @@ SETTINGS = [
         "train --set eval.benchmarks=[glyfs]",
         ("glyfs", "no such benchmark", "Did you mean glyphs?"),
     ),
-    Case("no run yet", "status", ("holds no run yet", "vppo train")),
+    Case("no run yet", "status", ("holds no run yet", "vppo train", "VPPO_RUNS")),
     Case("unknown run", "plan --run tiny-0000", ("run tiny-0000", "no such run", "There: none")),
     Case("run is a path", "train --run ../elsewhere", ("--run ../elsewhere", "not a name")),
     Case("unknown device", "train --set run.device=tpu", ("run.device", "'tpu'", "cuda")),

@@ -89,7 +89,7 @@ class OwnReward:
         found = {name: _checked(self._path, name, lists[name], len(responses)) for name in _in_order(lists)}
         if self._names not in (None, [*found]):
             problem = f"it returned {_joined(found)}, and {_joined(self._names or ())} before."
-            raise UserError(f"reward {self._path}", problem, "Return the same names every time.")
+            raise UserError(f"reward.function: {self._path}", problem, "Return the same names every time.")
         self._names = [*found]
         return found
 
@@ -263,6 +263,8 @@ def _takes_outcomes(path: str, scorer: RewardScorer) -> bool:
         signature = inspect.signature(scorer)
     except ValueError:  # of a function that is not Python's
         return False
+    if inspect.iscoroutinefunction(inspect.unwrap(scorer)):
+        raise UserError(f"reward.function: {path}", "is async, and is called as it is.", "Let it return the rewards.")
     given: tuple[Any, ...] = (None, None)
     if "outcomes" not in signature.parameters and _binds(signature, given):
         return False
@@ -297,13 +299,15 @@ def _lists(path: str, returned: Any) -> dict[str, Any]:
     for name in returned:
         if not isinstance(name, str) or not re.fullmatch(KEY, name):
             problem = f"it returned a list called {name!r}, which is no name."
-            raise UserError(f"reward {path}", problem, "Letters, digits, dot, dash and underscore, 64 at most.")
+            raise UserError(
+                f"reward.function: {path}", problem, "Letters, digits, dot, dash and underscore, 64 at most."
+            )
         if name == ACCURACY:
             problem = f"it returned a list called {name!r}, which is the grader's."
-            raise UserError(f"reward {path}", problem, "Call it otherwise.")
+            raise UserError(f"reward.function: {path}", problem, "Call it otherwise.")
     if REWARD not in returned:
         problem = f"it returned {_joined(returned) or 'an empty dict'}, and no {REWARD!r}, which is trained on."
-        raise UserError(f"reward {path}", problem, _FIX)
+        raise UserError(f"reward.function: {path}", problem, _FIX)
     return dict(returned)
 
 
@@ -322,7 +326,9 @@ LARGEST_REWARD = 3.4e38
 
 def _checked(path: str, name: str, scores: Sequence[float], count: int) -> list[float]:
     """The scores as floats, if there are ``count`` of them and all are finite."""
-    place = f"reward {path}" if name == REWARD else f"reward {path}, {name}"
+    place = f"reward.function: {path}" if name == REWARD else f"reward.function: {path}, {name}"
+    if isinstance(scores, int | float):
+        raise UserError(place, f"it returned one number for {counted(count, 'response')}.", _FIX)
     if isinstance(scores, str | bytes | bytearray | Set | Mapping):
         problem = f"it returned a {type(scores).__name__}, which does not hold a number per response in their order."
         raise UserError(place, problem, _FIX)

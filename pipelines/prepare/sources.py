@@ -7,7 +7,9 @@ Hidden files and folders (``.ipynb_checkpoints``, ``.cache``, ``__MACOSX``) are 
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import difflib
 import itertools
 import json
 import os
@@ -553,7 +555,12 @@ def check_hub_id(name: str, key: str) -> None:
         UserError: it cannot.
     """
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or Path(name).suffix in FILES or name == "..":
-        raise UserError(f"{key} {name[:200]}", "no such file or folder.", "Check the path.")
+        beside: list[str] = []
+        with contextlib.suppress(OSError, ValueError):
+            beside = os.listdir(at_home(name).parent)
+        near = difflib.get_close_matches(Path(name).name, beside, n=1)
+        fix = f"Did you mean {Path(name).parent / near[0]}?" if near else "Check the path."
+        raise UserError(f"{key} {name[:200]}", "no such file or folder.", fix)
 
 
 def _hub(name: str, split: str, data: DataConfig, validation: bool, key: str) -> Part:

@@ -77,6 +77,12 @@ def short(responses, samples):
 def infinite(responses, samples):
     return [float("nan")] * len(responses)
 
+def one_for_all(responses, samples):
+    return 0.5
+
+async def later(responses, samples):
+    return [0.5] * len(responses)
+
 def digits(responses, samples):
     return ["1"] * len(responses)
 
@@ -194,6 +200,11 @@ def test_named_lists_are_checked(here: Path, function: str, problem: str) -> Non
         reward(["a", "b"], [sample("5"), sample("5")], [False, False])
 
 
+def test_an_async_reward_is_refused_at_once(here: Path) -> None:
+    with pytest.raises(UserError, match="later: is async"):
+        make_reward(f"{here.name}.rewards:later")
+
+
 @pytest.mark.parametrize("function", ["alone", "graded_by_name"])
 def test_a_reward_that_takes_other_arguments_is_refused_at_once(here: Path, function: str) -> None:
     with pytest.raises(UserError, match=rf"{function}: takes \(responses.*\(responses, samples, outcomes\)"):
@@ -205,6 +216,7 @@ def test_a_reward_that_takes_other_arguments_is_refused_at_once(here: Path, func
     [
         ("short", "returned 1 reward for 2 responses"),
         ("infinite", "reward 0 of 2 is nan"),
+        ("one_for_all", "returned one number for 2 responses"),
         ("digits", "did not return numbers.*'1' is text"),
         ("words", "did not return numbers.*good"),
         ("nothing", "did not return numbers"),

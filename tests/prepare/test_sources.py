@@ -385,13 +385,16 @@ def test_broken_saved_data_set(tmp_path):
     [
         ("missing.parquet", "no such file or folder"),
         ("./missing/deep/folder", "no such file or folder"),
-        ("empty", "holds no data set"),
+        ("empty/tarin.jsonl", r"no such file or folder\. Did you mean empty/train\.jsonl\?"),
+        ("nothing", "holds no data set"),
         ("notes.txt", "files of type .txt are not read"),
     ],
 )
 def test_no_such_source(tmp_path, monkeypatch, name, problem):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
+    for folder in ("nothing", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "empty/train.jsonl").touch()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=problem):
         read(name)

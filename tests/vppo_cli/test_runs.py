@@ -29,6 +29,11 @@ def test_runs_are_listed_and_removed(finished, tmp_path):
         assert (refused.code, run.is_dir()) == (2, True), name
     assert "deleted" in vppo("runs", "--remove", "small", "--yes", runs=runs).succeeded().out
     assert not run.exists()
+    refused = vppo("status", "--run", "small", runs=runs)
+    assert f"no such run in {runs.resolve()}/" in "".join(refused.err.split("\n       "))
+    assert "There: bad broken. If it is elsewhere, go where it was begun, or set VPPO_RUNS." in " ".join(
+        refused.err.split()
+    )
     empty = vppo("runs", runs=tmp_path / "nothing")
     assert (empty.code, "VPPO_RUNS" in empty.err) == (2, True)
 

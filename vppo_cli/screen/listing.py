@@ -61,7 +61,7 @@ def _listed(path: Path) -> Listed:
 
 def show(found: Sequence[Listed]) -> None:
     """A table, and below it why runs failed, and what one would do with them."""
-    head = ("run", "state", "steps", "objective", "accuracy", "size", "changed")
+    head = ("run", "state", "steps", "objective", "train acc.", "size", "changed")
     lines = [
         (
             row.name,
