@@ -15,7 +15,8 @@ class UserError(Exception):
 
     def __init__(self, place: str, problem: str, fix: str = "") -> None:
         self.place, self.problem, self.fix = place, problem, fix
-        super().__init__(f"{place}: {problem}" + (f" {fix}" if fix else ""))
+        between = "\n" if "\n" in problem else " "  # of lines of code it may end with
+        super().__init__(f"{place}: {problem}" + (f"{between}{fix}" if fix else ""))
 
 
 class LockLost(Exception):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import fake_gpu
+import gpu_story
 import pytest
 
 TOOLS = Path(__file__).parent / "tools"
@@ -46,6 +47,11 @@ def told(line):
 
 
 # -- the emulator itself ---------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_value_that_the_emulator_tries():
+    tried = {line.partition("=")[0] for lines in gpu_story.table() for line in lines}
+    assert {"rollout.filter_key", "update.beta_max", "model.dtype", "score.keep_fraction"} <= tried
 
 
 def test_the_emulator():

@@ -142,6 +142,7 @@ def test_what_looks_at_a_run_shows_them(run: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setenv("VPPO_RUNS", str(run.parent))
     page = collect([RunSource.open("mine")])
+    assert {*page["evaluations"]["own"][0]["rewards"]} == {"reward", "level", "length", "even", "images"}
     charts = {chart["title"]: chart for group in page["curves"]["groups"] for chart in group["charts"]}
     assert {"Reward, length", "Validation reward", "Validation reward, length"} <= charts.keys()
     assert charts["Informative groups"]["about"] == "not all of the same even (rollout.filter_key)"

@@ -68,6 +68,11 @@ function rounded(value, places) {
   return middle && Number(away.slice(-1)) % 2 ? (value - Math.sign(value) * 0.5 * 10 ** -places).toFixed(places) : away;
 }
 
+/** The same as a person reads it. */
+function fixed(value, places) {
+  return value === null || value === undefined ? "\u2013" : rounded(value, places).replace("-", MINUS);
+}
+
 /** With its sign, also where it is positive. */
 function signed(value, places = 2) {
   if (value === null || value === undefined) return "\u2013";

@@ -26,9 +26,6 @@ function stepPick() {
   return made;
 }
 
-const fixed = (value, places) => (value === null || value === undefined ? "\u2013"
-  : rounded(value, places).replace("-", MINUS));
-
 const weight = (value) => (value === 0 ? "0" : signed(value, 3));
 
 const head = (text, title) => el("th", { scope: "col", class: "number", title }, text);

@@ -100,7 +100,9 @@ function bar(share, text) {
 function evaluationsSection(found) {
   const parts = [about(found.empty, "empty")];
   if (found.own.length) {
-    parts.push(about("Accuracy in %, with 95 % intervals over questions."), ownTable(found.own));
+    const paid = found.own.some((row) => Object.keys(row.rewards).length);
+    parts.push(about(`Accuracy in %${paid ? ", below it the reward and its parts" : ""}, with 95 % intervals over questions.`),
+      ownTable(found.own));
   }
   if (found.changes.length) {
     parts.push(el("h3", { text: found.methods ? "Between the methods" : "Between the runs" }),
@@ -129,17 +131,21 @@ function ownTable(rows) {
   const named = new Set(rows.map((row) => row.run)).size > 1;
   const numbers = new Set([2, 4, 6]);
   const points = (row) => row.difference === null ? "" : change(row.difference, row.difference_interval);
+  const paid = (row) => Object.entries(row.rewards).map(([name, { value, interval }]) => el("tr", { class: "muted" },
+    named ? el("td", {}) : null, el("td", {}), el("td", {}), el("td", { text: name }),
+    el("td", { class: "number", text: `${fixed(value, 3)} [${interval.map((v) => fixed(v, 3)).join(", ")}]` }),
+    el("td", {}), el("td", {})));
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, ...columns.map((text, i) => (i || named)
       ? el("th", { scope: "col", class: numbers.has(i) ? "number" : null, text }) : null))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {},
+    el("tbody", {}, ...rows.flatMap((row) => [el("tr", {},
       named ? el("th", { scope: "row", class: "run-name", text: row.run }) : null,
       el("td", { text: row.benchmark }), el("td", { class: "number", text: row.asked }),
       el("td", { text: row.policy }),
       el("td", { class: "number", text: `${rounded(100 * row.accuracy, 1)} `
         + `[${row.interval.map((v) => rounded(100 * v, 1)).join(", ")}]` }),
       el("td", {}, intervalMark(row)),
-      el("td", { class: "number", text: points(row) }))))));
+      el("td", { class: "number", text: points(row) })), ...paid(row)]))));
 }
 
 /** `+29.3 [+27.0, +31.6]` */

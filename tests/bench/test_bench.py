@@ -180,6 +180,7 @@ class Fork:
                 sides.main(line[3:])
             finally:
                 traceback.print_exc()
+                sys.stderr.flush()
                 os._exit(1)
         os.close(from_us)
         os.close(to_us)
@@ -196,7 +197,7 @@ class Fork:
 @pytest.mark.nightly
 def test_a_step_against_trl(monkeypatch):
     pytest.importorskip("trl")
-    monkeypatch.setattr(steps.subprocess, "Popen", Fork)
+    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(Popen=Fork, PIPE=subprocess.PIPE))
     small = Work(prompts=2, samples=4, max_new_tokens=16, micro_prompts=1, steps=3, threads=1)
     found = steps.take_turns({"vppo": small, "trl": small}, 1, quiet, "trl")
     for side in ("vppo", "trl"):

@@ -20,7 +20,7 @@ from evals.benchmarks.questions import gather
 from evals.benchmarks.table import BENCHMARKS, EIGHT
 from evals.journal import Entry, append, prompt_digest, read_journal
 from evals.lm_eval import tasks_folder
-from evals.lm_eval.functions import doc_to_image, sample
+from evals.lm_eval.functions import dataset, doc_to_image, sample
 from evals.profiles import PUBLISHED
 from evals.run import grade_cell, questions, sample_missing
 from evals.stage import engine
@@ -353,6 +353,7 @@ def test_lm_evals_own_command_with_its_own_model(data, tmp_path):
     (file,) = folder.rglob("samples_vppo_geo3k_*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 3
+    dataset("geo3k", str(data))  # whose questions the lines name
     processor = load_processor(settings.load())
     for row in rows:
         assert len(row["filtered_resps"][0]) == 8

@@ -137,15 +137,17 @@ NOT_HERE = {
     "model": {"path", "revision"},
     "rollout": {"engine", "server", "tensor_parallel", "memory_fraction"},
     "score": set[str](),
-    "update": {"engine", "zero_stage", "offload", "adam_betas"},
+    "update": {"engine", "zero_stage", "offload", "adam_betas", "constants"},
 }
-"""What other engines read, and what is no choice of a way."""
+"""What other engines read, numbers of objectives, and what is no choice of a way."""
 VALUES = {
+    "rollout.filter_key": "reward",
     "rollout.top_k": 5,
     "rollout.accuracy_high": 0.9,
     "rollout.mismatch_limit": 9.0,
     "score.batch_tokens": 200,
     "update.micro_batch_tokens": 200,
+    "update.beta_max": 1.5,
     "update.lora_rank": 4,
     "update.dual_clip": 2.0,
     "update.tis_cap": 2.0,

@@ -39,6 +39,7 @@ def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
                         "interval": entry["interval"],
                         "difference": entry.get("difference"),
                         "difference_interval": entry.get("difference_interval"),
+                        "rewards": entry.get("rewards", {}),
                     }
                 )
     found: dict[str, Any] = {"own": own, "changes": [], "reports": _reports([line.sources[0] for line in lines])}
