@@ -168,13 +168,14 @@ def table() -> Iterator[tuple[str, ...]]:
     Parts come from the code's own dicts and fields from the config's own classes, so what is added there
     is tested by itself.
     """
-    from pipelines.objectives.table import OBJECTIVES
+    from objectives_proof import cases
+
     from pipelines.score.perturb import PERTURBATIONS
     from pipelines.score.scoring import ESTIMATOR_NAMES
 
     yield from ((f"score.estimator={name}",) for name in ESTIMATOR_NAMES)
     yield from ((f"score.perturbation={name}",) for name in (*PERTURBATIONS, "raw_black"))
-    yield from ((f"update.objective={name}",) for name in OBJECTIVES)
+    yield from (tuple(case.settings) for case in cases())  # with what each of them asks for
     sections = {"model": ModelConfig, "rollout": RolloutConfig, "score": ScoreConfig, "update": UpdateConfig}
     named = {"estimator", "perturbation", "objective"}
     for section, kind in sections.items():
