@@ -48,7 +48,12 @@ def cgpo(batch: Batch, settings: UpdateConfig) -> Terms:
 
 
 def _deviations(x_B: Tensor) -> Tensor:
-    """(x - median) / (MAD + 1e-8), with the lower of the middle two as the median of an even number."""
+    """(x - median) / (MAD + 1e-8)."""
     x_B = x_B.double()
-    centred_B = x_B - x_B.median()
-    return (centred_B / (centred_B.abs().median() + 1e-8)).float()
+    centred_B = x_B - _median(x_B)
+    return (centred_B / (_median(centred_B.abs()) + 1e-8)).float()
+
+
+def _median(x_B: Tensor) -> Tensor:
+    """The lower of the middle two, where their number is even; by a sort, which has one result on any device."""
+    return x_B.sort().values[(len(x_B) - 1) // 2]
