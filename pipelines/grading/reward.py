@@ -116,13 +116,22 @@ class RewardFunction(Closing):
             return None
 
     def doubt(self, sample: Sample) -> str:
-        """What a grader of one's own makes of a question's gold as its answer, where that is not "right"."""
+        """That a grader of one's own does not take a question's gold, as its answer, for right; "" where it does.
+
+        Raises:
+            UserError: it comes to no verdict.
+        """
         if self._grader in GRADERS:
             return ""
         (verdict,) = self._pool.grade([(sample.answer, sample.answer, sample.kind)], self._grader, alone=True)
         about = f"the gold of question {sample.id} as its answer, {sample.answer!r}"
-        failed = f"{self._grader} came to no verdict on {about}: it failed, or was too slow"
-        return {True: "", False: f"{self._grader} does not take for right {about}", None: failed}[verdict]
+        if verdict is None:
+            raise UserError(
+                f"reward.grader: {self._grader}",
+                f"came to no verdict on {about}: it raised, or ran out of time or memory.",
+                "Call it with these two texts by yourself; reward.deadline says how long it may take.",
+            )
+        return "" if verdict else f"{self._grader} does not take for right {about}"
 
     def __call__(self, responses: Sequence[str], samples: Sequence[Sample], truncated: Sequence[bool]) -> list[Graded]:
         """Grade and reward responses; the three sequences run in parallel, one entry a response.

@@ -138,7 +138,8 @@ def check_reward(config: Config, step: int, samples: SampleTable, reward: Reward
     """Ask the grader about a gold, and the reward for the keys that settings name, before anything is sampled.
 
     Raises:
-        UserError: it has none of that name. One that cannot say so yet is asked again with the first responses.
+        UserError: the grader comes to no verdict; the reward has none of that name. One that cannot say so yet is asked
+            again with the first responses.
     """
     if step == 1 and (doubt := reward.doubt(samples[0])):
         watch.note(f"WARNING {doubt}")

@@ -41,6 +41,9 @@ def dark(pixels_FCHW, rng):
 def fails(answer, gold):
     raise ValueError("no idea")
 
+def fails_soon(answer, gold):
+    return answer == gold or 1 / 0
+
 def equal(responses, samples):
     return [0.5] * len(responses)
 
@@ -110,10 +113,12 @@ def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
 
 
 def test_a_grader_that_always_fails_is_said(run):
-    command = stage(run, "rollout", "reward.grader=ownparts:fails", "rollout.dynamic_sampling=false")
+    refused = stage(run, "rollout", "reward.grader=ownparts:fails")  # before a response reaches it
+    assert (refused.code, "came to no verdict on the gold of question" in " ".join(refused.err.split())) == (2, True)
+    command = stage(run, "rollout", "reward.grader=ownparts:fails_soon", "rollout.dynamic_sampling=false")
     out = " ".join(command.succeeded().out.split())
-    assert "ownparts:fails came to no verdict on the gold of question" in out  # before a response reaches it
-    assert "step 1: ownparts:fails came to no verdict on" in out
+    assert "does not take for right the gold" not in out
+    assert "step 1: ownparts:fails_soon came to no verdict on" in out
 
 
 def test_responses_that_are_cut_off_are_said(run):

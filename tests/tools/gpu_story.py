@@ -292,7 +292,12 @@ def first_command(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[
     return found
 
 
-STORIES = {"whole": whole, "steps": steps, "table": all_of, "counts": counts, "first": first_command}
+def tried(folder: Path, gpu: FakeGpu, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings that the table differs in; fails where a new one has no value."""
+    return {"settings": sorted({line.partition("=")[0] for lines in table() for line in lines})}
+
+
+STORIES = {"whole": whole, "steps": steps, "table": all_of, "tried": tried, "counts": counts, "first": first_command}
 
 
 def main(line: Sequence[str]) -> None:

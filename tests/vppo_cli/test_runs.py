@@ -44,6 +44,9 @@ def test_a_plan_says_whose_prepared_data_it_takes(finished, tmp_path):
     plan = vppo("plan", *another, "--json", runs=runs).succeeded().json["plan"]
     assert (plan[0]["step"], plan[0]["status"]) == ("prepare", "run")
     assert plan[0]["reason"] == "run small has it: taken over"
+    named = vppo("plan", *another, "--run", "mine", "--json", runs=runs).succeeded().json
+    assert (named["run"], named["plan"]) == ("mine", plan)
+    assert vppo("plan", "--run", "mine", runs=runs).code == 2  # no such run, and nothing to make one of
     refused = vppo("plan", *another, *given("rollout.filter_key=rewrad"), runs=runs)
     assert (refused.code, "Did you mean reward?" in refused.err) == (2, True)
 

@@ -40,7 +40,8 @@ def plan(
     from vppo_cli.screen import capacity, display
     from vppo_cli.screen import plan as screen
 
-    new = run is None and (config is not None or not runs.known_runs())
+    known = [path.name for path in runs.known_runs()]
+    new = (config is not None and run not in known) or (run is None and not known)
     choice = to_train(run, config, settings or [], new=new)
     wanted = choice.wanted
     check_part_sources(wanted.config)

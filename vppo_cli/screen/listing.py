@@ -79,7 +79,9 @@ def show(found: Sequence[Listed]) -> None:
         if said := row.problem or row.why:
             display.line("why", f"{row.name}: {said}", style="yellow")
     display.line("next", f"vppo status --run {found[-1].name}      what it did")
-    display.line("", f"vppo runs --remove {found[-1].name}      delete it ({size(sum(r.bytes for r in found))} in all)")
+    whole = size(sum(row.bytes for row in found))
+    for row in [row for row in found if row.state != "running"][:1]:
+        display.line("", f"vppo runs --remove {row.name}      delete it ({size(row.bytes)} of {whole})")
 
 
 def remove(names: Sequence[str], *, sure: bool) -> None:
