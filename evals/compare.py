@@ -95,6 +95,7 @@ OTHERWISE = "other settings, data or code than the run's present ones"
 
 
 def unknown(run: str) -> str:
+    """What to say where ``is_current`` does not know."""
     return (
         f"{run}: its data or model are not here as it had them: whether it was evaluated with {OTHERWISE} is not known"
     )

@@ -49,19 +49,18 @@ def fraction(values: Sequence[float], clusters: Sequence[Hashable] | None = None
     return unanimous(bootstrap(values, clusters, stream), units)
 
 
-def unanimous(found: Interval, units: int, parts: int = 1) -> Interval:
+def unanimous(found: Interval, units: int) -> Interval:
     """What n units without an exception leave open, of which resamples, all the same, say nothing.
 
     Values from 0 to 1 of mean m are above 0 with a probability of at least m, so all n are 0 with at most
     (1 - m)^n: 95 % intervals end at 1 - 0.025^(1/n), Clopper and Pearson's bound, as they begin at 0.025^(1/n)
-    where all are 1.
+    where all are 1. Of clusters that differ in size it is about that.
 
     Args:
         found: an interval from 0 to 0 or from 1 to 1; any other is returned as it is.
         units: how many were drawn: questions, or clusters of them.
-        parts: of how many means, each of so many units or more, this is the average.
     """
-    open_end = (1 - 0.025 ** (1 / units)) / parts
+    open_end = 1 - 0.025 ** (1 / units)
     if found.low == found.high == 0.0:
         return Interval(found.mean, 0.0, open_end)
     return Interval(found.mean, 1 - open_end, 1.0) if found.low == found.high == 1.0 else found
@@ -188,7 +187,8 @@ def average(resamples: Sequence[Array], means: Sequence[float], units: Sequence[
     if not resamples or len(resamples) != len(means):
         raise ValueError(f"{len(resamples)} sets of resamples and {len(means)} means")
     found = interval(float(np.mean(means)), np.mean(np.stack(resamples), axis=0))
-    return unanimous(found, min(units), len(units)) if units else found
+    # k benchmarks of n units each, all 0, leave open what k n units do: log(1 - m) is concave in m.
+    return unanimous(found, len(units) * min(units)) if units else found
 
 
 def rate(above: ArrayLike, below: ArrayLike, stream: str, about: str) -> dict[str, Any]:
@@ -205,5 +205,7 @@ def rate(above: ArrayLike, below: ArrayLike, stream: str, about: str) -> dict[st
     """
     above_N, below_N = np.asarray(above, np.float64), np.asarray(below, np.float64)
     value = float(above_N.sum() / below_N.sum()) if below_N.any() else 0.0
-    found = unanimous(interval(value, resampled_ratio(above_N, below_N, stream)), int((below_N != 0).sum()) or 1)
+    found = interval(value, resampled_ratio(above_N, below_N, stream))
+    if below_N.any() and ((above_N >= 0) & (above_N <= below_N)).all():  # a share of its units
+        found = unanimous(found, int((below_N > 0).sum()))
     return {"value": value, "interval": [found.low, found.high], "about": about}

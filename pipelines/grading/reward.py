@@ -123,7 +123,9 @@ class RewardFunction(Closing):
         """
         if self._grader in GRADERS:
             return ""
-        (verdict,) = self._pool.grade([(sample.answer, sample.answer, sample.kind)], self._grader, alone=True)
+        (verdict,) = self._pool.grade(
+            [(sample.answer, sample.answer, sample.kind)], self._grader, alone=not self._choice_rule
+        )
         about = f"the gold of question {sample.id} as its answer, {sample.answer!r}"
         if verdict is None:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -56,9 +57,19 @@ def test_answers_without_an_exception_leave_something_open(count):
     assert clustered == none
     assert rate([0] * count, [1] * count, "", "")["interval"] == [none.low, none.high]
     assert fraction([0.5, *[0.0] * count]) == bootstrap([0.5, *[0.0] * count])
-    several = average([np.zeros(9)] * 4, [0.0] * 4, [count, 500, 500, 500])
-    assert several.high == pytest.approx(none.high / 4)
+    assert rate([2] * count, [1] * count, "", "")["interval"] == [2, 2]  # no share
     assert bootstrap([0.0] * count).high == 0  # of a reward, whose range nobody knows
+
+
+@pytest.mark.parametrize("units", [[2] * 8, [12, 40, 700], [300] * 4])
+def test_benchmarks_without_an_exception_leave_no_larger_average_open(units):
+    high = average([np.zeros(9)] * len(units), [0.0] * len(units), units).high
+    # All accuracies under which nothing but zeros has a probability of 2.5 %: what each takes of its logarithm.
+    taken = -math.log(0.025) * np.random.default_rng(0).dirichlet(np.full(len(units), 0.5), 20_000)
+    averages = (1 - np.exp(-taken / np.array(units))).mean(1)
+    assert averages.max() <= high
+    even = (1 - np.exp(math.log(0.025) / len(units) / min(units))).item()
+    assert high == pytest.approx(even)  # which is reached where all are as small
 
 
 def test_the_memory_of_a_bootstrap_is_bounded():

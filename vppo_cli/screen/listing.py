@@ -80,8 +80,8 @@ def show(found: Sequence[Listed]) -> None:
             display.line("why", f"{row.name}: {said}", style="yellow")
     display.line("next", f"vppo status --run {found[-1].name}      what it did")
     whole = size(sum(row.bytes for row in found))
-    for row in [row for row in found if row.state != "running"][:1]:
-        display.line("", f"vppo runs --remove {row.name}      delete it ({size(row.bytes)} of {whole})")
+    if idle := next((row for row in found if row.state != "running"), None):
+        display.line("", f"vppo runs --remove {idle.name}      delete it ({size(idle.bytes)} of {whole})")
 
 
 def remove(names: Sequence[str], *, sure: bool) -> None:
