@@ -77,6 +77,9 @@ def short(responses, samples):
 def infinite(responses, samples):
     return [float("nan")] * len(responses)
 
+def raises(answer, gold):
+    raise ValueError("no number")
+
 def one_for_all(responses, samples):
     return 0.5
 
@@ -198,6 +201,13 @@ def test_a_reward_keeps_to_its_names(here: Path) -> None:
 def test_named_lists_are_checked(here: Path, function: str, problem: str) -> None:
     with make_reward(f"{here.name}.rewards:{function}") as reward, pytest.raises(UserError, match=problem):
         reward(["a", "b"], [sample("5"), sample("5")], [False, False])
+
+
+def test_a_grader_of_ones_own_is_tried_as_it_is_asked(here: Path) -> None:
+    with make_reward(grader=f"{here.name}.rewards:raises") as reward:
+        assert reward.doubt(Sample("a", "?", [], "B", kind="choice")) == ""  # which no grader decides
+        with pytest.raises(UserError, match="raises: came to no verdict on the gold of question"):
+            reward.doubt(sample("5"))
 
 
 def test_an_async_reward_is_refused_at_once(here: Path) -> None:
