@@ -72,7 +72,7 @@ def engine(live: Live, step: int, asking: PromptSettings) -> Engine:
 
 
 def evaluate_all(chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watch, *, force: bool = False) -> None:
-    """Make these evaluations; every benchmark's questions are there before a model is loaded.
+    """Make these evaluations, of questions that are gathered.
 
     Args:
         chain: the run on disk that the policies are taken from.
@@ -81,7 +81,6 @@ def evaluate_all(chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watc
     """
     for grader in wanted.config.eval.graders:
         check_grader(grader, "eval.graders")
-    ranks().on_main(lambda: gather(wanted.config, wanted.benchmarks, watch))
     for step in steps:
         check_questions(chain.cell(step.index or 0, step.name, wanted.config))
     from pipelines.checks import check_parts  # brings torch

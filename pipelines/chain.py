@@ -22,6 +22,7 @@ from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
 from pipelines.objectives.table import KEYED, ROLES, STORES, needs, stored
 from pipelines.prepare import stage as prepare
+from pipelines.prepare.places import at_home, exists
 from pipelines.prepare.rows import reader_version
 from pipelines.prepare.sources import check_places
 from pipelines.ranks.ranks import ranks
@@ -84,6 +85,7 @@ class Chain:
         trained: manifests of training steps, oldest first, whose parts of one's own and data of then count, where
             nothing of today is among them.
         answered: the same of evaluations.
+        kept: settings of prepared data that stand for sources which are not there any more (``runs.kept``).
     """
 
     def __init__(
@@ -93,15 +95,16 @@ class Chain:
         versions: Mapping[str, int] | None = None,
         trained: Sequence[Mapping[str, Any]] = (),
         answered: Sequence[Mapping[str, Any]] = (),
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config, self.run = config, run
+        self.config, self.run, self.kept = config, run, dict(kept or {})
         self.versions = dict(versions or versions_of(config))
         check_places(config)
         self._trained = PartSources(run, trained)
         self.sources = PartSources(run, answered, self._trained)
-        data = _sources(config) | self.own("prepare", config)
-        self.prepare = self._step("prepare", None, run, _as_prepared(data, trained), {})
-        model = {name: self.prepare.settings.get(name, value) for name, value in _model(config).items()}
+        data = _as_prepared(_sources(config) | self.kept | self.own("prepare", config), trained)
+        self.prepare = self._step("prepare", None, run, data, {})
+        model = {name: value for name, value in data.items() if name.startswith("model.")}
         self.model = Step("model", None, run, self.versions["model"], model)
         self._held: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         """Training stage -> what keys of its steps hold, and what shapes them."""
@@ -247,7 +250,7 @@ class Chain:
     def _training(self, name: str, index: int, parent: Path, inputs: dict[str, str]) -> Step:
         if name not in self._held:
             settings = self.config.holds(*CODE[name].READS)
-            settings |= self._trained.of(*(_value(self.config, part) for part in CODE[name].PARTS))
+            settings |= self._trained.of(*(self.config.value(part) for part in CODE[name].PARTS))
             if name == "score":
                 settings = _with_store(settings, stored(self.config))
             self._held[name] = settings, shape_of(self.config) | getattr(self.config, name).shape(name)
@@ -273,12 +276,6 @@ class Chain:
         return {f"stages.{stage}": part} | sources.of(part) if part else {}
 
 
-def _value(config: Config, setting: str) -> str:
-    section, _, name = setting.partition(".")
-    value: str = getattr(getattr(config, section), name)
-    return value
-
-
 def _with_store(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A score step's settings with the set that it holds."""
     rest = {key: value for key, value in settings.items() if key != "score.store"}
@@ -299,9 +296,9 @@ def _sources(config: Config) -> dict[str, Any]:
     for name in ("data.source", "data.validation_source"):
         where = settings[name]
         if where not in (None, "glyphs"):
-            path = Path(where).expanduser()
+            path = at_home(where)
             settings[name] = content_or_name(str(path)) if path.exists() else where
-            if named := named_by(path, [Path(folder).expanduser() for folder in config.data.image_folders]):
+            if named := named_by(path, [at_home(folder) for folder in config.data.image_folders]):
                 settings[f"files named by {name}"] = f"content {named}"
     settings.pop("data.image_folders", None)  # what is in them counts, wherever they lie
     if config.data.source != "glyphs":
@@ -311,17 +308,33 @@ def _sources(config: Config) -> dict[str, Any]:
     return settings
 
 
-OUTSIDE = ("data.source", "data.validation_source", "model.path")
-"""Settings that stand for what lies outside a run, and may be changed or gone."""
+OUTSIDE = {
+    "data.source": ("data.source", "files named by data.source"),
+    "data.validation_source": ("data.validation_source", "files named by data.validation_source"),
+    "data.image_folders": ("files named by data.source", "files named by data.validation_source"),
+    "model.path": ("model.path", "model.computed"),
+}
+"""Settings that stand for what lies outside a run, and may be changed or gone -> what prepared data hold of it."""
+
+
+def gone(config: Config, setting: str) -> str:
+    """What a setting of ``OUTSIDE`` names that is not there, or is not on this machine; "" if nothing."""
+    value = config.value(setting)
+    named = [value] if isinstance(value, str) else value or ()
+    missing = [name for name in named if name not in ("glyphs", "tiny") and not exists(at_home(name))]
+    return str(missing[0]) if missing else ""
 
 
 def _as_prepared(settings: dict[str, Any], made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the newest prepared data of these settings were made of, whatever became of their sources since."""
 
-    def inside(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in found.items() if name not in OUTSIDE and " " not in name}
-
     now = json.loads(json.dumps(settings))
+    there = str(now["model.path"]).startswith("content ")
+    outside = {*OUTSIDE, *(() if there else OUTSIDE["model.path"])}
+
+    def inside(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if name not in outside and " " not in name}
+
     prepared = [one["settings"] for one in made if one.get("step") == "prepare"]
     alike = [found for found in prepared if inside(found) == inside(now)]
     return settings if now in prepared or not alike else dict(alike[-1])
@@ -334,8 +347,6 @@ def shape_of(config: Config) -> dict[str, Any]:
 
 def _model(config: Config) -> dict[str, Any]:
     settings, path = config.model.keyed("model"), config.model.path
-    if path != "tiny" and not Path(path).exists() and path.startswith(("/", ".", "~")):
-        raise UserError(f"model.path: {path}", "no such folder.", "")
     where = str(shipped_config("tiny_model")) if path == "tiny" else path
     return settings | _computed(Path(where)) | {"model.path": content_or_name(where)}
 

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipelines.chain import ANSWERS, OF_ONES_OWN, RESULTS, TRAINING, Chain, versions_of
+from pipelines.chain import ANSWERS, OF_ONES_OWN, OUTSIDE, RESULTS, TRAINING, Chain, gone, versions_of
 from pipelines.config import settings
 from pipelines.config.hub import as_begun
 from pipelines.config.schema import Config
@@ -327,6 +327,25 @@ def as_made(config: Config, run: Path, *stages: str) -> Chain:
     trained = _manifests([*find(run, "prepare-*"), *find(run, "steps/0001/*-*"), *find(run, "checkpoints/*/*-*")])
     answered = _manifests(find(run, "eval/*/*-*")) if set(ANSWERS) <= {*stages} else []
     return Chain(config, run, now | {name: made[name] for name in stages}, trained, answered)
+
+
+def kept(asked: Config, stored: Config, prepared: Step) -> dict[str, Any]:
+    """Of sources that are not there any more, and named as they were: what the run's prepared data were made of.
+
+    Args:
+        stored: the settings that the run was last asked for.
+        prepared: its data as they lie on disk.
+
+    Returns:
+        Settings of ``prepared``: nothing of a source that is there, whatever is in it now.
+    """
+    found: dict[str, Any] = {}
+    for setting, names in OUTSIDE.items():
+        if gone(asked, setting) and asked.value(setting) == stored.value(setting):
+            held = {name: prepared.settings[name] for name in names if name in prepared.settings}
+            if all(str(value).startswith("content ") for name, value in held.items() if name != "model.computed"):
+                found |= held
+    return found
 
 
 def _manifests(folders: Iterable[Path]) -> list[dict[str, Any]]:

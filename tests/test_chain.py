@@ -8,7 +8,6 @@ import pytest
 from pipelines.chain import Chain, fingerprint
 from pipelines.config import schema as config
 from pipelines.config import settings
-from pipelines.errors import UserError
 
 RUN = Path("runs/any")
 STEPS = 4
@@ -223,11 +222,6 @@ def test_a_fingerprint_sees_names_and_content(tmp_path):
             (folder / name).write_text(text)
         found.add(fingerprint(folder))
     assert len(found) == len(contents)
-
-
-def test_a_model_folder_that_is_not_there():
-    with pytest.raises(UserError, match="no such folder"):
-        chain("model.path=./nowhere")
 
 
 @pytest.mark.parametrize(("kind", "stays"), [("qwen2_5_vl", True), ("idefics3", True), ("gemma3", False)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evals.benchmarks.table import canonical
 from pipelines import runs
-from pipelines.chain import ANSWERS, JOURNALS, TRAINING, Chain
+from pipelines.chain import ANSWERS, JOURNALS, OUTSIDE, TRAINING, Chain, gone
 from pipelines.checkpoints import best, newest, pick, saved, unnamed
 from pipelines.config import hub, settings
 from pipelines.disk.files import find
@@ -28,7 +28,7 @@ class Choice:
 
     chain: Chain
     wanted: Chain
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path:
@@ -77,10 +77,24 @@ def choose(name: str | None, config: Path | None, overrides: Sequence[str], *, n
             if config is None:
                 raise  # given anew, all settings are known
     asked = hub.as_begun(asked, stored, {text.partition("=")[0].strip() for text in overrides})
-    wanted = Chain(asked, path)
     chain = runs.as_made(stored, path, *TRAINING)
+    wanted = Chain(asked, path, kept=runs.kept(asked, stored, chain.prepare))
+    check_model_folder(wanted)
     same = stored == asked and chain.versions == wanted.versions and chain.update(1) == wanted.update(1)
-    return Choice(wanted if same else chain, wanted, note)
+    missing = [(setting, gone(asked, setting)) for setting, held in OUTSIDE.items() if held[0] in wanted.kept]
+    notes = [f"{setting} {where} is not there: what was made of it stands" for setting, where in missing if where]
+    return Choice(wanted if same else chain, wanted, tuple(filter(None, [note, *notes])))
+
+
+def check_model_folder(chain: Chain) -> None:
+    """See that a model that is named by a path is there, or was when the run's steps were made.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = chain.config.model.path
+    if path.startswith(("/", ".", "~")) and not Path(path).exists() and "model.path" not in chain.kept:
+        raise UserError(f"model.path: {path}", "no such folder.", "Check the path, and write ~ out.")
 
 
 def to_train(name: str | None, config: Path | None, overrides: Sequence[str], *, new: bool) -> Choice:
@@ -98,8 +112,8 @@ def to_train(name: str | None, config: Path | None, overrides: Sequence[str], *,
 
 def begun(choice: Choice) -> tuple[Chain, list[str]]:
     """The run with the commits of what it reads from the hub, resolved where it is new; what to say."""
-    chain, notes = choice.wanted, [choice.note] if choice.note else []
-    named = list(hub.named_on_hub(chain.config))
+    chain, notes = choice.wanted, list(choice.notes)
+    named = [one for one in hub.named_on_hub(chain.config) if one.setting not in chain.kept]
     unknown = [one for one in named if one.revision is None]
     if not named or all(step.path.is_dir() for step in chain.all()):
         return chain, notes
@@ -112,7 +126,7 @@ def begun(choice: Choice) -> tuple[Chain, list[str]]:
     notes += [
         f"{one.setting} {one.name} is at revision {one.revision or 'unknown'}" for one in hub.named_on_hub(config)
     ]
-    return Chain(config, chain.run), notes
+    return Chain(config, chain.run, kept=chain.kept), notes
 
 
 # -- steps ---------------------------------------------------------------------------------------
@@ -279,6 +293,7 @@ def _model_alone(model: str, config: Path | None, overrides: Sequence[str]) -> C
     asked = hub.resolved(asked)
     where = path.resolve() if path.exists() else path
     chain = Chain(asked, runs.models_folder(str(where)))
+    check_model_folder(chain)
     if runs.config_text(chain.run) != runs.marked(asked):
         with file_lock(chain.run / "lock", f"run {chain.run.name}", "", wait=True, over=chain.run):
             runs.write_config(chain.run, asked)

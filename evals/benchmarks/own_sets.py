@@ -24,6 +24,12 @@ from pipelines.watch import Watch
 REJECTED = "rejected.jsonl"
 """Beside the questions: row, id, reason and detail of each row that is left out."""
 
+PLACE = "place"
+"""Metric of gathered questions: the path that they were read from; by it they are known when it is gone."""
+
+CONTENT = {"source", "files named by it"}
+"""Settings that say what is in the file or folder."""
+
 PROGRESS_EVERY = 32
 
 
@@ -48,6 +54,11 @@ def hub_of(name: str, config: Config) -> str:
     """The hub data set that a test set is; "" where it is a local file or folder."""
     source = config.eval.sources[name].source
     return "" if exists(at_home(source)) else source
+
+
+def place(name: str, config: Config) -> str:
+    """The path by which a test set is named, made absolute; that of a hub data set leads nowhere."""
+    return str(at_home(config.eval.sources[name].source).absolute())
 
 
 def commit(name: str, config: Config) -> str:
@@ -94,7 +105,8 @@ def write(path: Path, name: str, config: Config, revision: str | None, watch: Wa
     warnings = [f"{name}: {line}" for line in reader.told()]
     for warning in warnings:
         watch.note(f"WARNING {warning}")
-    return {"rows": reader.rows, "kept": kept, "unreadable": len(reader.rejected), "warnings": warnings}
+    found = {"rows": reader.rows, "kept": kept, "unreadable": len(reader.rejected), "warnings": warnings}
+    return found if hub_of(name, config) else found | {PLACE: place(name, config)}
 
 
 def _setting(name: str) -> str:

@@ -22,6 +22,7 @@ from evals.benchmarks.sources import commit_of_benchmark, find_files, open_files
 from evals.benchmarks.table import OWN, canonical, find
 from evals.numbers.majority import normalise
 from pipelines.config.schema import Config
+from pipelines.disk import files as disk
 from pipelines.disk.lock import file_lock
 from pipelines.disk.records import Sample, SampleTable, write_samples
 from pipelines.disk.step import MANIFEST, Step, commit, read_manifest
@@ -66,7 +67,9 @@ def questions_step(name: str, config: Config) -> Step:
     else:
         settings, hub = own_sets.settings(name, config), bool(own_sets.hub_of(name, config))
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
-    return _of_a_commit(step) if hub and REVISION not in settings else step
+    if not hub or REVISION in settings:
+        return step
+    return _as_gathered(step, "" if isinstance(found, Benchmark) else own_sets.place(name, config))
 
 
 def _public_settings(benchmark: Benchmark, part: str, data_dir: str | None) -> dict[str, Any]:
@@ -107,15 +110,23 @@ def asked_key(questions: Step) -> str:
     return replace(questions, settings=settings).key
 
 
-def _of_a_commit(step: Step) -> Step:
-    """The same of the commit that was gathered last; as it is where none was, or before they were kept."""
+def _as_gathered(step: Step, place: str) -> Step:
+    """The same of the commit that was gathered last, or of a test set's file or folder that is not there any more;
+    as it is where none was, or before commits and places were kept.
+
+    Args:
+        place: the path that the set is named by; "" for a benchmark.
+    """
     made: list[tuple[float, dict[str, Any]]] = []
     if not step.path.is_dir():
-        for folder in step.parent.glob(f"{step.name}-*[0-9a-f]"):
+        for folder in disk.find(step.parent, f"{step.name}-*[0-9a-f]"):
             if (folder / MANIFEST).is_file():
-                found = read_manifest(folder)["settings"]
-                if found.get(REVISION) and found == step.settings | {REVISION: found[REVISION]}:
-                    made.append(((folder / MANIFEST).stat().st_mtime, found))
+                manifest = read_manifest(folder)
+                then, now = manifest["settings"], step.settings
+                others = {name for name in then | now if then.get(name) != now.get(name)}
+                of_place = place and manifest["metrics"].get(own_sets.PLACE) == place and others <= own_sets.CONTENT
+                if of_place or (then.get(REVISION) and others == {REVISION}):
+                    made.append(((folder / MANIFEST).stat().st_mtime, then))
     return replace(step, settings=max(made, key=lambda one: one[0])[1]) if made else step
 
 
@@ -134,6 +145,8 @@ def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
             continue
         step, (found, _) = questions_step(name, config), find(name, config)
         if step.manifest() is not None:
+            if not isinstance(found, Benchmark) and own_sets.hub_of(name, config) and REVISION not in step.settings:
+                watch.note(f"{name}: {own_sets.place(name, config)} is not there: the questions read from it stand")
             continue
         public = isinstance(found, Benchmark)
         hub = found.hub if isinstance(found, Benchmark) else own_sets.hub_of(name, config)

@@ -668,6 +668,11 @@ class Config(Section):
             given[section] = theirs
         return self.model_copy(update=given)
 
+    def value(self, setting: str) -> Any:
+        """What ``section.name`` is set to."""
+        section, _, name = setting.partition(".")
+        return getattr(getattr(self, section), name)
+
     def holds(self, *names: str) -> dict[str, Any]:
         """These sections and single settings, as keys hold them."""
         return {

@@ -285,7 +285,6 @@ SETTINGS = (
 
 def _named(config: Config, setting: str) -> list[str]:
     """The import paths that a setting names."""
-    section, _, name = setting.partition(".")
-    value = getattr(getattr(config, section), name)
+    value = config.value(setting)
     parts = [value] if isinstance(value, str) else value or ()
     return [part for part in parts if ":" in part]

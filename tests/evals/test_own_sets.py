@@ -155,7 +155,8 @@ def test_every_form_gives_the_same_questions(here, write):
         (f"row-{i}", f"How many? {i}", str(i % 3)) for i in range(4)
     ]
     assert [row.images for row in first] == [[png(i)] for i in range(4)]
-    assert metrics == {"rows": 4, "kept": 4, "unreadable": 0, "warnings": []}
+    place = str(here / "data/mytest.jsonl")
+    assert metrics == {"rows": 4, "kept": 4, "unreadable": 0, "warnings": [], "place": place}
     assert gathered(config, "other")[0] == first
 
 

@@ -54,4 +54,4 @@ def plan(
         found = {"run": choice.run.name, "plan": rows, "also_on_disk": variants}
         display.print_json(found | ({"capacity": needs} if needs else {}))
     else:
-        screen.show(wanted, choice.note, rows, variants, needs)
+        screen.show(wanted, choice.notes, rows, variants, needs)

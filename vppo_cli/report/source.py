@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,7 +215,9 @@ def vocabulary(chain: Chain) -> Vocabulary | None:
         files[:0] = [checked(own)] if own.is_file() else []
     if not Path(model).is_dir() and model != "tiny":
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
-        found = try_to_load_from_cache(model, "tokenizer.json", revision=chain.config.model.revision)
-        files += [Path(found)] if isinstance(found, str) else []
+        with contextlib.suppress(HFValidationError):  # a folder that is gone
+            found = try_to_load_from_cache(model, "tokenizer.json", revision=chain.config.model.revision)
+            files += [Path(found)] if isinstance(found, str) else []
     return next((Vocabulary(file) for file in files if file.is_file()), None)

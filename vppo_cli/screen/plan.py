@@ -20,7 +20,7 @@ from vppo_cli.screen.words import ranges
 
 def show(
     chain: Chain,
-    note: str,
+    notes: Sequence[str],
     rows: Sequence[dict[str, Any]],
     variants: Sequence[dict[str, Any]],
     needs: dict[str, Any] | None,
@@ -28,13 +28,13 @@ def show(
     """Print it.
 
     Args:
-        note: of how the run was found; may be empty.
+        notes: of how the run was found, and what it was made of.
         rows: as of ``plan_rows``.
         variants: as of ``other_variants``.
         needs: as of ``capacity.count``; None: not asked for.
     """
     display.line("run", str(chain.run))
-    if note:
+    for note in notes:
         display.line("note", note)
     if named := list(named_on_hub(chain.config)):
         known = ", ".join(f"{one.name} {one.revision[:12]}" for one in named if one.revision)
@@ -121,7 +121,7 @@ def other_variants(chain: Chain) -> Iterator[dict[str, Any]]:
 def _stale_with(chain: Chain, overrides: list[str]) -> str:
     changed = settings.load(overrides=overrides, base=chain.config.model_dump(mode="json"))
     stale: dict[str, list[int]] = {}
-    for step in Chain(changed, chain.run).all():
+    for step in Chain(changed, chain.run, kept=chain.kept).all():
         if plan_step(step)[0] == "stale":
             stale.setdefault(step.name, []).append(step.index or 0)
     return "; ".join(f"{name} {ranges(indices)}" for name, indices in stale.items())
