@@ -335,6 +335,12 @@ def test_a_grader_that_fails_is_no_bad_model(finished: Finished, tmp_path):
     assert found["grader"] == "mathruler"  # own questions are judged as in training
     assert found["graders"]["mine:raises"]["outcomes"]["correct"] == 0
     assert any("mine:raises came to no verdict on" in text for text in command.json["warnings"])
+    trained = vppo("train", "--run", run.name, *graders, "--json", runs=run.parent, cwd=tmp_path).succeeded()
+    (row,) = trained.json["evaluations"]
+    (warning,) = row["warnings"]  # of both policies, as many answers
+    assert warning.startswith("mine:raises came to no verdict on 32 of 32")
+    shown = vppo("train", "--run", run.name, *graders, runs=run.parent, cwd=tmp_path).succeeded().out
+    assert f"warning    {warning}" in shown.replace("\n           ", " ")
 
 
 # --- as the end of a training run -----------------------------------------------------------------

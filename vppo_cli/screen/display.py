@@ -46,6 +46,13 @@ def labelled(label: str, text: str) -> Text:
     return Text.assemble((f"{label:<{LABEL}}", "bold"), text)
 
 
+def warned(text: str) -> Text:
+    """A line that warns."""
+    found = labelled("warning", text)
+    found.stylize("bold yellow")
+    return found
+
+
 def line(label: str, text: str, style: str = "") -> None:
     """One line of output: a short label, then what there is to say."""
     console.print(labelled(label, text), style=style or None)
@@ -188,6 +195,7 @@ def evaluation_lines(rows: Sequence[dict[str, Any]]) -> Iterator[Text]:
                 low, high = mean["interval"]
                 table.append([f"  {name}", f"{mean['value']:.3f}", f"[{low:.3f}, {high:.3f}]"])
         yield from map(Text, aligned(table, indent=LABEL, gap=3))
+        yield from map(warned, row.get("warnings", ()))
 
 
 def next_steps(chain: Chain) -> None:

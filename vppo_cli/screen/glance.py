@@ -22,7 +22,7 @@ from pipelines.disk.lock import is_running
 from pipelines.tracking import timing
 from pipelines.words import counted
 from vppo_cli.screen import display, facts
-from vppo_cli.screen.display import labelled
+from vppo_cli.screen.display import labelled, warned
 from vppo_cli.screen.live import cropped
 from vppo_cli.screen.results import evaluation_rows, recent_rows
 from vppo_cli.screen.words import duration, size, sparkline
@@ -165,16 +165,12 @@ def lines(glance: Glance) -> Iterator[Text]:
     if state.why:
         yield labelled("why", state.why)
     for text in glance.warnings:
-        warning = labelled("warning", text)
-        warning.stylize("bold yellow")
-        yield warning
+        yield warned(text)
     if state.state == "running":
         yield labelled("now", doing(state))
         if glance.silent:
             silent = f"no sign for {duration(glance.silent)} (process {state.pid} on {state.host})"
-            warning = labelled("warning", silent)
-            warning.stylize("bold yellow")
-            yield warning
+            yield warned(silent)
     left = facts.left_text(glance.left)
     yield labelled("steps", f"{len(rows)} of {chain.config.run.steps} done   {left}".rstrip())
     for label, key, form in (

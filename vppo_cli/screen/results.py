@@ -41,13 +41,19 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
                 row["difference_interval"] = [100 * change.low, 100 * change.high]
             entries.append(row)
         if entries:
-            results = read_results((end if is_there(end.path) else start).path)
+            found = [read_results(step.path) for step in (start, end) if is_there(step.path)]
+            warnings = {
+                text if all(text in results["warnings"] for results in found) else f"{one['policy']}: {text}": None
+                for one, results in zip(entries, found, strict=True)
+                for text in results["warnings"]
+            }
             rows.append(
                 {
                     "benchmark": benchmark,
-                    "questions": results["questions"],
-                    "samples": results["samples"],
+                    "questions": found[-1]["questions"],
+                    "samples": found[-1]["samples"],
                     "results": entries,
+                    **({"warnings": list(warnings)} if warnings else {}),
                 }
             )
     return rows
