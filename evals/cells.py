@@ -45,9 +45,9 @@ def cell(chain: Chain, step: int, benchmark: str, config: Config) -> EvalTask:
     if not own and isinstance(found := find(benchmark, config)[0], Benchmark):
         public = found
     questions = chain.prepare if own else questions_step(benchmark, config)
-    inputs = {"policy": chain.policy_key(step), "questions": questions.key}
+    answered, theirs = chain.asked(benchmark, questions)
+    inputs = {"policy": chain.policy_key(step), "questions": answered}
     asking = inputs | {"questions": asked_key(questions)}
-    theirs = {name: value for name, value in questions.settings.items() if name.startswith("source of ")}
     parent, version = chain.run / EVALUATIONS / f"{step:04d}", chain.versions["sampling"]
     shown = {} if own or how.profile != "matched" else chain.config.holds(*SHOWN)
     sampler = sampler | shown  # own questions have it in theirs

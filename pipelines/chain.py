@@ -100,6 +100,7 @@ class Chain:
         self.config, self.run, self.kept = config, run, dict(kept or {})
         self.versions = dict(versions or versions_of(config))
         check_places(config)
+        self._answered = answered
         self._trained = PartSources(run, trained)
         self.sources = PartSources(run, answered, self._trained)
         data = _as_prepared(_sources(config) | self.kept | self.own("prepare", config), trained)
@@ -162,6 +163,20 @@ class Chain:
                 questions are the run's in either case.
         """
         return of_evaluations("cell")(self, step, benchmark, config or self.config)
+
+    def asked(self, benchmark: str, questions: Step) -> tuple[str, dict[str, Any]]:
+        """The key of a benchmark's questions and the source of the part that makes them: those that were answered
+        last, where nothing of today's was.
+
+        Args:
+            questions: as they are today.
+        """
+        sources = {name: value for name, value in questions.settings.items() if name.startswith("source of ")}
+        made = [one for one in self._answered if one.get("step") == benchmark and isinstance(one.get("inputs"), dict)]
+        keys = [str(one["inputs"].get("questions")) for one in made]
+        if not made or questions.key in keys:
+            return questions.key, sources
+        return keys[-1], {name: made[-1]["settings"].get(name, value) for name, value in sources.items()}
 
     def eval(self, step: int, benchmark: str) -> Step:
         """The results of an evaluation as the run itself does it."""

@@ -118,3 +118,19 @@ def test_a_hub_id_is_not_gone(tmp_path):
     assert chains.gone(config, "data.source") == "someone/data"  # not on this machine, at least
     chain = Chain(config, tmp_path / "run")
     assert runs.kept(config, config, chain.prepare) == {}
+
+
+def test_evaluations_are_seen_whatever_became_of_their_questions(far, run):
+    def shown():
+        return vppo("status", "--run", "one", "--json", runs=run.parent).succeeded().json["evaluations"]
+
+    before = shown()
+    assert [row["benchmark"] for row in before] == ["mytest"]
+    shutil.rmtree(run.parent / "benchmarks")  # a set of which no earlier reading is known, either
+    assert shown() == before
+    (far / "data").mkdir()
+    try:
+        (far / "data/test.jsonl").write_text('{"problem": "Other?", "answer": "1"}\n')
+        assert shown() == before
+    finally:
+        shutil.rmtree(far / "data")
