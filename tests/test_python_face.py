@@ -222,7 +222,8 @@ def test_scores_of_given_responses_are_perceives(policy, samples, tmp_path):
     for arguments, words in (
         (([mine], ["a", "b"]), "2 for 1 questions"),
         (([], []), "there is none"),
-        (([{"prompt": "x"}], ["a"]), "question 0: has no image"),
+        (([{"image": str(tmp_path / "a.png")}], ["a"]), "question 0: has no prompt"),
+        (([{"prompt": "<image>x"}], ["a"]), "question 0, prompt: 1 <image> in the problem, 0 images"),
         (([mine | {"imge": 1}], ["a"]), "imge: no such key"),
         (([{"image": "nowhere.png", "prompt": "x"}], ["a"]), "question 0, image nowhere.png"),
         (([mine], [""]), "has no token"),
@@ -231,6 +232,20 @@ def test_scores_of_given_responses_are_perceives(policy, samples, tmp_path):
             face.score(policy, *arguments)
     with pytest.raises(TypeError, match="mask"):
         face.score(policy, [mine], ["7"], mask=2)
+
+
+def test_a_question_without_an_image_depends_on_none(policy, samples):
+    """As in training (tests/score): S is 0, and all its tokens are kept."""
+    text = {"prompt": "What is 3 + 4?"}
+    plain = face.score(policy, [text, samples[0], text | {"image": None}, text | {"image": []}], ["7"] * 4, masks=2)
+    rows = plain.to_pylist()
+    for row in (rows[0], *rows[2:]):
+        assert row["perception"] == [0.0] * len(row["tokens"]) == row["perception_by_mask"][1]
+        assert (row["dependency"], row["keep"]) == (0.0, [True] * len(row["tokens"]))
+        assert row["logp"] == row["logp_perturbed"]
+    assert rows[1]["dependency"] > 0
+    with pytest.raises(UserError, match="image: none is given"):
+        face.perceive(policy, None, "What is 3 + 4?")
 
 
 # --- the page and the notebook --------------------------------------------------------------------

@@ -16,18 +16,31 @@ from pipelines.prepare.rows import IMAGE, check_question
 ImageLike = str | Path | bytes | Image.Image
 
 
-def example(image: ImageLike | Sequence[ImageLike], prompt: str, name: str = "example") -> Sample:
+def example(image: ImageLike | Sequence[ImageLike] | None, prompt: str, name: str = "example") -> Sample:
     """One's own question, checked.
 
     Raises:
         UserError: no image, or one that cannot be read; an empty prompt; places that do not fit the images.
     """
-    given = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not given:
+    sample = question(image, prompt, name)
+    if not sample.images:
         raise UserError("image", "none is given: there is nothing to perceive.", "Name one.")
+    return sample
+
+
+def question(image: ImageLike | Sequence[ImageLike] | None, prompt: str, name: str) -> Sample:
+    """The same, which may be of text alone.
+
+    Args:
+        image: one, or a list; None or an empty list: there is none.
+
+    Raises:
+        UserError: as of ``example``.
+    """
+    given = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     images = [encoded_image(one, f"image {i}") for i, one in enumerate(given, 1)]  # type: ignore[arg-type]
     if not prompt.replace(IMAGE, "").strip():
-        raise UserError("prompt", "is empty.", "Ask something about the image.")
+        raise UserError("prompt", "is empty.", "Ask something.")
     try:
         check_question(prompt, len(images))
     except Unusable as why:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipelines.disk.records import Perceived, Sample, schema
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
-from pipelines.perceive.example import example
+from pipelines.perceive.example import question as checked
 from pipelines.perceive.one import opened, remembering, see
 from pipelines.perceive.provenance import METADATA
 
@@ -28,7 +28,8 @@ def score(
     Args:
         model: as of ``perceive``.
         questions: a ``Sample`` each (those of a run: ``run.questions()``), or a mapping with ``prompt`` and ``image``
-            (one, or a list; whatever ``perceive`` takes), and if need be ``id`` and ``answer``.
+            (one, or a list; whatever ``perceive`` takes; none: a question of text alone, in which, as in training,
+            S is 0 and all tokens are kept), and if need be ``id`` and ``answer``.
         responses: for each question a text, several, or None: the model writes one. None: it writes all.
         how: the other arguments of ``perceive``: ``estimator``, ``masks``, ``seed``, ``settings`` ... Responses are
             read ``score.batch_prompts`` (16) at a time.
@@ -47,8 +48,6 @@ def score(
     texts: list[str | None] = []
     for place, question in enumerate(questions):
         sample = question if isinstance(question, Sample) else _question(place, question)
-        if not sample.images:
-            raise UserError(f"question {sample.id}", "has no image: there is nothing to perceive.", "Leave it out.")
         given = responses[place] if responses is not None else None
         for text in [given] if given is None or isinstance(given, str) else given:
             samples.append(sample)
@@ -68,14 +67,13 @@ def score(
 
 
 def _question(place: int, given: Mapping[str, Any]) -> Sample:
-    """Raises UserError if it is not a question with an image."""
-    missing = [name for name in ("prompt", "image") if name not in given]
+    """Raises UserError if it is not a question."""
     unknown = sorted(set(given) - {"prompt", "image", "id", "answer"})
-    if missing or unknown:
-        problem = f"has no {missing[0]}." if missing else f"{unknown[0]}: no such key."
-        raise UserError(f"question {place}", problem, "A question has prompt, image, and if need be id and answer.")
+    if "prompt" not in given or unknown:
+        problem = f"{unknown[0]}: no such key." if unknown else "has no prompt."
+        raise UserError(f"question {place}", problem, "A question has prompt, and if need be image, id and answer.")
     try:
-        sample = example(given["image"], given["prompt"], str(given.get("id", place)))
+        sample = checked(given.get("image"), given["prompt"], str(given.get("id", place)))
     except UserError as error:
         raise UserError(f"question {place}, {error.place}", error.problem, error.fix) from error
     answer = given.get("answer")

@@ -277,7 +277,9 @@ class ImageReader:
                 data = self._image_bytes(item)
                 about(data)  # which decodes it
             except Unusable as why:
-                raise Unusable(why.reason, f"image {index}: {why.detail}") from why
+                name = _path_named(item)
+                where = f"image {index}" + f", {name}" * bool(name and name not in why.detail)
+                raise Unusable(why.reason, f"{where}: {why.detail}") from why
             images.append(data)
         return images
 
@@ -453,6 +455,16 @@ def _is_picture(value: Any) -> bool:
     return isinstance(value, (bytes, bytearray, Image.Image, Mapping)) and _looks_like_image(value)
 
 
+def _path_named(value: Any) -> str:
+    """The path that an image is named by, its end if it is long; "" where it is given otherwise."""
+    text = value.get("path") if isinstance(value, Mapping) else value
+    if not isinstance(text, str) or text.startswith("data:") or len(text) > LONGEST_PATH:
+        return ""
+    if len(text) >= SHORTEST_BASE64 and _from_base64(text) is not None:
+        return ""
+    return text if len(text) <= 200 else f"...{text[-200:]}"
+
+
 def _read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
@@ -460,7 +472,7 @@ def _read_file(path: Path) -> bytes:
             raise Unusable("image too large", f"{size} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise Unusable("unreadable image", f"{path.name}: {error.strerror}") from error
+        raise Unusable("unreadable image", f"{path}: {error.strerror}") from error
 
 
 def _from_base64(text: str) -> bytes | None:

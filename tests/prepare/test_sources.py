@@ -278,6 +278,22 @@ def test_rejections(tmp_path, changes, reason, detail):
     assert detail in found.detail
 
 
+def test_an_image_that_cannot_be_read_is_named_by_its_path(tmp_path):
+    (tmp_path / "cut.png").write_bytes(noise_png()[:-900])
+    (tmp_path / "scan").write_bytes(b"text")
+    for images, detail in (
+        (["cut.png"], "image 1, cut.png: image file is truncated"),
+        ([{"bytes": png(), "path": None}, {"bytes": b"text", "path": "b.png"}], "image 2, b.png: 4 bytes that are not"),
+        ("scan", "image 1, scan: 4 bytes that are not an image"),
+    ):
+        found = parse(row(images=images), tmp_path)
+        assert found.reason == "unreadable image"
+        assert detail in found.detail
+        assert f"Row 0, for one: unreadable image: {detail}" in found.told
+    gone = parse(row(images="gone.png"), tmp_path)
+    assert gone.detail.count("gone.png") == 1
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png())
     for module in ("prepare.rows", "model.images"):
