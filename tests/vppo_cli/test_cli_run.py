@@ -139,7 +139,7 @@ def test_plan_names_exactly_what_a_setting_makes_stale_and_why(run: Path) -> Non
         ("glyphs", "3"): ("stale", "its input changed (policy)"),
     }
     text = vppo("plan", "--set", "score.keep_fraction=0.2", runs=run.parent).succeeded().out
-    assert "would run  13 steps" in text
+    assert "would run  13 stages, of 3 training steps" in text
     assert contents(run) == before
 
 
@@ -415,9 +415,11 @@ def test_own_data_are_screened_and_trained_on(own: tuple[Path, Command]) -> None
     folder, command = own
     (run,) = (folder / "runs").iterdir()
     assert run.name.startswith("mine-")
-    assert "train 5  validation 2" in command.out
+    assert "train 5  validation 2  1 left out (1 unreadable image)" in command.out
     (rejected,) = next(run.glob("prepare-*/rejected.jsonl")).read_text().splitlines()
     assert json.loads(rejected)["row"] == 7
+    assert "image 1, 7.png: 13 bytes" in json.loads(rejected)["detail"]
+    assert "image 1, 7.png: 13 bytes" in command.out
     assert "after 1 steps (grpo)" in command.out or "after 1 step (grpo)" in command.out
 
 

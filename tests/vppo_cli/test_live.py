@@ -78,6 +78,27 @@ def test_time_left_is_that_of_the_median_step() -> None:
     recent = [{"rollout": 1.0, "update": 1.0}, {"rollout": 90.0}, {"rollout": 3.0}]
     assert facts.seconds_left(10, recent) == 30  # sums 2, 90, 3
     assert facts.seconds_left(10, []) is None
+    assert facts.left_text(94.2) == "left 1 m 34 s"
+    assert facts.left_text(0.0) == facts.left_text(0.4) == facts.left_text(-3) == facts.left_text(None) == ""
+
+
+def test_no_time_is_left_after_the_last_step_though_an_evaluation_follows(watch: live.LiveWatch) -> None:
+    with live.console.capture() as lines:
+        live.PlainWatch.step_done(watch)
+    assert "time   3/3" in lines.get()
+    assert "left" not in lines.get()
+    watch.rows, watch._stepped = watch.rows[:2], time.monotonic() - 1000  # the last takes longer than usual
+    watch.stage("update", 3)
+    assert screen(watch, 80)[0].endswith("  3/3")
+
+
+def test_what_was_prepared_is_said_in_words() -> None:
+    made = {"train": 40, "validation": 8, "test": 0, "rejected": 3, "rejected_no_answer": 1, "single_colour": 2}
+    told = facts.prepared(made | {"rejected_image_not_found": 2})
+    assert told == "train 40  validation 8  3 left out (2 image not found, 1 no answer)"
+    assert facts.prepared({"train": 40, "validation": 8, "test": 9, "rejected": 0}) == (
+        "train 40  validation 8  test 9  none left out"
+    )
 
 
 @pytest.mark.parametrize(("count", "text"), [(87.4, "87"), (9999, "9999"), (12_440, "12.4 k"), (1_230_000, "1.2 M")])

@@ -25,6 +25,18 @@ def in_words(chain: Chain) -> str:
     return f"{steps} of rollout, score, update; {weights}; eval on {told or 'nothing'}"
 
 
+def prepared(metrics: Mapping[str, Any]) -> str:
+    """``train 40  validation 8  3 left out (2 image not found, 1 no answer)``: what a prepare step made."""
+    parts = [_said(metrics, "train {}", "train"), _said(metrics, "validation {}", "validation")]
+    parts.append(f"test {metrics['test']}" if metrics.get("test") else "")
+    if "rejected" in metrics:
+        begins = "rejected_"
+        reasons = sorted(((n, name) for name, n in metrics.items() if name.startswith(begins)), key=lambda one: -one[0])
+        named = ", ".join(f"{n} {name.removeprefix(begins).replace('_', ' ')}" for n, name in reasons)
+        parts.append(f"{metrics['rejected'] or 'none'} left out" + f" ({named})" * bool(named))
+    return "  ".join(part for part in parts if part)
+
+
 def step_line(row: Mapping[str, Any], last: int) -> str:
     """``step  29/30  accuracy 0.712  reward 0.712  informative 32/53  ...``: for logs.
 
@@ -148,8 +160,8 @@ def seconds_left(steps: int, recent: Sequence[Mapping[str, float]]) -> float | N
 
 
 def left_text(seconds: float | None) -> str:
-    """``left 1 m 34 s``; "" where nobody knows."""
-    return "" if seconds is None else f"left {duration(max(seconds, 0.0))}"
+    """``left 1 m 34 s``; "" where nobody knows, or where steps are none left: an evaluation may follow."""
+    return "" if seconds is None or round(seconds) <= 0 else f"left {duration(seconds)}"
 
 
 def bar(done: float, total: float | None, width: int = 24) -> str:

@@ -77,7 +77,8 @@ class PlainWatch:
             self.recent = [*self.recent[-facts.RECENT :], dict(self.times)]  # which go on to grow
             self.step_done()
         elif name == "prepare":
-            self.say(f"{'prepare':<{LABEL}}" + summary(metrics))
+            told = summary(metrics) if self.chain.config.stages.prepare else facts.prepared(metrics)
+            self.say(f"{'prepare':<{LABEL}}{told}")
         elif name == "validation":
             means = {"accuracy": metrics["accuracy"]}
             means |= {key: mean["value"] for key, mean in metrics.get("rewards", {}).items()}

@@ -13,9 +13,10 @@ from pipelines.disk.files import find
 from pipelines.disk.sharing import others
 from pipelines.disk.step import MANIFEST, Step, read_manifest
 from pipelines.disk.step import plan as plan_step
+from pipelines.tracking.timing import TIMED
 from pipelines.words import counted
 from vppo_cli.screen import capacity, display, facts
-from vppo_cli.screen.words import ranges
+from vppo_cli.screen.words import numbers, ranges
 
 
 def show(
@@ -60,11 +61,21 @@ def show(
         if variant["stale"]:
             display.line("", f"to go on with it: vppo train --run {chain.run.name} {variant['set']}")
             display.line("", f"stale then: {variant['stale']}")
-    todo = sum(row["count"] for row in rows if row["status"] != "keep")
-    display.line("would run", counted(todo, "step") if todo else "nothing: every step is on disk")
+    display.line("would run", would_run(rows))
     if needs:
         display.console.print()
         capacity.show(chain.config, needs)
+
+
+def would_run(rows: Sequence[dict[str, Any]]) -> str:
+    """``15 stages, of 2 training steps``: how much of a plan is to be made."""
+    missing = [row for row in rows if row["status"] != "keep"]
+    stages = sum(row["count"] for row in missing)
+    if not stages:
+        return "nothing: every step is on disk"
+    steps = set[int]().union(*(numbers(row["steps"]) for row in missing if row["step"] in TIMED))
+    of = f", of {counted(len(steps), 'training step')}" if steps else ""
+    return counted(stages, "stage") + of
 
 
 def plan_rows(chain: Chain) -> list[dict[str, Any]]:

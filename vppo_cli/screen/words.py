@@ -43,6 +43,15 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{p[0]}..{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
+def numbers(text: str) -> set[int]:
+    """What ``ranges`` wrote."""
+    found: set[int] = set()
+    for part in filter(None, text.split(", ")):
+        first, _, last = part.partition("..")
+        found |= {*range(int(first), int(last or first) + 1)}
+    return found
+
+
 def size(count: float) -> str:
     """Bytes as ``1.2 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
