@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipelines.grading.reward import GOLDS
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally, Unusable
 from pipelines.prepare.extra import listed
+from pipelines.prepare.places import at_home
 from pipelines.prepare.rows import ImageReader, Rejected, UniqueNames, check_question, reader_version
 from pipelines.prepare.sources import Part
 from pipelines.watch import Watch
@@ -63,7 +64,7 @@ def questions_step(name: str, config: Config) -> Step:
 
     found, part = find(name, config)
     if isinstance(found, Benchmark):
-        settings, hub = _public_settings(found, part, config.eval.data_dir), config.eval.data_dir is None
+        settings, hub = _public_settings(found, part, config), config.eval.data_dir is None
     else:
         settings, hub = own_sets.settings(name, config), bool(own_sets.hub_of(name, config))
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
@@ -72,17 +73,22 @@ def questions_step(name: str, config: Config) -> Step:
     return _as_gathered(step, "" if isinstance(found, Benchmark) else own_sets.place(name, config))
 
 
-def _public_settings(benchmark: Benchmark, part: str, data_dir: str | None) -> dict[str, Any]:
-    if data_dir is None:
+def _public_settings(benchmark: Benchmark, part: str, config: Config) -> dict[str, Any]:
+    if config.eval.data_dir is None:
         source = f"hub {benchmark.hub} {' '.join(filter(None, benchmark.subsets))}".strip()
     else:
         try:
-            source = f"content {find_files(benchmark, data_dir).content()}"
+            local = find_files(benchmark, config.eval.data_dir)
+            source = f"content {local.content(_image_folders(config))}"
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
     settings: dict[str, Any] = {"benchmark": benchmark.name, "source": source, "splits": list(benchmark.splits)}
     settings |= reader_version() | ({"reading": READING} if READING > 1 else {})
     return settings | (imported.source(part) if part else {})
+
+
+def _image_folders(config: Config) -> list[Path]:
+    return [at_home(folder) for folder in config.data.image_folders]
 
 
 def check(name: str, config: Config) -> None:
@@ -159,7 +165,7 @@ def gather(config: Config, names: Iterable[str], watch: Watch) -> None:
                 revision = step.settings.get(REVISION)
                 with commit(step) as (out, metrics):
                     if isinstance(found, Benchmark):
-                        metrics |= _Reader(found, watch).write(out / QUESTIONS, config.eval.data_dir, revision)
+                        metrics |= _Reader(found, watch).write(out / QUESTIONS, config, revision)
                     else:
                         metrics |= own_sets.write(out / QUESTIONS, name, config, revision, watch)
 
@@ -219,11 +225,13 @@ class _Reader:
         self._unique = UniqueNames()
         self._repeats: Counter[str] = Counter()
 
-    def write(self, path: Path, data_dir: str | None, revision: str | None) -> dict[str, Any]:
+    def write(self, path: Path, config: Config, revision: str | None) -> dict[str, Any]:
         """Write the questions; returns the metrics."""
-        local = find_files(self.benchmark, data_dir) if data_dir is not None else None
+        where = config.eval.data_dir
+        local = find_files(self.benchmark, where) if where is not None else None
         opened = open_files(local) if local else open_hub(self.benchmark, revision)
-        kept = write_samples(path, self._samples(opened))
+        folders = _image_folders(config) if local and local.rows_alone else None
+        kept = write_samples(path, self._samples(opened, folders))
         self.watch.progress(f"questions {self.name}", self.rows, self.rows)
         if not kept:
             raise UserError(
@@ -276,10 +284,10 @@ class _Reader:
             lost.append(f"there are no breakdowns by {', '.join(unlisted)}")
         return f"no {', '.join(missing)} in these files: {'; '.join(lost)}" if missing else ""
 
-    def _samples(self, opened: Iterable[tuple[Where, Part]]) -> Iterator[Sample]:
+    def _samples(self, opened: Iterable[tuple[Where, Part]], folders: Sequence[Path] | None) -> Iterator[Sample]:
         for where, part in opened:
             columns, row = self._columns(part)
-            images = ImageReader(part.roots)
+            images = ImageReader(part.roots, folders)
             for raw in part.read(columns):
                 number, self.rows = self.rows, self.rows + 1
                 if self.rows % PROGRESS_EVERY == 0:

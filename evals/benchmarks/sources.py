@@ -59,12 +59,23 @@ class Files:
     root: Path
     files: tuple[tuple[Where, Path], ...]
 
-    def content(self) -> str:
-        """What they hold, as hashes, and what the files hold that JSON names (its images)."""
+    @property
+    def rows_alone(self) -> bool:
+        """Whether they are files of rows: of what ``save_to_disk`` left, nobody looks which images it names."""
+        return all(path.is_file() for _, path in self.files)
+
+    def content(self, folders: Sequence[Path] = ()) -> str:
+        """What they hold, as hashes, and what the files hold that JSON names (its images).
+
+        Args:
+            folders: those besides ``root`` that images may lie in; without such images they change nothing.
+        """
         found = [fingerprint(path) for _, path in self.files]
         for _, path in self.files:
             if path.is_file():
                 found.append(named_files(path, self.root))
+                if folders and self.rows_alone:
+                    found.append(named_files(path, *folders))
         return " ".join(dict.fromkeys(filter(None, found)))
 
 

@@ -86,13 +86,14 @@ def _own(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
                 "Leave it out (--set data.system_prompt=''), and give it to lm-eval as --system_instruction.",
             )
         given: dict[str, Any] = {"data": {"instruction": how.asking.instruction}}
+        folders = {"image_folders": [_absolute(folder) for folder in config.data.image_folders]}
         if isinstance(found, Benchmark):
             where = config.eval.data_dir
             given["eval"] = {"benchmarks": [part]} | ({"data_dir": _absolute(where)} if where else {})
+            given["data"] |= folders if where and config.data.image_folders else {}
         else:
             given["eval"] = {"sources": {name: _standalone(found, config)}}
-            data = config.data.model_dump(mode="json", include={"extra", "image_folders"})
-            given["data"] |= data | {"image_folders": [_absolute(folder) for folder in config.data.image_folders]}
+            given["data"] |= config.data.model_dump(mode="json", include={"extra"}) | folders
         yield (
             name,
             {

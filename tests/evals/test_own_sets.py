@@ -329,6 +329,24 @@ def test_one_by_import_path_is_read_by_its_own_function(here):
     assert metrics["warnings"] == []
 
 
+def test_images_of_local_copies_may_lie_in_the_training_datas_folders(here):
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    folders = f"data.image_folders=[{elsewhere}]"
+    assert questions_step("shapes", by_path(folders)).key == questions_step("shapes", by_path()).key  # none is there
+    (here / "copies/0.png").rename(elsewhere / "far.png")
+    path = here / "copies/shapes.jsonl"
+    path.write_text(path.read_text().replace("0.png", "far.png"))
+    rows, metrics = gathered(by_path(), "shapes")
+    assert len(rows) == 3
+    assert "data.image_folders names further folders" in " ".join(metrics["warnings"])
+    rows, metrics = gathered(by_path(folders), "shapes")
+    assert ([row.id for row in rows], metrics["warnings"]) == (["q0", "q1", "q2", "q3"], [])
+    key = questions_step("shapes", by_path(folders)).key
+    (elsewhere / "far.png").write_bytes(png(6))
+    assert questions_step("shapes", by_path(folders)).key != key
+
+
 def test_its_source_is_in_the_keys_but_what_was_sampled_stays(here):
     def keys():
         sys.modules.pop("shapes", None)
