@@ -17,7 +17,7 @@ from pipelines.checkpoint import stage as checkpoint
 from pipelines.config.schema import Config
 from pipelines.config.settings import shipped_config
 from pipelines.disk.fingerprint import fingerprint, named_by
-from pipelines.disk.part_sources import PartSources
+from pipelines.disk.part_sources import PartSources, parts_of
 from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
 from pipelines.objectives.table import KEYED, ROLES, STORES, needs, stored
@@ -103,7 +103,8 @@ class Chain:
         self._answered = answered
         self._trained = PartSources(run, trained)
         self.sources = PartSources(run, answered, self._trained)
-        data = _as_prepared(_sources(config) | self.kept | self.own("prepare", config), trained)
+        self._data = _sources(config) | self.kept | self.own("prepare", config)
+        data = _as_prepared(self._data, trained)
         self.prepare = self._step("prepare", None, run, data, {})
         model = {name: value for name, value in data.items() if name.startswith("model.")}
         self.model = Step("model", None, run, self.versions["model"], model)
@@ -126,6 +127,23 @@ class Chain:
                 "is not the model that the run was begun with: its files were changed, or it is not found from here.",
                 "Put it back, or start another run with it. Checkpoints that hold whole weights do not need it.",
             )
+
+    def edited(self) -> list[str]:
+        """Parts of one's own (import paths), data and model (settings) that are not what they were when the run's steps
+        were made, as ``runs.as_made`` sees them. What is not found from here is not among them."""
+        known = (self._trained, self.sources)
+        parts = [part for part in parts_of(self.config) if any(sources.edited(part) for sources in known)]
+        made = self.prepare.settings
+
+        def is_content(value: Any) -> bool:
+            return isinstance(value, str) and value.startswith(CONTENT)
+
+        changed = [
+            name
+            for name, value in self._data.items()
+            if is_content(value) and is_content(made.get(name)) and value != made[name]
+        ]
+        return [*parts, *changed]
 
     def rollout(self, step: int) -> Step:
         self._grow(step)
@@ -314,7 +332,7 @@ def _sources(config: Config) -> dict[str, Any]:
             path = at_home(where)
             settings[name] = content_or_name(str(path)) if path.exists() else where
             if named := named_by(path, [at_home(folder) for folder in config.data.image_folders]):
-                settings[f"files named by {name}"] = f"content {named}"
+                settings[f"files named by {name}"] = f"{CONTENT}{named}"
     settings.pop("data.image_folders", None)  # what is in them counts, wherever they lie
     if config.data.source != "glyphs":
         settings |= reader_version(config.data.extra)
@@ -322,6 +340,9 @@ def _sources(config: Config) -> dict[str, Any]:
         settings.pop("data.extra", None)
     return settings
 
+
+CONTENT = "content "
+"""Begins, in a key, what stands for a file or folder of this machine."""
 
 OUTSIDE = {
     "data.source": ("data.source", "files named by data.source"),
@@ -380,4 +401,4 @@ def _computed(folder: Path) -> dict[str, Any]:
 def content_or_name(where: str) -> str:
     """A local file or folder by its content; anything else, a hub id, by its name."""
     path = Path(where)
-    return f"content {fingerprint(path)}" if path.is_file() or path.is_dir() else where
+    return f"{CONTENT}{fingerprint(path)}" if path.is_file() or path.is_dir() else where

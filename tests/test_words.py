@@ -8,7 +8,7 @@ from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.words import counted
 from vppo_cli.screen import facts
-from vppo_cli.screen.words import duration, ranges, size, sparkline
+from vppo_cli.screen.words import duration, numbers, ranges, size, sparkline
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_bar() -> None:
@@ -48,6 +48,8 @@ def test_ranges_join_runs() -> None:
     assert ranges([3, 1, 2, 5, 7, 8]) == "1..3, 5, 7..8"
     assert ranges([4, 4]) == "4"
     assert ranges([]) == ""
+    for some in ({3, 1, 2, 5, 7, 8}, {4}, set[int]()):
+        assert numbers(ranges(some)) == some
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (4e12, "4.0 TB")])

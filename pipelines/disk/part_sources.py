@@ -228,6 +228,14 @@ class PartSources:
                 self._known[part] = self._hash(part)
         return {f"source of {part}": self._known[part] for part in parts if self._known.get(part)}
 
+    def edited(self, part: str) -> bool:
+        """Whether the source of a part is another one now, where it is found from here."""
+        known = self.of(part).get(f"source of {part}")
+        with contextlib.suppress(OSError):
+            found = source_hash(part)
+            return bool(known and found) and found != known
+        return False
+
     def _hash(self, part: str) -> str:
         try:
             found = source_hash(part)
@@ -281,6 +289,11 @@ SETTINGS = (
     "stages.eval",
 )
 """Where an import path may stand. Trackers change no result, and are in no key."""
+
+
+def parts_of(config: Config) -> list[str]:
+    """Every import path that the settings name, once."""
+    return list(dict.fromkeys(part for setting in SETTINGS for part in _named(config, setting)))
 
 
 def _named(config: Config, setting: str) -> list[str]:

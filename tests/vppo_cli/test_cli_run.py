@@ -440,6 +440,10 @@ def test_a_changed_data_file_makes_the_run_stale(own: tuple[Path, Command], tmp_
     rows = planned(vppo("plan", "--run", run.name, "--json", runs=run.parent, cwd=folder))
     assert rows[0][:3] == ("prepare", "", "stale")
     assert "data.source content" in rows[0][3]
-    for place in (folder, tmp_path):  # from elsewhere the relative path leads nowhere
+    for place, edited in ((folder, ["data.source"]), (tmp_path, [])):  # from elsewhere the path leads nowhere
         seen = vppo("status", "--run", run.name, "--json", runs=run.parent, cwd=place).succeeded().json
-        assert (seen["steps_done"], seen["checkpoints"]) == (1, [1])
+        assert (seen["steps_done"], seen["checkpoints"], seen["edited"]) == (1, [1], edited)
+    with (folder / "my_rewards.py").open("a") as file:
+        file.write("# another\n")
+    told = vppo("status", "--run", run.name, runs=run.parent, cwd=folder).succeeded().out
+    assert f"made: my_rewards:tokens_and_answer, data.source; vppo plan --run {run.name} says" in told

@@ -47,6 +47,7 @@ class Glance:
     saved: list[int]
     best: int | None
     evaluations: list[dict[str, Any]]
+    edited: list[str]
     used: int
 
     @property
@@ -99,6 +100,7 @@ class Glance:
             "best": self.best,
             "best_key": config.checkpoint.best_key,
             "evaluations": self.evaluations,
+            "edited": self.edited,
             "warnings": self.warnings,
         }
 
@@ -121,6 +123,7 @@ def look(path: Path, before: Glance | None = None) -> Glance:
         saved,
         next(iter(checkpoints.best(chain, saved)), None),
         evaluation_rows(chain),
+        chain.edited(),
         used(path),
     )
 
@@ -166,6 +169,9 @@ def lines(glance: Glance) -> Iterator[Text]:
         yield labelled("why", state.why)
     for text in glance.warnings:
         yield warned(text)
+    if glance.edited:
+        again = f"vppo plan --run {chain.run.name} says what would be made again"
+        yield labelled("edited", f"since its steps were made: {', '.join(glance.edited)}; {again}")
     if state.state == "running":
         yield labelled("now", doing(state))
         if glance.silent:
