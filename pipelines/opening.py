@@ -12,9 +12,9 @@ from pathlib import Path
 from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
-from pipelines.disk.files import disk_errors, write_atomic
-from pipelines.disk.lock import run_lock
-from pipelines.disk.step import Step
+from pipelines.disk.files import check_owned, disk_errors, find, remove, write_atomic
+from pipelines.disk.lock import LOCK, run_lock
+from pipelines.disk.step import MANIFEST, Step, is_there
 from pipelines.errors import UserError
 from pipelines.grading.reward import check_keys
 from pipelines.prepare.sources import check_sources
@@ -46,14 +46,37 @@ def check_costly(config: Config, steps: Sequence[Step]) -> None:
 
 @contextlib.contextmanager
 def held(run: Path, watch: Watch) -> Iterator[None]:
-    """Hold the run's lock, which rank 0 does for all."""
+    """Hold the run's lock, which rank 0 does for all; see ``_if_refused``."""
 
-    def take() -> None:
+    def take() -> bool:
+        new = not is_there(run)
         stack.enter_context(run_lock(run, watch.note))
+        return new
 
-    with contextlib.ExitStack() as stack, disk_errors(run):
-        ranks().on_main(take)
+    with contextlib.ExitStack() as stack:
+        with disk_errors(run):
+            new = ranks().on_main(take)
+        with _if_refused(run, new=new), disk_errors(run):
+            yield
+
+
+@contextlib.contextmanager
+def _if_refused(run: Path, *, new: bool) -> Iterator[None]:
+    """A new run of which no step could be made leaves no folder: there is nothing to go on with.
+
+    The lock goes last of its files, while it is held: whoever begins the run from then on has a lock of its own.
+    """
+    try:
         yield
+    except UserError:
+        if new and ranks().main and not find(run, f"**/{MANIFEST}"):
+            check_owned(run)
+            last = [run / name for name in (runs.CONFIG, LOCK)]
+            for path in [*(path for path in run.iterdir() if path not in last), *last]:
+                remove(path)
+            with contextlib.suppress(OSError):
+                run.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ from pipelines.disk.contents import SEAL, intact, sealed
 from pipelines.disk.files import check_owned, disk_errors, file_time, guarded, make_folder
 from pipelines.errors import LockLost, UserError
 
+LOCK = "lock"
+"""The file in a run's folder."""
+
 SEAL_DIGITS = 16
 """Of the hash of the rest, last in the file: a name that a flipped bit changed is nobody's."""
 
@@ -87,7 +90,7 @@ def run_lock(run: Path, tell: Callable[[str], None] = lambda _: None) -> Iterato
         LockLost: from writing, once another process has taken the run over.
     """
     fix = f"Watch it with: vppo status --run {run.name}"
-    with file_lock(run / "lock", f"run {run.name}", fix, tell=tell, over=run):
+    with file_lock(run / LOCK, f"run {run.name}", fix, tell=tell, over=run):
         yield
 
 
@@ -134,7 +137,7 @@ def file_lock(
 
 def is_running(run: Path) -> int | None:
     """The process id that holds the run now, if one does. Reads only."""
-    owner = _holder(run / "lock", time.time)  # may not write, to learn the file system's time
+    owner = _holder(run / LOCK, time.time)  # may not write, to learn the file system's time
     return owner.pid or -1 if owner else None
 
 
@@ -210,6 +213,9 @@ def _claim(
         descriptor = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
         _remove_dead(claim)
+        return None
+    except FileNotFoundError:  # whoever held the run was refused, and took its folder away
+        make_folder(claim.parent)
         return None
     file, taken = os.fdopen(descriptor, "r+b", buffering=0), False
     try:

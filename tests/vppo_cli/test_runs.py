@@ -12,8 +12,6 @@ def test_runs_are_listed_and_removed(finished, tmp_path):
     broken = runs / "broken"
     broken.mkdir()
     (broken / "config.yaml").write_text("update: {no_such: 1}\n")
-    failed = vppo("train", "--run", "bad", *given("update.engine=nowhere:engine"), runs=runs)
-    assert failed.code == 2
     told = vppo("runs", runs=runs).succeeded().out
     assert "small" in told
     assert "3/3" in told
@@ -31,7 +29,7 @@ def test_runs_are_listed_and_removed(finished, tmp_path):
     assert not run.exists()
     refused = vppo("status", "--run", "small", runs=runs)
     assert f"no such run in {runs.resolve()}/" in "".join(refused.err.split("\n       "))
-    assert "There: bad broken. If it is elsewhere, go where it was begun, or set VPPO_RUNS." in " ".join(
+    assert "There: broken. If it is elsewhere, go where it was begun, or set VPPO_RUNS." in " ".join(
         refused.err.split()
     )
     empty = vppo("runs", runs=tmp_path / "nothing")
@@ -49,6 +47,23 @@ def test_a_plan_says_whose_prepared_data_it_takes(finished, tmp_path):
     assert vppo("plan", "--run", "mine", runs=runs).code == 2  # no such run, and nothing to make one of
     refused = vppo("plan", *another, *given("rollout.filter_key=rewrad"), runs=runs)
     assert (refused.code, "Did you mean reward?" in refused.err) == (2, True)
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_nothing(tmp_path):
+    runs = tmp_path / "runs"
+    (tmp_path / "bad.jsonl").write_text('{"problem": "?", "answer": ""}\n')
+    for setting, words in (
+        ("update.engine=nowhere:engine", "nowhere"),
+        (f"data.source={tmp_path}/bad.jsonl", "no usable row"),
+    ):
+        refused = vppo("train", "--run", "bad", *given(setting), runs=runs)
+        assert (refused.code, words in refused.err) == (2, True)
+        assert list(runs.iterdir()) == []
+    (runs / "bad").mkdir()  # somebody's: it stays, and says why
+    (runs / "bad" / "notes.txt").write_text("mine")
+    assert vppo("train", "--run", "bad", *given("update.engine=nowhere:engine"), runs=runs).code == 2
+    assert {"notes.txt", "config.yaml"} <= {path.name for path in (runs / "bad").iterdir()}
+    assert "bad" in vppo("runs", runs=runs).succeeded().out
 
 
 def test_a_failed_run_says_why(tmp_path):
