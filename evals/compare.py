@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,30 @@ import numpy as np
 
 from evals.numbers.statistics import Array, Interval, average, interval, resampled
 from evals.report.build import REPORT, read
+from evals.rewards import REWARDS, comparable, rewards_of, with_rewards
 from pipelines.chain import EVALUATIONS, TRAINING, Chain
 from pipelines.config.schema import profile_name
 from pipelines.disk.files import find
 from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, is_there, unreadable
 from pipelines.errors import UserError
-from pipelines.runs import CONFIG, as_made, read_config, runs_folder
+from pipelines.runs import CONFIG, as_made, made_with, read_config, runs_folder
 from pipelines.words import counted
+
+
+@dataclass(frozen=True)
+class MeanChange:
+    """A mean over questions in two evaluations."""
+
+    before: float
+    after: float
+    change: Interval
+
+    @property
+    def places(self) -> int:
+        """In how many decimals to print it: three, or as many as show the interval in two digits."""
+        width = self.change.high - self.change.low
+        return min(max(3, 1 - floor(log10(width))), 9) if width > 0 else 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,8 @@ class Change:
     before: float
     after: float
     change: Interval
+    rewards: dict[str, MeanChange] = field(default_factory=dict, kw_only=True)
+    """Of a reward of one's own, each list by its name, where both have it of the same function."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +69,16 @@ class Comparison:
         return [name for name, interval in named if interval.high < below]
 
 
-def load(name: str) -> tuple[str, list[dict[str, Any]]]:
+def load(name: str, *, rewards: bool = False) -> tuple[str, list[dict[str, Any]]]:
     """(model, results) of a report.json or results.json, of the folder of one, or of a run.
 
     Of a run, the report of its latest step.
 
+    Args:
+        rewards: also read those of a reward of one's own by question (``with_rewards``), which are beside the file.
+
     Raises:
-        UserError: there is no evaluation by that name.
+        UserError: there is no evaluation by that name, or it is damaged.
     """
     file = _find(name)
     try:
@@ -72,23 +95,59 @@ def load(name: str) -> tuple[str, list[dict[str, Any]]]:
             f"is not a report of vppo eval ({type(error).__name__}: {error}).",
             f"Give a {REPORT} or {RESULTS} that vppo eval wrote.",
         ) from error
+    if rewards:
+        results = [with_rewards(result, file) for result in results]
     return str(found.get("model", name)), results
+
+
+def run_of(name: str) -> tuple[Path, int] | None:
+    """The run, and the step of its policy, whose report ``load(name)`` takes; None where it is no run's."""
+    file = _find(name).absolute()
+    step, run = file.parent.name, file.parent.parent.parent
+    theirs = file.name == REPORT and file.parent.parent.name == EVALUATIONS and step.isdecimal()
+    return (run, int(step)) if theirs and (run / CONFIG).is_file() else None
 
 
 def remark(name: str) -> str:
     """What to say of the evaluation that ``load(name)`` takes where it is a run's, but not of the run as it is now."""
-    file = _find(name)
-    where = file.absolute().parent
-    run = where.parent.parent
-    step = where.name
-    if file.name != REPORT or where.parent.name != EVALUATIONS or not step.isdecimal() or not (run / CONFIG).is_file():
+    found = run_of(name)
+    if found is None:
         return ""
+    run, step = found
     try:
-        current = is_current(as_made(read_config(run), run, *TRAINING), int(step), load(name)[1])
+        current = is_current(as_made(read_config(run), run, *TRAINING), step, load(name)[1])
     except UserError:  # what the run needs is not here, so that nothing can be told
         current = None
-    told = {True: "", False: f"{run.name}: step {int(step)} was evaluated with {OTHERWISE}", None: unknown(run.name)}
+    told = {True: "", False: f"{run.name}: step {step} was evaluated with {OTHERWISE}", None: unknown(run.name)}
     return told[current]
+
+
+def made_run(name: str) -> dict[str, dict[str, str]]:
+    """The run whose report ``load(name)`` takes -> what made it; none where it is no run's."""
+    found = run_of(name)
+    return {found[0].name: made_as_far_as_known(found[0])} if found else {}
+
+
+def made_as_far_as_known(run: Path) -> dict[str, str]:
+    """``runs.made_with``; nothing of a run whose settings or manifests cannot be read: to compare needs neither."""
+    with suppress(UserError):
+        return made_with(as_made(read_config(run), run, *TRAINING))
+    return {}
+
+
+def made_otherwise(made: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
+    """Of what made these runs (``runs.made_with``), what is not the same in all: name -> version -> runs.
+
+    Args:
+        made: by run; one of which nothing is known counts for nothing.
+    """
+    known = {run: found for run, found in made.items() if found}
+    names = dict.fromkeys(name for found in known.values() for name in found)
+    ways: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        for run, found in known.items():
+            ways.setdefault(name, {}).setdefault(found.get(name, "none"), []).append(run)
+    return {name: versions for name, versions in ways.items() if len(versions) > 1}
 
 
 OTHERWISE = "other settings, data or code than the run's present ones"
@@ -133,6 +192,8 @@ def _check(result: Any) -> None:
     owners = result.get("clusters_of", {})
     if not isinstance(owners, dict) or not all(isinstance(o, str) for o in owners.values()):
         raise TypeError("clusters_of does not map questions to names")
+    if not isinstance(result.get(REWARDS, {}), dict):
+        raise TypeError(f"{REWARDS} is no object")
     hashes = result["asked"]["hashes"] if "asked" in result else {}
     if not all(isinstance(one, str) for one in hashes.values()):
         raise TypeError("asked does not map questions to hashes")
@@ -177,14 +238,19 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         if not shared:
             notes.append(f"{name}: no question is in both; left out")
             continue
-        first, second = (marks_of(rows[name], shared) for rows in (old, new))
         owners = new[name].get("clusters_of", {})
-        drawn = resampled(np.subtract(second, first).tolist(), [owners.get(q, q) for q in shared], stream=name)
-        change = float(np.mean(second) - np.mean(first))
-        means = float(np.mean(first)), float(np.mean(second))
-        changes.append(Change(name, len(shared), *means, interval(change, drawn)))
-        draws.append((change, drawn))
+        clusters = [owners.get(q, q) for q in shared]
+        found, drawn = _paired(marks_of(old[name], shared), marks_of(new[name], shared), clusters, name)
         notes += unvaried(name, drawn)
+        lists, told = comparable(name, {"A": old[name], "B": new[name]})
+        notes += told
+        rewards = {}
+        for reward in lists:
+            first, second = (rewards_of(rows[name], reward, shared) for rows in (old, new))
+            rewards[reward], paid = _paired(first, second, clusters, name)
+            notes += unvaried(f"{name}, {reward}", paid)
+        changes.append(Change(name, len(shared), found.before, found.after, found.change, rewards=rewards))
+        draws.append((found.change.mean, drawn))
     if not changes:
         raise UserError(
             "vppo compare",
@@ -193,6 +259,15 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         )
     mean = average([d for _, d in draws], [m for m, _ in draws]) if len(draws) > 1 else None
     return Comparison(changes, mean, notes)
+
+
+def _paired(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[str], stream: str
+) -> tuple[MeanChange, Array]:
+    """The change of a mean over questions, and its difference's resamples."""
+    drawn = resampled(np.subtract(second, first).tolist(), clusters, stream=stream)
+    before, after = float(np.mean(first)), float(np.mean(second))
+    return MeanChange(before, after, interval(after - before, drawn)), drawn
 
 
 def unvaried(name: str, drawn: Array) -> list[str]:

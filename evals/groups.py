@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from evals.compare import (
     OTHERWISE,
     Change,
     Comparison,
+    MeanChange,
     how_asked,
     is_current,
     load,
+    made_as_far_as_known,
+    made_otherwise,
     marks_of,
     same_questions,
     unknown,
@@ -25,11 +28,12 @@ from evals.compare import (
 )
 from evals.numbers.statistics import Array, average, interval, over_seeds, resampled
 from evals.report.build import REPORT
+from evals.rewards import comparable, rewards_of
 from pipelines import runs
 from pipelines.chain import TRAINING
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
-from pipelines.words import counted
+from pipelines.words import counted, who_has
 
 FEW = 5
 """Fewer seeds than these say little of how much seeds differ."""
@@ -50,6 +54,8 @@ class Member:
     """The prepared data that it was trained on."""
     note: str = ""
     """What is not known of it."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """``runs.made_with``."""
 
     @property
     def seed(self) -> int | None:
@@ -83,6 +89,8 @@ class GroupComparison(Comparison):
     """Whether seeds were drawn in pairs."""
     settings: dict[str, list[str]]
     """What else than the seed differs between the groups: [in A, in B]."""
+    made_with: dict[str, dict[str, list[str]]]
+    """Versions and commits that are not the same in all runs: name -> version -> runs."""
 
 
 def open_group(pattern: str) -> RunGroup:
@@ -95,7 +103,7 @@ def open_group(pattern: str) -> RunGroup:
         run = runs.runs_folder() / pattern
         if (run / runs.CONFIG).is_file():
             return group_of(pattern, [run])
-        return RunGroup(pattern, [Member(pattern, _by_benchmark(load(pattern)[1]))], [])
+        return RunGroup(pattern, [Member(pattern, _by_benchmark(load(pattern, rewards=True)[1]))], [])
     return group_of(pattern, runs.matching(pattern))
 
 
@@ -117,13 +125,14 @@ def _member(path: Path) -> Member | str:
     report = path / "eval" / f"{config.run.steps:04d}" / REPORT
     if not report.is_file():
         return _unfinished(path)
-    chain, results = runs.as_made(config, path, *TRAINING), load(str(report))[1]
+    chain, results = runs.as_made(config, path, *TRAINING), load(str(report), rewards=True)[1]
     current = is_current(chain, config.run.steps, results)
     if current is False:
         again = f"vppo train --run {path.name}"
         return f"{path.name} is left out: its evaluation is of {OTHERWISE} ({again})"
     note = "" if current else unknown(path.name)
-    return Member(path.name, _by_benchmark(results), config, chain.prepare.path.name, note)
+    made = made_as_far_as_known(path)
+    return Member(path.name, _by_benchmark(results), config, chain.prepare.path.name, note, made)
 
 
 def _unfinished(path: Path) -> str:
@@ -173,10 +182,15 @@ def compare_groups(before: RunGroup, after: RunGroup) -> GroupComparison:
         if lacking:
             notes.append(f"{name}: not asked of {', '.join(lacking)}; left out")
             continue
-        shared, found = _common(name, {one.name: one.results[name] for one in everyone})
+        asked = {one.name: one.results[name] for one in everyone}
+        shared, found = _common(name, asked)
         notes += found
         if shared:
-            change, difference_R = _change(name, shared, before.members, after.members, seeds=seeds, paired=paired)
+            lists, found = comparable(name, asked)
+            notes += found
+            owners: dict[str, str] = before.members[0].results[name].get("clusters_of", {})
+            how = Drawn(name, shared, [owners.get(q, q) for q in shared], seeds, paired)
+            change, difference_R = _change(how, before.members, after.members, lists)
             changes.append(change)
             draws.append(difference_R)
             notes += unvaried(name, difference_R)
@@ -188,7 +202,8 @@ def compare_groups(before: RunGroup, after: RunGroup) -> GroupComparison:
     notes += [note for group in (before, after) for note in _inside(group)]
     notes += _few(before, after)
     over = "seeds and questions" if seeds else "questions"
-    return GroupComparison(changes, mean, notes, over, paired, _between(before, after))
+    made_with = made_otherwise({one.name: one.made_with for one in everyone})
+    return GroupComparison(changes, mean, notes, over, paired, _between(before, after), made_with)
 
 
 def _apart(before: RunGroup, after: RunGroup) -> None:
@@ -204,34 +219,62 @@ def _apart(before: RunGroup, after: RunGroup) -> None:
             raise UserError(group.pattern, missing, "; ".join(group.left_out))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn again of a benchmark."""
+
+    benchmark: str
+    questions: list[str]
+    """Those that all runs have, and"""
+    clusters: list[str]
+    """the cluster of each."""
+    seeds: bool
+    """Whether seeds are drawn too,"""
+    paired: bool
+    """and in pairs."""
+
+
 def _change(
-    name: str, shared: Sequence[str], before: Sequence[Member], after: Sequence[Member], *, seeds: bool, paired: bool
+    how: Drawn, before: Sequence[Member], after: Sequence[Member], lists: Sequence[str]
 ) -> tuple[GroupChange, Array]:
-    """One benchmark's change, and its difference's resamples."""
-    owners: dict[str, str] = before[0].results[name].get("clusters_of", {})
-    clusters = [owners.get(question, question) for question in shared]
-    first_SQ, second_SQ = (
-        np.array([marks_of(one.results[name], shared) for one in group]) for group in (before, after)
-    )
+    """One benchmark's change, those of the ``lists`` of its rewards with it, and its difference's resamples."""
+
+    def values(group: Sequence[Member], of: Callable[[dict[str, Any]], list[float]]) -> Array:
+        return np.array([of(one.results[how.benchmark]) for one in group])
+
+    first_SQ, second_SQ = (values(group, partial(marks_of, questions=how.questions)) for group in (before, after))
+    found, difference_R = _difference(how, first_SQ, second_SQ)
+    rewards = {}
+    for name in lists:
+        paid = partial(rewards_of, name=name, questions=how.questions)
+        rewards[name], _ = _difference(how, values(before, paid), values(after, paid))
+    return GroupChange(
+        how.benchmark,
+        len(how.questions),
+        found.before,
+        found.after,
+        found.change,
+        {one.name: float(mean) for one, mean in zip(before, first_SQ.mean(1), strict=True)},
+        {one.name: float(mean) for one, mean in zip(after, second_SQ.mean(1), strict=True)},
+        rewards=rewards,
+    ), difference_R
+
+
+def _difference(how: Drawn, first_SQ: Array, second_SQ: Array) -> tuple[MeanChange, Array]:
+    """The change of the mean over seeds and questions of a value [S, Q] a group, and its difference's resamples."""
     first_S, second_S = first_SQ.mean(1), second_SQ.mean(1)
-    first_SR, second_SR = (resampled(marks_SQ, clusters, stream=name) for marks_SQ in (first_SQ, second_SQ))
-    if paired:
+    first_SR, second_SR = (
+        resampled(values_SQ, how.clusters, stream=how.benchmark) for values_SQ in (first_SQ, second_SQ)
+    )
+    if how.paired:
         difference_R = over_seeds(second_SR - first_SR, second_S - first_S, len(first_S) - 1, "pairs")
-    elif seeds:
+    elif how.seeds:
         freedom = len(first_S) + len(second_S) - 2
         difference_R = over_seeds(second_SR, second_S, freedom, "B") - over_seeds(first_SR, first_S, freedom, "A")
     else:
         difference_R = second_SR.mean(0) - first_SR.mean(0)
     old, new = float(first_S.mean()), float(second_S.mean())
-    return GroupChange(
-        name,
-        len(shared),
-        old,
-        new,
-        interval(new - old, difference_R),
-        {one.name: float(mean) for one, mean in zip(before, first_S, strict=True)},
-        {one.name: float(mean) for one, mean in zip(after, second_S, strict=True)},
-    ), difference_R
+    return MeanChange(old, new, interval(new - old, difference_R)), difference_R
 
 
 def _paired(before: Sequence[Member], after: Sequence[Member]) -> bool:
@@ -253,7 +296,7 @@ def _common(name: str, asked: dict[str, dict[str, Any]]) -> tuple[list[str], lis
         if len(ways) > 1:
             raise UserError(
                 name,
-                f"the runs differ in their {what}: {_listed(ways)}.",
+                f"the runs differ in their {what}: {who_has(ways)}.",
                 "Their accuracies are no repeats of each other. Evaluate them alike (vppo eval), or leave runs out.",
             )
     notes = []
@@ -266,7 +309,7 @@ def _common(name: str, asked: dict[str, dict[str, Any]]) -> tuple[list[str], lis
     for what in sorted({key for found in told.values() for key in found}):
         ways = _ways({run: found.get(what) for run, found in told.items()})
         if len(ways) > 1:
-            notes.append(f"{name}: {what} {_listed(ways)}")
+            notes.append(f"{name}: {what} {who_has(ways)}")
     return shared, notes
 
 
@@ -300,7 +343,7 @@ def _differing(members: Sequence[Member]) -> dict[str, dict[str, Any]]:
 
 def _inside(group: RunGroup) -> list[str]:
     """What differs inside a group beside the seed."""
-    found = [f"{name} {_listed(_ways(values))}" for name, values in _differing(group.members).items()]
+    found = [f"{name} {who_has(_ways(values))}" for name, values in _differing(group.members).items()]
     return [f"{group.pattern}: its runs differ in {'; '.join(found)}"] if found else []
 
 
@@ -321,10 +364,6 @@ def _ways(values: dict[str, Any]) -> dict[str, list[str]]:
         text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
         ways.setdefault(text, []).append(run)
     return ways
-
-
-def _listed(ways: dict[str, list[str]]) -> str:
-    return ", ".join(f"{value} ({', '.join(names)})" for value, names in ways.items())
 
 
 def _few(before: RunGroup, after: RunGroup) -> list[str]:

@@ -389,6 +389,21 @@ def changed_versions(chain: Chain) -> str:
     return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names)
 
 
+def made_with(chain: Chain) -> dict[str, str]:
+    """What made a run, from its data to its newest step: versions by package, and the commit; "a, then b" where the
+    run was begun by another. Empty of a run that is not begun.
+    """
+    folders = [chain.prepare.path, *(chain.update(row["step"]).path for row in metric_rows(chain)[-1:])]
+    found: dict[str, str] = {}
+    for folder in folders:
+        if not (folder / MANIFEST).is_file():
+            continue
+        for name, value in read_manifest(folder).get("provenance", {}).items():
+            before = found.get(name)
+            found[name] = f"{before}, then {value}" if before and before != value else str(value)
+    return found
+
+
 def changed_shapes(chain: Chain) -> str:
     """Settings that reach a kernel's shape and differ from those of the newest steps; "" if none does.
 

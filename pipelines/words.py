@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 
 def counted(count: int, one: str, several: str = "") -> str:
     """``1 step``, ``3 steps``.
@@ -11,3 +13,8 @@ def counted(count: int, one: str, several: str = "") -> str:
         several: of any other number, where that is not ``one`` and an s.
     """
     return f"{count} {one if count == 1 else several or one + 's'}"
+
+
+def who_has(ways: Mapping[str, Iterable[str]]) -> str:
+    """Each value and who has it: ``1.0 (a-1, a-2), 0.9 (b-3)``."""
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in ways.items())

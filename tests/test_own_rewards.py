@@ -149,6 +149,15 @@ def test_what_looks_at_a_run_shows_them(run: Path, monkeypatch: pytest.MonkeyPat
     validated = charts["Validation reward, length"]
     assert validated["about"] == "of the starting model and the checkpoints, with 95 % intervals"
     assert validated["series"][0]["x"] == [0, 1, 2]
+    reports = [run / "eval" / step for step in ("0000", "0002")]
+    compared = vppo("compare", *reports, "--json", runs=run.parent).json
+    (change,) = [change for change in compared["changes"] if change["benchmark"] == "glyphs"]
+    paid = change["rewards"]["length"]
+    stored = [json.loads(next(one.glob("glyphs-*/results.json")).read_text())["rewards"] for one in reports]
+    assert [paid["before"], paid["after"]] == pytest.approx([one["length"]["value"] for one in stored], abs=1e-6)
+    assert paid["change"]["low"] <= paid["change"]["mean"] <= paid["change"]["high"]
+    shown = vppo("compare", *reports, runs=run.parent).out
+    assert f" {paid['before']:.3f} " in next(line for line in shown.splitlines() if line.split()[1:2] == ["length"])
     table = open_run(run).evaluations()
     assert list(zip(table["benchmark"].to_pylist(), table["step"].to_pylist(), strict=True)) == [
         *(("glyphs", step) for step in (0, 2)),

@@ -7,7 +7,8 @@ import json
 import pytest
 from command_line import vppo
 
-from evals.compare import compare, load
+from evals.compare import MeanChange, compare, load, made_otherwise
+from evals.numbers.statistics import Interval
 from pipelines.errors import UserError
 
 
@@ -76,6 +77,45 @@ def test_several_benchmarks_have_an_average():
     assert found.regressions(-0.5) == []
 
 
+def paid(of, **lists):
+    """Two questions, and the means of a reward's lists on each."""
+    values = {name: dict(zip("ab", means, strict=True)) for name, means in lists.items()}
+    found = result({"a": [1, 0], "b": [1, 1]}, rewards={name: {} for name in lists})
+    return found | {"rewards_by_question": {"of": of, "values": values}}
+
+
+def test_rewards_are_paired_by_question_too():
+    # The list that all have: from 0.1 and 0.5 to 0.2 and 1, so by 0.1 and 0.5: a draw of two has the ends in 1 of 4.
+    before, after = paid("pay 1", reward=[0.1, 0.5], brief=[0, 0]), paid("pay 1", reward=[0.2, 1.0])
+    (change,) = compare([before], [after]).changes
+    assert list(change.rewards) == ["reward"]
+    found = change.rewards["reward"]
+    ends = (found.before, found.after, found.change.low, found.change.mean, found.change.high, found.places)
+    assert ends == pytest.approx((0.3, 0.6, 0.1, 0.3, 0.5, 3))
+    assert compare([result({"a": [1]})], [after]).changes[0].rewards == {}
+
+
+def test_rewards_that_do_not_compare_are_told():
+    before, after = paid("pay 1", reward=[0.1, 0.5]), paid("pay 2", reward=[0.2, 1.0])
+    found = compare([before], [after])
+    assert found.changes[0].rewards == {}
+    why = "they are of other functions, or sources of one: pay 1 (A), pay 2 (B)"
+    assert f"geo3k: rewards are not compared: {why}" in found.notes
+    del after["rewards_by_question"]  # a report.json far from its run
+    why = "question by question they are in answers.parquet, which is not beside the results of B"
+    assert f"geo3k: rewards are not compared: {why}" in compare([before], [after]).notes
+
+
+def test_small_rewards_have_digits():
+    change = MeanChange(0.5, 0.5, Interval(0.0003, -0.0001, 0.0010))
+    assert (change.places, MeanChange(0, 0, Interval(0, 0, 0)).places) == (4, 3)
+
+
+def test_what_made_runs_is_told_where_it_differs():
+    made = {"a-1": {"torch": "2.1", "commit": "1"}, "a-2": {"torch": "2.1"}, "new": {}, "b-1": {"torch": "2.1"}}
+    assert made_otherwise(made) == {"commit": {"1": ["a-1"], "none": ["a-2", "b-1"]}}
+
+
 def test_what_else_differs_is_told():
     before, after = steady([1, 0], [1, 0])
     after |= {"grader": "math-verify", "settings": {"top_p": 0.9, "limit": 5}}
@@ -126,6 +166,7 @@ def test_nothing_to_compare():
         '{"benchmark": "a", "right": {"": [1]}}',
         '{"benchmark": "a", "right": [["q", [1]]]}',
         '{"benchmark": "a", "right": {"q": [1]}, "settings": []}',
+        '{"benchmark": "a", "right": {"q": [1]}, "rewards": 1}',
         '{"benchmark": "a", "right": {"q": [1]}, "settings": null}',
         '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": ["q"]}',
         '{"benchmark": "a", "right": {"q": [1]}, "clusters_of": {"q": []}}',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -13,13 +14,15 @@ import pytest
 from command_line import SMALL, vppo
 from small_results import result as small_result
 
-from evals.compare import remark
+from evals.compare import MeanChange, remark
 from evals.groups import Member, RunGroup, compare_groups, group_of, open_group
 from evals.numbers import statistics
-from evals.numbers.statistics import RESAMPLES, bootstrap, interval, over_seeds, resampled, student
+from evals.numbers.statistics import RESAMPLES, Interval, bootstrap, interval, over_seeds, resampled, student
 from evals.report.build import build, write
 from pipelines import runs
+from pipelines.chain import Chain
 from pipelines.config import settings
+from pipelines.disk.contents import sealed
 from pipelines.errors import UserError
 from pipelines.seeds import generator
 
@@ -262,6 +265,45 @@ def test_several_benchmarks_have_an_average_over_the_same_seeds() -> None:
     assert found.changes[0].change.low < -0.3
     assert found.average is not None
     assert (found.average.low, found.average.mean, found.average.high) == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_rewards_are_drawn_as_accuracies_are() -> None:
+    # A reward that is the accuracy has its difference, to the last bit.
+    def paying(made: RunGroup) -> RunGroup:
+        members = []
+        for one in made.members:
+            found = one.results["glyphs"]
+            values = {q: sum(marks) / len(marks) for q, marks in found["right"].items()}
+            by = {"of": "pay 1", "values": {"right": values}}
+            results = {"glyphs": {**found, "rewards": {"right": {}}, "rewards_by_question": by}}
+            members.append(replace(one, results=results))
+        return replace(made, members=members)
+
+    a, b = paying(group("a", flat(0.2, 0.5, 0.9), [1, 2, 3])), paying(group("b", flat(0.3, 0.3, 0.4), [4, 5, 6]))
+    (change,) = compare_groups(a, b).changes
+    assert (change.before, change.after, change.change) == astuple_of(change.rewards["right"])
+    one = group("a", flat(0.2), [1])
+    assert compare_groups(one, b).changes[0].rewards == {}
+
+
+def astuple_of(found: MeanChange) -> tuple[float, float, Interval]:
+    return found.before, found.after, found.change
+
+
+def test_commits_that_differ_are_told_once(six: Path, tmp_path: Path) -> None:
+    runs_there = Path(shutil.copytree(six, tmp_path / "runs"))
+    for name, commit in (("dapo-1", "aaaa"), ("dapo-2", "aaaa"), ("vppo-1", "bbbb"), ("vppo-2", "")):
+        prepared = Chain(runs.read_config(runs_there / name), runs_there / name).prepare.path
+        prepared.mkdir()
+        made = {"provenance": {"commit": commit, "torch": "2.1"}}
+        manifest = json.dumps(sealed({"format": 2, "key": "", "files": {}, "metrics": {}, **made}))
+        (prepared / "manifest.json").write_text(manifest if commit else "damaged")
+    shown = vppo("compare", "dapo-[12]", "vppo-[12]", runs=runs_there).succeeded().out
+    assert shown.count("aaaa") == 1
+    assert "made with  commit aaaa (dapo-1, dapo-2), bbbb (vppo-1)" in shown
+    assert "torch" not in shown
+    told = vppo("compare", "dapo-1", "vppo-1", "--json", runs=runs_there).succeeded().json["made_with"]
+    assert told == {"commit": {"aaaa": ["dapo-1"], "bbbb": ["vppo-1"]}}
 
 
 def test_an_evaluation_of_other_settings_is_left_out_or_told(

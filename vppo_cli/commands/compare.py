@@ -57,30 +57,40 @@ def compare(
     if not isfinite(fail_below):
         raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
     from evals.compare import compare as paired
-    from evals.compare import load, remark
+    from evals.compare import load, made_otherwise, made_run, remark
     from pipelines.runs import is_pattern
     from vppo_cli.screen import display
 
     if is_pattern(before) or is_pattern(after):
         _groups(before, after, fail_below, as_json=json)
         return
-    (old_model, old), (new_model, new) = load(before), load(after)
+    (old_model, old), (new_model, new) = load(before, rewards=True), load(after, rewards=True)
     found = paired(old, new)
     found = replace(found, notes=[*filter(None, map(remark, (before, after))), *found.notes])
+    made = made_otherwise(made_run(before) | made_run(after))
     worse = found.regressions(fail_below / 100)
     if json:
-        display.print_json(
-            {"before": old_model, "after": new_model, **asdict(found), "fail_below": fail_below, "regressions": worse}
-        )
+        told = {"before": old_model, "after": new_model, **asdict(found), "made_with": made}
+        display.print_json({**told, "fail_below": fail_below, "regressions": worse})
     else:
         display.line("A", f"{before}  ({old_model})" if old_model != before else before)
         display.line("B", f"{after}  ({new_model})" if new_model != after else after)
+        _made_with(made)
         display.console.print()
         _table(found, worse)
         display.console.print()
         _verdict(found, worse, fail_below)
     if worse:
         raise typer.Exit(1)
+
+
+def _made_with(differing: dict[str, dict[str, list[str]]]) -> None:
+    """Versions and commits that are not the same in all runs."""
+    from pipelines.words import who_has
+    from vppo_cli.screen import display
+
+    for name, versions in differing.items():
+        display.line("made with", f"{name} {who_has(versions)}")
 
 
 def _verdict(found: Comparison, worse: list[str], fail_below: float) -> None:
@@ -116,6 +126,7 @@ def _groups(before: str, after: str, fail_below: float, *, as_json: bool) -> Non
             display.line(side, f"{group.pattern}  ({counted(size, 'run')})")
         for name, (old, new) in found.settings.items():
             display.line("A -> B", f"{name} {old} -> {new}")
+        _made_with(found.made_with)
         display.console.print()
         _runs(groups, found)
         display.console.print()
@@ -153,6 +164,16 @@ def _table(found: Comparison, worse: list[str]) -> None:
         rows.append(("average", "", *scores, *_points(found.average)))
     styles = ["dim", *("bold red" if row[0] in worse else "" for row in rows[1:])]
     display.columns(rows, indent=display.LABEL, gap=3, styles=styles)
+    rows = [("", "reward", "A", "B", "B - A", "95 % interval")]
+    for one in found.changes:
+        for name, paid in one.rewards.items():
+            low, mean, high = (
+                f"{value:+.{paid.places}f}" for value in (paid.change.low, paid.change.mean, paid.change.high)
+            )
+            rows.append((one.benchmark, name, f"{paid.before:.3f}", f"{paid.after:.3f}", mean, f"[{low}, {high}]"))
+    if rows[1:]:
+        display.console.print()
+        display.columns(rows, indent=display.LABEL, gap=3, styles=["dim"])
 
 
 def _points(change: Interval) -> tuple[str, str]:

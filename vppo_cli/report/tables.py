@@ -12,8 +12,8 @@ from evals.report import tables as report_tables
 from evals.report.build import REPORT, read
 from pipelines.config.settings import setting_names
 from pipelines.disk.files import find
-from pipelines.disk.step import MANIFEST, read_manifest
 from pipelines.errors import UserError
+from pipelines.runs import made_with
 from vppo_cli.report.lines import Line
 from vppo_cli.report.source import RunSource
 from vppo_cli.screen.results import evaluation_rows, shown_benchmarks
@@ -155,7 +155,7 @@ def settings(sources: Sequence[RunSource]) -> dict[str, Any]:
     for name, about in setting_names():
         values = [_value(source, name) for source in sources]
         rows.append({"name": name, "about": about.replace("``", ""), "values": values, "differs": len(set(values)) > 1})
-    made_by = [_provenance(source) for source in sources]
+    made_by = [made_with(source.chain) for source in sources]
     names = list(dict.fromkeys(name for found in made_by for name in found))
     versions = [
         {
@@ -173,18 +173,3 @@ def _value(source: RunSource, name: str) -> str:
     for part in name.split("."):
         value = value[part]
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _provenance(source: RunSource) -> dict[str, str]:
-    """What made the run's newest step; "a, then b" where it was begun by another version."""
-    chain = source.chain
-    folders = [chain.prepare.path]
-    folders += [chain.update(row["step"]).path for row in source.rows[-1:]]
-    found: dict[str, str] = {}
-    for folder in folders:
-        if not (folder / MANIFEST).is_file():
-            continue
-        for name, value in read_manifest(folder).get("provenance", {}).items():
-            before = found.get(name)
-            found[name] = f"{before}, then {value}" if before and before != value else str(value)
-    return found
