@@ -1,9 +1,9 @@
 // The parts of a report other than the viewer.
 
 function summarySection(found) {
-  const { run, state, done, steps, model, data: source, objective, estimator, facts } = found;
+  const { run, mean_of: meanOf, state, done, steps, model, data: source, objective, estimator, facts } = found;
   const line = [
-    run === data.title ? null : run,
+    run === data.title ? null : meanOf ? `${run}: ${meanOf}` : run, run === data.title && meanOf ? meanOf : null,
     state === "finished" ? counted(done, "step") : `${done} of ${steps} steps, ${state}`,
     objective, `model ${model}`, `data ${source}`, `perception by ${estimator}`,
   ];
@@ -107,13 +107,11 @@ function evaluationsSection(found) {
   if (found.changes.length) {
     parts.push(el("h3", { text: found.methods ? "Between the methods" : "Between the runs" }),
       about(`${found.methods ? "Differences of the means" : "Paired differences"} in points of accuracy, on the questions `
-        + `${found.methods ? "all runs" : "both"} were asked.`),
+        + `${found.methods ? "all runs" : "both"} were asked`
+        + `${found.changes.some((row) => Object.keys(row.rewards).length) ? ", and below it of the reward and its parts" : ""}.`),
       changesTable(found.changes));
   }
   parts.push(...(found.notes || []).map((note) => about(note, "note")));
-  if (found.changes.length) {
-    parts.push(...found.changes.flatMap((change) => change.notes).map((note) => about(note, "note")));
-  }
   for (const report of found.reports) {
     // Alone, our row says what stands above; beside the published rows it is the table to read.
     const beside = report.tables[0].rows.length > 1 ? 1 : 0;
@@ -149,8 +147,8 @@ function ownTable(rows) {
 }
 
 /** `+29.3 [+27.0, +31.6]` */
-function change(points, interval) {
-  const [value, ...ends] = [points, ...interval].map((v) => signed(v, 1));
+function change(points, interval, places = 1) {
+  const [value, ...ends] = [points, ...interval].map((v) => signed(v, places));
   return `${value} [${ends.join(", ")}]`;
 }
 
@@ -165,15 +163,18 @@ function intervalMark(row) {
 }
 
 function changesTable(rows) {
+  const paid = (row) => Object.entries(row.rewards).map(([name, { difference, interval, places }]) =>
+    el("tr", { class: "muted" }, el("td", {}), el("td", { text: name }),
+      el("td", { class: "number", text: change(difference, interval, places) })));
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "Benchmark" }),
       el("th", { scope: "col", text: "Difference" }),
       el("th", { scope: "col", class: "number", text: "Points" }))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {},
+    el("tbody", {}, ...rows.flatMap((row) => [el("tr", {},
       el("td", { text: row.benchmark }),
       el("td", { text: `${row.run} ${MINUS} ${row.against}` }),
       el("td", { class: "number",
-        text: change(row.difference, row.interval) }))))));
+        text: change(row.difference, row.interval) })), ...paid(row)]))));
 }
 
 function plainTable(found) {

@@ -14,6 +14,19 @@ Entry = dict[str, Any]
 NATS = ("kl", "k3", "jsd", "log_ratio", "entropy")
 
 
+LIMITS = {
+    "kl": (0.0, math.inf),
+    "k3": (0.0, math.inf),
+    "jsd": (0.0, math.log(2)),
+    "entropy": (0.0, math.inf),
+    "top1_drop": (-1.0, 1.0),
+    "argmax_drop": (-1.0, 1.0),
+    "random": (0.0, 1.0),
+    "oracle": (0.0, 1.0),
+}
+"""Estimators between whose limits every token's perception lies, and so a response's mean."""
+
+
 def unit(estimator: str) -> str:
     """What perception by an estimator is measured in; "" for shares, ranks, and those of one's own."""
     return "nats" if estimator in NATS else ""

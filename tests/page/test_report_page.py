@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,23 @@ from browser import Browser, chromium, page_data, tokens
 from command_line import Command, given, vppo
 from imported import HEAVY, imported_by
 from looks import write_looks
+from PIL import Image
 from small_results import result
 
 from evals.report.build import build, write
+from pipelines import runs
 from pipelines import vppo as math_of
+from pipelines.config import settings
 from pipelines.disk.contents import file_hash, sealed
 from pipelines.disk.records import Look, schema
 from pipelines.page import embedded_json, packed, page
 from vppo_cli.report import collect
+from vppo_cli.report.curves import dependency
 from vppo_cli.report.entries import viewer
 from vppo_cli.report.figures import pooled, read
 from vppo_cli.report.lines import Line, fold
 from vppo_cli.report.source import RunSource, Vocabulary, spread, spread_order, vocabulary
+from vppo_cli.report.tables import evaluations
 from vppo_cli.report.words import WordCount
 
 
@@ -458,7 +465,8 @@ def six(finished: tuple[Path, Command], tmp_path_factory: pytest.TempPathFactory
 def test_a_method_is_its_mean_in_a_band(browser: Browser, six: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     told = vppo("report", "--compare", "b-*", "a-*", "--out", page, "--json", runs=six).succeeded().json
-    assert (told["run"], told["compared"]) == ("a-1", ["b-*"])
+    assert (told["run"], told["compared"]) == ("a-*", ["b-*"])
+    assert told["runs"] == [["a-1", "a-2", "a-3"], ["b-1", "b-2", "b-3"]]
     data = page_data(page)
     (accuracy,) = (c for g in data["curves"]["groups"] for c in g["charts"] if c["title"] == "Accuracy")
     first, second = accuracy["series"]
@@ -478,6 +486,81 @@ def test_a_method_is_its_mean_in_a_band(browser: Browser, six: Path, tmp_path: P
     chart.locator("svg").hover(position={"x": 60, "y": 80})
     assert re.search(r"b-\*\s+[\d.]+ % \[[\d.]+ %, 50 %\]", opened.page.inner_text("#tip"))
     opened.assert_harmless()
+
+
+def test_the_head_of_a_methods_page_is_that_of_all_its_runs(browser: Browser, six: Path) -> None:
+    there = sorted(path for path in six.rglob("*") if path.name == "report.html")
+    told = vppo("report", "b-*", "--compare", "a-*", "--json", runs=six).succeeded().json
+    page = six / "reports" / "b-against-a.html"
+    assert told["page"] == str(page)
+    assert sorted(path for path in six.rglob("*") if path.name == "report.html") == there  # in no run's folder
+    found = page_data(page)["summary"]
+    sources = [
+        json.loads(one.read_text())["metrics"] for one in sorted(six.glob("b-*/steps/0003/rollout-*/manifest.json"))
+    ]
+    accuracy = [metrics["accuracy"] for metrics in sources]
+    facts = {label: (value, remark) for label, value, remark in found["facts"]}
+    value, remark = facts["Training accuracy"]
+    assert value == f"{100 * sum(accuracy) / 3:.1f} %"
+    assert remark.startswith(f"runs {100 * min(accuracy):.1f} to {100 * max(accuracy):.1f} %; from ")
+    assert facts["Response length"][1].startswith(f"all runs {sources[0]['response_tokens_mean']:.0f} tokens; from ")
+    assert "Best checkpoint" not in facts  # of one run
+    assert (found["run"], found["state"], found["done"]) == ("b-*", "finished", 3)
+    opened = browser.open(page)
+    assert opened.page.inner_text("#summary .line").startswith("b-*: mean of 3 runs, seeds ")
+    opened.assert_harmless()
+
+
+def test_the_methods_average_is_that_of_compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("dapo-1", "dapo-2", "vppo-1", "vppo-2"):
+        method, seed = name.split("-")
+        runs.write_config(tmp_path / name, settings.load(None, [f"seed={seed}", f"update.objective={method}"]))
+        steps = runs.read_config(tmp_path / name).run.steps
+        marks = [
+            [[int((q + k + int(seed)) % (2 + of + (method == "dapo")) == 0) for k in (0, 1)] for q in range(8)]
+            for of in (0, 1)
+        ]
+        results = [result(name, rows) for name, rows in zip(("glyphs", "geo3k"), marks, strict=True)]
+        write(build(name, results), tmp_path / name / "eval" / f"{steps:04d}")
+    monkeypatch.setenv("VPPO_RUNS", str(tmp_path))
+    lines = [Line(f"{m}-*", [RunSource.open(f"{m}-{seed}") for seed in (1, 2)]) for m in ("dapo", "vppo")]
+    found = evaluations(lines)["changes"]
+    assert [row["benchmark"] for row in found] == ["geo3k", "glyphs", "average"]
+    told = vppo("compare", "dapo-*", "vppo-*", "--json", runs=tmp_path).json
+    changes = [*(one["change"] for one in told["changes"]), told["average"]]
+    for row, change in zip(found, changes, strict=True):
+        assert [row["difference"], *row["interval"]] == [100 * change[end] for end in ("mean", "low", "high")]
+
+
+@pytest.mark.parametrize(("estimator", "low", "about"), [("kl", 0, ", cut at 0"), ("log_ratio", -0.1, "")])
+def test_a_band_ends_where_what_it_is_of_does(estimator: str, low: float, about: str) -> None:
+    rows = [{"step": 1, "score/dependency_mean": 0.1, "score/dependency_std": 0.2}]
+    chain = SimpleNamespace(config=settings.load(None, [f"score.estimator={estimator}"]))
+    found = dependency([SimpleNamespace(rows=rows, chain=chain)])  # type: ignore[list-item]
+    (series,) = found["series"]
+    assert (series["low"], series["high"]) == ([low], [0.3])
+    assert found["about"] == f"mean ± standard deviation over responses{about}"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_table_that_goes_on_is_shaded_where_it_is_cut(dark: bool, browser: Browser, made: Made) -> None:
+    page: Any = browser.open(made.page, width=390, dark=dark).page
+    page.evaluate("document.querySelector('.bar').style.display = 'none'")
+    table = page.locator("#evaluations .scroll").first
+
+    def ground() -> list[int]:
+        """Distance from paper, at the left edge and at the right, where the table has nothing else."""
+        picture = np.asarray(Image.open(io.BytesIO(table.screenshot())).convert("RGB")).astype(int)
+        paper = (20, 22, 26) if dark else (255, 255, 255)
+        return [int(np.abs(picture[4, x] - paper).sum()) for x in (0, -1)]
+
+    left, right = ground()
+    assert left == 0
+    assert right > 60
+    table.evaluate("(found) => { found.scrollLeft = 9999; }")
+    left, right = ground()
+    assert left > 60
+    assert right == 0
 
 
 @pytest.mark.parametrize("width", [390, 1280])

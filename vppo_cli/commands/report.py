@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from vppo_cli.report.lines import Line
     from vppo_cli.report.source import RunSource
 
-PAGE = "report.html"
+PAGE, PAGES = "report.html", "reports"
+"""Of a run, in its folder; those of several runs, a folder beside the runs."""
 
 MOST_NAMED = 3
 """Runs that a page's title names; the legend names all."""
@@ -30,7 +32,11 @@ def report(
         list[str] | None, typer.Option("--compare", metavar="RUN", help="Draw the same beside it; may be repeated.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page (default: report.html in the run's folder).")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The page (default: report.html in the run's folder; of several, in reports/ beside them).",
+        ),
     ] = None,
     steps: Annotated[
         str | None, typer.Option(metavar="A..B", help="Show these steps in the token viewer: 3 or 3..5.")
@@ -73,18 +79,19 @@ def report(
             "no step of these whose perception is known is on disk.",
             f"There: {ranges(first.perceived) or 'none'}.",
         )
-    path = out or first.chain.run / PAGE
+    title = " against ".join([names[0], *(names[1:] if len(names) <= MOST_NAMED else [f"{len(names) - 1} others"])])
+    path = out or (first.chain.run / PAGE if len(lines[0].sources) == 1 else _page_of_several(title))
     if path.is_dir():
         raise UserError(f"--out {path}", "is a folder.", f"Name a file, such as {path / PAGE}")
     sections = collect(lines, asked)
-    rest = names[1:] if len(names) <= MOST_NAMED else [f"{len(names) - 1} others"]
-    write_page(path, " against ".join([names[0], *rest]), sections)
+    write_page(path, title, sections)
     written = path.stat().st_size
     shown = sorted({entry["step"] for entry in sections["viewer"]})
     if json:
         display.print_json(
             {
-                "run": first.name,
+                "run": names[0],
+                "runs": [[source.name for source in line.sources] for line in lines],
                 "compared": names[1:],
                 "page": str(path),
                 "bytes": written,
@@ -105,6 +112,14 @@ def report(
             f"vppo report {first.name} --steps {left[0]} --out step-{left[0]}.html",
         )
     display.line("next", "open it in a browser; it needs no network")
+
+
+def _page_of_several(title: str) -> Path:
+    """Where the page of a method with several runs goes: ``dapo-* against vppo-*`` is dapo-against-vppo.html."""
+    from pipelines.runs import runs_folder
+
+    name = re.sub(r"[^\w.]+", "-", title).strip("-")
+    return runs_folder() / PAGES / f"{name or 'all'}.html"
 
 
 def _line(name: str | None) -> Line:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import checkpoints, runs
 from pipelines.objectives.table import measured_by
 from pipelines.page import embedded_json
 from pipelines.page.viewer import unit
@@ -14,6 +13,7 @@ from vppo_cli.report.entries import viewer
 from vppo_cli.report.figures import figures, pooled, read
 from vppo_cli.report.lines import Line
 from vppo_cli.report.source import RunSource, vocabulary
+from vppo_cli.report.summary import summary
 from vppo_cli.report.tables import evaluations, settings
 from vppo_cli.report.words import WordCount, words
 
@@ -24,7 +24,7 @@ PAGE_BYTES = 19_000_000
 def collect(
     shown: Sequence[RunSource | Line], steps: Sequence[int] | None = None, most_bytes: int = PAGE_BYTES
 ) -> dict[str, Any]:
-    """The sections of the page about the first run, the others beside it.
+    """The sections of the page about the first run or method, the others beside it.
 
     Args:
         shown: runs, or methods with several.
@@ -45,7 +45,7 @@ def collect(
     evaluated = evaluations(lines)
     sections: dict[str, Any] = {
         "runs": names,
-        "summary": summary(sources[0], evaluated),
+        "summary": summary(lines[0], evaluated),
         "curves": curves(lines),
         "figures": figures([line.sources[0] for line in lines], readings),
         "words": words(names, [reading.words for reading in readings]),
@@ -62,44 +62,3 @@ def collect(
     sections["estimator"] = measured_by(sources[0].chain.config)
     sections["unit"] = unit(sections["estimator"])
     return sections
-
-
-def summary(source: RunSource, evaluated: dict[str, Any]) -> dict[str, Any]:
-    """What the run is, and its few most telling numbers: [label, value, remark]."""
-    config, rows = source.chain.config, source.rows
-    state = runs.read_state(source.chain.run)
-    facts = []
-    gains = [row for row in evaluated["own"] if row["run"] == source.name and row["difference"]]
-    for row in gains[:1]:
-        low, high = row["difference_interval"]
-        facts.append(
-            [
-                f"{row['benchmark']} accuracy",
-                f"{100 * row['accuracy']:.1f} %",
-                f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] over the start",
-            ]
-        )
-    for label, key, scale, form in (
-        ("Training accuracy", "rollout/accuracy", 100, "{:.1f} %"),
-        ("Token perception", "score/perception_mean", 1, "{:.3f} nats"),
-        ("Perception in kept tokens", "score/perception_in_kept", 100, "{:.1f} %"),
-        ("Response length", "rollout/response_tokens_mean", 1, "{:.0f} tokens"),
-    ):
-        values = [row[key] for row in rows if key in row]
-        if values:
-            remark = f"from {form.format(scale * values[0])} at step 1" if len(values) > 1 else ""
-            facts.append([label, form.format(scale * values[-1]), remark])
-    best = checkpoints.best(source.chain, checkpoints.saved(source.chain))[:1]
-    if best:
-        facts.append(["Best checkpoint", str(best[0]), f"by validation {config.checkpoint.best_key}"])
-    return {
-        "run": source.name,
-        "state": state.state,
-        "done": len(rows),
-        "steps": config.run.steps,
-        "model": config.model.path,
-        "data": config.data.source,
-        "objective": config.update.objective,
-        "estimator": measured_by(config),
-        "facts": facts,
-    }

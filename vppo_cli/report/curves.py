@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.disk.records import NAMED
 from pipelines.disk.step import MANIFEST, read_manifest
 from pipelines.grading.reward import ACCURACY, REWARD
-from pipelines.page.viewer import short
+from pipelines.objectives.table import measured_by
+from pipelines.page.viewer import LIMITS, short
 from vppo_cli.report.lines import Chart, Line, fold, notes
 from vppo_cli.report.source import RunSource
 from vppo_cli.screen.facts import named
@@ -39,13 +40,7 @@ def curves(lines: Sequence[Line]) -> dict[str, Any]:
             "How much the tokens depend on the image.",
             [
                 _metric("Token perception", "score/perception_mean", "number", "mean over all tokens"),
-                _band(
-                    "Trajectory dependency",
-                    "score/dependency_mean",
-                    "score/dependency_std",
-                    "mean ± standard deviation over responses",
-                    "mean over responses",
-                ),
+                dependency,
                 _range(
                     "Shaping weights",
                     "update/alpha_min",
@@ -132,22 +127,28 @@ def _metric(title: str, key: str, form: str, about: str) -> Maker:
     return make
 
 
-def _band(title: str, middle: str, spread: str, about: str, plain: str) -> Maker:
-    def make(sources: Sequence[RunSource]) -> Chart:
-        series = []
-        for index, rows in _rows(sources, middle, spread):
-            series.append(
-                {
-                    "run": index,
-                    "x": [r["step"] for r in rows],
-                    "y": [short(r[middle]) for r in rows],
-                    "low": [short(r[middle] - r[spread]) for r in rows],
-                    "high": [short(r[middle] + r[spread]) for r in rows],
-                }
-            )
-        return chart(title, "number", about, series) | {"plain": plain}
-
-    return make
+def dependency(sources: Sequence[RunSource]) -> Chart:
+    """Its mean, and how far responses spread around it: no further than a response's dependency can be."""
+    mean, spread = "score/dependency_mean", "score/dependency_std"
+    series: list[dict[str, Any]] = []
+    cut: set[float] = set()
+    for index, rows in _rows(sources, mean, spread):
+        lowest, highest = LIMITS.get(measured_by(sources[index].chain.config), (-math.inf, math.inf))
+        low, high = ([row[mean] + sign * row[spread] for row in rows] for sign in (-1, 1))
+        cut |= {lowest} if min(low) < lowest else set()
+        cut |= {highest} if max(high) > highest else set()
+        series.append(
+            {
+                "run": index,
+                "x": [row["step"] for row in rows],
+                "y": [short(row[mean]) for row in rows],
+                "low": [short(max(value, lowest)) for value in low],
+                "high": [short(min(value, highest)) for value in high],
+            }
+        )
+    ends = f", cut at {' and '.join(f'{limit:.3g}' for limit in sorted(cut))}" if cut else ""
+    about = f"mean ± standard deviation over responses{ends}"
+    return chart("Trajectory dependency", "number", about, series) | {"plain": "mean over responses"}
 
 
 def _range(title: str, low: str, high: str, about: str) -> Maker:

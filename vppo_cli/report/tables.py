@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from evals.compare import compare, load
+from evals.compare import Comparison, MeanChange, compare, load, same_questions
 from evals.groups import compare_groups, group_of
+from evals.numbers.statistics import Interval
 from evals.report import tables as report_tables
 from evals.report.build import REPORT, read
 from pipelines.config.settings import setting_names
@@ -54,38 +55,38 @@ def evaluations(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _changes(sources: Sequence[RunSource]) -> dict[str, Any]:
-    """Each compared run minus the first one, on the questions both have: paired differences, points."""
+    """Each compared run minus the first one, on the questions both have: paired differences."""
     found: dict[str, Any] = {"changes": [], "notes": []}
-    first = sources[0].chain
+    first = sources[0]
     for other in sources[1:]:
-        for benchmark in shown_benchmarks(first):
+        both: list[list[dict[str, Any]]] = []
+        unlike = f"{other.name} is not compared with {first.name}"
+        for benchmark in shown_benchmarks(first.chain):
             try:
-                steps = [chain.eval(chain.config.run.steps, benchmark) for chain in (first, other.chain)]
+                steps = [one.chain.eval(one.chain.config.run.steps, benchmark) for one in (first, other)]
             except UserError:  # a test set of the first one's
                 continue
             if not all(step.path.is_dir() for step in steps):
                 continue
             try:
-                result = compare(*(load(str(step.path))[1] for step in steps))
-            except UserError as error:  # they share no question, or have others under one name
-                found["notes"].append(f"{other.name} is not compared with {sources[0].name}: {error}")
+                results = [load(str(step.path), rewards=True)[1][0] for step in steps]
+                same_questions(benchmark, dict(zip((first.name, other.name), results, strict=True)))
+                both.append(results)
+            except UserError as error:
+                found["notes"].append(f"{unlike}: {error}")
+        if both:
+            try:
+                result = compare(*zip(*both, strict=True))
+            except UserError as error:  # they share no question
+                found["notes"].append(f"{unlike}: {error}")
                 continue
-            change = result.changes[0].change
-            found["changes"].append(
-                {
-                    "run": other.name,
-                    "against": sources[0].name,
-                    "benchmark": benchmark,
-                    "difference": 100 * change.mean,
-                    "interval": [100 * change.low, 100 * change.high],
-                    "notes": result.notes,
-                }
-            )
+            found["changes"] += _differences(result, other.name, first.name)
+            found["notes"] += result.notes
     return found
 
 
 def _between(lines: Sequence[Line]) -> dict[str, Any]:
-    """Each compared method minus the first one, over seeds and questions: differences, points."""
+    """Each compared method minus the first one, over seeds and questions."""
     found: dict[str, Any] = {"methods": True, "changes": [], "notes": []}
     for line in lines[1:]:
         try:
@@ -94,17 +95,7 @@ def _between(lines: Sequence[Line]) -> dict[str, Any]:
         except UserError as error:  # nothing in common, asked in ways that do not compare, or one run twice
             found["notes"].append(f"{line.name} is not compared with {lines[0].name}: {error}")
             continue
-        for change in result.changes:
-            found["changes"].append(
-                {
-                    "run": other.pattern,
-                    "against": first.pattern,
-                    "benchmark": change.benchmark,
-                    "difference": 100 * change.change.mean,
-                    "interval": [100 * change.change.low, 100 * change.change.high],
-                    "notes": [],
-                }
-            )
+        found["changes"] += _differences(result, other.pattern, first.pattern)
         drawn = f"{other.pattern} {MINUS} {first.pattern}: 95 % intervals over {result.over}"
         pairs = ", seeds in pairs" if result.paired else ", seeds group by group" if "seeds" in result.over else ""
         found["notes"] += [f"{drawn}{pairs}.", *result.notes]
@@ -113,6 +104,21 @@ def _between(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 MINUS = "\u2212"
+
+
+def _differences(result: Comparison, run: str, against: str) -> list[dict[str, Any]]:
+    """A row a benchmark, with its reward's lists, and one of the average: ``difference`` is in points of accuracy."""
+    rows = []
+    changes: list[tuple[str, Interval, dict[str, MeanChange]]]
+    changes = [(one.benchmark, one.change, one.rewards) for one in result.changes]
+    for benchmark, change, rewards in [*changes, *([("average", result.average, {})] if result.average else [])]:
+        paid = {
+            name: {"difference": one.change.mean, "interval": [one.change.low, one.change.high], "places": one.places}
+            for name, one in rewards.items()
+        }
+        points = {"difference": 100 * change.mean, "interval": [100 * change.low, 100 * change.high]}
+        rows.append({"run": run, "against": against, "benchmark": benchmark, **points, "rewards": paid})
+    return rows
 
 
 def _reports(sources: Sequence[RunSource]) -> list[dict[str, Any]]:
