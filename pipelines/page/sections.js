@@ -17,7 +17,7 @@ function summarySection(found) {
 function factList(facts) {
   return el("dl", { class: "facts" }, ...facts.map(([label, value, remark]) =>
     el("div", {}, el("dt", { text: label }), el("dd", { class: "big", text: value }),
-      remark ? el("dd", { class: "remark", text: remark }) : null)));
+      remark ? el("dd", { class: "remark", text: remark.replaceAll(" %", "\u00a0%") }) : null)));
 }
 
 function curvesSection(found) {
@@ -58,7 +58,7 @@ function wordTable(found, named) {
     all = !all;
     fill();
   } } });
-  const heads = { 1: "Mean perception, nats", 2: "Times", 3: "Share of all" };
+  const heads = { 1: `Mean perception${UNIT && `, ${UNIT}`}`, 2: "Times", 3: "Share of all" };
   const sorters = Object.entries(heads).map(([column, text]) => {
     const button = el("button", { type: "button", class: "sort", text, on: { click: () => {
       by = Number(column);

@@ -34,7 +34,7 @@ from pipelines.page import embedded_json, packed, page
 from vppo_cli.report import collect
 from vppo_cli.report.curves import dependency
 from vppo_cli.report.entries import viewer
-from vppo_cli.report.figures import pooled, read
+from vppo_cli.report.figures import figures, pooled, read
 from vppo_cli.report.lines import Line, fold
 from vppo_cli.report.source import RunSource, Vocabulary, spread, spread_order, vocabulary
 from vppo_cli.report.tables import evaluations
@@ -593,6 +593,16 @@ def test_a_band_is_of_one_kind() -> None:
     alone = {"about": "mean ± spread", "plain": "mean", "series": series[:1]}
     alone = fold(alone, [Line("a", [None])])  # type: ignore[list-item]
     assert alone == {"about": "mean ± spread", "series": [series[0]]}
+
+
+def test_perception_has_the_unit_of_its_estimator(made: Made) -> None:
+    reading = read(made.source)
+    for estimators, known in ((("kl", "k3"), True), (("random", "random"), False), (("kl", "random"), False)):
+        configs = [settings.load(None, [f"score.estimator={estimator}"]) for estimator in estimators]
+        drawn: Any = [SimpleNamespace(chain=SimpleNamespace(config=config)) for config in configs]
+        found = figures(["a", "b"], drawn, [reading, reading])
+        assert ("nats" in json.dumps(found)) == known
+        assert found["lead"].startswith("a: ")  # of two, it says whose
 
 
 def test_figures_of_a_method_hold_the_tokens_of_all_its_runs(made: Made) -> None:

@@ -103,7 +103,8 @@ def report(
     display.line("wrote", f"{path}  ({size(written)})")
     if shown:
         prompts = len(sections["viewer"])
-        display.line("viewer", f"{counted(prompts, 'prompt')} of step{'s' * (len(shown) > 1)} {ranges(shown)}")
+        whose = f" of {first.name}" if len(lines[0].sources) > 1 else ""
+        display.line("viewer", f"{counted(prompts, 'prompt')} of step{'s' * (len(shown) > 1)} {ranges(shown)}{whose}")
     if sections["viewer_left_out"]:
         left = sections["viewer_left_out"]
         display.line(

@@ -47,7 +47,7 @@ def collect(
         "runs": names,
         "summary": summary(lines[0], evaluated),
         "curves": curves(lines),
-        "figures": figures([line.sources[0] for line in lines], readings),
+        "figures": figures(names, [line.sources[0] for line in lines], readings),
         "words": words(names, [reading.words for reading in readings]),
         "evaluations": evaluated,
         "config": settings(sources),

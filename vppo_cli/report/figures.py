@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.objectives.table import measured_by
 from pipelines.page.distributions import concentration, histogram
-from pipelines.page.viewer import short
+from pipelines.page.viewer import short, unit
 from vppo_cli.report.curves import chart
 from vppo_cli.report.source import Array, RunSource, flat, lengths, spread
 from vppo_cli.report.words import WordCount
@@ -68,8 +69,14 @@ def pooled(readings: Sequence[Reading]) -> Reading:
     return found
 
 
-def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[str, Any]:
-    """The charts, and in a sentence each what the first run's say."""
+def figures(names: Sequence[str], sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[str, Any]:
+    """The charts, and in a sentence what those of the first run, or method, that has some say.
+
+    Args:
+        names: what is drawn: runs, or methods.
+        sources: each one's first run.
+        readings: of each.
+    """
     known = [(i, r) for i, r in enumerate(readings) if r.steps]
     if not known:
         return {
@@ -77,12 +84,14 @@ def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[s
             "empty": "No scored step of this run is on disk, so nothing is known "
             "about what its tokens look at. vppo train makes them.",
         }
+    units = {unit(measured_by(sources[i].chain.config)) for i, _ in known}
+    nats = units.pop() if len(units) == 1 else ""
     charts = [
         histogram(
             "Token perception",
-            "nats a token; share of tokens, on a log scale",
+            f"{nats + ' ' if nats else ''}a token; share of tokens, on a log scale",
             {i: np.concatenate(r.perception) for i, r in known},
-            "nats",
+            nats,
             log=True,
         ),
         concentration(
@@ -90,30 +99,33 @@ def figures(sources: Sequence[RunSource], readings: Sequence[Reading]) -> dict[s
         ),
         histogram(
             "Trajectory dependency",
-            "nats, mean over a response; share of responses",
+            f"{nats + ', ' if nats else ''}mean over a response; share of responses",
             {i: np.concatenate(r.dependency) for i, r in known},
-            "nats",
+            nats,
             log=False,
         ),
         _bands(
             "Perception by step",
             [(i, r.steps, r.perception) for i, r in known],
-            "nats; median, and 75, 90, 95 % quantiles",
+            f"{nats + '; ' if nats else ''}median, and 75, 90, 95 % quantiles",
             (0.5, 0.75, 0.9, 0.95),
         ),
         _bands(
             "Dependency by step",
             [(i, r.steps, r.dependency) for i, r in known],
-            "nats; median, and the middle 50 and 90 %",
+            f"{nats + '; ' if nats else ''}median, and the middle 50 and 90 %",
             QUANTILES,
         ),
         _kept(known),
     ]
-    first = known[0][1]
+    place, first = known[0]
+    lead = _lead(sources[place], first)
+    if lead and len(names) > 1:
+        lead = f"{names[place]}: {lead}"
     notes = []
     if not all(r.complete for _, r in known):
         notes.append(f"Drawn from at most {MOST_STEPS} steps, spread evenly, and {MOST_TOKENS:,} tokens of each.")
-    return {"charts": [c for c in charts if c], "lead": _lead(sources[known[0][0]], first), "notes": notes}
+    return {"charts": [c for c in charts if c], "lead": lead, "notes": notes}
 
 
 def _lead(source: RunSource, reading: Reading) -> str:
