@@ -372,6 +372,8 @@ class RowParser:
         self.prefix, self.strict_kind, self.examples = prefix, strict_kind, examples
         self.images, self.text_alone = ImageReader(roots, folders), text_alone
         self.extra = extra or ExtraColumns("none")
+        self.unnamed = 0
+        """Rows so far without an id."""
         self._theirs = {name for names in self.columns.values() for name in names}
 
     def parse(self, row: int, raw: Mapping[str, Any]) -> Sample | Rejected:
@@ -379,7 +381,8 @@ class RowParser:
         values = {ours: _first(raw, theirs) for ours, theirs in self.columns.items()}
         name = f"{self.prefix}{row}"
         try:
-            name = _text(values.get("id"), "id") or name
+            own = _text(values.get("id"), "id")
+            name, self.unnamed = own or name, self.unnamed + (not own)
             answer = unboxed(_text(values.get("answer"), "answer"))
             if not answer and not self.examples:
                 raise Unusable("no answer", self._elsewhere("answer", raw))

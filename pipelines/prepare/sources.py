@@ -31,6 +31,7 @@ from pipelines.errors import UserError
 from pipelines.prepare.extra import ExtraColumns
 from pipelines.prepare.places import at_home, check_place, exists
 from pipelines.prepare.rows import RESPONSE, Rejected, RowParser, match_columns, worth_a_look
+from pipelines.words import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -131,13 +132,20 @@ def read_source(
     columns = [_matched(data, part, examples, setting or "data", inherited) for part in parts]
     prefix = "validation-row-" if held_apart else "row-"
     extra = ExtraColumns(data.extra, {RESPONSE} if examples else ())
-    rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, extra, _image_folders(data))
+    parsers: list[RowParser] = []
+    rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, extra, _image_folders(data), parsers)
     totals = [part.total for part in parts]
     total = None if None in totals else sum(n for n in totals if n is not None)
     if total is not None and data.limit:
         total = min(total, data.limit)
 
-    return Source(name, total, itertools.islice(rows, data.limit), lambda: [*told, *extra.told()])
+    def remarks() -> list[str]:
+        unnamed = 0 if examples else sum(parser.unnamed for parser in parsers)
+        more = f"{setting or 'data'}.columns may name one ({{id: THEIR_NAME}})"
+        without = f"without an id: {counted(unnamed, 'row')}, called {prefix}N by the place; {more}"
+        return [*told, *extra.told(), *[without] * bool(unnamed)]
+
+    return Source(name, total, itertools.islice(rows, data.limit), remarks)
 
 
 def place_of(data: DataConfig, split: Literal["train", "validation"]) -> tuple[str, str]:
@@ -246,11 +254,13 @@ def _parsed(
     examples: bool,
     extra: ExtraColumns,
     folders: Sequence[Path],
+    parsers: list[RowParser],
 ) -> Iterator[Sample | Rejected]:
-    """The rows in order."""
+    """The rows in order; adds to ``parsers`` those that parse them."""
     row = 0
     for part, (names, alone) in zip(parts, columns, strict=True):
         parser = RowParser(names, part.roots, prefix, strict_kind, examples, extra, alone, folders)
+        parsers.append(parser)
         known = dict.fromkeys(name for theirs in names.values() for name in theirs)
         others = [name for name in part.columns if name not in known]
         extra.see(others)

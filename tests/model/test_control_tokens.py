@@ -134,7 +134,7 @@ def test_prepare_counts_what_it_took_apart(processor, tmp_path):
     metrics = prepare(config, tmp_path / "out", notes)
     assert (metrics["train"], metrics["rejected"]) == (len(rows), 0)
     assert metrics["defused"] == len(ATTACKS)
-    assert notes.notes == [
+    assert notes.notes[1:] == [  # the first: no row has an id
         f"train: control tokens of the model in {len(ATTACKS)} questions, written apart: <|name|> as < |name| >",
         "train: control tokens of the model in 1 answer: compared as text",
     ]
