@@ -35,6 +35,17 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
+def test_an_editable_install_finds_modules_that_come_later(installed):
+    """It names the folder, and lists no modules."""
+    source = installed.parent / "source"
+    build = "from setuptools.build_meta import build_editable; build_editable('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = source.glob("vppo-*.editable-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (found,) = [name for name in archive.namelist() if "/" not in name]
+        assert Path(archive.read(found).decode().strip()) == source
+
+
 def started(site, folder):
     """``vppo eval`` of the tiny model on two public benchmarks, from the wheel's code alone."""
     code = (
