@@ -14,7 +14,7 @@ from pipelines.chain import Chain
 from pipelines.config.schema import Config
 from pipelines.disk.files import check_owned, disk_errors, find, remove, write_atomic
 from pipelines.disk.lock import LOCK, run_lock
-from pipelines.disk.step import MANIFEST, Step, is_there
+from pipelines.disk.step import MANIFEST, Step
 from pipelines.errors import UserError
 from pipelines.grading.reward import check_keys
 from pipelines.prepare.sources import check_sources
@@ -49,9 +49,8 @@ def held(run: Path, watch: Watch) -> Iterator[None]:
     """Hold the run's lock, which rank 0 does for all; see ``_if_refused``."""
 
     def take() -> bool:
-        new = not is_there(run)
         stack.enter_context(run_lock(run, watch.note))
-        return new
+        return {path.name for path in run.iterdir()} <= {LOCK}
 
     with contextlib.ExitStack() as stack:
         with disk_errors(run):
