@@ -39,6 +39,11 @@ class MeanChange:
         width = self.change.high - self.change.low
         return min(max(3, 1 - floor(log10(width))), 9) if width > 0 else 3
 
+    def as_row(self) -> dict[str, Any]:
+        """``difference``, ``difference_interval`` and their ``places``, for a table."""
+        ends = [self.change.low, self.change.high]
+        return {"difference": self.change.mean, "difference_interval": ends, "places": self.places}
+
 
 @dataclass(frozen=True)
 class Change:

@@ -18,3 +18,8 @@ def counted(count: int, one: str, several: str = "") -> str:
 def who_has(ways: Mapping[str, Iterable[str]]) -> str:
     """Each value and who has it: ``1.0 (a-1, a-2), 0.9 (b-3)``."""
     return ", ".join(f"{value} ({', '.join(names)})" for value, names in ways.items())
+
+
+def signed(value: float, places: int) -> str:
+    """``+0.3``, ``-1.2``; what rounds to nothing is ``+0.0``."""
+    return f"{round(value, places) + 0.0:+.{places}f}"

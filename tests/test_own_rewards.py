@@ -158,6 +158,14 @@ def test_what_looks_at_a_run_shows_them(run: Path, monkeypatch: pytest.MonkeyPat
     assert paid["change"]["low"] <= paid["change"]["mean"] <= paid["change"]["high"]
     shown = vppo("compare", *reports, runs=run.parent).out
     assert f" {paid['before']:.3f} " in next(line for line in shown.splitlines() if line.split()[1:2] == ["length"])
+    (own,) = [row for row in page["evaluations"]["own"] if row["difference"] is not None]
+    drawn = own["rewards"]["length"]
+    ends = [drawn["difference"], *drawn["difference_interval"]]
+    assert ends == [paid["change"][end] for end in ("mean", "low", "high")]
+    (line,) = [
+        line for line in status.splitlines() if line.endswith("]") and line.split()[0] == "length" and "+" in line
+    ]
+    assert f"{ends[0]:+.{drawn['places']}f} [" in line
     table = open_run(run).evaluations()
     assert list(zip(table["benchmark"].to_pylist(), table["step"].to_pylist(), strict=True)) == [
         *(("glyphs", step) for step in (0, 2)),

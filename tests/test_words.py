@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.words import counted
+from pipelines.words import counted, signed
 from vppo_cli.screen import facts
 from vppo_cli.screen.words import duration, numbers, ranges, size, sparkline
 
@@ -65,3 +65,7 @@ def test_one_is_not_several() -> None:
 def test_a_run_of_one_step(tmp_path: Path) -> None:
     config = settings.load(None, ["run.steps=1", "checkpoint.every=1"])
     assert facts.in_words(Chain(config, tmp_path)) == "1 step of rollout, score, update; 1 checkpoint; eval on glyphs"
+
+
+def test_what_rounds_to_nothing_has_no_minus() -> None:
+    assert [signed(value, 1) for value in (-0.04, 0.0, -0.06, 1.25)] == ["+0.0", "+0.0", "-0.1", "+1.2"]

@@ -129,10 +129,11 @@ function ownTable(rows) {
   const named = new Set(rows.map((row) => row.run)).size > 1;
   const numbers = new Set([2, 4, 6]);
   const points = (row) => row.difference === null ? "" : change(row.difference, row.difference_interval);
-  const paid = (row) => Object.entries(row.rewards).map(([name, { value, interval }]) => el("tr", { class: "muted" },
+  const paid = (row) => Object.entries(row.rewards).map(([name, { value, interval, ...more }]) => el("tr", { class: "muted" },
     named ? el("td", {}) : null, el("td", {}), el("td", {}), el("td", { text: name }),
     el("td", { class: "number", text: `${fixed(value, 3)} [${interval.map((v) => fixed(v, 3)).join(", ")}]` }),
-    el("td", {}), el("td", {})));
+    el("td", {}), el("td", { class: "number", text: "difference" in more
+      ? change(more.difference, more.difference_interval, more.places) : "" })));
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, ...columns.map((text, i) => (i || named)
       ? el("th", { scope: "col", class: numbers.has(i) ? "number" : null, text }) : null))),
@@ -163,7 +164,7 @@ function intervalMark(row) {
 }
 
 function changesTable(rows) {
-  const paid = (row) => Object.entries(row.rewards).map(([name, { difference, interval, places }]) =>
+  const paid = (row) => Object.entries(row.rewards).map(([name, { difference, difference_interval: interval, places }]) =>
     el("tr", { class: "muted" }, el("td", {}), el("td", { text: name }),
       el("td", { class: "number", text: change(difference, interval, places) })));
   return el("div", { class: "scroll" }, el("table", {},

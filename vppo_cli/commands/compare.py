@@ -152,6 +152,7 @@ def _runs(groups: Sequence[RunGroup], found: GroupComparison) -> None:
 
 
 def _table(found: Comparison, worse: list[str]) -> None:
+    from pipelines.words import signed
     from vppo_cli.screen import display
 
     rows = [("", "questions", "A", "B", "B - A, points", "95 % interval")]
@@ -167,9 +168,8 @@ def _table(found: Comparison, worse: list[str]) -> None:
     rows = [("", "reward", "A", "B", "B - A", "95 % interval")]
     for one in found.changes:
         for name, paid in one.rewards.items():
-            low, mean, high = (
-                f"{value:+.{paid.places}f}" for value in (paid.change.low, paid.change.mean, paid.change.high)
-            )
+            ends = (paid.change.low, paid.change.mean, paid.change.high)
+            low, mean, high = (signed(value, paid.places) for value in ends)
             rows.append((one.benchmark, name, f"{paid.before:.3f}", f"{paid.after:.3f}", mean, f"[{low}, {high}]"))
     if rows[1:]:
         display.console.print()
@@ -177,5 +177,7 @@ def _table(found: Comparison, worse: list[str]) -> None:
 
 
 def _points(change: Interval) -> tuple[str, str]:
-    low, high = 100 * change.low, 100 * change.high
-    return f"{100 * change.mean:+.1f}", f"[{low:+.1f}, {high:+.1f}]"
+    from pipelines.words import signed
+
+    low, mean, high = (signed(100 * end, 1) for end in (change.low, change.mean, change.high))
+    return mean, f"[{low}, {high}]"

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines import checkpoints, runs
 from pipelines.objectives.table import measured_by
 from pipelines.page.viewer import unit
+from pipelines.words import signed
 from vppo_cli.report.lines import Line
 from vppo_cli.report.source import RunSource
 
@@ -78,7 +79,7 @@ def _of_one(source: RunSource, own: Sequence[dict[str, Any]]) -> list[Fact]:
     facts = []
     for row in [row for row in own if row["difference"] is not None][:1]:
         low, high = row["difference_interval"]
-        gain = f"{row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}] over the start"
+        gain = f"{signed(row['difference'], 1)} points [{signed(low, 1)}, {signed(high, 1)}] over the start"
         facts.append([f"{row['benchmark']} accuracy", PERCENT.text(row["accuracy"]), gain])
     for label, key, form in _metrics([source]):
         at, (values,) = _common([source], key)
@@ -101,7 +102,8 @@ def _of_several(sources: Sequence[RunSource], own: Sequence[Sequence[dict[str, A
         ]
         if len(gained) == len(sources):
             gains = [row["difference"] for row in gained]
-            over = f"{_mean(gains):+.1f} points over the start, {min(gains):+.1f} to {max(gains):+.1f}"
+            gain, low, high = (signed(value, 1) for value in (_mean(gains), min(gains), max(gains)))
+            over = f"{gain} points over the start, {low} to {high}"
             facts.append(_fact(f"{benchmark} accuracy", [row["accuracy"] for row in gained], PERCENT, over))
             break
     done = min(len(source.rows) for source in sources)

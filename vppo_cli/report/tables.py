@@ -112,10 +112,7 @@ def _differences(result: Comparison, run: str, against: str) -> list[dict[str, A
     changes: list[tuple[str, Interval, dict[str, MeanChange]]]
     changes = [(one.benchmark, one.change, one.rewards) for one in result.changes]
     for benchmark, change, rewards in [*changes, *([("average", result.average, {})] if result.average else [])]:
-        paid = {
-            name: {"difference": one.change.mean, "interval": [one.change.low, one.change.high], "places": one.places}
-            for name, one in rewards.items()
-        }
+        paid = {name: one.as_row() for name, one in rewards.items()}
         points = {"difference": 100 * change.mean, "interval": [100 * change.low, 100 * change.high]}
         rows.append({"run": run, "against": against, "benchmark": benchmark, **points, "rewards": paid})
     return rows

@@ -18,7 +18,7 @@ from pipelines.disk.step import Step
 from pipelines.errors import UserError
 from pipelines.objectives.table import PERCEPTION, STORES, stored
 from pipelines.ranks.ranks import is_main
-from pipelines.words import counted
+from pipelines.words import counted, signed
 from vppo_cli.screen.words import ranges
 
 LABEL = 11
@@ -189,11 +189,16 @@ def evaluation_lines(rows: Sequence[dict[str, Any]]) -> Iterator[Text]:
             cells = [entry["policy"], f"{entry['accuracy']:.3f}", f"[{low:.3f}, {high:.3f}]"]
             if "difference" in entry:
                 change, (down, up) = entry["difference"], entry["difference_interval"]
-                cells.append(f"{change:+.1f} points [{down:+.1f}, {up:+.1f}]")
+                cells.append(f"{signed(change, 1)} points [{signed(down, 1)}, {signed(up, 1)}]")
             table.append(cells)
             for name, mean in entry.get("rewards", {}).items():
                 low, high = mean["interval"]
-                table.append([f"  {name}", f"{mean['value']:.3f}", f"[{low:.3f}, {high:.3f}]"])
+                cells = [f"  {name}", f"{mean['value']:.3f}", f"[{low:.3f}, {high:.3f}]"]
+                if "difference" in mean:
+                    ends = (mean["difference"], *mean["difference_interval"])
+                    change, down, up = (signed(value, mean["places"]) for value in ends)
+                    cells.append(f"{change} [{down}, {up}]")
+                table.append(cells)
         yield from map(Text, aligned(table, indent=LABEL, gap=3))
         yield from map(warned, row.get("warnings", ()))
 

@@ -35,10 +35,12 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
         if is_there(end.path):
             row = entry(end, f"after {counted(last, 'step')} ({chain.config.update.objective})")
             if is_there(start.path):
-                first, second = (load(str(step.path))[1] for step in (start, end))
-                change = compare(first, second).changes[0].change
-                row["difference"] = 100 * change.mean
-                row["difference_interval"] = [100 * change.low, 100 * change.high]
+                first, second = (load(str(step.path), rewards=True)[1] for step in (start, end))
+                both = compare(first, second).changes[0]
+                row["difference"] = 100 * both.change.mean
+                row["difference_interval"] = [100 * both.change.low, 100 * both.change.high]
+                for name, paid in both.rewards.items():
+                    row["rewards"][name] = {**row["rewards"][name], **paid.as_row()}
             entries.append(row)
         if entries:
             found = [read_results(step.path) for step in (start, end) if is_there(step.path)]
