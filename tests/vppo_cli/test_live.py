@@ -270,6 +270,19 @@ def test_watching_a_run_in_a_pipe_gives_a_line_or_an_object_for_every_change(tmp
     assert found[-1]["tokens_per_second"].keys() == {"rollout", "score", "update"}
 
 
+def test_a_change_that_a_line_does_not_show_gives_no_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [glances.look(run) for _ in range(3)]
+    for number, glance in enumerate(looks):
+        glance.stamp = (number,)  # metrics.jsonl was written, for one
+    ends = iter((False, False, True))
+    monkeypatch.setattr(glances, "look", lambda path, before: looks.pop())
+    monkeypatch.setattr(glances, "_ended", lambda glance: next(ends))
+    with live.console.capture() as lines:
+        glances.tell(run, 0.0, as_json=False)
+    assert len(lines.get().splitlines()) == 1
+    assert not looks
+
+
 def test_ctrl_c_leaves_the_watched_run_alone(run: Path) -> None:
     with run_lock(run):
         record(run)

@@ -253,16 +253,18 @@ def _screen(glance: Glance) -> Group:
 
 def tell(path: Path, every: float, *, as_json: bool) -> Glance:
     """Look every so many seconds and print what is new until the run ends; the last look."""
-    glance, told = None, None
+    glance, told, said = None, None, ""
     while True:
         glance = look(path, glance)
         news = _news(glance)
         if news != told:
             told = news
+            text = _news_text(glance)
             if as_json:
                 display.print_json(glance.json())
-            else:
-                display.line(time.strftime("%H:%M:%S"), _news_text(glance))
+            elif text != said:  # a file may have changed of which the line says nothing
+                said = text
+                display.line(time.strftime("%H:%M:%S"), text)
         if _ended(glance):
             return glance
         time.sleep(every)
