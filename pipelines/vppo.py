@@ -338,7 +338,7 @@ def average_loss(
 
     Args:
         loss_BT: any per-token quantity.
-        keep_BT: tokens that pass the filter (bool; ``mask_BT`` itself for no filter), or soft weights (float).
+        keep_BT: tokens that pass the filter (bool; ``mask_BT`` itself for no filter), or weights (of any other dtype).
         mask_BT: response tokens.
         denominator: :func:`loss_denominator` of the whole update batch; by default of this one.
             With it, the losses of the micro-batches add up to the loss of the batch, however it
@@ -348,7 +348,7 @@ def average_loss(
     assert denominator is not None or how != "max_length", "the longest length is not known here"
     if denominator is None:
         denominator = loss_denominator(mask_BT, how).clamp(min=1)
-    weighted_BT = loss_BT * keep_BT if keep_BT.is_floating_point() else loss_BT
+    weighted_BT = loss_BT if keep_BT.dtype == torch.bool else loss_BT * keep_BT
     kept_B = _masked_sum(weighted_BT, keep_BT.bool() & mask_BT.bool())
     if how == "sequence":
         kept_B = kept_B / mask_BT.bool().sum(-1).clamp(min=1)

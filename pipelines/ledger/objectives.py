@@ -39,7 +39,9 @@ class Chosen:
     @property
     def variant(self) -> str | None:
         """The variant that was taken, where there are several."""
-        return table.variant(self.config.update) if self.row and self.row.variants else None
+        return (
+            table.variant(self.config.update.objective, self.config.update) if self.row and self.row.variants else None
+        )
 
     @property
     def constants(self) -> dict[str, float]:

@@ -7,14 +7,19 @@ update batch, once per optimizer step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pipelines import vppo
+from pipelines.config.resolve import telling
+from pipelines.config.schema import KEY
+from pipelines.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,12 @@ class Terms:
 
     Attributes:
         advantage: signed, [B] or [B, T]; what the surrogate multiplies the ratio with.
-        weight_BT: multiplies a token's loss, so at least 0: bool (a filter) or float; 0: no gradient.
-        clip_low, clip_high: widths of PPO's clipping.
+        weight_BT: multiplies a token's loss, so at least 0: bool (a filter) or numbers; 0: no gradient.
+        clip_low, clip_high: widths of PPO's clipping, at least 0.
         average: over what the loss is averaged.
         extra: further terms, made of a micro-batch's Reading: name -> loss_BT, averaged over all response
-            tokens of the update batch and added to the loss as it is; each is a metric of its name.
+            tokens of the update batch and added to the loss as it is; each is a metric of its name, which is
+            none of ``METRICS``.
     """
 
     advantage: Tensor
@@ -147,7 +153,39 @@ def given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def problem_of(terms: object, batch: Batch) -> str:
+def looked_at(place: str, terms: object, batch: Batch) -> Terms:
+    """What an objective of one's own returned, once it is what it should be; its ``extra`` is looked at when asked.
+
+    Raises:
+        UserError: it is not; likewise whatever ``extra`` raises.
+    """
+    if problem := _problem_of(terms, batch):
+        raise UserError(place, problem, FIX)
+    assert isinstance(terms, Terms)
+    if terms.extra is None:
+        return terms
+    told = telling(place, terms.extra)
+
+    def extra(reading: Reading) -> Mapping[str, Tensor]:
+        found: Mapping[str, Tensor] = told(reading)
+        if problem := _problem_of_extra(found, reading):
+            raise UserError(place, problem, FIX)
+        return found
+
+    return replace(terms, extra=extra)
+
+
+FIX = "docs/objectives.md says what an objective returns."
+
+METRICS = (
+    *("loss", "entropy_penalty", "reference_kl", "ratio_mean", "clipped_low", "clipped_high", "clipped_dual"),
+    *("policy_kl", "tis_weight_mean", "tis_capped", "trained_share", "updates_skipped", "grad_norm"),
+    *("learning_rate", "advantage_std", "alpha_min", "alpha_max"),
+)
+"""What an update measures itself: no further term of a loss may be called so."""
+
+
+def _problem_of(terms: object, batch: Batch) -> str:
     """What is wrong with what an objective of one's own returned; "" if nothing is."""
     if not isinstance(terms, Terms):
         return f"returned {type(terms).__name__}, not pipelines.objectives.batch.Terms."
@@ -156,13 +194,55 @@ def problem_of(terms: object, batch: Batch) -> str:
         ("advantage", terms.advantage, (wanted, wanted[:1])),
         ("weight_BT", terms.weight_BT, (wanted,)),
     ):
-        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        if shape not in shapes:
-            listed = " or ".join(str(list(shape)) for shape in shapes)
-            return f"returned {name} as {list(shape) if isinstance(shape, tuple) else shape}, not {listed}."
+        if problem := _misshapen(tensor, shapes, batch.mask_BT):
+            return f"returned {name} {problem}"
         seen = tensor[batch.mask_BT] if tensor.dim() == 2 else tensor
         if not bool(torch.isfinite(seen.float()).all()):
             return f"returned {name} that is not finite."
     if bool((terms.weight_BT[batch.mask_BT].float() < 0).any()):
         return "returned weights below 0: the sign is the advantage's."
+    for name, width in (("clip_low", terms.clip_low), ("clip_high", terms.clip_high)):
+        if not isinstance(width, int | float) or not 0 <= width < math.inf:
+            return f"returned {name} {width!r}, which is no number of 0 or more."
+    if terms.average not in (known := get_args(LossAverage)):
+        return f"returned average {terms.average!r}, which is none of {', '.join(known)}."
+    if terms.extra is not None and not callable(terms.extra):
+        return f"returned extra as {type(terms.extra).__name__}, not a function of a Reading."
     return ""
+
+
+def _problem_of_extra(found: object, reading: Reading) -> str:
+    """What is wrong with the further terms of its loss; "" if nothing is. Where the reading is not finite
+    itself, a term need not be: the update leaves such a step out."""
+    if not isinstance(found, Mapping):
+        return f"extra returned {type(found).__name__}, not a dict of tensors [B, T]."
+    for name, loss_BT in found.items():
+        if not isinstance(name, str) or not re.fullmatch(KEY, name):
+            return f"extra calls a term {name!r}, which is no name: letters, digits, dot, dash and underscore."
+        if name in METRICS:
+            return f"extra calls a term {name!r}, which every update measures: call it otherwise."
+        if problem := _misshapen(loss_BT, (tuple(reading.mask_BT.shape),), reading.mask_BT):
+            return f"extra returned {name} {problem}"
+    mask_BT = reading.mask_BT
+    read = (reading.logp_BT, reading.entropy_BT, reading.perturbed_logp_BT, reading.perturbed_entropy_BT, reading.kl_BT)
+    if not _finite(found.values(), mask_BT) and _finite([x_BT for x_BT in read if x_BT is not None], mask_BT):
+        name = next(name for name, loss_BT in found.items() if not _finite((loss_BT,), mask_BT))
+        return f"extra returned {name} that is not finite."
+    return ""
+
+
+def _misshapen(tensor: object, shapes: Collection[tuple[int, ...]], like: Tensor) -> str:
+    """How a tensor is not of one of these shapes, real, and where the batch is; "" if it is."""
+    shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+    if not isinstance(tensor, Tensor) or shape not in shapes:
+        listed = " or ".join(str(list(shape)) for shape in shapes)
+        return f"as {list(shape) if isinstance(shape, tuple) else shape}, not {listed}."
+    if tensor.device != like.device:
+        return f"on {tensor.device}, not on {like.device}."
+    return "of complex numbers." if tensor.is_complex() else ""
+
+
+def _finite(tensors: Collection[Tensor], mask_BT: Tensor) -> bool:
+    """Whether they are, on response tokens: asked of all at once, as the answer may have to come from a GPU."""
+    each = [torch.isfinite(x_BT.detach()[mask_BT]).all() for x_BT in tensors]
+    return not each or bool(torch.stack(each).all())

@@ -29,7 +29,7 @@ def papo(batch: Batch, settings: UpdateConfig) -> Terms:
     (``score.perturbation=raw_black``, ``score.probability=0.6``, one a prompt) and ``update.entropy_penalty``,
     which comes on top of eta: 0 for PAPO's own. Without an image both views are one, and there is no KL.
     """
-    given_by, kind = constants("papo", settings), variant(settings)
+    given_by, kind = constants("papo", settings), variant("papo", settings)
     gamma, eta = given_by["gamma"], given_by["eta"]
 
     def extra(reading: Reading) -> Mapping[str, Tensor]:

@@ -36,7 +36,7 @@ def pgpo(batch: Batch, settings: UpdateConfig) -> Terms:
     """
     fixed = constants("pgpo", settings)
     importance_BT = minmax(given(batch.perception_BT).clamp(min=0.0).log1p(), batch.mask_BT)
-    shape = _as_paper if variant(settings) == "paper" else _as_code
+    shape = _as_paper if variant("pgpo", settings) == "paper" else _as_code
     weight_BT = shape(importance_BT, batch.mask_BT, fixed["tau"], fixed["beta"])
     weight_BT = torch.where(batch.depends_B.unsqueeze(-1), weight_BT, 1.0)
     advantage_BT = torch.where(batch.mask_BT, weight_BT * batch.adv_B.unsqueeze(-1), 0.0)

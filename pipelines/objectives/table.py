@@ -346,10 +346,8 @@ def find_objective(name: str) -> Any:
 
     @functools.wraps(own)
     def checked(batch: Any, settings: UpdateConfig) -> Any:
-        terms = own(batch, settings)
-        if problem := import_module("pipelines.objectives.batch").problem_of(terms, batch):
-            raise UserError(f"update.objective: {name}", problem, "docs/objectives.md says what an objective returns.")
-        return terms
+        looked_at = import_module("pipelines.objectives.batch").looked_at  # brings torch
+        return looked_at(f"update.objective: {name}", own(batch, settings), batch)
 
     return checked
 
@@ -401,7 +399,7 @@ def passes(objective: Any, settings: UpdateConfig) -> frozenset[str]:
 
 def _of_variant(settings: UpdateConfig) -> frozenset[str]:
     found = OBJECTIVES[settings.objective].of_variant
-    return found.get(variant(settings), frozenset()) if found else frozenset()
+    return found.get(variant(settings.objective, settings), frozenset()) if found else frozenset()
 
 
 def constants(name: str, settings: UpdateConfig) -> dict[str, float]:
@@ -416,9 +414,22 @@ def surrogate_constants(settings: UpdateConfig) -> dict[str, float]:
     return {key: settings.constants.get(key, value) for key, value in known.items()}
 
 
-def variant(settings: UpdateConfig) -> str:
-    """The variant of the objective: as set, or its first."""
-    return settings.variant or OBJECTIVES[settings.objective].variants[0]
+def variant(name: str, settings: UpdateConfig) -> str:
+    """The variant of an objective that has some: as set, or its first; whatever ``update.objective`` calls it.
+
+    Raises:
+        UserError: it has none of that name.
+    """
+    known = OBJECTIVES[name].variants
+    if settings.variant and settings.variant not in known:
+        raise _no_such_variant(name, settings)
+    return settings.variant or known[0]
+
+
+def _no_such_variant(name: str, settings: UpdateConfig) -> UserError:
+    row = OBJECTIVES.get(name)
+    known = f"It has {' and '.join(row.variants)}." if row and row.variants else "It has one form only."
+    return UserError(f"update.variant: {settings.variant}", f"{name} has no such variant.", known)
 
 
 def check_read(config: Config) -> None:
@@ -459,8 +470,7 @@ def check(config: Config) -> None:
             "Leave score.store at auto, or take all.",
         )
     if settings.variant and settings.variant not in (row.variants if row else ()):
-        known = f"It has {' and '.join(row.variants)}." if row and row.variants else "It has one form only."
-        raise UserError(f"update.variant: {settings.variant}", f"{settings.objective} has no such variant.", known)
+        raise _no_such_variant(settings.objective, settings)
     if row and settings.surrogate not in row.surrogates:
         raise UserError(
             f"update.surrogate: {settings.surrogate}",

@@ -35,7 +35,7 @@ def vgpo(batch: Batch, settings: UpdateConfig) -> Terms:
     given_by = constants("vgpo", settings)
     mask_BT = batch.mask_BT
     similarity_BT = given(batch.image_similarity_BT).float()
-    if variant(settings) == "paper":
+    if variant("vgpo", settings) == "paper":
         rho_BT = similarity_BT + 1.0
     else:
         seen_N = similarity_BT[mask_BT & batch.has_image_B[:, None]]

@@ -16,15 +16,18 @@ import pytest
 import torch
 from command_line import TINY, given, vppo
 from hub_schema import png
+from random_batch import random_batch
 
 from evals.benchmarks.questions import gather, groups, questions_step, read_questions
 from pipelines.config import settings
+from pipelines.config.schema import UpdateConfig
 from pipelines.disk.part_sources import SETTINGS
 from pipelines.disk.records import ROLLOUTS, Rollout, Sample, read_rows
 from pipelines.grading.graders import GraderPool
 from pipelines.grading.reward import check_keys, make_reward
 from pipelines.model.policy import Policy
 from pipelines.model.sampling import Sampling
+from pipelines.objectives.table import find_objective
 from pipelines.rollout.hf import HuggingFaceEngine
 from pipelines.score.perturb import perturb
 from pipelines.watch import Silent
@@ -163,6 +166,15 @@ def test_the_engine_samples_the_same(files: Path, policy: Policy, samples: list[
     asked = (samples[:3], [(1, i) for i in range(3)], sampling)
     own, ours = (engine.generate(*asked) for engine in (loaded("engines").OneByOne(policy), HuggingFaceEngine(policy)))
     assert [[r.ids for r in group] for group in own] == [[r.ids for r in group] for group in ours]
+
+
+def test_an_objective_around_a_built_in_one(files: Path) -> None:
+    batch = random_batch()
+    found = find_objective("halved:halved")(batch, UpdateConfig(objective="halved:halved"))
+    ours = find_objective("pgpo")(batch, UpdateConfig(objective="pgpo", variant="code"))
+    share_B1 = torch.where(batch.truncated_B, 0.5, 1.0)[:, None]
+    assert 0 < batch.truncated_B.sum() < len(share_B1)
+    assert torch.equal(found.token_weight_BT, ours.token_weight_BT * share_B1)
 
 
 def test_the_benchmark_is_read(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

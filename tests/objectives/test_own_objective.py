@@ -4,11 +4,17 @@ import json
 import math
 
 import pytest
+import torch
 from command_line import TINY, given, vppo
 from random_batch import random_batch
 
 from pipelines.config import settings
+from pipelines.config.schema import UpdateConfig
+from pipelines.errors import UserError
 from pipelines.objectives import table
+from pipelines.objectives.batch import Reading
+from pipelines.objectives.table import OBJECTIVES
+from pipelines.vppo import average_loss
 
 OWN = '''
 """Tokens that the perturbed view makes less likely count more, by a sigmoid; and entropy is held near 1 nat."""
@@ -48,6 +54,38 @@ def nothing(batch, settings):
 
 def broken(batch, settings):
     return batch.no_such_thing
+
+
+def of(**given):
+    """An objective that returns DAPO's terms but for these."""
+    def terms(batch, settings):
+        return Terms(**{**DAPO, "advantage": batch.adv_B, "weight_BT": batch.mask_BT, **given})
+    return terms
+
+
+DAPO = {"clip_low": 0.2, "clip_high": 0.28, "average": "token"}
+wide, text = of(clip_low=float("nan")), of(clip_high="0.28")
+inward, unknown, no_function = of(clip_high=-0.1), of(average="tokens"), of(extra={"gap": 0})
+
+
+def extra(name):
+    """An objective whose further terms are these."""
+    return of(extra=lambda reading: FURTHER[name](reading))
+
+
+FURTHER = {
+    "raises": lambda reading: {"gap": {}["gap"]},
+    "shape": lambda reading: {"gap": torch.zeros(3)},
+    "scalar": lambda reading: {"gap": reading.entropy_BT.sum()},
+    "number": lambda reading: {"gap": 0.5},
+    "plain": lambda reading: reading.entropy_BT,
+    "nan": lambda reading: {"fine": reading.entropy_BT, "gap": reading.entropy_BT * float("nan")},
+    "loss": lambda reading: {"loss": reading.entropy_BT},
+    "slash": lambda reading: {"loss/mine": reading.entropy_BT},
+    "padding": lambda reading: {"gap": torch.where(reading.mask_BT, reading.entropy_BT, float("nan"))},
+    "blind": lambda reading: {"gap": reading.logp_BT},
+}
+globals().update({f"extra_{name}": extra(name) for name in FURTHER})
 '''
 
 FEW = given(
@@ -88,9 +126,76 @@ def test_it_trains_a_run_and_its_source_is_in_the_key(own):
         ("endless", "returned advantage that is not finite."),
         ("nothing", "returned NoneType, not pipelines.objectives.batch.Terms."),
         ("broken", "raised AttributeError: 'Batch' object has no attribute 'no_such_thing'"),
+        ("wide", "returned clip_low nan, which is no number of 0 or more."),
+        ("text", "returned clip_high '0.28', which is no number of 0 or more."),
+        ("inward", "returned clip_high -0.1, which is no number of 0 or more."),
+        ("unknown", "returned average 'tokens', which is none of token, sequence, max_length."),
+        ("no_function", "returned extra as dict, not a function of a Reading."),
     ],
 )
 def test_what_it_returns_is_looked_at(own, name, problem):
     with pytest.raises(Exception, match=r"update\.objective: softened") as raised:
         table.find_objective(f"softened:{name}")(random_batch(), settings.load(None).update)
     assert problem in str(raised.value)
+
+
+def reading(batch, **given):
+    found = {"mask_BT": batch.mask_BT, "logp_BT": batch.logp_BT, "entropy_BT": batch.entropy_BT, **given}
+    return Reading(torch.arange(len(batch.mask_BT)), **found)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("raises", "raised KeyError: 'gap'"),
+        ("shape", "extra returned gap as [3], not [20, 9]."),
+        ("scalar", "extra returned gap as [], not [20, 9]."),
+        ("number", "extra returned gap as float, not [20, 9]."),
+        ("plain", "extra returned Tensor, not a dict of tensors [B, T]."),
+        ("nan", "extra returned gap that is not finite."),
+        ("loss", "extra calls a term 'loss', which every update measures: call it otherwise."),
+        ("slash", "extra calls a term 'loss/mine', which is no name"),
+    ],
+)
+def test_so_are_its_further_terms(own, name, problem):
+    batch = random_batch()
+    terms = table.find_objective(f"softened:extra_{name}")(batch, settings.load(None).update)
+    with pytest.raises(UserError, match=r"update\.objective: softened:extra_") as raised:
+        terms.extra(reading(batch))
+    assert problem in str(raised.value)
+
+
+def test_a_term_may_be_anything_on_padding_and_is_no_number_where_the_policy_is_none(own):
+    batch = random_batch()
+
+    def gap(name, **given):
+        terms = table.find_objective(f"softened:extra_{name}")(batch, settings.load(None).update)
+        return terms.extra(reading(batch, **given))["gap"]
+
+    assert gap("padding").isnan().any()
+    assert gap("blind", logp_BT=batch.logp_BT * math.nan).isnan().any()
+
+
+def test_whole_numbers_weigh_as_others_do():
+    batch = random_batch()
+    loss_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(0))
+    for weight_BT in (batch.mask_BT * 3, batch.mask_BT.int() * 3):
+        found = average_loss(loss_BT, weight_BT, batch.mask_BT)
+        assert found == average_loss(loss_BT, weight_BT.float(), batch.mask_BT)
+    plain = average_loss(loss_BT, batch.mask_BT, batch.mask_BT)
+    assert average_loss(loss_BT, batch.mask_BT.long(), batch.mask_BT) == plain
+
+
+@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, row in OBJECTIVES.items() for v in row.variants])
+def test_one_around_a_built_in_one_names_its_variant(name, variant):
+    """What it is called in update.objective decides nothing."""
+    ours, batch = table.find_objective(name), random_batch()
+    own = UpdateConfig(objective="mine:wrapped")
+    found = ours(batch, own if variant == OBJECTIVES[name].variants[0] else own.model_copy(update={"variant": variant}))
+    wanted = ours(batch, UpdateConfig(objective=name, variant=variant))
+    assert torch.equal(found.token_weight_BT, wanted.token_weight_BT)
+    both = reading(batch, kl_BT=batch.kl_BT, perturbed_entropy_BT=batch.perturbed_entropy_BT)
+    for key, value_BT in (wanted.extra(both) if wanted.extra else {}).items():
+        assert torch.equal(found.extra(both)[key], value_BT)
+    with pytest.raises(UserError, match=rf"update.variant: else: {name} has no such variant"):
+        ours(batch, own.model_copy(update={"variant": "else"}))

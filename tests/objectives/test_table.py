@@ -142,8 +142,8 @@ def replace_constants(config, constants):
 
 def test_constants_are_the_published_ones_but_for_those_that_are_set() -> None:
     assert table.constants("pgpo", UpdateConfig(constants={"beta": 3})) == {"tau": 0.4, "beta": 3}
-    assert table.variant(UpdateConfig(objective="pgpo")) == "paper"
-    assert table.variant(UpdateConfig(objective="pgpo", variant="code")) == "code"
+    assert table.variant("pgpo", UpdateConfig(objective="pgpo")) == "paper"
+    assert table.variant("pgpo", UpdateConfig(objective="pgpo", variant="code")) == "code"
 
 
 def test_an_objective_of_ones_own_has_constants_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from random_batch import random_batch
 
 from pipelines.config import settings
 from pipelines.model.divergence import token_logp
+from pipelines.objectives.batch import METRICS
 from pipelines.objectives.dapo import dapo
 from pipelines.objectives.vppo import shaping
 from pipelines.ranks.ranks import Ranks
@@ -565,3 +566,8 @@ def test_bfloat16_trains_float32_weights(train):
     assert all(parameter.dtype == torch.float32 for _, parameter in trainer.named)
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=0.1)  # scored in float32
     assert math.isfinite(metrics["grad_norm"])
+
+
+def test_no_further_term_of_a_loss_can_be_called_as_a_metric(train, policy):
+    _, metrics = train("update.kl_coefficient=0.1", "update.tis_cap=2", WHOLE, reference=lambda: policy)
+    assert {*metrics, "updates_skipped"} == {*METRICS}  # the last is there where it is not 0
