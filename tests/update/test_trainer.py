@@ -568,6 +568,7 @@ def test_bfloat16_trains_float32_weights(train):
     assert math.isfinite(metrics["grad_norm"])
 
 
-def test_no_further_term_of_a_loss_can_be_called_as_a_metric(train, policy):
-    _, metrics = train("update.kl_coefficient=0.1", "update.tis_cap=2", WHOLE, reference=lambda: policy)
+def test_no_further_term_of_a_loss_can_be_called_as_a_metric(train, fresh_policy, tiny_config):
+    reference = fresh_policy(tiny_config)
+    _, metrics = train("update.kl_coefficient=0.1", "update.tis_cap=2", WHOLE, reference=lambda: reference)
     assert {*metrics, "updates_skipped"} == {*METRICS}  # the last is there where it is not 0
