@@ -91,6 +91,7 @@ def train(
         UserError: a setting, file, model or data set that cannot be used.
     """
     _prepare()
+    from pipelines.config.resolve import one_command
     from pipelines.config.settings import dotted
     from pipelines.ranks.ranks import ranks
     from pipelines.run import train as make_all
@@ -111,21 +112,22 @@ def train(
     given = [*(dotted(config) if isinstance(config, Mapping) else ()), *dotted(settings)]
     path = None if config is None or isinstance(config, Mapping) else Path(config)
     everyone = ranks()
-    chain, notes = everyone.on_main(lambda: begun(to_train(run, path, given, new=True)))
-    if show:
-        with watching(chain, as_json=False) as shown:
-            shown.begin()
+    with one_command():
+        chain, notes = everyone.on_main(lambda: begun(to_train(run, path, given, new=True)))
+        if show:
+            with watching(chain, as_json=False) as shown:
+                shown.begin()
+                for note in notes:
+                    shown.note(note)
+                made = make_all(chain, shown, until=until)
+        else:
+            silent = watch or Silent()
             for note in notes:
-                shown.note(note)
-            made = make_all(chain, shown, until=until)
-    else:
-        silent = watch or Silent()
-        for note in notes:
-            silent.note(note)
-        made = make_all(chain, silent, until=until)
-    if everyone.main:
-        write_reports(chain, again=bool(made))
-    return Run.open(chain.run)
+                silent.note(note)
+            made = make_all(chain, silent, until=until)
+        if everyone.main:
+            write_reports(chain, again=bool(made))
+        return Run.open(chain.run)
 
 
 def open_run(run: str | Path | None = None) -> Run:

@@ -16,6 +16,7 @@ from evals.profiles import PromptSettings, matched
 from evals.run import check_questions, complete, grade_cell, mended, questions
 from pipelines.chain import JOURNALS, Chain
 from pipelines.disk.lock import file_lock
+from pipelines.disk.part_sources import check_imported
 from pipelines.disk.step import Step, commit
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool, check_grader
@@ -87,6 +88,7 @@ def evaluate_all(chain: Chain, wanted: Chain, steps: Sequence[Step], watch: Watc
     from pipelines.live import Session
 
     check_parts(wanted.config)
+    check_imported(wanted.config, steps)
     with closing(Session(chain, watch, wanted.config)) as live:
         for step in steps:
             watch.stage(step.name, step.index or 0)
@@ -128,6 +130,7 @@ def regrade(chain: Chain, wanted: Chain, index: int, watch: Watch) -> list[Step]
                 f"has no journal of these settings to grade ({one.journal}).",
                 "Sample first: the same command without --regrade.",
             )
+    check_imported(settings, [one.results for one in cells])
     training = matched(chain.config) if index else None
     with GraderPool(settings.reward.workers, settings.reward.deadline) as pool:
         for one in cells:

@@ -13,6 +13,7 @@ from pipelines import checkpoints, runs
 from pipelines.chain import Chain, is_evaluation
 from pipelines.config.schema import Config
 from pipelines.disk.files import sweep
+from pipelines.disk.part_sources import check_imported
 from pipelines.disk.sharing import one_at_a_time, taken_over
 from pipelines.disk.step import Step, committed
 from pipelines.opening import check_costly, check_inputs, configured, held, tell_changes, trying
@@ -86,6 +87,7 @@ def perform(chain: Chain, config: Config, steps: Sequence[Step], watch: Watch) -
     from pipelines.live import Session
 
     check_parts(config)
+    check_imported(config, steps)
     metrics_file = runs.MetricsFile(chain)
     with (
         recording(chain, watch) as watch,

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.config.resolve import find_part
+from pipelines.config.resolve import find_part, raised
 from pipelines.config.schema import Config
 from pipelines.disk import artifacts
 from pipelines.ranks.ranks import ranks
@@ -113,9 +113,13 @@ def make(ask: Ask, live: Live, out: Path) -> Metrics:
     """Let the stage do what it is asked for, and look at what it wrote.
 
     Raises:
-        UserError: an artifact is missing, or is not what its schema says.
+        UserError: an artifact is missing, or is not what its schema says; a part ended the process.
     """
-    metrics = find(ask.stage, ask.config)(ask, live, out)
+    stage = find(ask.stage, ask.config)
+    try:
+        metrics = stage(ask, live, out)
+    except SystemExit as error:  # of some part: by itself it would end the command as if all were done
+        raise raised(f"{ask.name} {ask.step}", error) from error
     if ranks().main:
         artifacts.check(ask.stage, out, ask.inputs)
     return metrics

@@ -18,6 +18,7 @@ ORDER = (
     "pipelines.seeds",
     "pipelines.watch",
     "pipelines.vppo",
+    "pipelines.disk.contents",
     "pipelines.config",
     "pipelines.objectives",
     "pipelines.ranks",

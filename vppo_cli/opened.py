@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING
+from pipelines.config.resolve import one_command
 from pipelines.config.schema import Config
 from pipelines.disk.records import MODEL, SampleTable, reward_column
 from pipelines.embedded.glyphs import is_embedded, token_roles
@@ -43,6 +44,7 @@ class Run:
         self.config: Config = source.chain.config
 
     @classmethod
+    @one_command()
     def open(cls, run: str | Path | None = None) -> Run:
         """By its name, or the path of its folder; None: the latest.
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from math import isfinite
-from types import ModuleType
 from typing import Any
 
 from evals.benchmarks.base import Benchmark, Question, Row, Where
 from evals.numbers.scores import Answered
-from pipelines.config.resolve import find_object, telling
+from pipelines.config.resolve import find_object, part_hash, telling
 from pipelines.config.schema import BENCHMARK_NAME
-from pipelines.disk.part_sources import source_hash
 from pipelines.errors import UserError
 from pipelines.model.images import Unusable
 
@@ -38,17 +34,9 @@ def load(part: str) -> Benchmark:
 
 
 def source(part: str) -> dict[str, str]:
-    """``{"source of shapes:SHAPES": hash}``, for keys, of a benchmark that was loaded.
-
-    It is that of then: what is edited after that is not what the process runs.
-    """
-    return _source(part, sys.modules.get(part.partition(":")[0]))
-
-
-@cache
-def _source(part: str, module: ModuleType | None) -> dict[str, str]:
+    """``{"source of shapes:SHAPES": hash}``, for keys, of a benchmark that was loaded."""
     try:
-        found = source_hash(part)
+        found = part_hash(part)
     except OSError as error:
         found = f"not readable ({error.strerror})"
     return {f"source of {part}": found} if found else {}

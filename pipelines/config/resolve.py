@@ -1,4 +1,9 @@
-"""Finding a part by name: an entry of a dict literal, or an import path."""
+"""Finding a part by name: an entry of a dict literal, or an import path.
+
+What is imported for an import path is remembered with the hash of its source then: it is that which runs, and which
+keys name (``part_hash``), whatever becomes of the file. Each call of the Python face begins with what is on disk
+(``one_command``).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, TypeVar
 
+import psutil
+
+from pipelines.config.source import Source, source_hash, source_of
 from pipelines.errors import UserError
 
 T = TypeVar("T")
@@ -33,11 +43,8 @@ def check_name(setting: str, name: str, known: Collection[str]) -> None:
     if name not in known and not (module_name and attribute):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"{setting}: {name}",
-            "no such part.",
-            f"{hint}Known: {' '.join(known)}; or an import path package.module:name.",
-        )
+        ways = f"Known: {' '.join(known)}; or an" if known else "Name an"
+        raise UserError(f"{setting}: {name}", "no such part.", f"{hint}{ways} import path package.module:name.")
 
 
 def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
@@ -81,8 +88,10 @@ def _imported(setting: str, name: str, what: str, fits: Callable[[Any], bool]) -
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result of the command
-            module = importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr), staying():  # what it prints is no result of the command
+            module = _module(setting, name)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         problem = f"cannot be imported ({type(error).__name__}: {error})."
         lines = _raised_at(error)
@@ -103,11 +112,150 @@ def _imported(setting: str, name: str, what: str, fits: Callable[[Any], bool]) -
     return part
 
 
+@dataclass(frozen=True)
+class _Imported:
+    """What a module was imported from. ``hash`` names it in keys; ``seen`` is what is found of it since, which is
+    another hash where it changed ``sys.path``."""
+
+    source: Source
+    hash: str
+    seen: str | None
+
+    def edited(self, module: str) -> bool:
+        """Whether there is another source now."""
+        try:
+            return source_hash(module) != self.seen
+        except OSError:
+            return True
+
+
+_IMPORTED: dict[str, _Imported] = {}
+"""By the names of modules."""
+
+
+def part_hash(part: str) -> str | None:
+    """``source_hash``; of a part that this process has imported, as it was then, since that is what it runs.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    module = part.partition(":")[0]
+    known = _IMPORTED.get(module) if module in sys.modules else None
+    return known.hash if known else source_hash(part)
+
+
+def check_same(place: str, part: str, hash_: str | None = None) -> None:
+    """See that a part has one source: that which was imported.
+
+    Args:
+        hash_: what keys name; None: what is on disk, from which another process is to import it.
+
+    Raises:
+        UserError: it has two.
+    """
+    module = part.partition(":")[0]
+    known = _IMPORTED.get(module)
+    if known and (known.edited(module) if hash_ is None else known.hash != hash_):
+        raise UserError(
+            place,
+            "its source was changed while the command ran, which has begun with the one before.",
+            "Give the same command again: what the new one decides is made anew, and vppo plan says what.",
+        )
+
+
+def _module(setting: str, name: str) -> ModuleType:
+    """The module of an import path, remembered with its source where it is imported for the first time.
+
+    Raises:
+        UserError: its source, or that of a helper which is there already, was changed meanwhile.
+    """
+    module = name.partition(":")[0]
+    source = None if module in _IMPORTED and module in sys.modules else source_of(module)
+    if source is None or not source.files:
+        return importlib.import_module(module)
+    place = f"{setting}: {name}"
+    for other, known in _IMPORTED.items():
+        if known.source.modules & source.modules and other in sys.modules:
+            check_same(place, other)
+    ours = {known for one in _IMPORTED.values() for known in one.source.modules}
+    theirs = source.modules - ours  # who runs vppo may have imported them from what stood there before
+    if theirs & sys.modules.keys() and source.changed_since(psutil.Process().create_time()):
+        _forget(theirs)
+    before = {*sys.modules}
+    source.forget_bytecode()
+    try:
+        hash_ = source.hash()
+    except OSError:  # as keys say
+        return importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+        if source.hash() != hash_:
+            raise UserError(place, "its source was changed while it was imported.", "Give the same command again.")
+    except BaseException:
+        _forget(source.modules - before)
+        raise
+    _IMPORTED[module] = _Imported(source, hash_, source_hash(module))
+    return found
+
+
+def _forget(modules: Collection[str]) -> None:
+    for module in modules:
+        sys.modules.pop(module, None)
+        package, _, name = module.rpartition(".")
+        if package in sys.modules:
+            vars(sys.modules[package]).pop(name, None)  # by which an import would find it again
+
+
+_commands = 0
+"""How many are at work in this process, one within the other."""
+
+
+@contextlib.contextmanager
+def one_command() -> Iterator[None]:
+    """While it lasts, a part stays as it was imported. It begins with what is on disk: parts whose source was changed
+    since are imported anew, with what they import from beside them. Within another one nothing is."""
+    global _commands
+    if not _commands:
+        _forget_edited()
+    _commands += 1
+    try:
+        yield
+    finally:
+        _commands -= 1
+
+
+def _forget_edited() -> None:
+    stale = {module for module, one in _IMPORTED.items() if one.edited(module)}
+    while True:
+        modules = {module for name in stale for module in _IMPORTED[name].source.modules}
+        more = {name for name, one in _IMPORTED.items() if one.source.modules & modules} - stale
+        if not more:
+            break
+        stale |= more  # two parts that share a helper share the new one
+    _forget(modules)
+    for name in stale:
+        del _IMPORTED[name]
+
+
+@contextlib.contextmanager
+def staying() -> Iterator[None]:
+    """The current folder, in which runs and data are looked for, is afterwards what it was."""
+    folder = ""
+    with contextlib.suppress(OSError):  # it is gone
+        folder = os.getcwd()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if folder and os.getcwd() != folder:
+                os.chdir(folder)
+
+
 def _raised_at(error: BaseException) -> list[str]:
     """The lines of a module that raised while it was imported; none where it was not found."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without the import's own
     machinery = ("<frozen importlib", importlib.__file__)
-    own = [frame for frame in frames if not frame.filename.startswith(machinery)]
+    own = [frame for frame in frames if not frame.filename.startswith((*machinery, __file__))]
     if isinstance(error, SyntaxError) and error.filename:
         own.append(traceback.FrameSummary(error.filename, error.lineno, "<module>", line=error.text or ""))
     return _told(own)
@@ -132,20 +280,25 @@ def telling(place: str, part: Callable[..., Any], passed: tuple[type[Exception],
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            with _patience(place):
+            with _patience(place), staying():
                 return part(*args, **kwargs)
         except kept:
             raise
-        except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one
-            said = str(error) or "no message"
-            raise UserError(
-                place,
-                "\n".join([f"raised {type(error).__name__}: {said}", *_told(frames)]),
-                "Mend it and give the same command again. What it decided is made anew then: vppo plan says what.",
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise raised(place, error) from error
 
     return call
+
+
+def raised(place: str, error: BaseException) -> UserError:
+    """What a part has raised, through one function of ours, with its own lines."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without ours
+    said = str(error) or "no message"
+    return UserError(
+        place,
+        "\n".join([f"raised {type(error).__name__}: {said}", *_told(frames)]),
+        "Mend it and give the same command again. What it decided is made anew then: vppo plan says what.",
+    )
 
 
 def _told(frames: Sequence[traceback.FrameSummary]) -> list[str]:

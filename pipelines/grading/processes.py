@@ -23,6 +23,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
+from pipelines.config.resolve import check_same
 from pipelines.errors import UserError
 
 # The same as in worker.py, which is not imported here.
@@ -75,6 +76,8 @@ class GraderProcess:
         self._walls = walls or Walls()
         self._process: subprocess.Popen[bytes] | None = None
         self._grader = ""  # that it was started for
+        self.new = False
+        """Whether it was started and has not said yet that it is ready."""
         self._unread = b""
         self._next = 0  # number of the next item to be sent
         self.refused: set[tuple[str, str]] = set()
@@ -217,6 +220,7 @@ class GraderProcess:
         return status
 
     def _start(self, grader: str) -> None:
+        check_same(f"grader {grader}", grader)
         order: dict[str, Any] = {
             "grader": grader,
             "deadline_s": self._deadline_s,
@@ -225,7 +229,7 @@ class GraderProcess:
             "guarded": self._walls.guarded,
             "contained": self._walls.contained,
         }
-        self._grader, self._next = grader, 0
+        self._grader, self._next, self.new = grader, 0, True
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-X", "utf8", "-m", _WORKER, json.dumps(order)],
             stdin=subprocess.PIPE,
@@ -338,6 +342,9 @@ class Dispatch:
             return False
         if not process.ready:
             process.ready, self._failed_starts = code == _READY, 0
+            if process.new:  # and has imported it
+                check_same(f"grader {self._grader}", self._grader)
+                process.new = False
             return process.ready
         if not process.batch:
             process.busy = False
@@ -401,7 +408,7 @@ def grade_pairs(processes: list[GraderProcess], grader: str, pairs: Sequence[tup
     """Verdicts on ``pairs`` of (answer, gold), in order; None: undecided within the limits.
 
     Raises:
-        UserError: the grader cannot be loaded.
+        UserError: the grader cannot be loaded, or its source is not that which this process imported.
     """
     dispatch = Dispatch(processes, grader, pairs)
     dispatch.run()

@@ -226,10 +226,16 @@ def _load_math_verify() -> Compare:
 
 
 def _load_path(name: str) -> Compare:
-    """The function at an import path ``package.module:function``; the current folder counts."""
+    """The function at an import path ``package.module:function``; the current folder counts, and stays.
+
+    Its source is compared by who started this process, before and after.
+    """
     module, _, attribute = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(module), attribute)
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    function: Compare = getattr(importlib.import_module(module), attribute)
+    os.chdir(folder)
+    return function
 
 
 def _guard_what_it_uses() -> None:
@@ -306,7 +312,7 @@ def _grade(compare: Compare, answer: str, gold: str, deadline_s: float, peak_lim
         verdict = TRUE if result == True else FALSE if result == False else OPEN  # noqa: E712
     except (MemoryError, RecursionError):  # never silently wrong
         verdict = UNDECIDED
-    except (Exception, TooLarge):
+    except (Exception, SystemExit, TooLarge):
         verdict = OPEN
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

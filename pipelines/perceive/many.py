@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.config.resolve import one_command
 from pipelines.disk.records import Perceived, Sample, schema
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
@@ -17,6 +18,7 @@ from pipelines.perceive.one import opened, remembering, see
 from pipelines.perceive.provenance import METADATA
 
 
+@one_command()
 def score(
     model: str | Path | Policy,
     questions: Sequence[Sample | Mapping[str, Any]],

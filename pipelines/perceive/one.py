@@ -24,6 +24,7 @@ import torch
 
 from pipelines.config import hub
 from pipelines.config import settings as config_files
+from pipelines.config.resolve import one_command
 from pipelines.config.schema import Config
 from pipelines.disk.records import Look, Perceived, Rollout, Sample, Scored
 from pipelines.errors import UserError
@@ -109,6 +110,7 @@ def sections(entries: list[dict[str, Any]], made: provenance.Made, responses: st
     }
 
 
+@one_command()
 def perceive(
     model: str | Path | Policy,
     image: ImageLike | Sequence[ImageLike],

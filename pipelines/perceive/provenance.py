@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.resolve import part_hash
 from pipelines.config.schema import Config
 from pipelines.disk.fingerprint import fingerprint
-from pipelines.disk.part_sources import source_hash
 from pipelines.disk.provenance import provenance
 from pipelines.model.policy import Policy
 from pipelines.model.prompts import model_location
@@ -31,9 +31,7 @@ def made_with(config: Config, policy: Policy, masks: int, name: str, weights: st
         weights: what tells its weights from others (``weights_of``, or a checkpoint's key); None: not known.
     """
     score, rollout, two = config.score, config.rollout, needs_two_views(config)
-    own = {
-        part: found for part in (score.estimator, score.perturbation) if ":" in part and (found := source_hash(part))
-    }
+    own = {part: found for part in (score.estimator, score.perturbation) if ":" in part and (found := part_hash(part))}
     return {
         "model": name,
         "weights": weights,

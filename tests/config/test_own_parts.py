@@ -1,11 +1,14 @@
 """Parts of a user's own that fail: told with their own lines, by name, and never only by a number."""
 
+import importlib
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from command_line import copy_of, given, vppo
+from hub_schema import png
 
 from pipelines import runs
 from pipelines.chain import Chain
@@ -16,7 +19,7 @@ from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, Scored, re
 from pipelines.errors import UserError
 from pipelines.live import Session
 from pipelines.model import determinism
-from pipelines.stages import make
+from pipelines.stages import Ask, make
 from pipelines.watch import Silent
 
 PARTS = """
@@ -245,3 +248,148 @@ def test_an_evaluation_of_a_run_takes_the_engine_that_is_asked_for(finished):
         ours = session.config.rollout
     assert (ours.server, ours.memory_fraction, ours.tensor_parallel) == ("http://node7:8000", 0.7, 2)
     assert ours.temperature == chain.config.rollout.temperature
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The current folder, into which ``write(name, text)`` puts a file; what is imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__spec__", "")):
+            del sys.modules[name]
+
+
+PAYS = "import helper\ndef f(responses, samples): return [{} + helper.x]\n"
+
+
+def paid(part="nb:f"):
+    """What a call that begins now pays, and by which key."""
+    config = settings.load(None, [f"reward.function={part}"])
+    return find_part("reward.function", part, {})([""], []), Chain(config, Path("runs/any")).rollout(1).key
+
+
+def test_a_call_begins_with_what_is_on_disk_and_stays_with_it(project):
+    """Edits of the same size within one second: what Python compiled passes for them."""
+    project("nb.py", PAYS.format(1))
+    project("helper.py", "x = 0\n")
+    with parts.one_command():
+        pay, first = paid()
+        assert pay == [1]
+        project("nb.py", PAYS.format(2))
+        assert paid() == ([1], first)
+        with parts.one_command():  # within it, such as a look at its samples
+            assert paid() == ([1], first)
+    with parts.one_command():
+        pay, second = paid()
+    project("helper.py", "x = 3\n")
+    with parts.one_command():
+        last, third = paid()
+    assert (pay, last) == ([2], [5])
+    assert len({first, second, third}) == 3
+    project("nb.py", PAYS.format(1))
+    project("helper.py", "x = 0\n")
+    with parts.one_command():
+        assert paid() == ([1], first)
+
+
+def test_parts_that_share_a_helper_share_the_new_one(project):
+    for name in ("src/one.py", "src/two.py"):
+        project(name, "from src import helper\nlist_ = helper.list_\ndef f(responses, samples): return helper.list_\n")
+    project("src/helper.py", "list_ = [1]\n")
+    project("calm.py", "def f(responses, samples): return [0]\n")
+    with parts.one_command():
+        one, two = paid("src.one:f")[0], paid("src.two:f")[0]
+        assert one is two
+        paid("calm:f")
+        calm = sys.modules["calm"]
+    project("src/helper.py", "list_ = [2]\n")
+    with parts.one_command():
+        one, two = paid("src.one:f")[0], paid("src.two:f")[0]
+        assert one is two
+        assert one == [2]
+        paid("calm:f")
+        assert sys.modules["calm"] is calm  # and what it keeps, such as a judge that took minutes to load
+
+
+def test_what_others_imported_before_an_edit_is_imported_anew(project):
+    project("nb.py", PAYS.format(1))
+    project("helper.py", "x = 0\n")
+    importlib.import_module("nb")  # by the user's own script
+    project("nb.py", PAYS.format(2))
+    assert paid()[0] == [2]
+
+
+def test_a_helper_that_was_edited_meanwhile_is_not_mixed_in(project):
+    project("nb.py", PAYS.format(1))
+    project("late.py", PAYS.format(7))
+    project("helper.py", "x = 0\n")
+    with parts.one_command():
+        paid()
+        project("helper.py", "x = 1\n")
+        with pytest.raises(UserError, match="late:f: its source was changed while the command ran"):
+            paid("late:f")
+
+
+def test_a_module_that_failed_leaves_no_helper_behind(project):
+    project("nb.py", "import helper\n1 / 0\n")
+    project("helper.py", "x = 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        paid()
+    project("helper.py", "x = 5\n")
+    project("nb.py", PAYS.format(1))
+    assert paid()[0] == [6]
+
+
+@pytest.mark.parametrize("face", ["train", "perceive", "score"])
+def test_each_call_of_the_python_face_begins_anew(project, monkeypatch, face):
+    import vppo
+
+    project("nb.py", PAYS.format(1))
+    project("helper.py", "x = 0\n")
+    assert paid()[0] == [1]
+    project("nb.py", PAYS.format(2))
+    calls = {
+        "train": ("pipelines.run", "train", lambda: vppo.train({"reward.function": "nb:f", "run.steps": 1})),
+        "perceive": ("pipelines.perceive.one", "opened", lambda: vppo.perceive("tiny", png(1), "How many?")),
+        "score": ("pipelines.perceive.many", "opened", lambda: vppo.score("tiny", [{"prompt": "1 + 1?"}])),
+    }
+    where, name, call = calls[face]
+
+    def seen(*_, **__):
+        raise LookupError(paid()[0])
+
+    monkeypatch.setattr(importlib.import_module(where), name, seen)
+    with pytest.raises(LookupError, match="2"):
+        call()
+
+
+def test_a_part_that_ends_the_process_is_told(project):
+    project("out.py", "import sys\ndef f(responses, samples):\n    sys.exit(0)\n")
+    with pytest.raises(UserError, match=r"out:f: raised SystemExit: 0\n.*out.py, line 3, in f: sys.exit\(0\)"):
+        paid("out:f")
+
+
+def test_a_stage_in_which_something_ends_the_process_is_told(project, monkeypatch):
+    monkeypatch.setattr("pipelines.stages.find", lambda *_: lambda ask, live, out: sys.exit("no key"))
+    ask = Ask("score", "score", 3, settings.load(None), {}, Silent())
+    with pytest.raises(UserError, match=r"score 3: raised SystemExit: no key\n.*in <lambda>"):
+        make(ask, None, Path())
+
+
+def test_a_part_does_not_move_the_current_folder(project, tmp_path):
+    project("away/here.txt", "")
+    moving = f"import os\nos.chdir({str(tmp_path / 'away')!r})\n"
+    project("moves.py", f"{moving}def f(responses, samples):\n    os.chdir('away')\n    return [1]\n")
+    assert paid("moves:f")[0] == [1]
+    assert Path.cwd() == tmp_path
+    project("fails.py", f"{moving}1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        paid("fails:f")
+    assert Path.cwd() == tmp_path

@@ -4,14 +4,17 @@ import importlib.machinery
 import json
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from pipelines.chain import Chain
 from pipelines.config import settings
+from pipelines.config.resolve import find_part
+from pipelines.config.source import names_in, require_part, source_hash
 from pipelines.disk import part_sources
-from pipelines.disk.part_sources import source_hash
 from pipelines.errors import UserError
+from pipelines.model.divergence import ESTIMATORS
 
 BOOM = "raise SystemExit('it was run')\n"
 
@@ -170,15 +173,15 @@ with open("x") as e: f: int = 1
 def test_a_name_that_a_module_lacks_is_refused_without_running_it(project):
     project("parts.py", DEFINED + BOOM)
     for name in ("js", "log", "later", "Kind", "a", "b", "c", "d", "e", "f"):
-        part_sources.require_part("reward.function", f"parts:{name}")
+        require_part("reward.function", f"parts:{name}")
     for name in ("json", "inner", "field", "math", "open"):
         with pytest.raises(UserError, match=f"parts has no '{name}'"):
-            part_sources.require_part("reward.function", f"parts:{name}")
+            require_part("reward.function", f"parts:{name}")
     with pytest.raises(UserError, match="Did you mean parts:later"):
-        part_sources.require_part("reward.function", "parts:latr")
+        require_part("reward.function", "parts:latr")
     for text in ("from math import *", "def __getattr__(name): ...", "globals()['x'] = 1", "def ("):
         project("parts.py", text)
-        part_sources.require_part("reward.function", "parts:x")  # which only running it tells
+        require_part("reward.function", "parts:x")  # which only running it tells
 
 
 def test_nothing_is_executed_and_nothing_stays_on_the_path(project):
@@ -231,3 +234,126 @@ def test_plan_says_so_in_words(project, tmp_path):
     assert (refused.code, "no module reward" in " ".join(refused.err.split())) == (2, True)
     refused = vppo("plan", *given("reward.function=rewards:scor"), runs=runs)
     assert (refused.code, "Did you mean rewards:score?" in " ".join(refused.err.split())) == (2, True)
+
+
+LINKS = {
+    "a helper": ("rewards.py", "import helper", {"helper.py": "lib/impl.py"}, "lib/impl.py"),
+    "a helper package": ("rewards.py", "from helper.deep import x", {"helper": "lib/impl"}, "lib/impl/deep.py"),
+    "a table of one": ("rewards.py", "import helper", {"helper": "lib/impl"}, "lib/impl/words.json"),
+    "a package of its own": ("rewards/__init__.py", "", {"rewards/sub": "lib/impl"}, "lib/impl/words.json"),
+    "a folder of its own": ("rewards/__init__.py", "from .sub import x", {"rewards/sub": "lib/bare"}, "lib/bare/x.py"),
+}
+
+
+@pytest.mark.parametrize("about", LINKS)
+def test_what_lies_beside_a_part_by_a_link_counts(project, tmp_path, monkeypatch, about):
+    main, text, links, file = LINKS[about]
+    for name in ("lib/impl.py", "lib/impl/__init__.py", "lib/impl/deep.py", "lib/impl/words.json", "lib/bare/x.py"):
+        project(name, "1")
+    project(f"here/{main}", text)
+    for link, to in links.items():
+        (tmp_path / "here" / link).symlink_to(tmp_path / to)
+    monkeypatch.chdir(tmp_path / "here")
+    first = source_hash("rewards:score")
+    project(file, "2")
+    assert source_hash("rewards:score") not in (first, None)
+
+
+def test_links_that_lead_back_end(project, tmp_path):
+    project("__init__.py", "")
+    project("rewards/__init__.py", "")
+    first = source_hash("rewards:score")
+    (tmp_path / "rewards/again").symlink_to(tmp_path / "rewards")
+    assert source_hash("rewards:score") == first
+    (tmp_path / "rewards/up").symlink_to(tmp_path)
+    assert source_hash("rewards:score")
+    (tmp_path / "rewards/up").unlink()
+    project("images/a.png", "")
+    (tmp_path / "rewards/data").symlink_to(tmp_path / "images")
+    assert source_hash("rewards:score") == first  # a linked folder that is no package may be anything
+
+
+def test_a_helper_in_a_folder_of_pythonpath_counts_and_what_is_installed_does_not(project, tmp_path, monkeypatch):
+    project("here/rewards.py", "import helper, far")
+    for name in ("lib/helper.py", "env/site-packages/far.py"):
+        project(name, "x = 1")
+    monkeypatch.chdir(tmp_path / "here")
+    folders = [str(tmp_path / "lib"), str(tmp_path / "env/site-packages")]
+    for folder in folders:
+        monkeypatch.syspath_prepend(folder)
+    alone = source_hash("rewards:score")
+    monkeypatch.setenv("PYTHONPATH", ":".join(folders))
+    first = source_hash("rewards:score")
+    assert first != alone
+    project("env/site-packages/far.py", "x = 2")
+    assert source_hash("rewards:score") == first
+    project("lib/helper.py", "x = 2")
+    assert source_hash("rewards:score") != first
+
+
+@pytest.mark.parametrize("text", ["import importlib\nimportlib.import_module('helper')", "__import__('helper')"])
+def test_a_module_that_is_imported_by_its_written_name_counts(project, text):
+    project("rewards.py", text)
+    project("helper.py", "x = 1")
+    first = source_hash("rewards:score")
+    project("helper.py", "x = 2")
+    assert source_hash("rewards:score") != first
+
+
+def test_the_built_in_names_are_read_as_they_are():
+    for tables in part_sources.TABLES.values():
+        for table in tables:
+            known = resolve_name(table)
+            assert set(names_in(table)) == set(known) - (
+                set(ESTIMATORS) if table.endswith("ESTIMATOR_NAMES") else set()
+            )
+    with pytest.raises(LookupError):
+        names_in("pipelines.rollout.engines:NOTHING")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("reward.function=outcom", "Did you mean outcome"),
+        ("reward.function=side.f", "no such part"),
+        ("score.estimator=k33", "Did you mean k3"),
+        ("score.perturbation=patchblack", "Did you mean patch_black"),
+        ("rollout.engine=hff", "Did you mean hf"),
+        ("update.engine=torc", "Did you mean torch"),
+        ("reward.grader=mathrule", "Did you mean mathruler"),
+        ("eval.graders=[mathrule]", "Did you mean mathruler"),
+        ("run.trackers=[wand]", "Did you mean wandb"),
+        ("stages.score=foo", "Name an import path"),
+    ],
+)
+def test_a_built_in_name_that_is_none_is_refused(setting, told):
+    with pytest.raises(UserError, match=told) as error:
+        part_sources.check_part_sources(settings.load(None, [setting]))
+    assert error.value.place.startswith(setting.partition("=")[0])
+
+
+def test_every_built_in_name_passes():
+    for setting, tables in part_sources.TABLES.items():
+        for name in [one for table in tables for one in names_in(table)]:
+            given = f"[{name}]" if setting in ("eval.graders", "run.trackers") else name
+            part_sources.check_part_sources(settings.load(None, [f"{setting}={given}"]))
+
+
+def test_a_plan_refuses_a_name_that_is_none(tmp_path):
+    from command_line import given, vppo
+
+    refused = vppo("plan", *given("score.estimator=k33"), runs=tmp_path / "runs")
+    assert (refused.code, "score.estimator: k33" in " ".join(refused.err.split())) == (2, True)
+
+
+def test_parts_that_were_imported_from_another_source_than_keys_name_are_refused(project):
+    project("early.py", "def score(responses, samples): return [1.0]\n")
+    asked = chain("reward.function=early:score")
+    asked.rollout(1)
+    project("early.py", "def score(responses, samples): return [2.0]\n")
+    find_part("reward.function", "early:score", {})
+    with pytest.raises(UserError, match=r"reward\.function: early:score: its source was changed while the command ran"):
+        part_sources.check_imported(asked.config, [asked.rollout(1)])
+    now = chain("reward.function=early:score")
+    part_sources.check_imported(now.config, now.all())
+    assert now.rollout(1).key != asked.rollout(1).key

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -427,14 +428,49 @@ def test_a_wrong_import_path_is_refused(own_module: str, path: str, message: str
         check_grader(path)
 
 
-def test_a_grader_that_only_the_worker_cannot_load_is_said(own_module: str) -> None:
-    check_grader("own_grader:moody")  # imported here, and kept
-    os.remove("own_grader.py")
-    with (
-        GraderPool(workers=1) as pool,
-        pytest.raises(UserError, match=r"own_grader:moody: cannot be loaded \(ModuleNotFound"),
-    ):
+def test_a_grader_that_only_the_worker_cannot_load_is_said(own_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_KEY", "1")  # which its process has not
+    Path("own_grader.py").write_text(f"import os\nos.environ['OWN_KEY']\n{OWN}")
+    with GraderPool(workers=1) as pool, pytest.raises(UserError, match=r"own_grader:moody: cannot be loaded \(KeyE"):
         pool.grade([("a", "b", "value")], "own_grader:moody")
+
+
+ALWAYS = "import helper\ndef same(answer, gold): return {}\n"
+
+
+@pytest.mark.parametrize("name", ["own_grader.py", "helper.py"])
+def test_a_worker_runs_the_source_that_was_imported_or_none(own_module: str, name: str) -> None:
+    Path("helper.py").write_text("x = 1\n")
+    Path("own_grader.py").write_text(ALWAYS.format(False))
+    item, grader = ("a", "b", "value"), "own_grader:same"
+    try:
+        with GraderPool(workers=1) as pool:
+            assert pool.grade([item], grader) == [False]
+            Path(name).write_text(ALWAYS.format(True))
+            assert pool.grade([("c", "b", "value")], grader) == [False]  # by the worker that is there
+            pool.close()
+            with pytest.raises(UserError, match=r"own_grader:same: its source was changed.*same command again"):
+                pool.grade([("d", "b", "value")], grader)
+        with GraderPool(workers=1) as pool, pytest.raises(UserError, match="source was changed"):
+            pool.grade([item], grader)  # such as that of evaluations, which starts when training is done
+    finally:
+        sys.modules.pop("helper", None)
+
+
+def test_a_grader_that_is_edited_while_its_worker_starts_is_not_taken(own_module: str) -> None:
+    Path("own_grader.py").write_text(
+        "import pathlib, sys\n"
+        "if 'pytest' not in sys.modules:\n    pathlib.Path(__file__).open('a').write('# edited\\n')\n"
+        "def same(answer, gold): return True\n"
+    )
+    with GraderPool(workers=1) as pool, pytest.raises(UserError, match="own_grader:same: its source was changed"):
+        pool.grade([("a", "b", "value")], "own_grader:same")
+    Path("own_grader.py").write_text("import sys\ndef same(answer, gold): sys.exit(0) if gold == 'b' else True\n")
+    sys.modules.pop("own_grader")
+    with GraderPool(workers=1) as pool:
+        pid = pool.grade([("a", "a", "value")], "own_grader:same") and pool.pids
+        assert pool.grade([("a", "b", "value")], "own_grader:same") == [None]  # no verdict, at no worker's cost
+        assert pool.pids == pid
 
 
 def test_a_memory_limit_too_small_to_load_is_said() -> None:
