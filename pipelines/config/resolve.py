@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -173,6 +174,7 @@ def _module(setting: str, name: str) -> ModuleType:
     source = None if module in _IMPORTED and module in sys.modules else source_of(module)
     if source is None or not source.files:
         return importlib.import_module(module)
+    _IMPORTED.pop(module, None)
     place = f"{setting}: {name}"
     for other, known in _IMPORTED.items():
         if known.source.modules & source.modules and other in sys.modules:
@@ -198,6 +200,27 @@ def _module(setting: str, name: str) -> ModuleType:
     return found
 
 
+class _Late(MetaPathFinder):
+    """Finds nothing; sees that what a part imports from beside it when it is called is what keys name.
+
+    Between two calls of the Python face an import, such as a reload, is the user's own: the next call looks anew.
+    """
+
+    finds = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Raises UserError if the source of the part was changed since."""
+        for module, known in list(_IMPORTED.items()):
+            if name in known.source.modules and module in sys.modules:
+                if not _between:
+                    check_same(f"{module}, import {name}", module)
+                elif known.edited(module):
+                    del _IMPORTED[module]
+
+
+sys.meta_path.insert(0, _Late())
+
+
 def _forget(modules: Collection[str]) -> None:
     for module in modules:
         sys.modules.pop(module, None)
@@ -206,22 +229,23 @@ def _forget(modules: Collection[str]) -> None:
             vars(sys.modules[package]).pop(name, None)  # by which an import would find it again
 
 
-_commands = 0
-"""How many are at work in this process, one within the other."""
+_commands, _between = 0, False
+"""How many are at work in this process, one within the other; whether there was one, and none is."""
 
 
 @contextlib.contextmanager
 def one_command() -> Iterator[None]:
     """While it lasts, a part stays as it was imported. It begins with what is on disk: parts whose source was changed
     since are imported anew, with what they import from beside them. Within another one nothing is."""
-    global _commands
+    global _commands, _between
     if not _commands:
         _forget_edited()
-    _commands += 1
+    _commands, _between = _commands + 1, False
     try:
         yield
     finally:
         _commands -= 1
+        _between = not _commands
 
 
 def _forget_edited() -> None:

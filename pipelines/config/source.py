@@ -302,7 +302,7 @@ def _find(module: str) -> ModuleSpec | None:
 def _spec(top: str) -> ModuleSpec | None:
     """Where a new process would find it, whatever this one has imported; else what it has, if that is still there."""
     for finder in sys.meta_path:
-        if (spec := finder.find_spec(top, None)) is not None:
+        if getattr(finder, "finds", True) and (spec := finder.find_spec(top, None)) is not None:
             return spec
     spec = getattr(sys.modules.get(top), "__spec__", None)
     gone = spec and spec.has_location and spec.origin and not Path(spec.origin).exists()

@@ -337,6 +337,31 @@ def test_a_helper_that_was_edited_meanwhile_is_not_mixed_in(project):
             paid("late:f")
 
 
+def test_a_helper_that_is_imported_when_it_is_needed_is_the_one_that_keys_name(project):
+    project("nb.py", "def f(responses, samples):\n    from helper import x\n    return [x]\n")
+    project("helper.py", "x = 1\n")
+    with parts.one_command():
+        pays = find_part("reward.function", "nb:f", {})
+        project("helper.py", "x = 2\n")
+        with pytest.raises(UserError, match="nb, import helper: its source was changed while the command ran"):
+            pays([""], [])
+    with parts.one_command():
+        assert paid()[0] == [2]
+
+
+def test_a_reload_between_two_calls_is_the_users_own(project):
+    project("nb.py", PAYS.format(1))
+    project("helper.py", "x = 0\n")
+    with parts.one_command():
+        _, first = paid()
+    project("nb.py", PAYS.format(2))
+    importlib.reload(sys.modules["nb"])
+    with parts.one_command():
+        pay, second = paid()
+    assert pay == [2]
+    assert first != second
+
+
 def test_a_module_that_failed_leaves_no_helper_behind(project):
     project("nb.py", "import helper\n1 / 0\n")
     project("helper.py", "x = 0\n")

@@ -339,13 +339,6 @@ def test_every_built_in_name_passes():
             part_sources.check_part_sources(settings.load(None, [f"{setting}={given}"]))
 
 
-def test_a_plan_refuses_a_name_that_is_none(tmp_path):
-    from command_line import given, vppo
-
-    refused = vppo("plan", *given("score.estimator=k33"), runs=tmp_path / "runs")
-    assert (refused.code, "score.estimator: k33" in " ".join(refused.err.split())) == (2, True)
-
-
 def test_parts_that_were_imported_from_another_source_than_keys_name_are_refused(project):
     project("early.py", "def score(responses, samples): return [1.0]\n")
     asked = chain("reward.function=early:score")
