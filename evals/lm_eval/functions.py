@@ -25,6 +25,7 @@ from evals.benchmarks.questions import gather, groups, questions_step, read_ques
 from evals.benchmarks.table import find
 from evals.numbers.statistics import Interval, fraction
 from evals.profiles import PUBLISHED
+from pipelines.config.resolve import one_command
 from pipelines.config.settings import load
 from pipelines.disk.records import Sample, SampleTable
 from pipelines.grading.answer import extract_answer
@@ -65,6 +66,7 @@ def loaded(doc: Mapping[str, Any]) -> Loaded:
     return _loaded[doc["questions"]]
 
 
+@one_command()
 def dataset(
     benchmark: str,
     data_dir: str | None = None,

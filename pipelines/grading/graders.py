@@ -8,6 +8,7 @@ processes (``walls.py``) with a deadline per answer and a memory limit
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -17,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Self
 
-from pipelines.config.resolve import find_part
+from pipelines.config.resolve import find_part, part_hash
 from pipelines.errors import UserError
 from pipelines.grading.answer import choice_verdict
 from pipelines.grading.processes import Containment, GraderProcess, Walls, grade_pairs
@@ -128,6 +129,7 @@ class GraderPool(Closing):
                 raise UserError(name, f"{value} is not above 0.", "Grading needs at least some.")
         self._processes = [GraderProcess(deadline_s, memory_mb, walls) for _ in range(workers)]
         self._memory: OrderedDict[tuple[str, str, str], bool | None] = OrderedDict()
+        self._sources: dict[str, str | None] = {}
         self._refused: set[tuple[str, str, str]] = set()
         self.refused = 0
         """Answers so far, repeated ones included, that were wrong as they are no formula, though
@@ -170,6 +172,7 @@ class GraderPool(Closing):
         """
         check_grader(grader)
         with self._lock:
+            self._begin_anew_if_edited(grader)
             ours = [None if alone else own_verdict(*item, grader) for item in items]
             verdicts = self._asked([item[:2] for item in items], ours, grader)
             if alone or grader not in GRADERS:
@@ -185,6 +188,15 @@ class GraderPool(Closing):
             for (i, _), verdict in zip(parts, found, strict=True):
                 verdicts[i] = verdicts[i] and verdict
             return verdicts
+
+    def _begin_anew_if_edited(self, grader: str) -> None:
+        """Of a grader that was imported anew since it graded here, the processes and what is remembered are of then."""
+        with contextlib.suppress(OSError):
+            source = part_hash(grader) if ":" in grader else None
+            if self._sources.setdefault(grader, source) != source:
+                self.close()
+                self._memory.clear()
+                self._sources[grader] = source
 
     def _asked(self, pairs: Sequence[tuple[str, str]], known: Sequence[bool | None], grader: str) -> list[bool | None]:
         """The verdicts that are known; of the others what is remembered, or what the grader says."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.config.resolve import one_command
 from pipelines.errors import UserError
 from pipelines.grading.graders import GRADERS, GraderPool, check_grader, quick_verdict
 from pipelines.grading.processes import GraderProcess, grade_pairs
@@ -457,7 +458,15 @@ def test_a_worker_runs_the_source_that_was_imported_or_none(own_module: str, nam
         sys.modules.pop("helper", None)
 
 
-def test_a_grader_that_is_edited_while_its_worker_starts_is_not_taken(own_module: str) -> None:
+def test_a_pool_that_outlives_a_call_grades_with_what_the_next_one_imports(own_module: str) -> None:
+    with GraderPool(workers=1) as pool:
+        for verdict in (False, True, False):
+            Path("own_grader.py").write_text(f"def same(answer, gold): return {verdict}\n")
+            with one_command():
+                assert pool.grade([("a", "b", "value")], "own_grader:same") == [verdict]
+
+
+def test_what_a_grader_does_when_it_is_imported_or_called_does_no_harm(own_module: str) -> None:
     Path("own_grader.py").write_text(
         "import pathlib, sys\n"
         "if 'pytest' not in sys.modules:\n    pathlib.Path(__file__).open('a').write('# edited\\n')\n"
@@ -465,6 +474,12 @@ def test_a_grader_that_is_edited_while_its_worker_starts_is_not_taken(own_module
     )
     with GraderPool(workers=1) as pool, pytest.raises(UserError, match="own_grader:same: its source was changed"):
         pool.grade([("a", "b", "value")], "own_grader:same")
+    Path("own_grader.py").write_text(
+        "import os, pathlib\nos.chdir('/')\ndef same(answer, gold): return pathlib.Path('own_grader.py').exists()\n"
+    )
+    sys.modules.pop("own_grader")
+    with GraderPool(workers=1) as pool:
+        assert pool.grade([("a", "b", "value")], "own_grader:same") == [True]  # the folder is what it was
     Path("own_grader.py").write_text("import sys\ndef same(answer, gold): sys.exit(0) if gold == 'b' else True\n")
     sys.modules.pop("own_grader")
     with GraderPool(workers=1) as pool:
