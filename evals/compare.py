@@ -119,12 +119,21 @@ def remark(name: str) -> str:
     if found is None:
         return ""
     run, step = found
+    edited = ""
     try:
-        current = is_current(as_made(read_config(run), run, *TRAINING), step, load(name)[1])
+        chain = as_made(read_config(run), run, *TRAINING)
+        current, edited = is_current(chain, step, load(name)[1]), edited_since(chain)
     except UserError:  # what the run needs is not here, so that nothing can be told
         current = None
-    told = {True: "", False: f"{run.name}: step {step} was evaluated with {OTHERWISE}", None: unknown(run.name)}
+    told = {True: edited, False: f"{run.name}: step {step} was evaluated with {OTHERWISE}", None: unknown(run.name)}
     return told[current]
+
+
+def edited_since(chain: Chain) -> str:
+    """What to say of a run whose parts, data or model are others now than when its steps were made; "" if none."""
+    edited = ", ".join(chain.edited())
+    again = f"vppo plan --run {chain.run.name} says what would be made again"
+    return f"{chain.run.name}: edited since its steps were made: {edited}; {again}" if edited else ""
 
 
 def made_run(name: str) -> dict[str, dict[str, str]]:

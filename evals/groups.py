@@ -16,12 +16,14 @@ from evals.compare import (
     Change,
     Comparison,
     MeanChange,
+    edited_since,
     how_asked,
     is_current,
     load,
     made_as_far_as_known,
     made_otherwise,
     marks_of,
+    run_of,
     same_questions,
     unknown,
     unvaried,
@@ -130,7 +132,7 @@ def _member(path: Path) -> Member | str:
     if current is False:
         again = f"vppo train --run {path.name}"
         return f"{path.name} is left out: its evaluation is of {OTHERWISE} ({again})"
-    note = "" if current else unknown(path.name)
+    note = edited_since(chain) if current else unknown(path.name)
     made = made_as_far_as_known(path)
     return Member(path.name, _by_benchmark(results), config, chain.prepare.path.name, note, made)
 
@@ -347,6 +349,17 @@ def _inside(group: RunGroup) -> list[str]:
     return [f"{group.pattern}: its runs differ in {'; '.join(found)}"] if found else []
 
 
+def runs_differ(before: str, after: str) -> dict[str, list[str]]:
+    """In what settings two runs differ that decide weights, and the seed: [in A, in B]; nothing where one is no run."""
+    members = [Member(name, {}, runs.read_config(found[0])) for name in (before, after) if (found := run_of(name))]
+    if len(members) < 2:
+        return {}
+    seeds = [str(one.seed) for one in members]
+    return ({"seed": seeds} if seeds[0] != seeds[1] else {}) | {
+        name: [_as_text(value) for value in values.values()] for name, values in _differing(members).items()
+    }
+
+
 def _between(before: RunGroup, after: RunGroup) -> dict[str, list[str]]:
     """What all runs of one group have and all of the other have otherwise."""
     inside = {name for group in (before, after) for name in _differing(group.members)}
@@ -361,9 +374,13 @@ def _ways(values: dict[str, Any]) -> dict[str, list[str]]:
     """Each value and the runs that have it."""
     ways: dict[str, list[str]] = {}
     for run, value in values.items():
-        text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
-        ways.setdefault(text, []).append(run)
+        ways.setdefault(_as_text(value), []).append(run)
     return ways
+
+
+def _as_text(value: Any) -> str:
+    """A setting as it is shown."""
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _few(before: RunGroup, after: RunGroup) -> list[str]:

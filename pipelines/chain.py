@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from pipelines.checkpoint import stage as checkpoint
 from pipelines.config.schema import Config
 from pipelines.config.settings import shipped_config
+from pipelines.disk.files import find
 from pipelines.disk.fingerprint import fingerprint, named_by
 from pipelines.disk.part_sources import PartSources, parts_of
-from pipelines.disk.step import Step, is_there
+from pipelines.disk.step import Step, is_there, read_manifest
 from pipelines.errors import UserError
 from pipelines.objectives.table import KEYED, ROLES, STORES, needs, stored
 from pipelines.prepare import stage as prepare
@@ -286,8 +288,21 @@ class Chain:
             settings |= self._trained.of(*(self.config.value(part) for part in CODE[name].PARTS))
             if name == "score":
                 settings = _with_store(settings, stored(self.config))
+            if name == "rollout":
+                settings = self._as_tried(settings)
             self._held[name] = settings, shape_of(self.config) | getattr(self.config, name).shape(name)
         return self._step(name, index, parent, self._held[name][0], inputs, self._held[name][1])
+
+    def _as_tried(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of rollouts with the ``rollout.max_tries`` that the run's first one has: what fills a batch does not
+        depend on how many more rounds it might have taken, so that a run may go on with more."""
+        name, found = "rollout.max_tries", []
+        for folder in find(self.run, "steps/0001/rollout-*"):
+            with suppress(UserError):  # told where it is read for what it holds
+                then = read_manifest(folder).get("settings", {})
+                if name in then and all(then.get(key) == value for key, value in settings.items() if key != name):
+                    found.append(then[name])
+        return settings if not found or settings[name] in found else settings | {name: found[-1]}
 
     def _step(
         self,

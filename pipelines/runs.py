@@ -340,7 +340,7 @@ def kept(asked: Config, stored: Config, prepared: Step) -> dict[str, Any]:
         Settings of ``prepared``: nothing of a source that is there, whatever is in it now.
     """
     found: dict[str, Any] = {}
-    for setting, names in OUTSIDE.items():
+    for setting, names in OUTSIDE.items() if is_there(prepared.path) else ():
         if gone(asked, setting) and asked.value(setting) == stored.value(setting):
             held = {name: prepared.settings[name] for name in names if name in prepared.settings}
             if all(str(value).startswith("content ") for name, value in held.items() if name != "model.computed"):

@@ -8,6 +8,7 @@ import pytest
 from pipelines.chain import Chain, fingerprint
 from pipelines.config import schema as config
 from pipelines.config import settings
+from pipelines.disk.step import commit
 
 RUN = Path("runs/any")
 STEPS = 4
@@ -230,3 +231,14 @@ def test_models_of_families_that_were_computed_wrong_get_other_keys(tmp_path, ki
     key = chain(f"model.path={tmp_path}").model.key
     monkeypatch.setattr("pipelines.chain._computed", lambda folder: {})
     assert (chain(f"model.path={tmp_path}").model.key == key) == stays
+
+
+def test_more_rounds_for_a_batch_make_no_step_stale(tmp_path):
+    begun = chain("rollout.max_tries=7", run=tmp_path)
+    with commit(begun.rollout(1)) as (out, _):
+        (out / "any").write_bytes(b"")
+    more = chain("rollout.max_tries=40", run=tmp_path)
+    assert [step.key for step in more.all()] == [step.key for step in begun.all()]
+    assert more.config.rollout.max_tries == 40
+    other = chain("rollout.max_tries=40", "rollout.top_k=3", run=tmp_path)
+    assert other.rollout(1).settings["rollout.max_tries"] == 40

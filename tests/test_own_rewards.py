@@ -21,6 +21,7 @@ from pipelines.tracking.names import metrics_of
 from vppo import open_run
 from vppo_cli.report import collect
 from vppo_cli.report.source import RunSource
+from vppo_cli.screen.display import changed
 
 REWARDS = """
 def words(response):
@@ -162,10 +163,13 @@ def test_what_looks_at_a_run_shows_them(run: Path, monkeypatch: pytest.MonkeyPat
     drawn = own["rewards"]["length"]
     ends = [drawn["difference"], *drawn["difference_interval"]]
     assert ends == [paid["change"][end] for end in ("mean", "low", "high")]
-    (line,) = [
-        line for line in status.splitlines() if line.endswith("]") and line.split()[0] == "length" and "+" in line
-    ]
-    assert f"{ends[0]:+.{drawn['places']}f} [" in line
+    line = [line for line in status.splitlines() if line.split()[:1] == ["length"]][-1]
+    assert line.endswith(changed(drawn, drawn["places"]))
+    assert changed({"difference": 0.5, "difference_interval": [0.25, 0.75]}, 2) == "+0.50 [+0.25, +0.75]"
+    assert (
+        changed({"difference": -0.0, "difference_interval": [0.0, 0.0]}, 1, " points")
+        == "+0.0 points at every question"
+    )
     table = open_run(run).evaluations()
     assert list(zip(table["benchmark"].to_pylist(), table["step"].to_pylist(), strict=True)) == [
         *(("glyphs", step) for step in (0, 2)),
@@ -230,6 +234,11 @@ def test_a_run_whose_reward_was_edited_is_seen_as_it_was_made(run: Path, tmp_pat
         tmp_path / "elsewhere/model/model.safetensors"
     ).read_bytes()
     assert "source of own_rewards:mine changed" in vppo("plan", "--run", "mine", runs=run.parent).succeeded().out
+    other = shutil.copytree(run, run.with_name("other"))
+    runs.write_config(other, runs.read_config(other).model_copy(update={"seed": 5}))
+    compared = vppo("compare", run, other, runs=run.parent).out
+    assert "A -> B     seed 0 -> 5" in compared
+    assert "mine: edited since its steps were made: own_rewards:mine" in " ".join(compared.split())
     command = ("eval", "--run", "mine", "--benchmarks", "validation")
     evaluated = vppo(*command, "--json", runs=run.parent).succeeded()
     assert "checkpoint 2 of mine" in json.dumps(evaluated.json)  # the weights of then, by the reward of now

@@ -203,7 +203,7 @@ def which_policy(
         revision = choice.wanted.config.model.revision
         label = f"{model}@{revision[:12]}" if revision else model
         return choice, 0, label, label
-    choice = choose(_run_of(run, config), config if run else None, overrides, new=False)
+    choice = choose(_run_of(run, config, overrides), config if run else None, overrides, new=False)
     refuse_another_model(choice)
     if sampled:  # what was sampled by the code of then is graded by today's
         as_sampled = runs.as_made(choice.chain.config, choice.run, *TRAINING, "sampling")
@@ -211,14 +211,37 @@ def which_policy(
     find = _sampled_step if sampled else which_checkpoint
     step = find(choice.made, checkpoint)
     policy = policy_name(step)
+    if not step and checkpoint == "last":
+        note = "the run has no checkpoint yet: this is the model that it starts from"
+        choice = replace(choice, notes=(*choice.notes, note))
     return choice, step, f"{policy} of {choice.run.name}", f"{policy} of {choice.run}"
 
 
-def _run_of(run: str | None, config: Path | None) -> str | None:
-    """The run that was named, or the one that ``vppo train --config`` makes of a config."""
-    if run is None and config is not None:
-        return runs.run_of(settings.load(config))[0].name
-    return run
+def _run_of(run: str | None, config: Path | None, overrides: Sequence[str]) -> str | None:
+    """The run that was named, or the one that ``vppo train`` makes of a config and settings; how to evaluate, and on
+    what machine, makes it no other.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if run is not None or config is None:
+        return run
+    training = [text for text in overrides if not text.startswith("eval.")]
+
+    def made_of(given: Sequence[str]) -> Path:
+        return runs.run_of(settings.load(config, given))[0]
+
+    for path in map(made_of, (overrides, training)):
+        if (path / runs.CONFIG).is_file() or not training:
+            return path.name
+    given = " ".join(f"--set {text}" for text in training)
+    alone = made_of(())
+    there = f" {alone.name} is that of the file alone." if (alone / runs.CONFIG).is_file() else ""
+    raise UserError(
+        f"--config {config} {given}",
+        "no run was made with these settings.",
+        f"Name one: --run NAME (see vppo runs).{there}",
+    )
 
 
 def refuse_another_model(choice: Choice) -> None:

@@ -147,10 +147,10 @@ function ownTable(rows) {
       el("td", { class: "number", text: points(row) })), ...paid(row)]))));
 }
 
-/** `+29.3 [+27.0, +31.6]` */
+/** `+29.3 [+27.0, +31.6]`; an interval without width says nothing of other questions. */
 function change(points, interval, places = 1) {
   const [value, ...ends] = [points, ...interval].map((v) => signed(v, places));
-  return `${value} [${ends.join(", ")}]`;
+  return interval[0] < interval[1] ? `${value} [${ends.join(", ")}]` : `${value} at every question`;
 }
 
 /** Accuracy and its interval on a line from 0 to 100 %. */

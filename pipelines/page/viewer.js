@@ -215,7 +215,7 @@ function viewerSection(entries, notes, alone) {
   el("div", { class: "viewer-grid" },
     el("div", { class: "viewer-main" }, problem, none, heading, facts, view.box,
       el("div", { class: "shade" }, scaleLegend, el("span", { class: "kept-key" },
-        el("span", { class: "token kept", text: "kept" }), " gets a gradient"), pick.scale)),
+        el("span", { class: "token kept", text: "kept" }), " depends on the image most: what VPPO trains"), pick.scale)),
     el("aside", { class: "viewer-side", "aria-label": "Image and token" }, images, details)));
 
   document.addEventListener("keydown", (event) => {

@@ -14,9 +14,10 @@ import hub_schema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import Command, copy_of, given, stamps, start, vppo
+from command_line import SMALL, Command, copy_of, given, stamps, start, vppo
 
 from evals.benchmarks.table import BENCHMARKS, EIGHT
+from pipelines.config import settings
 from pipelines.embedded.glyphs import GlyphsOptions, make_samples
 
 Finished = tuple[Path, Command]
@@ -324,6 +325,19 @@ def test_the_report_grows_benchmark_by_benchmark(finished: Finished, readable, t
     report = json.loads((run / "eval" / "0003" / "report.json").read_text())
     assert [row["benchmark"] for row in report["results"]] == ["geo3k", "glyphs"]
     vppo("compare", finished[0], run, runs=run.parent).succeeded()  # on glyphs
+
+
+def test_the_run_that_a_config_and_settings_made_is_meant(finished: Finished, tmp_path):
+    config = settings.load(None, list(SMALL))
+    run = copy_of(finished[0], tmp_path).rename(tmp_path / "runs" / settings.run_name(config))
+    asked = ("eval", "--config", "tiny.yaml", "--benchmarks", "glyphs", "--json", *given(*SMALL))
+    for more in ((), given("run.threads=1")):  # which makes it no other run
+        assert vppo(*asked, *more, runs=run.parent).succeeded().json["run"] == run.name
+    other = vppo(*asked, *given("seed=7"), runs=run.parent)
+    assert (other.code, "seed=7: no run was made with these settings." in other.err) == (2, True)
+    shutil.rmtree(run / "checkpoints")
+    started = vppo("eval", "--run", run.name, "--benchmarks", "glyphs", runs=run.parent).succeeded()
+    assert "has no checkpoint yet: this is the model that it starts from" in " ".join(started.out.split())
 
 
 def test_a_grader_that_fails_is_no_bad_model(finished: Finished, tmp_path):

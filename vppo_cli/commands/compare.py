@@ -58,6 +58,7 @@ def compare(
         raise UserError(f"--fail-below {fail_below}", "is not a number of points.", "Such as -2.")
     from evals.compare import compare as paired
     from evals.compare import load, made_otherwise, made_run, remark
+    from evals.groups import runs_differ
     from pipelines.runs import is_pattern
     from vppo_cli.screen import display
 
@@ -68,13 +69,15 @@ def compare(
     found = paired(old, new)
     found = replace(found, notes=[*filter(None, map(remark, (before, after))), *found.notes])
     made = made_otherwise(made_run(before) | made_run(after))
+    differ = runs_differ(before, after)
     worse = found.regressions(fail_below / 100)
     if json:
-        told = {"before": old_model, "after": new_model, **asdict(found), "made_with": made}
+        told = {"before": old_model, "after": new_model, **asdict(found), "settings": differ, "made_with": made}
         display.print_json({**told, "fail_below": fail_below, "regressions": worse})
     else:
         display.line("A", f"{before}  ({old_model})" if old_model != before else before)
         display.line("B", f"{after}  ({new_model})" if new_model != after else after)
+        _settings(differ)
         _made_with(made)
         display.console.print()
         _table(found, worse)
@@ -82,6 +85,14 @@ def compare(
         _verdict(found, worse, fail_below)
     if worse:
         raise typer.Exit(1)
+
+
+def _settings(differing: dict[str, list[str]]) -> None:
+    """Settings that are not the same in A and B."""
+    from vppo_cli.screen import display
+
+    for name, (old, new) in differing.items():
+        display.line("A -> B", f"{name} {old} -> {new}")
 
 
 def _made_with(differing: dict[str, dict[str, list[str]]]) -> None:
@@ -124,8 +135,7 @@ def _groups(before: str, after: str, fail_below: float, *, as_json: bool) -> Non
         for side, group in zip("AB", groups, strict=True):
             size = len(group.members)
             display.line(side, f"{group.pattern}  ({counted(size, 'run')})")
-        for name, (old, new) in found.settings.items():
-            display.line("A -> B", f"{name} {old} -> {new}")
+        _settings(found.settings)
         _made_with(found.made_with)
         display.console.print()
         _runs(groups, found)

@@ -131,6 +131,8 @@ def _evaluate(
         watch.single = "eval"
         if not as_json:
             display.line("model", place)
+            for note in choice.notes:
+                display.line("note", note)
             _say_what_may_surprise(choice.wanted.config.eval, overrides)
         if regraded:
             everyone.on_main(lambda: regrade(choice.chain, choice.wanted, step, watch))

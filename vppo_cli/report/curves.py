@@ -27,7 +27,7 @@ def curves(lines: Sequence[Line]) -> dict[str, Any]:
             [
                 _metric("Accuracy", "rollout/accuracy", "percent", "of the responses sampled in training"),
                 *_validation(sources),
-                _metric("Reward", "rollout/reward_used", "number", "mean, of the groups trained on"),
+                _metric("Reward", "rollout/reward", "number", "mean, of all sampled"),
                 *(_metric(f"Reward, {name}", key, "number", "mean, of all sampled") for name, key in _named(sources)),
                 _metric("Informative groups", "rollout/informative_share", "percent", _informative(sources)),
                 _metric("Response length", "rollout/response_tokens_mean", "number", "tokens, mean"),

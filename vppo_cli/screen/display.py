@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TextIO
 
@@ -188,19 +188,23 @@ def evaluation_lines(rows: Sequence[dict[str, Any]]) -> Iterator[Text]:
             low, high = entry["interval"]
             cells = [entry["policy"], f"{entry['accuracy']:.3f}", f"[{low:.3f}, {high:.3f}]"]
             if "difference" in entry:
-                change, (down, up) = entry["difference"], entry["difference_interval"]
-                cells.append(f"{signed(change, 1)} points [{signed(down, 1)}, {signed(up, 1)}]")
+                cells.append(changed(entry, 1, " points"))
             table.append(cells)
             for name, mean in entry.get("rewards", {}).items():
                 low, high = mean["interval"]
                 cells = [f"  {name}", f"{mean['value']:.3f}", f"[{low:.3f}, {high:.3f}]"]
                 if "difference" in mean:
-                    ends = (mean["difference"], *mean["difference_interval"])
-                    change, down, up = (signed(value, mean["places"]) for value in ends)
-                    cells.append(f"{change} [{down}, {up}]")
+                    cells.append(changed(mean, mean["places"]))
                 table.append(cells)
         yield from map(Text, aligned(table, indent=LABEL, gap=3))
         yield from map(warned, row.get("warnings", ()))
+
+
+def changed(row: Mapping[str, Any], places: int, unit: str = "") -> str:
+    """``+1.6 points [-1.6, +5.5]``: a ``difference`` and its interval; without width, that says nothing of others."""
+    low, high = row["difference_interval"]
+    change, down, up = (signed(value, places) for value in (row["difference"], low, high))
+    return f"{change}{unit} [{down}, {up}]" if low < high else f"{change}{unit} at every question"
 
 
 def next_steps(chain: Chain) -> None:

@@ -37,7 +37,7 @@ def show(config: Config, found: Perception, masks: int) -> None:
         Text.assemble(
             (f"{'kept':<{display.LABEL}}", "bold"),
             ("underlined", "underline"),
-            f": the {kept} of {number} tokens that an update would learn from",
+            f": the {kept} of {number} tokens that depend on the image most: what VPPO trains",
         )
     )
     if found.truncated:
