@@ -56,9 +56,12 @@ OF_ONES_OWN = 0
 TRAINING, ANSWERS = ("rollout", "score", "update"), ("sampling", "grading", "rewards")
 """Stages by what they make: a policy, and what is said of it."""
 
-EMBEDDED = {("score", 4): 3, ("update", 4): 3}
+EMBEDDED = {("score", 5): 3, ("update", 4): 3}
 """Versions that differ from the one before for questions without an image alone, which the embedded data
 has none of -> that one, which it keeps."""
+
+BUILT_IN = {("score", 5): 4}
+"""The same of an estimator of one's own alone: others keep the one before."""
 
 ALWAYS_RIGHT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 """Model types whose results never depended on how a model is computed (``VERSIONS["way"]``)."""
@@ -73,7 +76,9 @@ EVALUATIONS = "eval"
 
 def versions_of(config: Config) -> dict[str, int]:
     """Of the code that makes these stages now."""
-    kept = EMBEDDED if config.data.source == "glyphs" else {}
+    kept = {} if ":" in config.score.estimator else BUILT_IN
+    if config.data.source == "glyphs":
+        kept = EMBEDDED
     return {name: kept.get((name, version), version) for name, version in VERSIONS.items()}
 
 

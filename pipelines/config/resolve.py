@@ -48,13 +48,16 @@ def check_name(setting: str, name: str, known: Collection[str]) -> None:
         raise UserError(f"{setting}: {name}", "no such part.", f"{hint}{ways} import path package.module:name.")
 
 
-def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
+def find_part(
+    setting: str, name: str, known: Mapping[str, Any], taken: Callable[[Any], Any] = lambda returned: returned
+) -> Any:
     """The part called ``name``, or the attribute at ``package.module:attribute``.
 
     Args:
         setting: the config key that named it, for the error.
         name: a key of ``known``, or an import path.
         known: the built-in parts.
+        taken: as of ``telling``.
 
     The current folder is searched as well. What a function (or an object that is called like one) from an
     import path raises becomes a UserError with its own lines; while it does not return, that is said.
@@ -66,7 +69,7 @@ def find_part(setting: str, name: str, known: Mapping[str, Any]) -> Any:
         return known[name]
     check_name(setting, name, known)
     part = _imported(setting, name, "function", callable)
-    return part if inspect.isclass(part) else telling(f"{setting}: {name}", part)
+    return part if inspect.isclass(part) else telling(f"{setting}: {name}", part, taken=taken)
 
 
 def find_object(setting: str, name: str, kind: type[T]) -> T:
@@ -293,30 +296,41 @@ PATIENCE_S = 60.0
 """A part that takes longer for one call is told of, and again every so many seconds."""
 
 
-def telling(place: str, part: Callable[..., Any], passed: tuple[type[Exception], ...] = ()) -> Callable[..., Any]:
+def telling(
+    place: str,
+    part: Callable[..., Any],
+    passed: tuple[type[Exception], ...] = (),
+    taken: Callable[[Any], Any] = lambda returned: returned,
+) -> Callable[..., Any]:
     """The part, whose exceptions are errors that name it and show where they were raised.
 
     Args:
         passed: exceptions by which the part tells its caller something.
+        taken: what is made of its result while its errors are still told: a generator raises when it is read.
     """
+    ours = {__file__, inspect.getfile(taken)}
     kept: tuple[type[Exception], ...] = (UserError, *passed)
 
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             with _patience(place), staying():
-                return part(*args, **kwargs)
+                return taken(part(*args, **kwargs))
         except kept:
             raise
         except (Exception, SystemExit) as error:
-            raise raised(place, error) from error
+            raise raised(place, error, ours) from error
 
     return call
 
 
-def raised(place: str, error: BaseException) -> UserError:
-    """What a part has raised, through one function of ours, with its own lines."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without ours
+def raised(place: str, error: BaseException, ours: Collection[str] = ()) -> UserError:
+    """What a part has raised, through one function of ours, with its own lines.
+
+    Args:
+        ours: files whose lines are not told either.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if frame.filename not in ours]
     said = str(error) or "no message"
     return UserError(
         place,

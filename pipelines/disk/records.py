@@ -2,7 +2,8 @@
 
 The G responses of one prompt stay together in one row, so that later passes read the prompt, and
 its image, once. Lists nest as response -> token. The schema is the contract: a file that does not
-fit it is refused with the column's name.
+fit it is refused with the column's name. Rows that stages read are frozen: no part that is given one can
+assign to it.
 """
 
 from __future__ import annotations
@@ -58,9 +59,11 @@ def _column(type_: pa.DataType, **kwargs: Any) -> Any:
     return field(metadata={"arrow": type_}, **kwargs)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sample:
     """One question with its images and its verifiable answer (``prepare/*.parquet``).
+
+    One object stands for it in the whole run and is given to parts of one's own, so nothing of it can be changed.
 
     ``problem`` holds one ``<image>`` where each image goes; if it holds none, the images come first.
     ``kind`` is ``value``, ``choice`` or ``fact`` and tells how to compare. ``metadata`` is a JSON
@@ -70,10 +73,13 @@ class Sample:
 
     id: str = _column(TEXT)
     problem: str = _column(TEXT)
-    images: list[bytes] = _column(pa.list_(pa.binary()))
+    images: Sequence[bytes] = _column(pa.list_(pa.binary()))
     answer: str = _column(TEXT)
     kind: str = _column(TEXT, default="value")
     metadata: str = _column(TEXT, default="{}")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(self.images))
 
     def __repr__(self) -> str:
         """The fields, but of each image the number of its bytes."""
@@ -95,7 +101,7 @@ class Sample:
         raise UserError(f"sample {self.id}, metadata", problem, "Write {} where there is nothing to say.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rollout:
     """The G responses to one prompt (``rollout-*/rollouts.parquet``).
 
@@ -122,7 +128,7 @@ class Rollout:
     named: dict[str, list[float]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Statistics:
     """More of the G responses to one prompt (``score-*/statistics.parquet``), for objectives that need it.
 
@@ -145,7 +151,7 @@ class Statistics:
     layer_similarity: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scored:
     """Token perception of the G responses to one prompt (``score-*/scores.parquet``).
 
@@ -170,7 +176,7 @@ class Scored:
     step: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Look:
     """What scoring one prompt's G responses looked like (``score-*/looks.parquet``), to be shown.
 
@@ -190,7 +196,7 @@ class Look:
 
     sample_id: str = _column(TEXT)
     position: int = _column(pa.int64())
-    images: list[bytes] = _column(pa.list_(pa.binary()))
+    images: Sequence[bytes] = _column(pa.list_(pa.binary()))
     perturbed_images: list[list[bytes]] = _column(pa.list_(pa.list_(pa.binary())))
     tokens: list[list[str]] = _column(pa.list_(pa.list_(TEXT)))
     logp: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
@@ -203,7 +209,7 @@ class Look:
     top_perturbed_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Advantages:
     """What an update used of the G responses to one prompt (``update-*/advantages.parquet``), to be shown.
 
@@ -264,6 +270,19 @@ class Perceived:
 
 
 Row = TypeVar("Row", Sample, Rollout, Scored, Statistics, Look, Advantages, Perceived)
+
+
+def copied(row: Row) -> Row:
+    """The row with lists of its own: whoever is given it may change them."""
+    return replace(row, **{f.name: _copied(getattr(row, f.name)) for f in fields(row)})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    return [_copied(part) for part in value] if value and isinstance(value[0], list) else value[:]
 
 
 def schema(row_type: type) -> pa.Schema:

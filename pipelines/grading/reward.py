@@ -13,6 +13,7 @@ first, so outcomes are reported whatever is rewarded.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -69,7 +70,7 @@ class OwnReward:
     def __init__(self, path: str) -> None:
         self._path = path
         self._names: list[str] | None = None
-        self._scorer: RewardScorer = find_part("reward.function", path, REWARDS)
+        self._scorer: RewardScorer = find_part("reward.function", path, REWARDS, taken=_taken)
         self._takes = _takes_outcomes(path, self._scorer)
 
     def __call__(
@@ -93,6 +94,11 @@ class OwnReward:
         self._names = [*found]
         return found
 
+    @property
+    def names(self) -> list[str] | None:
+        """Of the lists that it returns; None: it was not asked yet, or has not answered."""
+        return self._names
+
 
 class RewardFunction(Closing):
     """Grades and rewards responses; a context manager, as it owns grading processes."""
@@ -101,19 +107,25 @@ class RewardFunction(Closing):
         self._choice_rule = choice_rule
         self._name, self._grader, self._pool = reward, check_grader(grader), pool
         self._own = None if reward in REWARDS else OwnReward(reward)
+        self._tried = False
 
     def close(self) -> None:
         """End the grading processes."""
         self._pool.close()
 
     def named(self, sample: Sample, count: int) -> list[str] | None:
-        """What it returns besides ``reward``, asked of so many empty responses; None where it cannot say."""
+        """What it returns besides ``reward``; None where it cannot say.
+
+        Until it has returned something it is asked about so many empty responses, once.
+        """
         if self._own is None:
             return []
-        try:
-            return [*self._own([""] * count, [sample] * count, ["no_answer"] * count)][1:]
-        except Exception:  # which an empty response may be worth: those that were sampled are another matter
-            return None
+        if self._own.names is None and not self._tried:
+            self._tried = True
+            # An empty response may be worth any error: those that were sampled are another matter.
+            with contextlib.suppress(Exception):
+                self._own([""] * count, [sample] * count, ["no_answer"] * count)
+        return None if self._own.names is None else self._own.names[1:]
 
     def doubt(self, sample: Sample) -> str:
         """That a grader of one's own does not take a question's gold, as its answer, for right; "" where it does.
@@ -299,6 +311,31 @@ def _binds(signature: inspect.Signature, given: Sequence[Any]) -> bool:
 _FIX = "Return list[float] with one finite reward per response, or a dict of such lists, one of them 'reward'."
 
 
+TAKEN = {
+    ACCURACY: "the grader's",
+    **dict.fromkeys(("low", "high"), "what the ends of the reward's interval are called"),
+}
+"""Names that a list cannot have, as another number has them: of ``Run.evaluations`` the columns ``reward/low`` and
+``reward/high``."""
+
+
+def _taken(returned: Any) -> Any:
+    """What a reward returned, whatever is read only once or made on the way as a list."""
+    if isinstance(returned, Mapping):
+        return {name: _read(returned[name]) for name in returned}
+    return _read(returned)
+
+
+def _read(values: Any) -> Any:
+    if isinstance(values, str | bytes | bytearray | Set | Mapping):  # which are told of by what they are
+        return values
+    try:
+        entries = iter(values)
+    except TypeError:  # one number, or nothing
+        return values
+    return list(entries)
+
+
 def _lists(path: str, returned: Any) -> dict[str, Any]:
     """What a reward returned, as lists by name; their content is not looked at.
 
@@ -313,8 +350,8 @@ def _lists(path: str, returned: Any) -> dict[str, Any]:
             raise UserError(
                 f"reward.function: {path}", problem, "Letters, digits, dot, dash and underscore, 64 at most."
             )
-        if name == ACCURACY:
-            problem = f"it returned a list called {name!r}, which is the grader's."
+        if name in TAKEN:
+            problem = f"it returned a list called {name!r}, which is {TAKEN[name]}."
             raise UserError(f"reward.function: {path}", problem, "Call it otherwise.")
     if REWARD not in returned:
         problem = f"it returned {_joined(returned) or 'an empty dict'}, and no {REWARD!r}, which is trained on."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,5 +80,4 @@ def _question(place: int, given: Mapping[str, Any]) -> Sample:
     except UserError as error:
         raise UserError(f"question {place}, {error.place}", error.problem, error.fix) from error
     answer = given.get("answer")
-    sample.answer = "" if answer is None else str(answer)
-    return sample
+    return replace(sample, answer="" if answer is None else str(answer))

@@ -66,7 +66,7 @@ class Perception(Perceived):
     is all that decided the numbers (pipelines/perceive/provenance.py).
     """
 
-    images: list[bytes] = field(default_factory=list)
+    images: Sequence[bytes] = field(default_factory=list)
     perturbed_images: list[list[bytes]] = field(default_factory=list)
     by_mask: list[Perceived] = field(default_factory=list)
     made_with: provenance.Made = field(default_factory=dict)

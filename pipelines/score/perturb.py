@@ -128,14 +128,20 @@ def _find(how: str) -> _Perturbation:
     def own(image_FCHW: Tensor, rng: np.random.Generator, scale: _Scale) -> Tensor:
         result = part(scale.pixels(image_FCHW), rng)
         shape = list(image_FCHW.shape)
-        if not isinstance(result, Tensor) or list(result.shape) != shape or result.isnan().any():
-            found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise UserError(
-                f"score.perturbation: {how}",
-                f"returned {found} for an image of {shape}, or NaN.",
-                "Return a tensor of the same shape, [frames, channels, height, width], of 0..255.",
-            )
-        return scale.normalize(result.to(image_FCHW))
+        if not isinstance(result, Tensor) or list(result.shape) != shape:
+            found = str(list(result.shape)) if isinstance(result, Tensor) else type(result).__name__
+        elif result.is_complex():
+            found = "complex numbers"
+        else:
+            pixels_FCHW = result.to(image_FCHW)
+            if bool(torch.isfinite(scale.normalize(pixels_FCHW)).all()):
+                return scale.normalize(pixels_FCHW)
+            found = f"numbers that are not finite in {str(image_FCHW.dtype).removeprefix('torch.')} (NaN or infinite)"
+        raise UserError(
+            f"score.perturbation: {how}",
+            f"returned {found} for an image of {shape}.",
+            "Return a tensor of the same shape, [frames, channels, height, width], of 0..255.",
+        )
 
     return own
 

@@ -5,10 +5,10 @@ One pass gives the trainer's own log-probs and entropy as well, so the update ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.disk.records import (
     SampleTable,
     Scored,
     Statistics,
+    copied,
     write_rows,
 )
 from pipelines.errors import UserError
@@ -39,6 +40,7 @@ from pipelines.score.looks import LOOKS, look_rows
 from pipelines.score.perturb import Box, blacken_boxes, blacken_raw, perturb
 from pipelines.seeds import generator
 from pipelines.watch import Watch
+from pipelines.words import counted
 
 
 def score(
@@ -139,23 +141,53 @@ def make_estimator(config: Config, step: int, policy: Policy) -> Estimator:
 def _checked(name: str, estimator: Estimator) -> Estimator:
     """One's own estimator, whose result is looked at.
 
+    It is asked of questions with images alone: S of any other is 0. What it is given is its own, to change as it
+    likes: the originals are written afterwards.
+
     Raises:
         UserError: it does not return one finite number for each response token.
     """
 
     def checked(statistics: TokenStatistics, groups: Sequence[Rollout], samples: Sequence[Sample]) -> torch.Tensor:
-        found, wanted = estimator(statistics, groups, samples), list(statistics.logp.shape)
-        shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        if shape != wanted or not bool(torch.isfinite(found).all()):
-            bad = f"{shape}" if shape != wanted else "numbers that are not finite"
-            raise UserError(
-                f"score.estimator: {name}",
-                f"returned {bad} for {wanted[0]} response tokens.",
-                "Return a tensor of one finite number for each, in the order of statistics.logp.",
-            )
-        return found.float()
+        chosen = [(copied(group), sample) for group, sample in zip(groups, samples, strict=True) if sample.images]
+        seen = [bool(sample.images) for group, sample in zip(groups, samples, strict=True) for _ in _tokens(group)]
+        seen_N = torch.tensor(seen, device=statistics.logp.device)
+        perception_N = torch.zeros_like(statistics.logp)
+        if chosen:
+            given = {n: None if value_N is None else value_N[seen_N] for n, value_N in vars(statistics).items()}
+            found = estimator(replace(statistics, **given), *map(list, zip(*chosen, strict=True)))
+            perception_N[seen_N] = _number_each(name, found, sum(seen)).to(perception_N.device)
+        return perception_N
 
     return checked
+
+
+def _tokens(group: Rollout) -> Iterator[int]:
+    return chain.from_iterable(group.response_ids)
+
+
+def _number_each(name: str, found: Any, count: int) -> torch.Tensor:
+    """What an estimator of one's own returned, in float32, [N].
+
+    Raises:
+        UserError: it is not one finite number for each of ``count`` response tokens.
+    """
+    if not isinstance(found, torch.Tensor) or list(found.shape) != [count]:
+        bad = str(list(found.shape)) if isinstance(found, torch.Tensor) else type(found).__name__
+    elif found.is_complex():
+        bad = "complex numbers"
+    else:
+        perception_N = found.detach().float()
+        finite_N = torch.isfinite(perception_N)
+        if bool(finite_N.all()):
+            return perception_N
+        place = int(finite_N.logical_not().nonzero()[0])
+        bad = f"numbers that are not finite in float32 (token {place} has {found[place].item():g})"
+    raise UserError(
+        f"score.estimator: {name}",
+        f"returned {bad} for {counted(count, 'response token')}.",
+        "Return a tensor of one finite number for each, in the order of statistics.logp.",
+    )
 
 
 ORACLE = "score.estimator: oracle"
@@ -449,32 +481,52 @@ def scored_rows(
     """One row per group, of the numbers of all their tokens in order.
 
     What is said about a question without an image cannot depend on one: all its tokens are kept.
+
+    Raises:
+        UserError: the perception of a token is not finite.
     """
+    _check_finite(config, groups, perception_N)
     responses = [group.response_ids for group in groups]
     perception = None if perception_N is None else split_like(perception_N, responses)
     more = _statistics(groups, statistics, holds)
     logp, entropy = (split_like(statistics.logp, responses), split_like(statistics.entropy, responses))
     rows = []
     for index, (group, sample) in enumerate(zip(groups, samples, strict=True)):
+        perceived: list[list[float]] = [[] for _ in group.response_ids]
+        keep: list[list[bool]] = [[] for _ in group.response_ids]
+        dependency: list[float] = []
+        if perception:
+            perceived = perception[index]
+            perception_GT, mask_GT = pad_lists(perceived)
+            fraction = config.score.keep_fraction if depends(config, sample) else 1.0
+            keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, fraction)
+            keep = [k[: len(p)] for k, p in zip(keep_GT.tolist(), perceived, strict=True)]
+            dependency = vppo.trajectory_dependency(perception_GT, mask_GT).tolist()
         row = Scored(
             sample_id=group.sample_id,
             position=group.position,
             old_logp=logp[index] if group.step == step else group.logp,
             entropy=entropy[index],
-            perception=[[] for _ in group.response_ids],
-            keep=[[] for _ in group.response_ids],
-            dependency=[],
+            perception=perceived,
+            keep=keep,
+            dependency=dependency,
             statistics=more[index] if more else None,
         )
-        if perception:
-            perception_GT, mask_GT = pad_lists(perception[index])
-            fraction = config.score.keep_fraction if depends(config, sample) else 1.0
-            keep_GT = vppo.keep_top_fraction(perception_GT, mask_GT, fraction)
-            row.perception = perception[index]
-            row.keep = [k[: len(p)] for k, p in zip(keep_GT.tolist(), perception[index], strict=True)]
-            row.dependency = vppo.trajectory_dependency(perception_GT, mask_GT).tolist()
         rows.append(row)
     return rows
+
+
+def _check_finite(config: Config, groups: Sequence[Rollout], perception_N: torch.Tensor | None) -> None:
+    if perception_N is None or bool(torch.isfinite(perception_N).all()):
+        return
+    prompts = [group.sample_id for group in groups for _ in _tokens(group)]
+    place = int(torch.isfinite(perception_N).logical_not().nonzero()[0])
+    raise UserError(
+        f"score.estimator: {config.score.estimator}",
+        f"is {perception_N[place].item():g} for a token of question {prompts[place]}.",
+        f"The policy's numbers overflow: look at what score.perturbation ({config.score.perturbation}) makes of the "
+        "pixels, and at update.learning_rate.",
+    )
 
 
 OF_VIEWS = ("logp", "logp_perturbed", "entropy_perturbed", "kl", "jsd", "argmax_drop")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.stages import Ask, Live, Metrics
 
-VERSION = 4
+VERSION = 5
 """Raised when the same rollouts give other scores."""
 READS = ("score", "seed", "published.filter_text_only")
 """The settings that its key holds."""

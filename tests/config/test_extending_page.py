@@ -106,7 +106,7 @@ def test_data_as_the_page_shows_them(files: Path) -> None:
     asked = settings.load(Path("mine.yaml"), ["model.path=tiny", "data.validation_count=0"])
     prepare(asked, files / "out", Silent())
     cups, sum_ = samples = read_rows(files / "out/train.parquet", Sample)
-    assert (cups.images, sum_.images, sum_.details()) == ([png(3)], [], {})
+    assert (list(cups.images), list(sum_.images), sum_.details()) == ([png(3)], [], {})
     assert loaded("boxes").reward([r"At [120, 40, 380, 200]: \boxed{7}", r"\boxed{8}"], samples) == [1.5, 0]
     assert asked.reward.function == "boxes:reward"
     assert asked.data.instruction.endswith("{problem}\nPut the answer into \\boxed{}.")

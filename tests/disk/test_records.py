@@ -6,7 +6,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.disk.records import Rollout, Sample, SampleTable, Scored, Statistics, read_rows, schema, write_rows
+from pipelines.disk.records import (
+    Rollout,
+    Sample,
+    SampleTable,
+    Scored,
+    Statistics,
+    copied,
+    read_rows,
+    schema,
+    write_rows,
+)
 from pipelines.errors import UserError
 
 SAMPLES = [
@@ -46,6 +56,24 @@ def test_rows_come_back_as_they_were(tmp_path, rows):
     assert read_rows(path, type(rows[0])) == rows
 
 
+@pytest.mark.parametrize("row", [SAMPLES[0], ROLLOUTS[0], SCORED[0]], ids=lambda row: type(row).__name__)
+def test_what_parts_are_given_cannot_be_assigned_to(row):
+    for field in dataclasses.fields(row):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(row, field.name, None)
+    assert not isinstance(SAMPLES[0].images, list)
+
+
+def test_a_copy_has_lists_of_its_own():
+    row = dataclasses.replace(ROLLOUTS[0], named={"length": [1.0, 2.0]})
+    other = copied(row)
+    assert other == row
+    other.response_ids[1].append(9)
+    other.logp.clear()
+    other.named["length"][0] = 0.0
+    assert row == dataclasses.replace(ROLLOUTS[0], named={"length": [1.0, 2.0]})
+
+
 @pytest.mark.parametrize("row_type", [Sample, Rollout, Scored, Statistics])
 def test_no_rows_are_a_file_too(tmp_path, row_type):
     path = tmp_path / "rows.parquet"
@@ -78,7 +106,7 @@ def test_samples_by_position(table):
     assert len(table) == 10
     for index in (9, 0, 4, 3, 7, 8):  # both ends of every row group, in no order
         assert table[index].id == f"s{index}"
-        assert table[index].images == [bytes([index])]
+        assert list(table[index].images) == [bytes([index])]
 
 
 def test_samples_by_slice_from_the_end_and_in_turn(table):

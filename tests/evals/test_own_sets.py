@@ -154,7 +154,7 @@ def test_every_form_gives_the_same_questions(here, write):
     assert [(row.id, row.problem, row.answer) for row in first] == [
         (f"row-{i}", f"How many? {i}", str(i % 3)) for i in range(4)
     ]
-    assert [row.images for row in first] == [[png(i)] for i in range(4)]
+    assert [list(row.images) for row in first] == [[png(i)] for i in range(4)]
     place = str(here / "data/mytest.jsonl")
     assert metrics == {"rows": 4, "kept": 4, "unreadable": 0, "warnings": [], "place": place}
     assert gathered(config, "other")[0] == first
@@ -224,7 +224,7 @@ def test_images_elsewhere_and_further_columns_are_those_of_the_training_data(her
     )
     folders = f"data.image_folders=[{elsewhere}]"
     (row,), metrics = gathered(configured(folders, mytest="data/mytest.jsonl"), "mytest")
-    assert (row.images, row.details(), metrics["warnings"]) == ([png(5)], {"x": 2}, [])
+    assert (list(row.images), row.details(), metrics["warnings"]) == ([png(5)], {"x": 2}, [])
     config = configured(folders, "data.extra=[golds]", mytest="data/mytest.jsonl")
     first = questions_step("mytest", config)
     (row,), _ = gathered(config, "mytest")

@@ -132,6 +132,46 @@ odd_name = named(**{"reward": [1, 1], "a/b": [1, 1]})
 number_name = lambda responses, samples: {"reward": [1, 1], 1: [1, 1]}
 empty = named()
 alone = lambda responses: [1.0] * len(responses)
+low = named(reward=[1, 1], low=[1, 1])
+high = named(reward=[1, 1], high=[1, 1])
+rises = lambda responses, samples: (float(i) for i, _ in enumerate(responses))
+lazy_part = lambda responses, samples: {"reward": map(len, responses), "length": iter([2, 3])}
+
+def unknown(response):
+    return {"a": 1.0}[response]
+
+def generator(responses, samples):
+    for response in responses:
+        yield unknown(response)
+
+def mapped(responses, samples):
+    return {"reward": [0.0] * len(responses), "format": map(unknown, responses)}
+
+class Rows:
+    def __init__(self, responses, samples): self.responses = responses
+    def __iter__(self):
+        for response in self.responses:
+            yield float(response.removeprefix("a") or 0)
+
+rows = lambda responses, samples: Rows(responses, samples)
+
+def cleans(responses, samples):
+    for sample in samples:
+        sample.answer = sample.answer.strip()
+
+def appends(responses, samples):
+    samples[0].images.append(b"")
+
+calls = []
+
+def of_many(responses, samples):
+    calls.append([*responses])
+    responses[0] = "changed"
+    return {"reward": [0.0] * len(responses), "length": [1.0 / len(responses)] * len(responses)}
+
+def of_text(responses, samples):
+    calls.append([*responses])
+    return {"reward": [0.0] * len(responses), "length": [1 / len(response) for response in responses]}
 """
 
 
@@ -194,6 +234,8 @@ def test_a_reward_keeps_to_its_names(here: Path) -> None:
         ("dict_part", "dict_part: it returned a dict, which does not hold a number per response"),
         ("by_response", "did not return numbers.*a dict of such lists, one of them 'reward'"),
         ("accuracy", "a list called 'accuracy', which is the grader's"),
+        ("low", "a list called 'low', which is what the ends of the reward's interval are called"),
+        ("high", "a list called 'high'"),
         ("odd_name", "a list called 'a/b', which is no name"),
         ("number_name", "a list called 1, which is no name"),
     ],
@@ -201,6 +243,49 @@ def test_a_reward_keeps_to_its_names(here: Path) -> None:
 def test_named_lists_are_checked(here: Path, function: str, problem: str) -> None:
     with make_reward(f"{here.name}.rewards:{function}") as reward, pytest.raises(UserError, match=problem):
         reward(["a", "b"], [sample("5"), sample("5")], [False, False])
+
+
+def test_what_is_read_only_once_is_read_once(here: Path) -> None:
+    responses, owners = ["ab", "abc"], [sample("5")] * 2
+    with make_reward(f"{here.name}.rewards:rises") as reward:
+        assert [one.reward for one in reward(responses, owners, [False] * 2)] == [0.0, 1.0]
+    with make_reward(f"{here.name}.rewards:lazy_part") as reward:
+        found = reward(responses, owners, [False] * 2)
+        assert [(one.reward, one.named) for one in found] == [(2.0, {"length": 2.0}), (3.0, {"length": 3.0})]
+
+
+@pytest.mark.parametrize(
+    ("function", "error"), [("generator", "KeyError: 'b'"), ("mapped", "KeyError: 'b'"), ("rows", "ValueError: could")]
+)
+def test_what_a_reward_raises_while_it_is_read_is_its_own(here: Path, function: str, error: str) -> None:
+    with make_reward(f"{here.name}.rewards:{function}") as reward, pytest.raises(UserError) as caught:
+        reward(["a", "b"], [sample("5")] * 2, [False] * 2)
+    place, *lines = caught.value.problem.splitlines()
+    assert place.startswith(f"raised {error}")
+    assert all(line.startswith(str(here / "rewards.py")) for line in lines)
+    assert lines[-1].endswith(('return {"a": 1.0}[response]', 'yield float(response.removeprefix("a") or 0)'))
+
+
+@pytest.mark.parametrize(("function", "error"), [("cleans", "FrozenInstanceError"), ("appends", "AttributeError")])
+def test_a_reward_cannot_change_a_question(here: Path, function: str, error: str) -> None:
+    with (
+        make_reward(f"{here.name}.rewards:{function}") as reward,
+        pytest.raises(UserError, match=f"raised {error}.*\n.*rewards.py, line"),
+    ):
+        reward(["a"], [sample("5")], [False])
+
+
+def test_names_are_asked_for_once(here: Path) -> None:
+    for function, names in (("of_many", ["length"]), ("of_text", None)):
+        with make_reward(f"{here.name}.rewards:{function}") as reward:
+            calls = sys.modules[f"{here.name}.rewards"].calls
+            calls.clear()
+            assert [reward.named(sample("5"), 2) for _ in range(3)] == [names] * 3
+            assert calls == [["", ""]]
+            responses = ["a", "b"]
+            reward(responses, [sample("5")] * 2, [False] * 2)
+            assert reward.named(sample("5"), 2) == ["length"]
+            assert calls == [["", ""], responses] == [["", ""], ["a", "b"]]
 
 
 def test_a_grader_of_ones_own_is_tried_as_it_is_asked(here: Path) -> None:

@@ -243,12 +243,17 @@ def test_a_perturbation_of_ones_own_works_on_pixels(tmp_path, monkeypatch):
     (tmp_path / "own_views.py").write_text(
         "def invert(pixels_FCHW, rng):\n    return 255 - pixels_FCHW\n"
         "def narrow(pixels_FCHW, rng):\n    return pixels_FCHW[..., 1:]\n"
+        "def infinite(pixels_FCHW, rng):\n    return pixels_FCHW / 0\n"
+        "def too_large(pixels_FCHW, rng):\n    return pixels_FCHW.double() * 1e300\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     image = normalized(torch.full((1, 3, 28, 28), 100.0))
     assert torch.allclose(run(image, "own_views:invert"), normalized(torch.full_like(image, 155.0)), atol=1e-5)
     with pytest.raises(UserError, match=r"own_views:narrow.*returned \[1, 3, 28, 27\]"):
         run(image, "own_views:narrow")
+    for name in ("infinite", "too_large"):
+        with pytest.raises(UserError, match=f"own_views:{name}.*returned numbers that are not finite in float32"):
+            run(image, f"own_views:{name}")
 
 
 # --- the reference's -----------------------------------------------------------------------------

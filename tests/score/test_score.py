@@ -208,6 +208,70 @@ def test_an_estimator_by_import_path(configure, score_rows, rollouts):
     assert row.perception[0] == list(range(len(row.perception[0])))
 
 
+def in_place(statistics, groups, samples):
+    """One that works on what it was given, and returns a part of it."""
+    for group in groups:
+        for ids, logp in zip(group.response_ids, group.logp, strict=True):
+            ids.clear()
+            logp[:] = [-99.0] * len(logp)
+    groups.clear()
+    samples.clear()
+    statistics.entropy.zero_()
+    return statistics.logp.mul_(-1)
+
+
+def test_an_estimator_that_works_in_place_changes_nothing_but_perception(configure, score_rows, rollouts, scores):
+    rows = score_rows(configure(f"score.estimator={__name__}:in_place"), rollouts)
+    for name in ("old_logp", "entropy"):
+        assert [getattr(row, name) for row in rows] == [getattr(row, name) for row in scores]
+    assert perception(rows).tolist() == (-flat([row.old_logp for row in scores])).tolist()
+
+
+def assigns(statistics, groups, samples):
+    groups[0].response_ids = []
+
+
+def changes_the_question(statistics, groups, samples):
+    samples[0].answer = "4"
+
+
+@pytest.mark.parametrize("name", ["assigns", "changes_the_question"])
+def test_an_estimator_cannot_assign_to_what_it_is_given(configure, score_rows, rollouts, name):
+    with pytest.raises(UserError, match=rf"{name}: raised FrozenInstanceError") as caught:
+        score_rows(configure(f"score.estimator={__name__}:{name}"), rollouts)
+    assert "test_score.py, line" in str(caught.value)
+
+
+def too_large(statistics, groups, samples):
+    return statistics.kl.double() + 1e300
+
+
+def infinite(statistics, groups, samples):
+    return statistics.kl / 0
+
+
+def complex_numbers(statistics, groups, samples):
+    return statistics.kl.to(torch.complex64)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("too_large", "float32 .token 0 has 1e.300"), ("infinite", "not finite"), ("complex_numbers", "complex")],
+)
+def test_numbers_that_perception_cannot_be_are_refused(configure, score_rows, rollouts, name, told):
+    with pytest.raises(UserError, match=f"score.estimator: {__name__}:{name}.*returned .*{told}"):
+        score_rows(configure(f"score.estimator={__name__}:{name}"), rollouts)
+
+
+def blinding(pixels_FCHW, rng):
+    return pixels_FCHW * 1e30
+
+
+def test_a_policy_that_a_perturbation_blows_up_is_told(configure, score_rows, rollouts):
+    with pytest.raises(UserError, match=r"score.estimator: kl.*is nan for a token of question .*test_score:blinding"):
+        score_rows(configure(f"score.perturbation={__name__}:blinding"), rollouts)
+
+
 def test_the_oracle_knows_what_was_read(policy, samples):
     text = "<think> a1 shows 7, b2 shows 3. 7 + 3 = 10 </think> \\boxed{10}"
     ids = policy.tokenizer(text)["input_ids"]
@@ -248,6 +312,26 @@ def test_all_tokens_are_kept_where_no_image_is_to_depend_on(configure, score_row
         assert flat([row.perception for row in rows[:2]]).abs().max() == 0
     else:  # which says of any token how uncertain it is
         assert all(share < 0.5 for share in shares[:2])
+
+
+def one_each(statistics, groups, samples):
+    assert all(sample.images for sample in samples)
+    assert [group.sample_id for group in groups] == [sample.id for sample in samples]
+    assert len(statistics.kl) == sum(len(ids) for group in groups for ids in group.response_ids)
+    return torch.ones_like(statistics.logp)
+
+
+@pytest.mark.parametrize("blind", [2, 4])
+def test_an_estimator_of_ones_own_is_asked_about_images_alone(
+    configure, score_rows, rollouts, samples, tmp_path, blind
+):
+    questions = [dataclasses.replace(s, images=[] if i < blind else s.images) for i, s in enumerate(samples)]
+    questions = [s if s.images else dataclasses.replace(s, problem=s.problem.replace("<image>", "")) for s in questions]
+    write_rows(tmp_path / "train.parquet", Sample, questions)
+    table = SampleTable(tmp_path / "train.parquet")
+    rows = score_rows(configure(f"score.estimator={__name__}:one_each"), rollouts, samples=table)
+    assert [set(flat([row.perception]).tolist()) for row in rows] == [{0.0}] * blind + [{1.0}] * (len(rows) - blind)
+    assert all(all(map(all, row.keep)) for row in rows[:blind])
 
 
 def test_as_published_the_first_tokens_of_such_a_response_are_kept(configure, score_rows, rollouts, half_blind):

@@ -107,8 +107,8 @@ BUGS = (
     Bug(
         "kept tokens shifted by one",
         "pipelines/score/scoring.py",
-        "row.keep = [k[: len(p)] for k, p in zip(",
-        "row.keep = [[False, *k][: len(p)] for k, p in zip(",
+        "keep = [k[: len(p)] for k, p in zip(",
+        "keep = [[False, *k][: len(p)] for k, p in zip(",
     ),
     Bug(
         "old log-probs of the perturbed view",
