@@ -24,6 +24,8 @@ from pipelines.disk.step import Step, is_there, read_manifest
 from pipelines.errors import UserError
 from pipelines.objectives.table import KEYED, ROLES, STORES, needs, stored
 from pipelines.prepare import stage as prepare
+from pipelines.prepare.floats import KEY as SHORT_FLOATS
+from pipelines.prepare.floats import read_as_written
 from pipelines.prepare.places import at_home, exists
 from pipelines.prepare.rows import reader_version
 from pipelines.prepare.sources import check_places
@@ -350,7 +352,9 @@ def _sources(config: Config) -> dict[str, Any]:
         where = settings[name]
         if where not in (None, "glyphs"):
             path = at_home(where)
-            settings[name] = content_or_name(str(path)) if path.exists() else where
+            if path.exists():
+                settings[name] = content_or_name(str(path))
+                settings |= {f"{short} of {name}": how for short, how in read_as_written(path).items()}
             if named := named_by(path, [at_home(folder) for folder in config.data.image_folders]):
                 settings[f"files named by {name}"] = f"{CONTENT}{named}"
     settings.pop("data.image_folders", None)  # what is in them counts, wherever they lie
@@ -365,8 +369,12 @@ CONTENT = "content "
 """Begins, in a key, what stands for a file or folder of this machine."""
 
 OUTSIDE = {
-    "data.source": ("data.source", "files named by data.source"),
-    "data.validation_source": ("data.validation_source", "files named by data.validation_source"),
+    "data.source": ("data.source", "files named by data.source", f"{SHORT_FLOATS} of data.source"),
+    "data.validation_source": (
+        "data.validation_source",
+        "files named by data.validation_source",
+        f"{SHORT_FLOATS} of data.validation_source",
+    ),
     "data.image_folders": ("files named by data.source", "files named by data.validation_source"),
     "model.path": ("model.path", "model.computed"),
 }

@@ -26,6 +26,7 @@ from pipelines.disk.lock import is_running
 from pipelines.disk.provenance import provenance
 from pipelines.disk.step import MANIFEST, Step, is_there, read_manifest, spent, unreadable
 from pipelines.errors import UserError
+from pipelines.prepare.floats import KEY as SHORT_FLOATS
 
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 
@@ -329,6 +330,10 @@ def as_made(config: Config, run: Path, *stages: str) -> Chain:
     return Chain(config, run, now | {name: made[name] for name in stages}, trained, answered)
 
 
+ABOUT = ("model.computed", SHORT_FLOATS)
+"""What names in ``OUTSIDE`` begin with that do not stand for content, but for how it is computed or read."""
+
+
 def kept(asked: Config, stored: Config, prepared: Step) -> dict[str, Any]:
     """Of sources that are not there any more, and named as they were: what the run's prepared data were made of.
 
@@ -343,7 +348,7 @@ def kept(asked: Config, stored: Config, prepared: Step) -> dict[str, Any]:
     for setting, names in OUTSIDE.items() if is_there(prepared.path) else ():
         if gone(asked, setting) and asked.value(setting) == stored.value(setting):
             held = {name: prepared.settings[name] for name in names if name in prepared.settings}
-            if all(str(value).startswith("content ") for name, value in held.items() if name != "model.computed"):
+            if all(str(held[name]).startswith("content ") for name in held if not name.startswith(ABOUT)):
                 found |= held
     return found
 

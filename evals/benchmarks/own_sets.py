@@ -16,6 +16,8 @@ from pipelines.disk.records import Sample, write_samples
 from pipelines.errors import UserError
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally
+from pipelines.prepare.floats import KEY as SHORT_FLOATS
+from pipelines.prepare.floats import read_as_written
 from pipelines.prepare.places import at_home, exists
 from pipelines.prepare.rows import Rejected, UniqueNames, reader_version
 from pipelines.prepare.sources import Source, check_hub_id, read_source
@@ -27,7 +29,7 @@ REJECTED = "rejected.jsonl"
 PLACE = "place"
 """Metric of gathered questions: the path that they were read from; by it they are known when it is gone."""
 
-CONTENT = {"source", "files named by it"}
+CONTENT = {"source", "files named by it", SHORT_FLOATS}
 """Settings that say what is in the file or folder."""
 
 PROGRESS_EVERY = 32
@@ -42,6 +44,7 @@ def settings(name: str, config: Config) -> dict[str, Any]:
         found["files named by it"] = f"content {named}"
     if exists(path):
         found["source"] = f"content {fingerprint(path)}"
+        found |= read_as_written(path)
     else:
         found["source"] = " ".join(filter(None, ("hub", asked.source, asked.subset)))
         if asked.revision:

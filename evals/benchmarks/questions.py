@@ -74,17 +74,19 @@ def questions_step(name: str, config: Config) -> Step:
 
 
 def _public_settings(benchmark: Benchmark, part: str, config: Config) -> dict[str, Any]:
+    read: dict[str, str] = {}
     if config.eval.data_dir is None:
         source = f"hub {benchmark.hub} {' '.join(filter(None, benchmark.subsets))}".strip()
     else:
         try:
             local = find_files(benchmark, config.eval.data_dir)
             source = f"content {local.content(_image_folders(config))}"
+            read = local.read() if part else {}  # no benchmark of the package reads such a number as text
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
     settings: dict[str, Any] = {"benchmark": benchmark.name, "source": source, "splits": list(benchmark.splits)}
     settings |= reader_version() | ({"reading": READING} if READING > 1 else {})
-    return settings | (imported.source(part) if part else {})
+    return settings | read | (imported.source(part) if part else {})
 
 
 def _image_folders(config: Config) -> list[Path]:

@@ -27,6 +27,7 @@ from pipelines.config.hub import check_commit, commit_of
 from pipelines.config.settings import plain_yaml
 from pipelines.disk.fingerprint import fingerprint, named_files
 from pipelines.errors import UserError
+from pipelines.prepare.floats import read_as_written, rows_of
 from pipelines.prepare.sources import (
     BATCH,
     Part,
@@ -77,6 +78,10 @@ class Files:
                 if folders and self.rows_alone:
                     found.append(named_files(path, *folders))
         return " ".join(dict.fromkeys(filter(None, found)))
+
+    def read(self) -> dict[str, str]:
+        """What is said of how they are read, besides (``read_as_written``)."""
+        return read_as_written(*(path for _, path in self.files))
 
 
 # --- local copies ---------------------------------------------------------------------------------
@@ -296,7 +301,7 @@ def _streamed(table: datasets.IterableDataset, benchmark: Benchmark, where: Wher
     def read(wanted: Sequence[str]) -> RawRows:
         try:
             for batch in table.select_columns(list(wanted)).with_format("arrow").iter(BATCH):
-                yield from batch.to_pylist()
+                yield from rows_of(batch)
         except Exception as error:  # the connection was lost, for one
             raise unreachable(benchmark, where, error) from error
 

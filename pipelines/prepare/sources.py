@@ -28,7 +28,8 @@ from pipelines.config.schema import Config, DataConfig
 from pipelines.disk.contents import file_hash
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
-from pipelines.prepare.extra import ExtraColumns
+from pipelines.prepare.extra import ExtraColumns, listed
+from pipelines.prepare.floats import rows_of
 from pipelines.prepare.places import at_home, check_place, exists
 from pipelines.prepare.rows import RESPONSE, Rejected, RowParser, match_columns, worth_a_look
 from pipelines.words import counted
@@ -363,16 +364,65 @@ def _no_split(place: Path, split: str, found: Sequence[str]) -> UserError:
     )
 
 
+def _check_names(place: str, names: Sequence[str]) -> None:
+    """See that a header, or an object, names each column once: of two, one would be lost.
+
+    Raises:
+        UserError: it repeats one.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        problem = (
+            f"{listed([repr(name) for name in twice])} stands there more than once: which one counts is not known."
+        )
+        raise UserError(place, problem, "Give each a name of its own, or take out those that are too many.")
+
+
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        _Repeated: two of its keys are the same.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Repeated([name for name, _ in pairs])
+    return found
+
+
+class _Repeated(Exception):
+    """A JSON object repeats a key; has all of its keys."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+
+def _loads(text: str, place: str) -> Any:
+    """A JSON value.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+        UserError: an object in it repeats a key.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_of_pairs)
+    except _Repeated as error:
+        _check_names(place, error.names)
+        raise
+
+
 def parquet(path: Path, root: Path) -> Part:
     with broken(path, "Parquet"), pq.ParquetFile(path) as file:
         columns, total = file.schema_arrow.names, file.metadata.num_rows
+    _check_names(f"{path}, columns", columns)
 
     def read(wanted: Sequence[str]) -> RawRows:
         with broken(path, "Parquet"), pq.ParquetFile(path) as file:
             # Group by group: read in one go, pyarrow keeps every group it has passed in memory.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
-                    yield from batch.to_pylist()
+                    yield from rows_of(batch)
 
     return Part(str(path), columns, total, (root,), read)
 
@@ -419,7 +469,7 @@ def _read_json_lines(path: Path) -> RawRows:
             if len(line) > LONGEST_LINE:
                 raise UserError(f"{path}, line {number}", f"is longer than {LONGEST_LINE} bytes.")
             try:
-                row = json.loads(line.decode("utf-8-sig"))
+                row = _loads(line.decode("utf-8-sig"), f"{path}, line {number}")
             except (ValueError, RecursionError) as error:
                 detail = getattr(error, "msg", None) or "not UTF-8, or nested too deeply"
                 raise UserError(
@@ -467,7 +517,7 @@ def _json(path: Path) -> list[Mapping[str, Any]] | None:
     try:
         with broken(path, "JSON"):
             text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text)
+        content = _loads(text, str(path))
     except (ValueError, RecursionError) as error:
         if not _starts_a_list(path):
             return None
@@ -515,6 +565,7 @@ def _read_csv(path: Path) -> RawRows:
         lines = csv.reader(file, strict=True)
         try:
             header = next(lines, [])
+            _check_names(f"{path}, line 1", header)
             yield dict(zip(header, header, strict=True))
             for line in lines:
                 if not line:
@@ -553,7 +604,7 @@ def arrow(table: datasets.Dataset, place: str, roots: tuple[Path, ...]) -> Part:
         plain = table.select_columns(list(wanted)).with_format("arrow")
         with broken(Path(place), "Arrow"):
             for batch in plain.iter(BATCH):
-                yield from batch.to_pylist()
+                yield from rows_of(batch)
 
     return Part(place, table.column_names, table.num_rows, roots, read)
 

@@ -154,7 +154,7 @@ def _checked(name: str, estimator: Estimator) -> Estimator:
         seen_N = torch.tensor(seen, device=statistics.logp.device)
         perception_N = torch.zeros_like(statistics.logp)
         if chosen:
-            given = {n: None if value_N is None else value_N[seen_N] for n, value_N in vars(statistics).items()}
+            given: dict[str, Any] = {n: None if x_N is None else x_N[seen_N] for n, x_N in vars(statistics).items()}
             found = estimator(replace(statistics, **given), *map(list, zip(*chosen, strict=True)))
             perception_N[seen_N] = _number_each(name, found, sum(seen)).to(perception_N.device)
         return perception_N

@@ -215,6 +215,19 @@ def test_what_decides_is_in_the_key_and_what_does_not_is_not(here):
     assert all(len({first[i], *(other[i] for other in others)}) == 4 for i in range(3))
 
 
+def test_short_floats_are_read_as_they_were_written_under_another_key(here):
+    for name, type_ in (("wide", pa.float64()), ("short", pa.float32())):
+        columns = {"problem": ["?", "!"], "answer": pa.array([0.1, 0.7], type_)}
+        pq.write_table(pa.table(columns), here / f"data/{name}.parquet")
+    config = configured(wide="data/wide.parquet", short="data/short.parquet")
+    assert [row.answer for row in gathered(config, "short")[0]] == ["0.1", "0.7"]
+    said = [questions_step(name, config).settings.get("short floats") for name in ("wide", "short")]
+    assert said == [None, "as written"]
+    made = questions_step("short", config)
+    (here / "data/short.parquet").unlink()
+    assert questions_step("short", config) == made  # of a file that is gone, what was gathered last
+
+
 def test_images_elsewhere_and_further_columns_are_those_of_the_training_data(here):
     elsewhere = here / "elsewhere"
     elsewhere.mkdir()
@@ -345,6 +358,16 @@ def test_images_of_local_copies_may_lie_in_the_training_datas_folders(here):
     key = questions_step("shapes", by_path(folders)).key
     (elsewhere / "far.png").write_bytes(png(6))
     assert questions_step("shapes", by_path(folders)).key != key
+
+
+def test_short_floats_of_one_by_import_path(here):
+    (here / "copies/shapes.jsonl").unlink()
+    columns = {name: [str(i) for i in range(2)] for name in ("id", "problem", "level", "form")}
+    columns |= {"image": [png(0)] * 2, "answer": pa.array([0.1, 0.7], pa.float32())}
+    pq.write_table(pa.table(columns), here / "copies/shapes.parquet")
+    (here / "shapes.py").write_text(SHAPES.replace('raw["answer"], level', 'str(raw["answer"]), level'))
+    assert [row.answer for row in gathered(by_path(), "shapes")[0]] == ["0.1", "0.7"]
+    assert questions_step("shapes", by_path()).settings["short floats"] == "as written"
 
 
 def test_its_source_is_in_the_keys_but_what_was_sampled_stays(here):

@@ -442,6 +442,83 @@ def test_unreachable_hub_says_what_was_tried_and_the_way_out(monkeypatch):
     assert "--set data.source=PATH" in caught.value.fix
 
 
+FLOATS = {
+    "gold": (pa.float32(), [0.1, 7.0, 0.3, 1e-5], ["0.1", "7.0", "0.3", "1e-05"]),
+    "half": (pa.float16(), [0.1, 7.0, None, 1e-5], [0.1, 7.0, None, 1e-5]),
+    "box": (pa.list_(pa.float32()), [[0.1, 0.2], [], None, [0.3, None]], None),
+    "fixed": (pa.list_(pa.float32(), 2), [[0.1, 0.2]] * 3 + [None], None),
+    "inside": (
+        pa.struct({"x": pa.large_list(pa.float32()), "y": pa.string()}),
+        [{"x": [0.7], "y": "a"}] * 3 + [None],
+        None,
+    ),
+    "wide": (pa.float64(), [0.1, 1 / 3, 0.10000000149011612, 1.0], None),
+}
+"""Column -> type, what somebody wrote, and what is read, where that is something else."""
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "several splits"])
+def test_short_floats_are_read_as_they_were_written(tmp_path, form):
+    columns = {
+        name: pa.array(np.array(values, np.float16) if type_ == pa.float16() else values, type_, from_pandas=True)
+        for name, (type_, values, _) in FLOATS.items()
+    }
+    columns["problem"] = pa.array(list("abcd"))
+    if form == "parquet":
+        pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    else:
+        saved = datasets.Dataset(pa.table(columns))
+        (datasets.DatasetDict({"train": saved}) if form != "saved" else saved).save_to_disk(tmp_path / "q")
+    found = read(tmp_path / ("q.parquet" if form == "parquet" else "q"), columns={"answer": "gold"})
+    assert [sample.answer for sample in found] == FLOATS["gold"][2]
+    for name, (_, written, expected) in FLOATS.items():
+        if name != "gold":
+            assert [sample.details()[name] for sample in found] == (expected or written)
+
+
+def test_only_data_with_short_floats_have_another_key(tmp_path):
+    def keyed(name, *tables):
+        for number, table in enumerate(tables):
+            (tmp_path / name).mkdir(exist_ok=True)
+            pq.write_table(table, tmp_path / name / f"{number}.parquet")
+        asked = DataConfig(source=str(tmp_path / name), validation_source=str(tmp_path / "wide"))
+        settings = Chain(Config(data=asked, model=ModelConfig()), tmp_path).prepare.settings
+        return {setting: value for setting, value in settings.items() if "float" in setting}
+
+    wide = pa.table({"problem": ["?"], "answer": [0.5]})
+    short = pa.table({"problem": ["?"], "answer": pa.array([[{"x": 0.5}]], pa.list_(pa.struct({"x": pa.float32()})))})
+    assert keyed("wide", wide) == {}
+    assert keyed("short", wide, short) == {"short floats of data.source": "as written"}
+    assert keyed("gone") == {}
+
+
+CSV = "question,image,gold,gold,w\nq0,a.png,FIRST,SECOND,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("q.csv", CSV, "q.csv, line 1"),
+        ("metadata.csv", CSV, "metadata.csv, line 1"),
+        ("q.jsonl", '{"question": "?", "gold": "1"}\n{"question": "?", "gold": "1", "gold": "2"}', "q.jsonl, line 2"),
+        ("q.json", '[{"question": "?", "gold": "1", "gold": "2"}]', "q.json"),
+        ("q.json", '{\n"gold": {"question": "?"}, "gold": {"question": "!"}}', "q.json"),
+    ],
+)
+def test_a_name_that_stands_there_twice_is_refused(tmp_path, name, text, place):
+    (tmp_path / name).write_text(text)
+    asked = {"problem": "question", "answer": "gold"}
+    with pytest.raises(UserError, match=rf"{place}: 'gold' stands there more than once.*Give each"):
+        read(tmp_path if name == "metadata.csv" else tmp_path / name, columns=asked)
+
+
+def test_so_is_one_of_parquet(tmp_path):
+    twice = pa.Table.from_arrays([pa.array(["?"])] * 3, ["problem", "answer", "answer"])
+    pq.write_table(twice, tmp_path / "q.parquet")
+    with pytest.raises(UserError, match=r"q\.parquet, columns: 'answer' stands there more than once"):
+        read(tmp_path / "q.parquet")
+
+
 def test_nothing_is_decoded_ahead(tmp_path):
     """Streaming: the first row is there although a later line is broken."""
     (tmp_path / "a.png").write_bytes(png())

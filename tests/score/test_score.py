@@ -263,13 +263,12 @@ def test_numbers_that_perception_cannot_be_are_refused(configure, score_rows, ro
         score_rows(configure(f"score.estimator={__name__}:{name}"), rollouts)
 
 
-def blinding(pixels_FCHW, rng):
-    return pixels_FCHW * 1e30
-
-
-def test_a_policy_that_a_perturbation_blows_up_is_told(configure, score_rows, rollouts):
-    with pytest.raises(UserError, match=r"score.estimator: kl.*is nan for a token of question .*test_score:blinding"):
-        score_rows(configure(f"score.perturbation={__name__}:blinding"), rollouts)
+def test_a_policy_whose_numbers_overflow_is_told(configure, rollouts, samples):
+    count = sum(map(len, rollouts[0].response_ids))
+    statistics = scoring.TokenStatistics(torch.zeros(count), torch.zeros(count))
+    config = configure(f"score.perturbation={__name__}:some")
+    with pytest.raises(UserError, match=rf"estimator: kl.*is nan for a token of question {samples[0].id}.*:some"):
+        scoring.scored_rows(config, 1, rollouts[:1], samples[:1], statistics, torch.full([count], math.nan))
 
 
 def test_the_oracle_knows_what_was_read(policy, samples):
