@@ -122,6 +122,10 @@ def test_only_data_that_may_lack_an_image_has_new_versions_of_what_treats_such_q
     versions = [(run.score(1).version, run.update(1).version) for run in found]
     assert versions == [(3, 3), (4, 4)]
     assert [runs.outdated(run) for run in found] == ["", ""]
+    # An estimator of one's own is not asked about them any more; others never counted there, or count as they did.
+    estimator = "score.estimator=json:dumps"
+    asked = (settings.load(None, [estimator, *more]) for more in ((), [f"data.source={tmp_path / 'q.jsonl'}"]))
+    assert [Chain(one, tmp_path).score(1).version for one in asked] == [3, 5]
     # A run of before, on data of one's own: what is there is read as it was made, and made again.
     made = Chain(own, tmp_path, VERSIONS | {"score": 3, "update": 3})
     with commit(made.score(1)) as (_, metrics):
