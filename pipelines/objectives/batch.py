@@ -7,9 +7,10 @@ update batch, once per optimizer step.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -153,6 +154,23 @@ def given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
+@contextlib.contextmanager
+def unchanged(place: str, given: Batch | Reading) -> Iterator[None]:
+    """See that nobody changes the tensors of what an objective of one's own is given: all of them are read again.
+
+    Raises:
+        UserError: one was changed in place.
+    """
+    tensors = {name: value for name, value in vars(given).items() if isinstance(value, Tensor)}
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    yield
+    for name, tensor in tensors.items():
+        if tensor._version != before[name]:
+            what = f"{type(given).__name__.lower()}.{name}"
+            fix = f"Make another tensor of it: 2 * {what}, not {what}.mul_(2)."
+            raise UserError(place, f"changed {what} in place, which is read again.", fix)
+
+
 def looked_at(place: str, terms: object, batch: Batch) -> Terms:
     """What an objective of one's own returned, once it is what it should be; its ``extra`` is looked at when asked.
 
@@ -167,7 +185,8 @@ def looked_at(place: str, terms: object, batch: Batch) -> Terms:
     told = telling(place, terms.extra)
 
     def extra(reading: Reading) -> Mapping[str, Tensor]:
-        found: Mapping[str, Tensor] = told(reading)
+        with unchanged(place, reading):
+            found: Mapping[str, Tensor] = told(reading)
         if problem := _problem_of_extra(found, reading):
             raise UserError(place, problem, FIX)
         return found

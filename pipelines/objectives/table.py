@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
@@ -336,18 +337,25 @@ UNREAD: dict[str, dict[str, str]] = {
 
 
 def find_objective(name: str) -> Any:
-    """The function of an objective: a built-in one's, or that at an import path, whose result is looked at."""
+    """The function of an objective: a built-in one's, or that at an import path, whose result is looked at.
+
+    Raises:
+        UserError: there is none, or it asks for a pass that there is not.
+    """
     row = OBJECTIVES.get(name)
     if row:
         module, _, function = row.code.partition(":")
         return getattr(import_module(module), function)
     check_name("update.objective", name, (*OBJECTIVES, *TOKEN_CHOICES))
     own = find_part("update.objective", name, {})
+    _check_passes(name, _own_passes(own))
 
     @functools.wraps(own)
     def checked(batch: Any, settings: UpdateConfig) -> Any:
-        looked_at = import_module("pipelines.objectives.batch").looked_at  # brings torch
-        return looked_at(f"update.objective: {name}", own(batch, settings), batch)
+        place, looks = f"update.objective: {name}", import_module("pipelines.objectives.batch")  # brings torch
+        with looks.unchanged(place, batch):
+            terms = own(batch, settings)
+        return looks.looked_at(place, terms, batch)
 
     return checked
 
@@ -390,11 +398,31 @@ def reads_twice(config: Config, holds: frozenset[str] | None = None) -> bool:
 
 
 def passes(objective: Any, settings: UpdateConfig) -> frozenset[str]:
-    """The passes of an objective's own: of its row, or of its function's attribute ``passes``."""
+    """The passes of an objective's own: of its row, or of its attribute ``passes``, be it a function's, an object's or
+    its class's."""
     row = OBJECTIVES.get(settings.objective)
     if row is None:
-        return frozenset(getattr(objective, "passes", ()))
+        return frozenset(_own_passes(objective))
     return (row.passes | _of_variant(settings)) & {PERTURBED}
+
+
+def _own_passes(objective: Any) -> Any:
+    """The attribute ``passes``; of what is wrapped, where the wrapper has none: it shows the attributes of an object,
+    but not those of its class."""
+    return getattr(inspect.unwrap(objective, stop=lambda part: hasattr(part, "passes")), "passes", ())
+
+
+def _check_passes(name: str, asked: Any) -> None:
+    """Raises UserError if they are no names of passes."""
+    place, right = f"update.objective: {name}", f"Write passes = ({PERTURBED!r},), or leave it out."
+    if isinstance(asked, str) or not isinstance(asked, Collection):
+        raise UserError(place, f"its passes are {asked!r}, which is no list of names.", right)
+    for one in asked:
+        if one != PERTURBED:
+            near = difflib.get_close_matches(str(one), [PERTURBED], n=1)
+            raise UserError(
+                place, f"{one!r}, of its passes, is none.", f"{f'Did you mean {PERTURBED}? ' * bool(near)}{right}"
+            )
 
 
 def _of_variant(settings: UpdateConfig) -> frozenset[str]:

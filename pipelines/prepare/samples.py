@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +22,7 @@ from pipelines.disk.records import Sample, write_samples
 from pipelines.embedded import glyphs
 from pipelines.errors import UserError
 from pipelines.model import chat_template
-from pipelines.model.control_tokens import as_text, control_tokens, without_tokens
+from pipelines.model.control_tokens import IMAGE, as_text, control_tokens, without_tokens
 from pipelines.model.images import ImageTally, image_size
 from pipelines.model.prompts import Before, PromptEncoder, load_processor
 from pipelines.prepare.rows import Rejected, UniqueNames
@@ -119,6 +120,21 @@ def hold_out(samples: Iterable[Sample], count: int, held: list[Sample]) -> Itera
     held.extend(sample for _, _, sample in sorted(best, key=lambda entry: entry[1]))
 
 
+_PLACE = re.compile(r"<(?:image|img|video|picture)[ _]?\d*>|<\|(?:image|img|video|vision)\w*\|>|\[IMG\]", re.IGNORECASE)
+"""What somebody may write for an image to go there, in the ways of several models."""
+
+
+def image_places(text: str, tokens: Collection[str]) -> list[str]:
+    """What in an instruction looks as if an image went there: each once, in its order.
+
+    Args:
+        tokens: the model's control tokens.
+    """
+    own = [token for token in tokens if token in text and re.search("image|img|video|vision", token, re.IGNORECASE)]
+    found = dict.fromkeys([*_PLACE.findall(text), *own])
+    return sorted(found, key=lambda place: (text.index(place), place))
+
+
 class Filter:
     """Lets usable samples through; lists and counts the others.
 
@@ -137,6 +153,12 @@ class Filter:
         self.images = ImageTally()
         self._tokens = control_tokens(self.lengths.processor)
         self._unique = UniqueNames()
+        for setting in ("instruction", "system_prompt"):
+            if places := image_places(getattr(config.data, setting), self._tokens):
+                watch.note(
+                    f"WARNING data.{setting} holds {', '.join(places)}, where no image goes: they go where the "
+                    f"question has {IMAGE}, or, if it has none, before all text"
+                )
 
     def usable(self, source: Source, split: str) -> Iterator[Sample]:
         """The usable samples of a source, in its order.

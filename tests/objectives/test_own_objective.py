@@ -63,6 +63,29 @@ def of(**given):
     return terms
 
 
+def in_place(batch, settings):
+    return Terms(batch.adv_B.mul_(2), batch.mask_BT, 0.2, 0.28, "token")
+
+
+class Asking:
+    """An object that is called; what it asks for is its class's."""
+    passes = ("perturbed",)
+
+    def __call__(self, batch, settings):
+        return Terms(batch.adv_B, batch.mask_BT, 0.2, 0.28, "token")
+
+
+class Misspelt(Asking):
+    passes = ("pertubed",)
+
+
+class Unlisted(Asking):
+    passes = "perturbed"
+
+
+asking, misspelt, unlisted = Asking(), Misspelt(), Unlisted()
+
+
 DAPO = {"clip_low": 0.2, "clip_high": 0.28, "average": "token"}
 wide, text = of(clip_low=float("nan")), of(clip_high="0.28")
 inward, unknown, no_function = of(clip_high=-0.1), of(average="tokens"), of(extra={"gap": 0})
@@ -84,6 +107,7 @@ FURTHER = {
     "slash": lambda reading: {"loss/mine": reading.entropy_BT},
     "padding": lambda reading: {"gap": torch.where(reading.mask_BT, reading.entropy_BT, float("nan"))},
     "blind": lambda reading: {"gap": reading.logp_BT},
+    "in_place": lambda reading: {"gap": reading.entropy_BT.sub_(1)},
 }
 globals().update({f"extra_{name}": extra(name) for name in FURTHER})
 '''
@@ -130,6 +154,7 @@ def test_it_trains_a_run_and_its_source_is_in_the_key(own):
         ("text", "returned clip_high '0.28', which is no number of 0 or more."),
         ("inward", "returned clip_high -0.1, which is no number of 0 or more."),
         ("unknown", "returned average 'tokens', which is none of token, sequence, max_length."),
+        ("in_place", "changed batch.adv_B in place"),
         ("no_function", "returned extra as dict, not a function of a Reading."),
     ],
 )
@@ -137,6 +162,24 @@ def test_what_it_returns_is_looked_at(own, name, problem):
     with pytest.raises(Exception, match=r"update\.objective: softened") as raised:
         table.find_objective(f"softened:{name}")(random_batch(), settings.load(None).update)
     assert problem in str(raised.value)
+
+
+def test_the_passes_of_an_object_are_its_class_s(own):
+    for name, found in (("asking", {"perturbed"}), ("softly", set())):
+        objective = table.find_objective(f"softened:{name}")
+        assert table.passes(objective, UpdateConfig(objective=f"softened:{name}")) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("misspelt", r"'pertubed', of its passes, is none\. Did you mean perturbed\? Write passes = \('perturbed',\)"),
+        ("unlisted", "its passes are 'perturbed', which is no list of names"),
+    ],
+)
+def test_a_pass_that_there_is_not_is_refused(own, name, problem):
+    with pytest.raises(UserError, match=problem):
+        table.find_objective(f"softened:{name}")
 
 
 def reading(batch, **given):
@@ -154,6 +197,7 @@ def reading(batch, **given):
         ("plain", "extra returned Tensor, not a dict of tensors [B, T]."),
         ("nan", "extra returned gap that is not finite."),
         ("loss", "extra calls a term 'loss', which every update measures: call it otherwise."),
+        ("in_place", "changed reading.entropy_BT in place"),
         ("slash", "extra calls a term 'loss/mine', which is no name"),
     ],
 )

@@ -62,6 +62,24 @@ def rejected(out):
     return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("setting", "text", "told"),
+    [
+        ("instruction", "<image>\n{problem} <image>", "<image>"),
+        ("instruction", "Look at <image_1> and <|image|>.", "<image_1>, <|image|>"),
+        ("instruction", "Name <image_type>, and think in <think> tags.", None),
+        ("system_prompt", "You see <|vision_start|><|video_pad|>.", "<|vision_start|>, <|video_pad|>"),
+    ],
+)
+def test_a_place_for_an_image_in_what_is_said_besides_the_question_is_told_of(run, tmp_path, setting, text, told):
+    *_, notes = run(source=source(tmp_path / "q.jsonl", {}, {}), validation_count=1, **{setting: text})
+    found = [note for note in notes.notes if note.startswith(f"WARNING data.{setting} holds")]
+    assert found == ([f"WARNING data.{setting} holds {told}, {GOES}"] if told else [])
+
+
+GOES = "where no image goes: they go where the question has <image>, or, if it has none, before all text"
+
+
 def test_embedded_data(run):
     metrics, out, notes = run(glyphs=GlyphsConfig(train=40, validation=5, test=7))
     assert metrics == {"train": 40, "validation": 5, "test": 7, "rejected": 0}
