@@ -140,7 +140,7 @@ def _sampled(cell: EvalTask, first: int, engine: Engine, rows: Sequence[Sample])
     sampling = Sampling(
         asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens, how.samples - first, how.seed, first
     )
-    generated = engine.generate(rows, [(how.benchmark, row.id) for row in rows], sampling)
+    generated = engine.generate(list(rows), [(how.benchmark, row.id) for row in rows], sampling)
     return [
         [
             Entry(row.id, first + i, r.text, r.truncated, len(r.ids), prompt_digest(row, asking))

@@ -196,7 +196,7 @@ class VppoModel(LM):
             asking.temperature, asking.top_p, asking.top_k, asking.max_new_tokens, count, self.config.seed
         )
         names = [(benchmark, row.id) for row in rows]
-        generated = self._engine(asking).generate(rows, names, sampling)
+        generated = self._engine(asking).generate(list(rows), names, sampling)
         return [[response.text for response in group] for group in generated]
 
     def _engine(self, asking: PromptSettings) -> Engine:

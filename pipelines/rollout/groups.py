@@ -212,7 +212,7 @@ def sample_groups(
         settings.samples_per_prompt,
         config.seed,
     )
-    generated = engine.generate(chosen, [(step, position) for position in positions], sampling)
+    generated = engine.generate(list(chosen), [(step, position) for position in positions], sampling)
     flat = [response for responses in generated for response in responses]
     owners: list[Sample] = [s for s, responses in zip(chosen, generated, strict=True) for _ in responses]
     graded = iter(reward([r.text for r in flat], owners, [r.truncated for r in flat]))
