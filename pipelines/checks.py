@@ -13,12 +13,12 @@ from pipelines.grading.reward import check_keys, make_reward
 from pipelines.model.prompts import model_location, only_local
 from pipelines.objectives import table
 from pipelines.ranks.ranks import ranks
-from pipelines.rollout.engines import ENGINES
+from pipelines.rollout.engines import find_engine
 from pipelines.score.perturb import PERTURBATIONS, RAW
 from pipelines.score.scoring import ESTIMATOR_NAMES
 from pipelines.stages import STAGES, find
 from pipelines.tracking.trackers import check_trackers
-from pipelines.update.engines import TRAINERS, check_trainer
+from pipelines.update.engines import check_trainer, find_trainer
 
 
 def check_model(config: Config, steps: Sequence[Step]) -> None:
@@ -39,11 +39,11 @@ def check_parts(config: Config) -> None:
     Raises:
         UserError: there is no such part.
     """
-    find_part("rollout.engine", config.rollout.engine, ENGINES)
+    find_engine(config.rollout.engine)
     find_part("score.estimator", config.score.estimator, dict.fromkeys(ESTIMATOR_NAMES))
     views = (*PERTURBATIONS, *RAW)
     find_part("score.perturbation", config.score.perturbation, dict.fromkeys(views))
-    find_part("update.engine", config.update.engine, TRAINERS)
+    find_trainer(config.update.engine)
     table.find_objective(config.update.objective)
     table.check(config)
     check_truth(config)

@@ -20,7 +20,6 @@ import torch
 from pipelines import checkpoints
 from pipelines.chain import SETTINGS, Chain, is_evaluation
 from pipelines.checkpoint import saving
-from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
 from pipelines.disk.files import partial_of, remove
 from pipelines.disk.records import MODEL, TRAINER, SampleTable
@@ -36,9 +35,9 @@ from pipelines.model.prompts import Asking
 from pipelines.objectives.table import stored
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout.engine import Engine, LiveEngine
-from pipelines.rollout.engines import ENGINES
+from pipelines.rollout.engines import find_engine
 from pipelines.stages import Ask, find
-from pipelines.update.engines import TRAINERS, Trainer, check_trainer
+from pipelines.update.engines import Trainer, check_trainer, find_trainer
 from pipelines.watch import Watch
 
 
@@ -105,9 +104,8 @@ class Session:
         return self._engine(policy if asking is None else policy.asked(asking))
 
     def _engine(self, policy: Policy) -> Engine:
-        factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
         if self._live is None:
-            engine = factory(policy)
+            engine = find_engine(self.config.rollout.engine)(policy)
             if not isinstance(engine, LiveEngine):
                 return engine
             self._live, self._live_version = engine, None
@@ -236,8 +234,7 @@ class Session:
 
     def _new_trainer(self, config: Config) -> Trainer:
         check_trainer(config)
-        factory = find_part("update.engine", config.update.engine, TRAINERS)
-        return factory(self._policy, config, lambda: self._starting().spread())
+        return find_trainer(config.update.engine)(self._policy, config, lambda: self._starting().spread())
 
     def _starting(self) -> Policy:
         """The starting model, loaded.

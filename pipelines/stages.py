@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.config.contracts import check_metrics, check_results
 from pipelines.config.resolve import find_part, raised
 from pipelines.config.schema import Config
 from pipelines.disk import artifacts
@@ -110,10 +111,11 @@ def find(stage: str, config: Config) -> Stage:
 
 
 def make(ask: Ask, live: Live, out: Path) -> Metrics:
-    """Let the stage do what it is asked for, and look at what it wrote.
+    """Let the stage do what it is asked for, and look at what it wrote; of a user's own at its metrics too.
 
     Raises:
-        UserError: an artifact is missing, or is not what its schema says; a part ended the process.
+        UserError: an artifact is missing, or is not what its schema says; metrics are no numbers; a part ended the
+            process.
     """
     stage = find(ask.stage, ask.config)
     try:
@@ -122,6 +124,9 @@ def make(ask: Ask, live: Live, out: Path) -> Metrics:
         raise raised(f"{ask.name} {ask.step}", error) from error
     if ranks().main:
         artifacts.check(ask.stage, out, ask.inputs)
+    if own := getattr(ask.config.stages, ask.stage):
+        check = check_results if ask.stage == "eval" else check_metrics
+        metrics = check(f"stages.{ask.stage}: {own}", metrics)
     return metrics
 
 

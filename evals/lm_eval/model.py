@@ -21,7 +21,6 @@ from evals.journal import Entry, prompt_digest, read_journal
 from evals.lm_eval.functions import doc_to_text, loaded, sample
 from evals.profiles import PUBLISHED, PromptSettings, evaluation
 from pipelines.config import settings
-from pipelines.config.resolve import find_part
 from pipelines.config.schema import Config
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
@@ -31,7 +30,7 @@ from pipelines.model.policy import Policy
 from pipelines.model.ragged import batches
 from pipelines.model.sampling import Sampling
 from pipelines.rollout.engine import Engine, LiveEngine
-from pipelines.rollout.engines import ENGINES
+from pipelines.rollout.engines import find_engine
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -203,8 +202,7 @@ class VppoModel(LM):
         shown = asking.images
         if shown not in self._engines:
             policy = self._policy.asked(asking)
-            factory = find_part("rollout.engine", self.config.rollout.engine, ENGINES)
-            engine = self._live or factory(policy)
+            engine = self._live or find_engine(self.config.rollout.engine)(policy)
             if isinstance(engine, LiveEngine):  # of which a process has one
                 self._live, engine = engine, engine.view(policy)
             self._engines[shown] = engine

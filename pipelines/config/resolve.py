@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import psutil
 
 from pipelines.config.source import Source, source_hash, source_of
-from pipelines.errors import UserError
+from pipelines.errors import LockLost, UserError
 
 T = TypeVar("T")
 
@@ -301,20 +301,23 @@ def telling(
     part: Callable[..., Any],
     passed: tuple[type[Exception], ...] = (),
     taken: Callable[[Any], Any] = lambda returned: returned,
+    *,
+    patient: bool = False,
 ) -> Callable[..., Any]:
     """The part, whose exceptions are errors that name it and show where they were raised.
 
     Args:
         passed: exceptions by which the part tells its caller something.
         taken: what is made of its result while its errors are still told: a generator raises when it is read.
+        patient: whether it may take its time, which is told of otherwise.
     """
     ours = {__file__, inspect.getfile(taken)}
-    kept: tuple[type[Exception], ...] = (UserError, *passed)
+    kept: tuple[type[Exception], ...] = (UserError, LockLost, *passed)
 
     @functools.wraps(part)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            with _patience(place), staying():
+            with contextlib.nullcontext() if patient else _patience(place), staying():
                 return taken(part(*args, **kwargs))
         except kept:
             raise

@@ -56,6 +56,7 @@ class Policy:
     """The model being trained, with its processor; all tensors of one device.
 
     Attributes:
+        vocabulary: how many ids there are, unused ones included.
         suppressed_ids: special, image and unused ids that are never sampled [K]; the policy is the
             distribution over the others.
         eos_ids: ids that end a response.
@@ -81,7 +82,7 @@ class Policy:
         )
         self.tokenizer = processor.tokenizer
         self.device = next(model.parameters()).device if placement is None else choose_device(config)
-        known = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = known = model.get_output_embeddings().weight.shape[0]
         self.eos_ids = _end_ids(model, processor, known)
         special = set(self.tokenizer.all_special_ids) | {
             index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special

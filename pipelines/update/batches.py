@@ -50,11 +50,12 @@ def make_batch(config: Config, groups: Groups, samples: SampleTable, policy: Pol
         updates: optimizer steps that were made before.
 
     Raises:
-        UserError: the scores hold less than the objective needs, or nobody knows the tokens' roles.
+        UserError: the scores hold less than the objective needs, nobody knows the tokens' roles, or groups are not
+            of one size.
     """
     held = _held(groups)
     _check_needs(config, held)
-    size = len(groups[0][0].reward)
+    size = _size(groups)
     per_group = torch.tensor([len(rollout.response_ids) for rollout, _ in groups])
     group_B = torch.arange(len(groups)).repeat_interleave(per_group)
     old_BT, mask_BT = pad_lists([x for _, scored in groups for x in scored.old_logp])
@@ -129,6 +130,19 @@ def _held(groups: Groups) -> dict[str, Tensor]:
 
 
 NEEDED = {PERCEPTION: "perception_BT", VIEWS: "perturbed_logp_BT", HIDDEN: "image_similarity_BT"}
+
+
+def _size(groups: Groups) -> int:
+    """How many responses every group has: of others' groups, such as those of a rollout stage of one's own, too."""
+    sizes = sorted({len(rollout.response_ids) for rollout, _ in groups})
+    if len(sizes) > 1 or sizes[0] < 2:
+        step = max(rollout.step for rollout, _ in groups)
+        raise UserError(
+            f"rollout, step {step}",
+            f"its groups have {' and '.join(map(str, sizes))} responses: all need as many, 2 or more.",
+            f"Sample it again: vppo train --stage rollout --steps {step} --force",
+        )
+    return sizes[0]
 
 
 def _check_needs(config: Config, held: Mapping[str, Tensor]) -> None:

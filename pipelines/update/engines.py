@@ -1,4 +1,4 @@
-"""Update engines by name, and what they all do."""
+"""Update engines by name, what they all do, and what is seen to of one that is a user's own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.config.contracts import check_metrics, find_factory, told
 from pipelines.config.schema import Config
-from pipelines.disk.records import Rollout, SampleTable, Scored
+from pipelines.disk.records import Advantages, Rollout, SampleTable, Scored
 from pipelines.errors import UserError
 from pipelines.ranks.ranks import ranks
 from pipelines.update.torch_engine import TorchTrainer
@@ -41,6 +42,37 @@ def _deepspeed(*arguments: Any) -> Trainer:
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {"torch": TorchTrainer, "deepspeed": _deepspeed}
 """An import path works as well."""
+
+
+METHODS = (("update", "save", "load"),)
+"""Those of a ``Trainer``."""
+
+
+def find_trainer(name: str) -> Callable[..., Trainer]:
+    """What makes the trainer of this name. One of a user's own tells what it raises, and its metrics are looked at.
+
+    Raises:
+        UserError: there is none, or it lacks methods; from its methods, what they raised or returned.
+    """
+    factory = find_factory("update.engine", name, TRAINERS, METHODS)
+    if name in TRAINERS:
+        return factory
+    place = f"update.engine: {name}"
+
+    def make(*arguments: Any) -> Any:
+        made = factory(*arguments)
+
+        def look(found: Any, *_: Any) -> dict[str, Any]:
+            used = getattr(made, "advantages_used", ())
+            if not isinstance(used, Sequence) or not all(isinstance(row, Advantages) for row in used):
+                problem = "advantages_used is no list of pipelines.disk.records.Advantages."
+                raise UserError(place, problem, "Leave it out, or have one for each group.")
+            return check_metrics(place, found)
+
+        # Where its gradients or weights are not finite, that is told with the settings that may be why.
+        return told(place, made, METHODS, {"update": look}, (FloatingPointError,))
+
+    return make
 
 
 def check_trainer(config: Config) -> None:

@@ -62,6 +62,8 @@ class Strict:
 class Own:
     def __init__(self, policy, config, reference): pass
     def update(self, rollouts, scores, samples): return {"strict": Strict.on}
+    def save(self, folder): pass
+    def load(self, folder): pass
 """
 
 
@@ -113,6 +115,32 @@ def test_a_trainer_by_import_path_updates_in_the_strict_mode(run, monkeypatch):
     config = settings.load(run / "config.yaml", ["update.engine=ownparts:Own"])
     with closing(Session(Chain(config, run), Silent(), config)) as session:
         assert make(session.ask(session.chain.update(1), config), session, run) == {"strict": True}
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ("None", "returned None, not a dict of metrics."),
+        ("{'x': float('nan')}", "returned x as nan, not a finite number."),
+        ("{'x': torch.tensor(1.0)}", "returned x as a Tensor, not a finite number."),
+        ("{'perception_mean': 'zzz'}", "returned perception_mean as a str, not a finite number."),
+    ],
+)
+def test_what_a_stage_returns_is_looked_at(run, returned, told, monkeypatch):
+    name = f"stage_{abs(hash(returned))}"
+    (run.parent.parent / f"{name}.py").write_text(f"import torch\ndef update(ask, live, out): return {returned}\n")
+    monkeypatch.syspath_prepend(run.parent.parent)
+    config = settings.load(run / "config.yaml", [f"stages.update={name}:update"])
+    with closing(Session(Chain(config, run), Silent(), config)) as session:
+        ask = session.ask(session.chain.update(1), config)
+        with pytest.raises(UserError, match=rf"stages\.update: {name}:update: ") as raised:
+            make(ask, session, run)
+    assert told in str(raised.value)
+
+
+def test_an_engine_without_methods_is_told_before_any_work(run):
+    command = stage(run, "rollout", "reward.function=ownparts:equal", "update.engine=ownparts:Strict")
+    assert (command.code, "class Strict has no method update and no save and no load." in command.err) == (2, True)
 
 
 def test_a_grader_that_always_fails_is_said(run):

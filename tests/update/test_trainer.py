@@ -10,6 +10,7 @@ import torch
 from random_batch import random_batch
 
 from pipelines.config import settings
+from pipelines.errors import UserError
 from pipelines.model.divergence import token_logp
 from pipelines.objectives.batch import METRICS
 from pipelines.objectives.dapo import dapo
@@ -572,3 +573,13 @@ def test_no_further_term_of_a_loss_can_be_called_as_a_metric(train, fresh_policy
     reference = fresh_policy(tiny_config)
     _, metrics = train("update.kl_coefficient=0.1", "update.tis_cap=2", WHOLE, reference=lambda: reference)
     assert {*metrics, "updates_skipped"} == {*METRICS}  # the last is there where it is not 0
+
+
+def test_groups_of_several_sizes_are_refused(train, rollouts, scores):
+    def without(row, *names):
+        return dataclasses.replace(row, **{name: getattr(row, name)[:-1] for name in names})
+
+    fewer = without(rollouts[1], "response_ids", "response", "logp", "truncated", "answer", "outcome", "reward")
+    scored = without(scores[1], "old_logp", "entropy", "perception", "keep", "dependency")
+    with pytest.raises(UserError, match=r"its groups have 3 and 4 responses"):
+        train(rollouts=[rollouts[0], fewer], scores=[scores[0], scored])
