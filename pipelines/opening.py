@@ -21,6 +21,7 @@ from pipelines.prepare.sources import check_sources
 from pipelines.ranks.ranks import ranks
 from pipelines.stages import of_evaluations
 from pipelines.watch import Watch
+from pipelines.words import counted
 
 
 def check_inputs(chain: Chain) -> None:
@@ -102,6 +103,17 @@ def trying(run: Path, config: Config, missing: Sequence[Step]) -> Iterator[None]
             for name, text in before.items():
                 write_atomic(run / name, text)
         raise
+
+
+def tell_uneven(config: Config, watch: Watch) -> None:
+    """Say where a training step's groups make no whole update batches: the last optimizer step weighs fewer more."""
+    prompts, batch = config.rollout.prompts_per_step, config.update.batch_prompts
+    if prompts > batch and (rest := prompts % batch):
+        steps = counted(prompts // batch + 1, "optimizer step")
+        watch.note(
+            f"update.batch_prompts {batch}, rollout.prompts_per_step {prompts}: of a training step's {steps} "
+            f"the last has {counted(rest, 'group')}"
+        )
 
 
 def tell_changes(chain: Chain, watch: Watch) -> None:

@@ -16,7 +16,7 @@ from pipelines.disk.files import sweep
 from pipelines.disk.part_sources import check_imported
 from pipelines.disk.sharing import one_at_a_time, taken_over
 from pipelines.disk.step import Step, committed
-from pipelines.opening import check_costly, check_inputs, configured, held, tell_changes, trying
+from pipelines.opening import check_costly, check_inputs, configured, held, tell_changes, tell_uneven, trying
 from pipelines.ranks.ranks import ranks
 from pipelines.stages import make, of_evaluations
 from pipelines.tracking.recorder import recording
@@ -42,6 +42,7 @@ def train(chain: Chain, watch: Watch, *, until: int | None = None) -> list[Step]
         if not missing:
             return []
         tell_changes(chain, watch)
+        tell_uneven(chain.config, watch)
         check_costly(chain.config, missing)
         if missing[0] == chain.prepare:  # first, as wrong data is the commonest mistake
             perform(chain, chain.config, missing[:1], watch)

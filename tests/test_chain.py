@@ -9,6 +9,8 @@ from pipelines.chain import Chain, fingerprint
 from pipelines.config import schema as config
 from pipelines.config import settings
 from pipelines.disk.step import commit
+from pipelines.opening import tell_uneven
+from pipelines.watch import Silent
 
 RUN = Path("runs/any")
 STEPS = 4
@@ -242,3 +244,17 @@ def test_more_rounds_for_a_batch_make_no_step_stale(tmp_path):
     assert more.config.rollout.max_tries == 40
     other = chain("rollout.max_tries=40", "rollout.top_k=3", run=tmp_path)
     assert other.rollout(1).settings["rollout.max_tries"] == 40
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"), [(4, ""), (8, ""), (16, ""), (6, "2 optimizer steps the last has 2 groups"), (7, "1 group")]
+)
+def test_update_batches_that_a_step_does_not_fill_evenly_are_told(batch, told):
+    notes = []
+
+    class Told(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    tell_uneven(settings.load(None, ["rollout.prompts_per_step=8", f"update.batch_prompts={batch}"]), Told())
+    assert [bool(told)] * bool(told) == [note.endswith(told) for note in notes]

@@ -350,7 +350,8 @@ class UpdateConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     batch_prompts: int = Field(default=128, ge=1, le=MOST_ROWS)
-    """Groups per optimizer step (the update batch)."""
+    """Groups per optimizer step (the update batch). Where a training step's groups make no whole number of batches, the
+    last one is smaller, which a note says."""
     micro_batch_prompts: int = Field(default=16, ge=1, le=MOST_ROWS)
     """Groups per forward and backward pass, at most: memory and speed, and results but for rounding the
     same (a first ratio is exactly 1 only where the same groups were scored in a pass: docs/gpu.md)."""
@@ -465,7 +466,7 @@ class CheckpointConfig(Section):
     introduced: ClassVar[dict[str, Any]] = {"best_key": "accuracy"}
 
     every: int = Field(default=20, ge=1, le=MOST_ROWS)
-    """Updates between checkpoints; the last update always gets one."""
+    """Training steps between checkpoints; the last step always gets one."""
     keep_last: int = Field(default=2, ge=1, le=MOST_ROWS)
     """Newest checkpoints whose weights are kept."""
     keep_best: int = Field(default=1, ge=0, le=MOST_ROWS)

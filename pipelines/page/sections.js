@@ -99,11 +99,6 @@ function bar(share, text) {
 
 function evaluationsSection(found) {
   const parts = [about(found.empty, "empty")];
-  if (found.own.length) {
-    const paid = found.own.some((row) => Object.keys(row.rewards).length);
-    parts.push(about(`Accuracy in %${paid ? ", below it the reward and its parts" : ""}, with 95 % intervals over questions.`),
-      ownTable(found.own));
-  }
   if (found.changes.length) {
     parts.push(el("h3", { text: found.methods ? "Between the methods" : "Between the runs" }),
       about(`${found.methods ? "Differences of the means" : "Paired differences"} in points of accuracy, on the questions `
@@ -112,6 +107,12 @@ function evaluationsSection(found) {
       changesTable(found.changes));
   }
   parts.push(...(found.notes || []).map((note) => about(note, "note")));
+  if (found.own.length) {
+    const paid = found.own.some((row) => Object.keys(row.rewards).length);
+    if (found.changes.length) parts.push(el("h3", { text: "Run by run" }));
+    parts.push(about(`Accuracy in %${paid ? ", below it the reward and its parts" : ""}, with 95 % intervals over questions.`),
+      ownTable(found.own));
+  }
   for (const report of found.reports) {
     // Alone, our row says what stands above; beside the published rows it is the table to read.
     const beside = report.tables[0].rows.length > 1 ? 1 : 0;

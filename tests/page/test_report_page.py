@@ -546,7 +546,7 @@ def test_a_band_ends_where_what_it_is_of_does(estimator: str, low: float, about:
 def test_a_table_that_goes_on_is_shaded_where_it_is_cut(dark: bool, browser: Browser, made: Made) -> None:
     page: Any = browser.open(made.page, width=390, dark=dark).page
     page.evaluate("document.querySelector('.bar').style.display = 'none'")
-    table = page.locator("#evaluations .scroll").first
+    table = page.locator("#evaluations .scroll", has_text="starting model").first
 
     def ground() -> list[int]:
         """Distance from paper, at the left edge and at the right, where the table has nothing else."""

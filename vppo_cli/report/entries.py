@@ -93,9 +93,9 @@ def _notes(source: RunSource, found: Viewer, maker: EntryMaker, *, cut: bool) ->
             f"--steps {ask} --out step-{ask}.html"
         )
     if len(source.perceived) < len(source.scored):
+        measured = f"at no other step than {ranges(source.perceived)}" if source.perceived else "at no step"
         notes.append(
-            f"{source.chain.config.update.objective} needs no perception: it was measured at steps "
-            f"{ranges(source.perceived) or 'none'} only (score.watch)."
+            f"{source.chain.config.update.objective} needs no perception: it was measured {measured} (score.watch)."
         )
     if maker.without_looks:
         notes.append(
