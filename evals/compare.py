@@ -21,7 +21,7 @@ from pipelines.disk.files import find
 from pipelines.disk.records import RESULTS
 from pipelines.disk.step import checked, is_there, unreadable
 from pipelines.errors import UserError
-from pipelines.runs import CONFIG, as_made, made_with, read_config, runs_folder
+from pipelines.runs import CONFIG, as_made, like, made_with, read_config, runs_folder
 from pipelines.words import counted
 
 
@@ -228,9 +228,8 @@ def _find(name: str) -> Path:
     if is_run:
         fix = f"Evaluate it first: vppo eval --run {Path(name).name}"
         raise UserError(name, "this run has no evaluation yet.", fix)
-    raise UserError(
-        name, "no such run, folder or file.", f"Give a run in {runs_folder()}/, its eval/NNNN folder, or a {REPORT}."
-    )
+    what = f"Give a run, its eval/NNNN folder, or a {REPORT}. {like(name)}"
+    raise UserError(name, f"no such run in {runs_folder().resolve()}/, folder or file.", what)
 
 
 def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> Comparison:

@@ -62,12 +62,16 @@ def find_run(name: str | None) -> Path:
             )
         return max(known, key=lambda p: (p / CONFIG).stat().st_mtime)
     if folder / name not in known:
-        names = [path.name for path in known]
-        shown = difflib.get_close_matches(name, names, n=8) or names[:8]
-        more = f" and {len(names) - len(shown)} more" * (len(names) > len(shown))
-        there = f"There: {' '.join(shown) or 'none'}{more}. If it is elsewhere, {_ELSEWHERE}."
-        raise UserError(f"run {name}", f"no such run in {folder.resolve()}/.", there)
+        raise UserError(f"run {name}", f"no such run in {folder.resolve()}/.", like(name))
     return folder / name
+
+
+def like(name: str) -> str:
+    """Which runs there are where none has this name, like ones first."""
+    names = [path.name for path in known_runs()]
+    shown = difflib.get_close_matches(name, names, n=8) or names[:8]
+    more = f" and {len(names) - len(shown)} more" * (len(names) > len(shown))
+    return f"There: {' '.join(shown) or 'none'}{more}. If it is elsewhere, {_ELSEWHERE}."
 
 
 def is_pattern(name: str) -> bool:

@@ -258,4 +258,6 @@ def test_a_run_without_evaluation_and_names_of_nothing(tmp_path):
     assert "vppo eval --run new" in command.err
     command = vppo("compare", "nothing", "other", runs=runs)
     assert command.code == 2
-    assert "nothing: no such run, folder or file" in command.err
+    told = " ".join(command.err.split())
+    assert "nothing: no such run in " in told
+    assert "There: " in told
