@@ -27,6 +27,7 @@ SMALL = (
 
 OWN = """
 import json
+from dataclasses import replace
 import pyarrow.parquet as pq
 from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, Scored, read_rows, write_rows
 
@@ -85,7 +86,7 @@ def bad_prepare(ask, live, out):
 def odd_prepare(ask, live, out):
     prepare(ask, live, out)
     rows = read_rows(out / "train.parquet", Sample)
-    rows[1].metadata = "level: 1"
+    rows[1] = replace(rows[1], metadata="level: 1")
     write_rows(out / "train.parquet", Sample, rows)
     return {}
 

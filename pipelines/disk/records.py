@@ -2,8 +2,7 @@
 
 The G responses of one prompt stay together in one row, so that later passes read the prompt, and
 its image, once. Lists nest as response -> token. The schema is the contract: a file that does not
-fit it is refused with the column's name. Rows that stages read are frozen: no part that is given one can
-assign to it.
+fit it is refused with the column's name.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ class Sample:
         raise UserError(f"sample {self.id}, metadata", problem, "Write {} where there is nothing to say.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rollout:
     """The G responses to one prompt (``rollout-*/rollouts.parquet``).
 
@@ -128,7 +127,7 @@ class Rollout:
     named: dict[str, list[float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statistics:
     """More of the G responses to one prompt (``score-*/statistics.parquet``), for objectives that need it.
 
@@ -151,7 +150,7 @@ class Statistics:
     layer_similarity: list[list[float]] = _column(pa.list_(pa.list_(REAL)))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scored:
     """Token perception of the G responses to one prompt (``score-*/scores.parquet``).
 
@@ -176,7 +175,7 @@ class Scored:
     step: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Look:
     """What scoring one prompt's G responses looked like (``score-*/looks.parquet``), to be shown.
 
@@ -209,7 +208,7 @@ class Look:
     top_perturbed_q: list[list[list[float]]] = _column(pa.list_(pa.list_(pa.list_(REAL))))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Advantages:
     """What an update used of the G responses to one prompt (``update-*/advantages.parquet``), to be shown.
 

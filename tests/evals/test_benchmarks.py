@@ -287,7 +287,7 @@ def test_the_two_sets_of_table_8(small):
         "A",
         "choice",
     )
-    assert (dogs.answer, number.answer, dogs.images) == ("B", "C", [png(1)])
+    assert (dogs.answer, number.answer, list(dogs.images)) == ("B", "C", [png(1)])
     assert [told(sample) for sample in small["simplevqa"]] == [
         ("0", "Which mountain is 0?", "Mount Fuji", "fact", {"category": "place"}),
         ("2", "Which mountain is 2?", "Mount Fuji", "fact", {"category": "nature"}),
