@@ -27,7 +27,7 @@ from pipelines.prepare import stage as prepare
 from pipelines.prepare.floats import KEY as SHORT_FLOATS
 from pipelines.prepare.floats import read_as_written
 from pipelines.prepare.places import at_home, exists
-from pipelines.prepare.rows import reader_version
+from pipelines.prepare.rows import reader_version, reads
 from pipelines.prepare.sources import check_places
 from pipelines.ranks.ranks import ranks
 from pipelines.rollout import stage as rollout
@@ -115,6 +115,10 @@ class Chain:
         self._data = _sources(config) | self.kept | self.own("prepare", config)
         data = _as_prepared(self._data, trained)
         self.prepare = self._step("prepare", None, run, data, {})
+        before = {name: value for name, value in data.items() if not name.startswith(SHORT_FLOATS)}
+        if before != data and not is_there(self.prepare.path):  # begun before such numbers were in the key?
+            then = self._step("prepare", None, run, before, {})
+            self.prepare = then if is_there(then.path) else self.prepare
         model = {name: value for name, value in data.items() if name.startswith("model.")}
         self.model = Step("model", None, run, self.versions["model"], model)
         self._held: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -354,7 +358,8 @@ def _sources(config: Config) -> dict[str, Any]:
             path = at_home(where)
             if path.exists():
                 settings[name] = content_or_name(str(path))
-                settings |= {f"{short} of {name}": how for short, how in read_as_written(path).items()}
+                how = read_as_written(path, read=reads(config.data.columns, config.data.extra))
+                settings |= {f"{short} of {name}": said for short, said in how.items()}
             if named := named_by(path, [at_home(folder) for folder in config.data.image_folders]):
                 settings[f"files named by {name}"] = f"{CONTENT}{named}"
     settings.pop("data.image_folders", None)  # what is in them counts, wherever they lie

@@ -19,7 +19,7 @@ from pipelines.model.images import ImageTally
 from pipelines.prepare.floats import KEY as SHORT_FLOATS
 from pipelines.prepare.floats import read_as_written
 from pipelines.prepare.places import at_home, exists
-from pipelines.prepare.rows import Rejected, UniqueNames, reader_version
+from pipelines.prepare.rows import Rejected, UniqueNames, reader_version, reads
 from pipelines.prepare.sources import Source, check_hub_id, read_source
 from pipelines.watch import Watch
 
@@ -44,7 +44,7 @@ def settings(name: str, config: Config) -> dict[str, Any]:
         found["files named by it"] = f"content {named}"
     if exists(path):
         found["source"] = f"content {fingerprint(path)}"
-        found |= read_as_written(path)
+        found |= read_as_written(path, read=reads(found["columns"], config.data.extra))
     else:
         found["source"] = " ".join(filter(None, ("hub", asked.source, asked.subset)))
         if asked.revision:

@@ -32,9 +32,10 @@ from pipelines.grading.reward import GOLDS
 from pipelines.model.control_tokens import as_text
 from pipelines.model.images import ImageTally, Unusable
 from pipelines.prepare.extra import listed
+from pipelines.prepare.floats import KEY as SHORT_FLOATS
 from pipelines.prepare.places import at_home
 from pipelines.prepare.rows import ImageReader, Rejected, UniqueNames, check_question, reader_version
-from pipelines.prepare.sources import Part
+from pipelines.prepare.sources import Part, check_once, twice_in
 from pipelines.watch import Watch
 from pipelines.words import counted
 
@@ -68,6 +69,10 @@ def questions_step(name: str, config: Config) -> Step:
     else:
         settings, hub = own_sets.settings(name, config), bool(own_sets.hub_of(name, config))
     step = Step(name, None, runs_folder() / FOLDER, VERSION, settings)
+    if SHORT_FLOATS in settings and not step.path.is_dir():  # gathered before such numbers were in the key?
+        before = {name: value for name, value in settings.items() if name != SHORT_FLOATS}
+        then = replace(step, settings=before)
+        step = then if then.path.is_dir() else step
     if not hub or REVISION in settings:
         return step
     return _as_gathered(step, "" if isinstance(found, Benchmark) else own_sets.place(name, config))
@@ -81,7 +86,8 @@ def _public_settings(benchmark: Benchmark, part: str, config: Config) -> dict[st
         try:
             local = find_files(benchmark, config.eval.data_dir)
             source = f"content {local.content(_image_folders(config))}"
-            read = local.read() if part else {}  # no benchmark of the package reads such a number as text
+            columns = (*benchmark.columns, *benchmark.optional)
+            read = local.read(columns) if part else {}  # no benchmark of the package reads such a number as text
         except UserError:  # told when it is gathered: looking at a run must not need its data
             source = "missing"
     settings: dict[str, Any] = {"benchmark": benchmark.name, "source": source, "splits": list(benchmark.splits)}
@@ -289,8 +295,10 @@ class _Reader:
     def _samples(self, opened: Iterable[tuple[Where, Part]], folders: Sequence[Path] | None) -> Iterator[Sample]:
         for where, part in opened:
             columns, row = self._columns(part)
+            check_once(part.twice, columns.__contains__)
             images = ImageReader(part.roots, folders)
             for raw in part.read(columns):
+                check_once(twice_in(raw), columns.__contains__)
                 number, self.rows = self.rows, self.rows + 1
                 if self.rows % PROGRESS_EVERY == 0:
                     self.watch.progress(f"questions {self.name}", self.rows, self.benchmark.rows)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,9 +79,9 @@ class Files:
                     found.append(named_files(path, *folders))
         return " ".join(dict.fromkeys(filter(None, found)))
 
-    def read(self) -> dict[str, str]:
+    def read(self, columns: Collection[str]) -> dict[str, str]:
         """What is said of how they are read, besides (``read_as_written``)."""
-        return read_as_written(*(path for _, path in self.files))
+        return read_as_written(*(path for _, path in self.files), read=lambda name: name in columns)
 
 
 # --- local copies ---------------------------------------------------------------------------------

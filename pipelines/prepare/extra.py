@@ -39,6 +39,10 @@ class ExtraColumns:
         """Whether a further column of this name is to be kept."""
         return self.wanted == "all" or (not isinstance(self.wanted, str) and name in self.wanted)
 
+    def keeps(self, name: str) -> bool:
+        """Whether it is, and under its name, which means nothing else."""
+        return self.wants(name) and name not in self.taken
+
     def see(self, names: Collection[str]) -> None:
         """There are such columns."""
         self._seen.update(dict.fromkeys(names))

@@ -6,6 +6,7 @@ they wrote, if it had no more digits than the type can hold; it is what a grader
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,22 +65,27 @@ def rows_of(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def read_as_written(*paths: Path) -> dict[str, str]:
-    """For the keys of what is read from these files and folders: nothing where no table of them has such columns."""
-    return {KEY: "as written"} if any(map(_has_short_floats, paths)) else {}
+def read_as_written(*paths: Path, read: Callable[[str], bool]) -> dict[str, str]:
+    """For the keys of what is read from these files and folders: nothing where no table of them has such columns.
+
+    Args:
+        read: whether a column of this name is read.
+    """
+    return {KEY: "as written"} if any(read(name) for path in paths for name in _short_floats(path)) else {}
 
 
-def _has_short_floats(path: Path) -> bool:
+def _short_floats(path: Path) -> list[str]:
+    """The columns of tables that have such numbers, in whatever they hold."""
     files = folder_files(path) if path.is_dir() else [path] if path.is_file() else []
     tables = [file for file in files if file.suffix.lower() in (".parquet", ".arrow")]
 
     def make() -> str:
-        return "some" if any(any(map(reader_of, _schema(file).types)) for file in tables) else "none"
+        return json.dumps(sorted({field.name for file in tables for field in _schema(file) if reader_of(field.type)}))
 
     try:
-        return bool(tables) and remembered("short floats of", path, tables, make) == "some"
+        return list(json.loads(remembered("columns with short floats of", path, tables, make))) if tables else []
     except OSError:  # gone meanwhile
-        return False
+        return []
 
 
 def _schema(path: Path) -> pa.Schema:

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,18 @@ def reader_version(extra: str | Sequence[str] = "none") -> dict[str, int]:
     """
     version = min(READER, 2) if extra == "none" else READER
     return {"reader version": version} if version > 1 else {}
+
+
+def reads(asked: Mapping[str, str], extra: str | Sequence[str]) -> Callable[[str], bool]:
+    """Whether a column of theirs may be read as one of ours, or is kept.
+
+    Args:
+        asked: ``data.columns``.
+        extra: ``data.extra``.
+    """
+    ours = {name for one, names in COLUMNS.items() for name in ((asked[one],) if one in asked else names)}
+    keeps = ExtraColumns(extra).keeps
+    return lambda name: name in ours or keeps(name)
 
 
 class UniqueNames:

@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +69,8 @@ class Part:
 
     ``read(columns)`` streams its rows with (at least) those columns. ``total`` is the number of
     rows, or None where only reading tells. ``scan()``, where rows may differ in their columns, reads
-    all of them for their names: ``columns`` has those of the first.
+    all of them for their names: ``columns`` has those of the first. ``twice`` has names that stand there more
+    than once, and where (``check_once``).
     """
 
     place: str
@@ -78,6 +79,7 @@ class Part:
     roots: tuple[Path, ...]
     read: Callable[[Sequence[str]], RawRows]
     scan: Callable[[], Sequence[str]] | None = None
+    twice: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def read_source(
     columns = [_matched(data, part, examples, setting or "data", inherited) for part in parts]
     prefix = "validation-row-" if held_apart else "row-"
     extra = ExtraColumns(data.extra, {RESPONSE} if examples else ())
+    for part, (names, _) in zip(parts, columns, strict=True):
+        check_once(part.twice, _reads(names, extra))
     parsers: list[RowParser] = []
     rows = _parsed(parts, columns, prefix, "kind" in data.columns, examples, extra, _image_folders(data), parsers)
     totals = [part.total for part in parts]
@@ -247,6 +251,12 @@ def _matched(data: DataConfig, part: Part, examples: bool, setting: str, inherit
     return match(part.scan()) if text_alone else (matched, False)
 
 
+def _reads(names: Columns, extra: ExtraColumns) -> Callable[[str], bool]:
+    """Whether a column is one of ours, or is kept."""
+    known = {name for theirs in names.values() for name in theirs}
+    return lambda name: name in known or extra.keeps(name)
+
+
 def _parsed(
     parts: Sequence[Part],
     columns: Sequence[tuple[Columns, bool]],
@@ -266,7 +276,11 @@ def _parsed(
         others = [name for name in part.columns if name not in known]
         extra.see(others)
         looked_at = others if alone else worth_a_look(part.columns)
-        for raw in part.read(list(known | dict.fromkeys([*looked_at, *filter(extra.wants, others)]))):
+        wanted = known | dict.fromkeys([*looked_at, *filter(extra.wants, others)])
+        read = _reads(names, extra)
+        for raw in part.read([name for name in wanted if name not in part.twice or read(name)]):
+            if twice := twice_in(raw):
+                check_once(twice, read)
             if part.scan:
                 extra.see([name for name in raw if name not in known])
             yield parser.parse(row, raw)
@@ -364,58 +378,59 @@ def _no_split(place: Path, split: str, found: Sequence[str]) -> UserError:
     )
 
 
-def _check_names(place: str, names: Sequence[str]) -> None:
-    """See that a header, or an object, names each column once: of two, one would be lost.
+def check_once(twice: Mapping[str, str], read: Callable[[str], bool]) -> None:
+    """See that no column that is read stands there more than once: of two, one would be lost.
+
+    Args:
+        twice: names that do, and where.
+        read: whether a column of this name is read.
 
     Raises:
-        UserError: it repeats one.
+        UserError: one does.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        problem = (
-            f"{listed([repr(name) for name in twice])} stands there more than once: which one counts is not known."
-        )
-        raise UserError(place, problem, "Give each a name of its own, or take out those that are too many.")
+    bad = [name for name in twice if read(name)]
+    if bad:
+        same = [repr(name) for name in bad if twice[name] == twice[bad[0]]]
+        problem = f"{listed(same)} stands there more than once: which one counts is not known."
+        raise UserError(twice[bad[0]], problem, "Give each a name of its own, or take out those that are too many.")
 
 
-def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        _Repeated: two of its keys are the same.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Repeated([name for name, _ in pairs])
-    return found
+def twice_in(row: Any) -> dict[str, str]:
+    """The keys that an object of JSON repeats, and where."""
+    return dict.fromkeys(row.twice, row.place) if isinstance(row, _Repeating) else {}
 
 
-class _Repeated(Exception):
-    """A JSON object repeats a key; has all of its keys."""
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
+
+class _Repeating(dict[str, Any]):
+    """A JSON object that repeats keys: ``twice`` are those, ``place`` where it stands. The last of each counts."""
+
+    def __init__(self, content: Mapping[str, Any], twice: Sequence[str], place: str) -> None:
+        super().__init__(content)
+        self.twice, self.place = twice, place
 
 
 def _loads(text: str, place: str) -> Any:
-    """A JSON value.
+    """A JSON value, its objects with what they repeat.
 
     Raises:
         ValueError, RecursionError: it is none.
-        UserError: an object in it repeats a key.
     """
-    try:
-        return json.loads(text, object_pairs_hook=_of_pairs)
-    except _Repeated as error:
-        _check_names(place, error.names)
-        raise
+
+    def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        return found if len(found) == len(pairs) else _Repeating(found, _repeated([name for name, _ in pairs]), place)
+
+    return json.loads(text, object_pairs_hook=of_pairs)
 
 
 def parquet(path: Path, root: Path) -> Part:
     with broken(path, "Parquet"), pq.ParquetFile(path) as file:
         columns, total = file.schema_arrow.names, file.metadata.num_rows
-    _check_names(f"{path}, columns", columns)
+    twice = dict.fromkeys(_repeated(columns), f"{path}, columns")
+    columns = list(dict.fromkeys(columns))
 
     def read(wanted: Sequence[str]) -> RawRows:
         with broken(path, "Parquet"), pq.ParquetFile(path) as file:
@@ -424,7 +439,7 @@ def parquet(path: Path, root: Path) -> Part:
                 for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
                     yield from rows_of(batch)
 
-    return Part(str(path), columns, total, (root,), read)
+    return Part(str(path), columns, total, (root,), read, twice=twice)
 
 
 class broken:
@@ -451,14 +466,21 @@ def json_lines(path: Path, root: Path) -> Part:
             found.update(dict.fromkeys(row))
         return list(found)
 
+    first = list(itertools.islice(_read_json_lines(path), PEEK))
     return Part(
         str(path),
-        columns(itertools.islice(_read_json_lines(path), PEEK)),
+        columns(iter(first)),
         None,
         (root,),
         lambda wanted: _read_json_lines(path),
         lambda: columns(_read_json_lines(path)),
+        _twice_of(first),
     )
+
+
+def _twice_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What rows repeat, and where the first does."""
+    return {name: place for row in reversed(rows) for name, place in twice_in(row).items()}
 
 
 def _read_json_lines(path: Path) -> RawRows:
@@ -496,7 +518,8 @@ def json_file(path: Path, root: Path) -> Part:
     if content is None:
         return json_lines(path, root)
     columns = dict.fromkeys(name for row in content for name in row)
-    return Part(str(path), list(columns), len(content), (root,), lambda wanted: iter(content), lambda: list(columns))
+    names, twice = list(columns), _twice_of(content)
+    return Part(str(path), names, len(content), (root,), lambda wanted: iter(content), lambda: names, twice)
 
 
 def _is_json_lines(path: Path) -> bool:
@@ -541,13 +564,21 @@ def _rows_in(content: Any) -> list[Any] | None:
         return None
     for name in _WRAPPERS:
         held = content.get(name)
+        if isinstance(held, (list, dict)):
+            check_once(twice_in(content), name.__eq__)
         if isinstance(held, list) and held and all(isinstance(row, dict) for row in held):
             return held
         if isinstance(held, dict) and (rows := _rows_in(held)):
             return rows
     if all(isinstance(row, dict) for row in content.values()):
-        return [{"id": name} | row for name, row in content.items()]
+        check_once(twice_in(content), lambda _: True)
+        return [_with_id(name, row) for name, row in content.items()]
     return None
+
+
+def _with_id(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    found = {"id": name} | row
+    return _Repeating(found, row.twice, row.place) if isinstance(row, _Repeating) else found
 
 
 def _csv(path: Path, root: Path) -> Part:
@@ -555,7 +586,7 @@ def _csv(path: Path, root: Path) -> Part:
         return itertools.islice(_read_csv(path), 1, None)
 
     header = next(_read_csv(path), {})
-    return Part(str(path), list(header), None, (root,), read)
+    return Part(str(path), list(header), None, (root,), read, twice=twice_in(header))
 
 
 def _read_csv(path: Path) -> RawRows:
@@ -565,8 +596,10 @@ def _read_csv(path: Path) -> RawRows:
         lines = csv.reader(file, strict=True)
         try:
             header = next(lines, [])
-            _check_names(f"{path}, line 1", header)
-            yield dict(zip(header, header, strict=True))
+            twice = _repeated(header)
+            nameless = [name for name in twice if not name.strip()]  # as spreadsheets leave them
+            named = {name: name for name in header if name not in nameless}
+            yield _Repeating(named, [name for name in twice if name in named], f"{path}, line 1")
             for line in lines:
                 if not line:
                     continue
@@ -576,7 +609,10 @@ def _read_csv(path: Path) -> RawRows:
                         f"{len(line)} fields where the header has {len(header)}.",
                         "Quote fields that hold commas or line breaks.",
                     )
-                yield dict(zip(header, line, strict=True))
+                row = dict(zip(header, line, strict=True))
+                for name in nameless:
+                    del row[name]
+                yield row
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}, line {lines.line_num + 1}", f"not CSV: {error}.") from error
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import datasets
 import pyarrow as pa
@@ -26,6 +27,7 @@ from evals.report.formats import as_csv, as_latex, as_markdown
 from evals.run import grade_cell, questions
 from pipelines.chain import Chain
 from pipelines.config import settings
+from pipelines.disk.step import commit
 from pipelines.errors import UserError
 from pipelines.grading.graders import GraderPool
 from pipelines.opening import check_inputs
@@ -226,6 +228,19 @@ def test_short_floats_are_read_as_they_were_written_under_another_key(here):
     made = questions_step("short", config)
     (here / "data/short.parquet").unlink()
     assert questions_step("short", config) == made  # of a file that is gone, what was gathered last
+
+
+def test_what_was_gathered_before_short_floats_were_in_the_key_stands(here):
+    pq.write_table(pa.table({"problem": ["?"], "answer": pa.array([0.1], pa.float32())}), here / "data/short.parquet")
+    config = configured(short="data/short.parquet")
+    now = questions_step("short", config)
+    then = replace(now, settings={name: value for name, value in now.settings.items() if name != "short floats"})
+    assert then != now
+    with commit(then):
+        pass
+    assert questions_step("short", config) == then
+    columns = {"source": "data/short.parquet", "columns": {"id": "problem"}}
+    assert questions_step("short", configured(short=columns)).settings["short floats"] == "as written"
 
 
 def test_images_elsewhere_and_further_columns_are_those_of_the_training_data(here):

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import zlib
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -18,7 +19,9 @@ from PIL import Image
 
 from pipelines.chain import Chain
 from pipelines.config.schema import Config, DataConfig, ModelConfig
+from pipelines.config.settings import load
 from pipelines.disk.records import Sample
+from pipelines.disk.step import commit
 from pipelines.errors import UserError
 from pipelines.model.images import MAX_IMAGE_PIXELS, about
 from pipelines.prepare import sources
@@ -490,6 +493,79 @@ def test_only_data_with_short_floats_have_another_key(tmp_path):
     assert keyed("wide", wide) == {}
     assert keyed("short", wide, short) == {"short floats of data.source": "as written"}
     assert keyed("gone") == {}
+
+
+def floats_beside(tmp_path, *overrides):
+    """A run's chain on data whose column ``score``, which is none of ours, has short floats."""
+    table = pa.table({"problem": ["?"], "answer": ["1"], "score": pa.array([0.1], pa.float32())})
+    if not (tmp_path / "q.parquet").exists():
+        pq.write_table(table, tmp_path / "q.parquet")
+    return Chain(load(None, [f"data.source={tmp_path / 'q.parquet'}", *overrides]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts"),
+    [
+        ("data.extra=all", True),
+        ("data.extra=none", False),
+        ("data.extra=[other]", False),
+        ("data.extra=[score]", True),
+        ("data.columns={answer: score}", True),
+    ],
+)
+def test_short_floats_count_only_where_they_are_read(tmp_path, asked, counts):
+    none = [] if "extra" in asked else ["data.extra=none"]
+    found = floats_beside(tmp_path, asked, *none).prepare.settings
+    assert ("short floats of data.source" in found) == counts
+
+
+def test_a_run_prepared_before_short_floats_were_in_the_key_goes_on(tmp_path):
+    now = floats_beside(tmp_path).prepare
+    assert "short floats of data.source" in now.settings
+    then = replace(now, settings={name: value for name, value in now.settings.items() if "float" not in name})
+    with commit(then):
+        pass
+    assert floats_beside(tmp_path).prepare == then
+    other = floats_beside(tmp_path, "data.instruction=Otherwise.").prepare
+    assert "short floats of data.source" in other.settings
+    with commit(now):
+        pass
+    assert floats_beside(tmp_path).prepare == now
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "extra"),
+    [
+        ("q.csv", "id,problem,answer,,\nq,?,1,,\n", "all"),
+        ("q.csv", "id,problem,answer, , ,x\nq,?,1,,,2\n", "all"),
+        ("q.csv", "id,problem,answer,x,x\nq,?,1,2,3\n", "none"),
+        ("q.csv", "id,problem,answer,golds,golds\nq,?,1,4,5\n", "all"),
+        ("q.jsonl", '{"id": "q", "problem": "?", "answer": "1", "x": 1, "x": 2}', "none"),
+        ("q.jsonl", '{"id": "q", "problem": "?", "answer": "1", "x": {"a": 1, "a": 2}}', "all"),
+        ("q.json", '[{"id": "q", "problem": "?", "answer": "1", "x": {"answer": 1, "answer": 2}}]', "all"),
+        ("q.json", '{"q": {"problem": "?", "answer": "1", "x": 1, "x": 2}}', "none"),
+    ],
+)
+def test_names_that_nobody_reads_may_stand_there_twice(tmp_path, name, text, extra):
+    (tmp_path / name).write_text(text)
+    (found,) = read(tmp_path / name, extra=extra)
+    assert (found.id, found.problem, found.answer) == ("q", "?", "1")
+
+
+def test_so_may_those_of_parquet(tmp_path):
+    names = ["problem", "answer", "text", "text"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["?"])] * 4, names), tmp_path / "q.parquet")
+    assert [row.answer for row in read(tmp_path / "q.parquet", extra="none")] == ["?"]
+    with pytest.raises(UserError, match="'text' stands there more than once"):
+        read(tmp_path / "q.parquet")
+
+
+def test_a_key_that_is_kept_and_repeated_far_down_is_refused(tmp_path):
+    lines = ['{"problem": "?", "answer": "1"}'] * 70 + ['{"problem": "?", "answer": "1", "x": 1, "x": 2}']
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    assert len(read(tmp_path / "q.jsonl", extra="none")) == 71
+    with pytest.raises(UserError, match="line 71: 'x' stands there more than once"):
+        read(tmp_path / "q.jsonl")
 
 
 CSV = "question,image,gold,gold,w\nq0,a.png,FIRST,SECOND,1\n"
