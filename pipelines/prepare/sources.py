@@ -563,12 +563,13 @@ def _rows_in(content: Any) -> list[Any] | None:
     if not isinstance(content, dict) or not content:
         return None
     for name in _WRAPPERS:
-        held = content.get(name)
-        if isinstance(held, (list, dict)):
-            check_once(twice_in(content), name.__eq__)
+        held, rows = content.get(name), None
         if isinstance(held, list) and held and all(isinstance(row, dict) for row in held):
-            return held
-        if isinstance(held, dict) and (rows := _rows_in(held)):
+            rows = held
+        elif isinstance(held, dict):
+            rows = _rows_in(held)
+        if rows:
+            check_once(twice_in(content), name.__eq__)
             return rows
     if all(isinstance(row, dict) for row in content.values()):
         check_once(twice_in(content), lambda _: True)

@@ -544,6 +544,8 @@ def test_a_run_prepared_before_short_floats_were_in_the_key_goes_on(tmp_path):
         ("q.jsonl", '{"id": "q", "problem": "?", "answer": "1", "x": {"a": 1, "a": 2}}', "all"),
         ("q.json", '[{"id": "q", "problem": "?", "answer": "1", "x": {"answer": 1, "answer": 2}}]', "all"),
         ("q.json", '{"q": {"problem": "?", "answer": "1", "x": 1, "x": 2}}', "none"),
+        ("q.json", '{"x": 1, "x": 2, "data": [{"id": "q", "problem": "?", "answer": "1"}]}', "all"),
+        ("q.jsonl", '{"id": "q", "problem": "?", "answer": "1", "data": {"a": 1}, "data": {"a": 2}}', "none"),
     ],
 )
 def test_names_that_nobody_reads_may_stand_there_twice(tmp_path, name, text, extra):
@@ -579,6 +581,7 @@ CSV = "question,image,gold,gold,w\nq0,a.png,FIRST,SECOND,1\n"
         ("q.jsonl", '{"question": "?", "gold": "1"}\n{"question": "?", "gold": "1", "gold": "2"}', "q.jsonl, line 2"),
         ("q.json", '[{"question": "?", "gold": "1", "gold": "2"}]', "q.json"),
         ("q.json", '{\n"gold": {"question": "?"}, "gold": {"question": "!"}}', "q.json"),
+        ("q.json", '{"gold": 1, "data": [{"question": "?", "gold": "1", "gold": "2"}]}', "q.json"),
     ],
 )
 def test_a_name_that_stands_there_twice_is_refused(tmp_path, name, text, place):
