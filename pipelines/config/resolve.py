@@ -118,17 +118,18 @@ def _imported(setting: str, name: str, what: str, fits: Callable[[Any], bool]) -
 
 @dataclass(frozen=True)
 class _Imported:
-    """What a module was imported from. ``hash`` names it in keys; ``seen`` is what is found of it since, which is
-    another hash where it changed ``sys.path``."""
+    """What a module was imported from. ``hash`` names it in keys; ``seen`` is what is found of it since, and ``code``
+    of what Python imports of that: other hashes where it changed ``sys.path``."""
 
     source: Source
     hash: str
     seen: str | None
+    code: str | None
 
-    def edited(self, module: str) -> bool:
-        """Whether there is another source now."""
+    def edited(self, module: str, *, code: bool = False) -> bool:
+        """Whether there is another source now, or another code: a note that was written beside it is none."""
         try:
-            return source_hash(module) != self.seen
+            return source_hash(module, code=code) != (self.code if code else self.seen)
         except OSError:
             return True
 
@@ -159,7 +160,7 @@ def check_same(place: str, part: str, hash_: str | None = None) -> None:
     """
     module = part.partition(":")[0]
     known = _IMPORTED.get(module)
-    if known and (known.edited(module) if hash_ is None else known.hash != hash_):
+    if known and (known.edited(module, code=True) if hash_ is None else known.hash != hash_):
         raise UserError(
             place,
             "its source was changed while the command ran, which has begun with the one before.",
@@ -185,21 +186,24 @@ def _module(setting: str, name: str) -> ModuleType:
     ours = {known for one in _IMPORTED.values() for known in one.source.modules}
     theirs = source.modules - ours  # who runs vppo may have imported them from what stood there before
     if theirs & sys.modules.keys() and source.changed_since(psutil.Process().create_time()):
+        log.warning("%s is imported anew: its file may have been edited since this process imported it", module)
         _forget(theirs)
     before = {*sys.modules}
     source.forget_bytecode()
     try:
-        hash_ = source.hash()
+        hash_, code = source.hash(), source.hash(code=True)
     except OSError:  # as keys say
         return importlib.import_module(module)
     try:
         found = importlib.import_module(module)
-        if source.hash() != hash_:
+        if source.hash(code=True) != code:
             raise UserError(place, "its source was changed while it was imported.", "Give the same command again.")
     except BaseException:
         _forget(source.modules - before)
         raise
-    _IMPORTED[module] = _Imported(source, hash_, source_hash(module))
+    since = source_of(module)
+    seen = (since.hash(), since.hash(code=True)) if since else (None, None)
+    _IMPORTED[module] = _Imported(source, hash_, *seen)
     return found
 
 

@@ -16,9 +16,10 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
 from pathlib import Path
 
 from pipelines.disk.contents import YOUNG_S, file_hash
@@ -26,6 +27,9 @@ from pipelines.errors import UserError
 
 OURS = ("pipelines", "evals", "vppo_cli", "configs")
 """Packages whose parts are keyed by VERSION."""
+
+
+_CODE = tuple(all_suffixes())
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,19 @@ class Source:
     files: Mapping[str, Path]
     modules: frozenset[str]
 
-    def hash(self) -> str:
+    def hash(self, *, code: bool = False) -> str:
         """What names it in keys (hex, 16 digits).
+
+        Args:
+            code: of what Python imports alone, and not of what else lies in a package.
 
         Raises:
             OSError: a file cannot be read.
         """
         digest = hashlib.sha256()
         for name in sorted(self.files):
+            if code and not name.endswith(_CODE):
+                continue
             digest.update(f"{name}\x00{file_hash(self.files[name])}\x00".encode())
         return digest.hexdigest()[:16]
 
@@ -66,8 +75,11 @@ class Source:
                     compiled.unlink()
 
 
-def source_hash(part: str) -> str | None:
+def source_hash(part: str, *, code: bool = False) -> str | None:
     """The hash of the source of ``package.module:name`` as it is on disk now.
+
+    Args:
+        code: as of ``Source.hash``.
 
     Returns:
         None where there is no such module; "" where it is one of ours.
@@ -79,7 +91,7 @@ def source_hash(part: str) -> str | None:
     if module.partition(".")[0] in OURS:
         return ""
     found = source_of(module)
-    return found.hash() if found else None
+    return found.hash(code=code) if found else None
 
 
 def names_in(table: str) -> list[str]:
@@ -102,6 +114,7 @@ def require_part(setting: str, part: str) -> None:
     Raises:
         UserError: it is not, or does not.
     """
+    importlib.invalidate_caches()
     module, _, name = part.partition(":")
     spec = _find(module)
     if spec is None:
@@ -149,9 +162,10 @@ class _File:
 
 def source_of(module: str) -> Source | None:
     """Everything that a module's behaviour is written in; None: no such module."""
-    top = module.partition(".")[0]
-    found = _find(top)
-    if found is None or _find(module) is None:
+    importlib.invalidate_caches()
+    top, find = module.partition(".")[0], cache(_find)
+    found = find(top)
+    if found is None or find(module) is None:
         return None
     homes = {Path.cwd().resolve(), *(place.resolve().parent for place in _places(found))}
     files: dict[str, _File] = {}
@@ -159,13 +173,13 @@ def source_of(module: str) -> Source | None:
     waiting, seen = [module], set[str]()
     while waiting:
         name = waiting.pop()
-        package = _find(name.partition(".")[0])
+        package = find(name.partition(".")[0])
         if name in seen or package is None or name.partition(".")[0] in OURS:
             continue
         seen.add(name)
         if name != module and not any(_local(place, homes) for place in _places(package)):
             continue
-        for file in _of(name, package, walked, own=name.partition(".")[0] == top):
+        for file in _of(name, package, walked, find, own=name.partition(".")[0] == top):
             if file.name not in files:
                 files[file.name] = file
                 waiting += _imports(file.path, file.inside)
@@ -174,7 +188,14 @@ def source_of(module: str) -> Source | None:
     return Source({name: file.path for name, file in files.items()}, frozenset(modules))
 
 
-def _of(module: str, package: ModuleSpec, walked: dict[str, set[Path]], *, own: bool) -> Iterator[_File]:
+def _of(
+    module: str,
+    package: ModuleSpec,
+    walked: dict[str, set[Path]],
+    find: Callable[[str], ModuleSpec | None],
+    *,
+    own: bool,
+) -> Iterator[_File]:
     """The files of a module, or of the whole package it is in.
 
     Args:
@@ -192,7 +213,7 @@ def _of(module: str, package: ModuleSpec, walked: dict[str, set[Path]], *, own: 
             for file in _walk(place):
                 walked[top].add(file.resolve())
                 yield _File(str(file.relative_to(place.parent)), file, Path(top, file.relative_to(place)))
-    spec = _find(module)
+    spec = find(module)
     for place in _places(spec) if spec else ():
         file = place.resolve() if place.is_file() else place.resolve() / "__init__.py"
         inside = Path(*module.split("."))
@@ -236,18 +257,14 @@ def _places(spec: ModuleSpec) -> list[Path]:
 
 
 def _local(place: Path, homes: set[Path]) -> bool:
-    """Whether something lies beside a part: below one of these folders, or in one of ``PYTHONPATH``, itself or by a
-    link; and is not what is installed."""
+    """Whether something lies beside a part: below one of these folders, itself or by a link; and is not what is
+    installed."""
     paths = sysconfig.get_paths()
     installed = {Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folder, real = place.parent.resolve(), place.resolve()
     if any(real.is_relative_to(one) for one in installed):
         return False
-    if any(path.is_relative_to(home) for path in (real, folder / place.name) for home in homes):
-        return True
-    return folder in {Path(one).resolve() for one in os.environ.get("PYTHONPATH", "").split(os.pathsep)} - {
-        Path(__file__).resolve().parents[2]
-    } and not {"site-packages", "dist-packages"} & {*folder.parts}
+    return any(path.is_relative_to(home) for path in (real, folder / place.name) for home in homes)
 
 
 def _imports(file: Path, inside: Path) -> Iterator[str]:
@@ -284,7 +301,6 @@ def _find(module: str) -> ModuleSpec | None:
     if added:
         sys.path.insert(0, beside)  # as when the part is imported
     try:
-        importlib.invalidate_caches()
         spec = _spec(top) if top else None
         for name in inner:
             if spec is None or spec.submodule_search_locations is None:

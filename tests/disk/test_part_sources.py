@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.config.resolve import find_part
+from pipelines.config.resolve import check_same, find_part
 from pipelines.config.source import names_in, require_part, source_hash
 from pipelines.disk import part_sources
 from pipelines.errors import UserError
@@ -273,22 +273,37 @@ def test_links_that_lead_back_end(project, tmp_path):
     assert source_hash("rewards:score") == first  # a linked folder that is no package may be anything
 
 
-def test_a_helper_in_a_folder_of_pythonpath_counts_and_what_is_installed_does_not(project, tmp_path, monkeypatch):
-    project("here/rewards.py", "import helper, far")
-    for name in ("lib/helper.py", "env/site-packages/far.py"):
-        project(name, "x = 1")
+def test_what_lies_elsewhere_on_the_path_does_not_count(project, tmp_path, monkeypatch):
+    project("here/rewards.py", "import helper")
+    project("lib/helper.py", "x = 1")
     monkeypatch.chdir(tmp_path / "here")
-    folders = [str(tmp_path / "lib"), str(tmp_path / "env/site-packages")]
-    for folder in folders:
-        monkeypatch.syspath_prepend(folder)
-    alone = source_hash("rewards:score")
-    monkeypatch.setenv("PYTHONPATH", ":".join(folders))
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
     first = source_hash("rewards:score")
-    assert first != alone
-    project("env/site-packages/far.py", "x = 2")
-    assert source_hash("rewards:score") == first
     project("lib/helper.py", "x = 2")
-    assert source_hash("rewards:score") != first
+    assert source_hash("rewards:score") == first  # it may be a whole library
+
+
+def test_what_is_no_code_is_in_the_key_and_stops_no_command(project, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    project(
+        "noted/__init__.py", "from pathlib import Path\nPath(__file__).with_name('log').open('a').write('imported')"
+    )
+    project("noted/rewards.py", "def score(responses, samples): return [0.0] * len(responses)")
+    part = "noted.rewards:score"
+    for _ in range(2):  # the second time what the first one wrote is there
+        find_part("reward.function", part, {})
+        check_same("reward.function", part)
+        first = source_hash(part)
+        project("noted/note.md", "x" * len((tmp_path / "noted/log").read_text()))
+        assert source_hash(part) != first
+        check_same("reward.function", part)
+        for name in ("noted", "noted.rewards"):
+            sys.modules.pop(name)
+    find_part("reward.function", part, {})
+    project("noted/rewards.py", "def score(responses, samples): return [1.0] * len(responses)")
+    with pytest.raises(UserError, match="was changed while the command ran"):
+        check_same("reward.function", part)
 
 
 @pytest.mark.parametrize("text", ["import importlib\nimportlib.import_module('helper')", "__import__('helper')"])
