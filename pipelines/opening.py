@@ -14,7 +14,7 @@ from pipelines.chain import Chain
 from pipelines.config.schema import Config
 from pipelines.disk.files import check_owned, disk_errors, find, remove, write_atomic
 from pipelines.disk.lock import LOCK, run_lock
-from pipelines.disk.step import MANIFEST, Step
+from pipelines.disk.step import Step
 from pipelines.errors import UserError
 from pipelines.grading.reward import check_keys
 from pipelines.prepare.sources import check_sources
@@ -64,19 +64,36 @@ def held(run: Path, watch: Watch) -> Iterator[None]:
 def _if_refused(run: Path, *, new: bool) -> Iterator[None]:
     """A new run of which no step could be made leaves no folder: there is nothing to go on with.
 
-    The lock goes last of its files, while it is held: whoever begins the run from then on has a lock of its own.
+    One with anything else in it stays as it is: an evaluation, which needs no lock of the run, may be at work there.
     """
     try:
         yield
     except UserError:
-        if new and ranks().main and not find(run, f"**/{MANIFEST}"):
+        if new and ranks().main:
             check_owned(run)
-            last = [run / name for name in (runs.CONFIG, LOCK)]
-            for path in [*(path for path in run.iterdir() if path not in last), *last]:
-                remove(path)
             with contextlib.suppress(OSError):
-                run.rmdir()
+                _remove_new(run)
         raise
+
+
+def _remove_new(run: Path) -> None:
+    """Remove a run that holds nothing but what a command begins it with.
+
+    The lock goes last of its files, while it is held: whoever begins the run from then on has a lock of its own.
+
+    Raises:
+        OSError: somebody has put something there just now.
+    """
+    begun = [run / name for name in (runs.STATE, runs.CONFIG, LOCK)]
+    partials = find(run, "prepare-*.partial")  # which are made under the run's lock
+    found = [path for path in find(run, "**/*") if not any(path.is_relative_to(one) for one in partials)]
+    folders = [path for path in found if path.is_dir() and not path.is_symlink()]
+    if {*found} - {*folders} <= {*begun}:
+        for path in reversed(folders):
+            path.rmdir()
+        for path in [*partials, *begun]:
+            remove(path)
+        run.rmdir()
 
 
 @contextlib.contextmanager

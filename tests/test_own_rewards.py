@@ -187,6 +187,33 @@ def test_what_looks_at_a_run_shows_them(run: Path, monkeypatch: pytest.MonkeyPat
     assert any(caption.startswith("What the run's own reward gives") for caption in captions)
 
 
+def test_a_run_whose_answers_are_damaged_is_shown_without_the_difference_of_rewards(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (answers,) = run.glob("eval/0002/glyphs-*/answers.parquet")
+    before = vppo("status", "--run", "mine", "--json", runs=run.parent).succeeded().json
+    content = bytearray(answers.read_bytes())
+    content[len(content) // 2] ^= 1
+    answers.write_bytes(content)
+    after = vppo("status", "--run", "mine", "--json", runs=run.parent).succeeded().json
+    (old,), (new,) = before["evaluations"], after["evaluations"]
+    (warning,) = [line for line in new["warnings"] if line not in old.get("warnings", [])]
+    assert warning == f"the difference of rewards is left out: {answers}: its content changed since it was written."
+    whole, shown = old["results"][1], new["results"][1]
+    assert "difference" in whole["rewards"]["length"]
+    assert "difference" not in shown["rewards"]["length"]
+    assert shown["rewards"]["length"]["value"] == whole["rewards"]["length"]["value"]
+    assert shown["difference"] == whole["difference"]
+    status = " ".join(vppo("status", "--run", "mine", runs=run.parent).succeeded().out.split())
+    assert "the difference of rewards is left out" in status
+    vppo("train", "--run", "mine", *given(*RUN), runs=run.parent).succeeded()
+    monkeypatch.setenv("VPPO_RUNS", str(run.parent))
+    page = collect([RunSource.open("mine")])
+    assert page["evaluations"]["own"][1]["rewards"].keys() == whole["rewards"].keys()
+    refused = vppo("compare", run / "eval" / "0000", run / "eval" / "0002", runs=run.parent)
+    assert (refused.code, "answers.parquet" in refused.err) == (2, True)
+
+
 def test_a_run_that_goes_on_from_stored_rollouts_ends_with_the_same_bits(made: tuple[Path, str], run: Path) -> None:
     """From a policy that is replayed, with groups that the step before left over."""
     back_to(run, "rollout 2")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pipelines.config.resolve import find_part, telling
 from pipelines.errors import UserError
 
@@ -16,6 +18,10 @@ PAGE = "docs/extending.md says what one has."
 
 Forms = Collection[tuple[str, ...]]
 """The methods of each kind of object that serves."""
+
+
+MAKING = ("__init__", "__new__", "__getattr__", "__getattribute__")
+"""By which an object may have what its class has not."""
 
 
 class Told:
@@ -37,7 +43,7 @@ def find_factory(setting: str, name: str, known: Mapping[str, Callable[..., Any]
     Args:
         setting: the config key that named it.
         name: a key of ``known``, or an import path.
-        forms: what its objects have to have; asked of a class at once, and of an object by ``told``.
+        forms: what its objects have to have; asked at once of a class whose body says all, else by ``told``.
 
     Raises:
         UserError: there is no such part, or the objects of a class lack methods.
@@ -46,7 +52,7 @@ def find_factory(setting: str, name: str, known: Mapping[str, Callable[..., Any]
     if name in known or not inspect.isclass(part):
         return part
     place = f"{setting}: {name}"
-    if not hasattr(part, "__getattr__"):  # by which an object may have what its class has not
+    if not any(name in vars(kind) for kind in part.__mro__[:-1] for name in MAKING):
         _check_methods(place, part, forms)
     return telling(place, partial(part), patient=True)
 
@@ -86,20 +92,35 @@ def _check_methods(place: str, one: Any, forms: Forms) -> None:
 
 
 def check_metrics(place: str, found: Any) -> dict[str, Any]:
-    """What a part returned as its metrics: a dict of text -> plain finite numbers.
+    """What a part returned as its metrics: a dict of text -> finite numbers; numpy's as Python's own.
 
     Raises:
         UserError: it is none.
     """
     if not isinstance(found, Mapping):
         raise UserError(place, f"returned {_kind(found)}, not a dict of metrics.", "Return {} if there are none.")
-    for name, value in found.items():
+    plain = {name: plain_value(value) for name, value in found.items()}
+    for name, value in plain.items():
         if not isinstance(name, str) or not name:
             raise UserError(place, f"returned a metric called {name!r}.", "Names are texts.")
         if not is_number(value):
             problem = f"returned {name} as {value if isinstance(value, float) else _kind(value)}, not a finite number."
             raise UserError(place, problem, "A plain int or float: of a tensor, x.item().")
-    return dict(found)
+    return plain
+
+
+def plain_value(value: Any) -> Any:
+    """A scalar of numpy's as Python's own; whatever else it is, as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_list(values: Any) -> Any:
+    """The same of each entry of a list; an array of numpy's as a list."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        return values.tolist()
+    if isinstance(values, list | tuple) and any(issubclass(kind, np.generic) for kind in {*map(type, values)}):
+        return [plain_value(value) for value in values]
+    return values
 
 
 def check_results(place: str, found: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -180,6 +180,7 @@ def looked_at(place: str, terms: object, batch: Batch) -> Terms:
     if problem := _problem_of(terms, batch):
         raise UserError(place, problem, FIX)
     assert isinstance(terms, Terms)
+    terms = replace(terms, clip_low=_width(terms.clip_low), clip_high=_width(terms.clip_high))
     if terms.extra is None:
         return terms
     told = telling(place, terms.extra)
@@ -221,13 +222,20 @@ def _problem_of(terms: object, batch: Batch) -> str:
     if bool((terms.weight_BT[batch.mask_BT].float() < 0).any()):
         return "returned weights below 0: the sign is the advantage's."
     for name, width in (("clip_low", terms.clip_low), ("clip_high", terms.clip_high)):
-        if not isinstance(width, int | float) or not 0 <= width < math.inf:
+        if not 0 <= _width(width) < math.inf:
             return f"returned {name} {width!r}, which is no number of 0 or more."
     if terms.average not in (known := get_args(LossAverage)):
         return f"returned average {terms.average!r}, which is none of {', '.join(known)}."
     if terms.extra is not None and not callable(terms.extra):
         return f"returned extra as {type(terms.extra).__name__}, not a function of a Reading."
     return ""
+
+
+def _width(given: Any) -> float:
+    """A real scalar, whoever's it is, as a float; of what is none, nan."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan if isinstance(given, str | bytes | bytearray) else float(given)
+    return math.nan
 
 
 def _problem_of_extra(found: object, reading: Reading) -> str:

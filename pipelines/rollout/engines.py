@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.config.contracts import PAGE, Forms, find_factory, told
+from pipelines.config.contracts import PAGE, Forms, find_factory, plain_list, plain_value, told
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy
@@ -51,6 +51,7 @@ def find_engine(name: str) -> Callable[[Policy], Engine | LiveEngine]:
         vocabulary, never = policy.vocabulary, frozenset(policy.suppressed_ids.tolist())
 
         def look(found: Any, samples: Sequence[Sample], names: Sequence[Name], sampling: Sampling) -> Any:
+            found = _plain(found)
             if problem := _problem_of(found, len(samples), sampling, vocabulary, never):
                 raise UserError(place, f"generate returned {problem}", PAGE)
             return found
@@ -62,6 +63,22 @@ def find_engine(name: str) -> Callable[[Policy], Engine | LiveEngine]:
         return seen(factory(policy), (ONCE, KEPT))
 
     return make
+
+
+def _plain(found: Any) -> Any:
+    """What an engine generated, with numpy's numbers as Python's own; what else it is, as it is."""
+    if not isinstance(found, list | tuple):
+        return found
+    return [[*map(_plain_one, rows)] if isinstance(rows, list | tuple) else rows for rows in found]
+
+
+def _plain_one(given: Any) -> Any:
+    if not isinstance(given, Response):
+        return given
+    values = {name: getattr(given, name) for name in RESPONSE}
+    plain = {name: (plain_list if name in MANY else plain_value)(value) for name, value in values.items()}
+    same = all(plain[name] is value for name, value in values.items())
+    return given if same else Response(**plain)
 
 
 def _problem_of(found: Any, prompts: int, sampling: Sampling, vocabulary: int, never: frozenset[int]) -> str:
@@ -87,7 +104,7 @@ def _problem_of_one(response: Any, most: int, vocabulary: int, never: frozenset[
         return f"of type {type(response).__name__}, not pipelines.rollout.engine.Response."
     ids, logp = response.ids, response.logp
     for name, kinds in RESPONSE.items():
-        value, many = getattr(response, name), name in ("ids", "logp")
+        value, many = getattr(response, name), name in MANY
         if many and not isinstance(value, list | tuple):
             return f"whose {name} are of type {type(value).__name__}, not a list."
         for kind in {*map(type, value)} if many else {type(value)}:  # few, where values are many
@@ -112,3 +129,6 @@ RESPONSE: dict[str, type | tuple[type, ...]] = {
     "prompt_tokens": int,
 }
 """Field of a ``Response`` -> its type, or that of its entries."""
+
+MANY = ("ids", "logp")
+"""Those with entries."""

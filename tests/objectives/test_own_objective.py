@@ -19,6 +19,7 @@ from pipelines.vppo import average_loss
 OWN = '''
 """Tokens that the perturbed view makes less likely count more, by a sigmoid; and entropy is held near 1 nat."""
 
+import numpy as np
 import torch
 
 from pipelines.objectives.batch import Terms
@@ -88,6 +89,7 @@ asking, misspelt, unlisted = Asking(), Misspelt(), Unlisted()
 
 DAPO = {"clip_low": 0.2, "clip_high": 0.28, "average": "token"}
 wide, text = of(clip_low=float("nan")), of(clip_high="0.28")
+single, scalar = of(clip_low=np.float32(0.25)), of(clip_low=torch.tensor(0.25), clip_high=np.float64(0.5))
 inward, unknown, no_function = of(clip_high=-0.1), of(average="tokens"), of(extra={"gap": 0})
 
 
@@ -162,6 +164,13 @@ def test_what_it_returns_is_looked_at(own, name, problem):
     with pytest.raises(Exception, match=r"update\.objective: softened") as raised:
         table.find_objective(f"softened:{name}")(random_batch(), settings.load(None).update)
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "high"), [("single", 0.28), ("scalar", 0.5)])
+def test_widths_may_be_any_real_scalars(own, name, high):
+    terms = table.find_objective(f"softened:{name}")(random_batch(), settings.load(None).update)
+    assert (terms.clip_low, terms.clip_high) == (0.25, high)
+    assert type(terms.clip_low) is type(terms.clip_high) is float
 
 
 def test_the_passes_of_an_object_are_its_class_s(own):

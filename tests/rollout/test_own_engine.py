@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,20 @@ class Finds:
         return getattr(self.__dict__["engine"], name)
 
 
+class Late:
+    """Its method is set when it is made."""
+
+    def __init__(self, policy):
+        self.generate = Fixed(policy).generate
+
+
+class Other:
+    """What it makes is another's."""
+
+    def __new__(cls, policy):
+        return Fixed(policy)
+
+
 def made_nothing(policy):
     return SimpleNamespace(sync=print)
 
@@ -88,11 +103,11 @@ def right(policy, samples):
 
 
 def test_what_is_right_comes_through_as_it_is(policy, samples, right, monkeypatch):
-    for name in ("Fixed", "Finds"):
+    for name in ("Fixed", "Late", "Other", "Finds"):
         engine = find_engine(f"ownengine:{name}")(policy)
         monkeypatch.setattr(Fixed, "given", right)
-        assert engine.generate(samples[:2], NAMES, FOUR) is right
-        assert engine.generate(samples=samples[:2], names=NAMES, sampling=FOUR) is right
+        assert engine.generate(samples[:2], NAMES, FOUR) == right
+        assert engine.generate(samples=samples[:2], names=NAMES, sampling=FOUR)[0][0] is right[0][0]
     assert not isinstance(engine, LiveEngine)
     assert engine.policy is policy
     engine.seen = 1
@@ -103,6 +118,24 @@ def test_what_is_right_comes_through_as_it_is(policy, samples, right, monkeypatc
 def with_first(found, **given):
     first, *others = found[0]
     return [[replace(first, **given), *others], *found[1:]]
+
+
+def test_numbers_of_numpy_s_are_made_plain(policy, samples, right, monkeypatch):
+    ids, logp = right[0][0].ids, right[0][0].logp
+    plain = with_first(right, logp=[float(np.float32(one)) for one in logp])
+    more = {"truncated": np.bool_(right[0][0].truncated), "prompt_tokens": np.int64(right[0][0].prompt_tokens)}
+    ways = (
+        {"ids": np.array(ids), "logp": np.array(logp, np.float32)},
+        {"ids": [*np.array(ids)], "logp": (*map(np.float32, logp),), **more},
+        {"ids": [*map(np.int32, ids)], "logp": [np.float64(np.float32(one)) for one in logp]},
+    )
+    for given in ways:
+        monkeypatch.setattr(Fixed, "given", with_first(right, **given))
+        found = find_engine("ownengine:Fixed")(policy).generate(samples[:2], NAMES, FOUR)
+        assert found == plain
+        first = found[0][0]
+        kinds = {*map(type, first.ids)}, {*map(type, first.logp)}, type(first.truncated), type(first.prompt_tokens)
+        assert kinds == ({int}, {float}, bool, int)
 
 
 WRONG = {
@@ -120,6 +153,10 @@ WRONG = {
     "bools": (lambda r: with_first(r, ids=[True] * len(r[0][0].ids)), "with ids of type bool"),
     "an id above": (lambda r: with_first(r, ids=[10**7] * len(r[0][0].ids)), "with the id 10000000: there are 0 to"),
     "an id below": (lambda r: with_first(r, ids=[-1] * len(r[0][0].ids)), "with the id -1: there are 0 to"),
+    "numpy's bools": (lambda r: with_first(r, ids=[np.bool_(1)] * len(r[0][0].ids)), "with ids of type bool"),
+    "numpy's floats": (lambda r: with_first(r, ids=np.ones(len(r[0][0].ids))), "with ids of type float"),
+    "numpy's nan": (lambda r: with_first(r, logp=[np.float32("nan")] * len(r[0][0].ids)), "that is not finite"),
+    "a matrix": (lambda r: with_first(r, ids=np.ones((2, 2), int)), "whose ids are of type ndarray, not a list"),
     "fewer log-probs": (lambda r: with_first(r, logp=r[0][0].logp[1:]), "log-probs"),
     "no number": (lambda r: with_first(r, logp=[float("nan")] * len(r[0][0].ids)), "a log-prob that is not finite"),
     "no text": (lambda r: with_first(r, text=None), "with text of type NoneType"),
@@ -157,8 +194,8 @@ def test_what_it_raises_is_told_with_its_lines(policy, samples):
 
 
 def test_one_without_methods_is_refused(policy):
-    with pytest.raises(UserError, match=r"ownengine:Nothing: class Nothing has no method generate\."):
-        find_engine("ownengine:Nothing")
+    with pytest.raises(UserError, match=r"ownengine:Nothing: what it made, a Nothing, has no method generate\."):
+        find_engine("ownengine:Nothing")(policy)
     make = find_engine("ownengine:made_nothing")
     with pytest.raises(UserError, match=r"what it made, a SimpleNamespace, has no method generate\."):
         make(policy)

@@ -42,6 +42,21 @@ class Forgets:
     def update(self, rollouts, scores, samples): ...
 
 
+class Late:
+    """Its methods are set when it is made."""
+
+    def __init__(self, *given):
+        self.inner = Gives(*given)
+        self.update, self.save, self.load = self.inner.update, self.inner.save, self.inner.load
+
+
+class Other:
+    """What it makes is another's."""
+
+    def __new__(cls, *given):
+        return Gives(*given)
+
+
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
     module = ModuleType("ownengine")
@@ -93,6 +108,17 @@ def test_so_is_what_it_raises():
         trainer({}, advantages_used=[0.5]).update([], [], None)
 
 
-def test_one_without_methods_is_refused_before_it_is_made():
-    with pytest.raises(UserError, match=r"ownengine:Forgets: class Forgets has no method save and no load\."):
-        find_trainer("ownengine:Forgets")
+def test_numbers_of_numpy_s_are_made_plain():
+    found = trainer({"loss": np.float32(0.5), "steps": np.int64(3), "strict": np.bool_(True)}).update([], [], None)
+    assert found == {"loss": 0.5, "steps": 3, "strict": True}
+    assert [*map(type, found.values())] == [float, int, bool]
+
+
+def test_one_without_methods_is_refused():
+    with pytest.raises(UserError, match=r"Forgets: what it made, a Forgets, has no method save and no load\."):
+        find_trainer("ownengine:Forgets")(None, None, None)
+
+
+@pytest.mark.parametrize("name", ["Late", "Other"])
+def test_methods_may_come_when_it_is_made(name):
+    assert find_trainer(f"ownengine:{name}")(None, {"loss": 0.5}, None).update([], [], None) == {"loss": 0.5}

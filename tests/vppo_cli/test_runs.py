@@ -3,7 +3,12 @@
 import json
 from importlib.metadata import version
 
+import pytest
 from command_line import SMALL, copy_of, given, vppo
+
+from pipelines.errors import UserError
+from pipelines.opening import held
+from pipelines.watch import Silent
 
 
 def test_runs_are_listed_and_removed(finished, tmp_path):
@@ -64,6 +69,27 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_nothing(tmp_path):
     assert vppo("train", "--run", "bad", *given("update.engine=nowhere:engine"), runs=runs).code == 2
     assert {"notes.txt", "config.yaml"} <= {path.name for path in (runs / "bad").iterdir()}
     assert "bad" in vppo("runs", runs=runs).succeeded().out
+
+
+def refused_with(run, *names):
+    """A new run that is refused once these are in its folder."""
+    with held(run, Silent()):
+        for name in names:
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).mkdir() if name.endswith("/") else (run / name).write_text("made")
+        raise UserError("it", "is refused.")
+
+
+def test_a_run_that_is_refused_leaves_what_another_command_put_there(tmp_path):
+    for name in ("eval/0000/journals/glyphs-1.jsonl", "eval/0000/journals/glyphs-1.lock", "notes.txt"):
+        run = tmp_path / name.replace("/", "-")
+        with pytest.raises(UserError, match="refused"):
+            refused_with(run, "config.yaml", name)
+        assert ((run / name).read_text(), (run / "config.yaml").is_file()) == ("made", True)
+    for name in ("run.json", "prepare-1.2-host.partial/train.parquet", "steps/0001/"):
+        with pytest.raises(UserError, match="refused"):
+            refused_with(tmp_path / "new", "config.yaml", name)
+        assert not (tmp_path / "new").exists(), name
 
 
 def test_a_failed_run_says_why(tmp_path):

@@ -9,9 +9,11 @@ from typing import Any
 from evals.benchmarks.table import canonical
 from evals.compare import compare, load
 from evals.report import build as report
+from evals.rewards import with_rewards
 from evals.run import read_results
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
+from pipelines.disk.records import RESULTS
 from pipelines.disk.step import Step, is_there
 from pipelines.errors import UserError
 from pipelines.runs import metric_rows
@@ -29,13 +31,20 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
     last = chain.config.run.steps
     for benchmark in shown_benchmarks(chain):
         start, end = chain.eval(0, benchmark), chain.eval(last, benchmark)
-        entries = []
+        entries, unread = [], []
         if is_there(start.path):
             entries.append(entry(start, "starting model"))
         if is_there(end.path):
             row = entry(end, f"after {counted(last, 'step')} ({chain.config.update.objective})")
             if is_there(start.path):
-                first, second = (load(str(step.path), rewards=True)[1] for step in (start, end))
+                first, second = (load(str(step.path))[1] for step in (start, end))
+                try:
+                    first, second = (
+                        [with_rewards(result, step.path / RESULTS) for result in results]
+                        for step, results in ((start, first), (end, second))
+                    )
+                except UserError as error:  # to look at a run, nobody needs the difference
+                    unread = [f"the difference of rewards is left out: {error.place}: {error.problem}"]
                 both = compare(first, second).changes[0]
                 row["difference"] = 100 * both.change.mean
                 row["difference_interval"] = [100 * both.change.low, 100 * both.change.high]
@@ -48,7 +57,7 @@ def evaluation_rows(chain: Chain) -> list[dict[str, Any]]:
                 text if all(text in results["warnings"] for results in found) else f"{one['policy']}: {text}": None
                 for one, results in zip(entries, found, strict=True)
                 for text in results["warnings"]
-            }
+            } | dict.fromkeys(unread)
             rows.append(
                 {
                     "benchmark": benchmark,
