@@ -137,9 +137,9 @@ NOT_HERE = {
     "model": {"path", "revision"},
     "rollout": {"engine", "server", "tensor_parallel", "memory_fraction"},
     "score": set[str](),
-    "update": {"engine", "zero_stage", "offload", "adam_betas", "constants"},
+    "update": {"engine", "zero_stage", "offload", "adam_betas", "constants", "variant"},
 }
-"""What other engines read, numbers of objectives, and what is no choice of a way."""
+"""What other engines read, numbers and variants of objectives, and what is no choice of a way."""
 VALUES = {
     "rollout.filter_key": "reward",
     "rollout.top_k": 5,
@@ -155,6 +155,15 @@ VALUES = {
     "update.overlong_cache": 8,
 }
 """Values of fields for which a rule finds none that says much."""
+WITH = {
+    'score.store="policy"': ("update.objective=dapo",),
+    'score.store="hidden"': ("update.objective=dapo",),
+    'update.shaping_statistics="micro_batch"': (
+        "published.micro_batch_responses=2",
+        "published.mini_batch_responses=4",
+    ),
+}
+"""What a setting needs beside it."""
 TOGETHER = {
     "data.workers=1": (),
     "update.lora_rank=4": ("update.kl_coefficient=0.1",),
@@ -181,10 +190,9 @@ def table() -> Iterator[tuple[str, ...]]:
     for section, kind in sections.items():
         for name, field in kind.model_fields.items():
             if name not in NOT_HERE[section] | named:
-                yield from (
-                    (f"{section}.{name}={json.dumps(value)}",)
-                    for value in _others(f"{section}.{name}", field.annotation, field.default)
-                )
+                for value in _others(f"{section}.{name}", field.annotation, field.default):
+                    one = f"{section}.{name}={json.dumps(value)}"
+                    yield (one, *WITH.get(one, ()))
     yield from ((one, *others) for one, others in TOGETHER.items())
 
 
