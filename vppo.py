@@ -91,7 +91,7 @@ def train(
         UserError: a setting, file, model or data set that cannot be used.
     """
     _prepare()
-    from pipelines.config.resolve import one_command
+    from pipelines.config.imports import one_command
     from pipelines.config.settings import dotted
     from pipelines.ranks.ranks import ranks
     from pipelines.run import train as make_all

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from evals.profiles import PromptSettings
-from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk.files import append_text, disk_errors, make_folder, write_atomic
 from pipelines.disk.records import Sample
 from pipelines.disk.step import is_there, unreadable

@@ -20,7 +20,7 @@ from pipelines.chain import ANSWERS, OF_ONES_OWN, OUTSIDE, RESULTS, TRAINING, Ch
 from pipelines.config import settings
 from pipelines.config.hub import as_begun
 from pipelines.config.schema import Config
-from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk.files import append_text, disk_errors, find, make_folder, write_atomic
 from pipelines.disk.lock import is_running
 from pipelines.disk.provenance import provenance

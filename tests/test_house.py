@@ -18,7 +18,7 @@ ORDER = (
     "pipelines.seeds",
     "pipelines.watch",
     "pipelines.vppo",
-    "pipelines.disk.contents",
+    "pipelines.contents",
     "pipelines.config",
     "pipelines.objectives",
     "pipelines.ranks",

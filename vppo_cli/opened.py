@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines import checkpoints, runs
 from pipelines.chain import ANSWERS, TRAINING
-from pipelines.config.resolve import one_command
+from pipelines.config.imports import one_command
 from pipelines.config.schema import Config
 from pipelines.disk.records import MODEL, SampleTable, reward_column
 from pipelines.embedded.glyphs import is_embedded, token_roles

@@ -9,7 +9,8 @@ from typing import Any
 
 from evals.benchmarks.base import Benchmark, Question, Row, Where
 from evals.numbers.scores import Answered
-from pipelines.config.resolve import find_object, part_hash, telling
+from pipelines.config.imports import part_hash
+from pipelines.config.resolve import find_object, telling
 from pipelines.config.schema import BENCHMARK_NAME
 from pipelines.errors import UserError
 from pipelines.model.images import Unusable

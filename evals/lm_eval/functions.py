@@ -25,7 +25,7 @@ from evals.benchmarks.questions import gather, groups, questions_step, read_ques
 from evals.benchmarks.table import find
 from evals.numbers.statistics import Interval, fraction
 from evals.profiles import PUBLISHED
-from pipelines.config.resolve import one_command
+from pipelines.config.imports import one_command
 from pipelines.config.settings import load
 from pipelines.disk.records import Sample, SampleTable
 from pipelines.grading.answer import extract_answer

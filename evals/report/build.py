@@ -18,7 +18,7 @@ from evals.numbers.scores import AS_PUBLISHED, RIGHT_AS_PUBLISHED, in_order
 from evals.numbers.statistics import average, resampled
 from evals.report.formats import as_csv, as_latex, as_markdown
 from pipelines.config.schema import profile_name
-from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk.step import disk_errors, unreadable, write_atomic
 from pipelines.errors import UserError
 from pipelines.words import counted

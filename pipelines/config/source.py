@@ -22,7 +22,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
 from pathlib import Path
 
-from pipelines.disk.contents import YOUNG_S, file_hash
+from pipelines.contents import YOUNG_S, file_hash
 from pipelines.errors import UserError
 
 OURS = ("pipelines", "evals", "vppo_cli", "configs")

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.disk.contents import file_hash, remembered
+from pipelines.contents import file_hash, remembered
 
 LONGEST_NAME = 1024
 """Longer texts (characters) are not taken for file names."""

@@ -32,7 +32,7 @@ from typing import IO, Any
 
 import psutil
 
-from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk.files import check_owned, disk_errors, file_time, guarded, make_folder
 from pipelines.errors import LockLost, UserError
 

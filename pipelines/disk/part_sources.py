@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.resolve import check_name, check_same, part_hash
+from pipelines.config.imports import check_same, part_hash
+from pipelines.config.resolve import check_name
 from pipelines.config.schema import Config
 from pipelines.config.source import names_in, require_part, source_hash
 from pipelines.disk.files import find

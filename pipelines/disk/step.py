@@ -22,8 +22,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.disk import contents
-from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines import contents
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk.files import (
     as_allowed,
     check_owned,

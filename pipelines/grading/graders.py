@@ -18,7 +18,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Self
 
-from pipelines.config.resolve import find_part, part_hash
+from pipelines.config.imports import part_hash
+from pipelines.config.resolve import find_part
 from pipelines.errors import UserError
 from pipelines.grading.answer import choice_verdict
 from pipelines.grading.processes import Containment, GraderProcess, Walls, grade_pairs

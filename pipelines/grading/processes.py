@@ -23,7 +23,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from pipelines.config.resolve import check_same
+from pipelines.config.imports import check_same
 from pipelines.errors import UserError
 
 # The same as in worker.py, which is not imported here.

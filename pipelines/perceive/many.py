@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.config.resolve import one_command
+from pipelines.config.imports import one_command
 from pipelines.disk.records import Perceived, Sample, schema
 from pipelines.errors import UserError
 from pipelines.model.policy import Policy

@@ -24,7 +24,7 @@ import torch
 
 from pipelines.config import hub
 from pipelines.config import settings as config_files
-from pipelines.config.resolve import one_command
+from pipelines.config.imports import one_command
 from pipelines.config.schema import Config
 from pipelines.disk.records import Look, Perceived, Rollout, Sample, Scored
 from pipelines.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.resolve import part_hash
+from pipelines.config.imports import part_hash
 from pipelines.config.schema import Config
 from pipelines.disk.fingerprint import fingerprint
 from pipelines.disk.provenance import provenance

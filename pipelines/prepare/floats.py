@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.disk.contents import remembered
+from pipelines.contents import remembered
 from pipelines.disk.fingerprint import folder_files
 
 KEY = "short floats"

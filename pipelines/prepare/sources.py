@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config.hub import check_commit
 from pipelines.config.schema import Config, DataConfig
-from pipelines.disk.contents import file_hash
+from pipelines.contents import file_hash
 from pipelines.disk.records import Sample
 from pipelines.errors import UserError
 from pipelines.prepare.extra import ExtraColumns, listed

@@ -14,6 +14,7 @@ from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.config import resolve as parts
 from pipelines.config import settings
+from pipelines.config.imports import one_command
 from pipelines.config.resolve import find_part
 from pipelines.disk.records import ROLLOUTS, SCORES, Rollout, Sample, Scored, read_rows
 from pipelines.errors import UserError
@@ -307,23 +308,23 @@ def test_a_call_begins_with_what_is_on_disk_and_stays_with_it(project):
     """Edits of the same size within one second: what Python compiled passes for them."""
     project("nb.py", PAYS.format(1))
     project("helper.py", "x = 0\n")
-    with parts.one_command():
+    with one_command():
         pay, first = paid()
         assert pay == [1]
         project("nb.py", PAYS.format(2))
         assert paid() == ([1], first)
-        with parts.one_command():  # within it, such as a look at its samples
+        with one_command():  # within it, such as a look at its samples
             assert paid() == ([1], first)
-    with parts.one_command():
+    with one_command():
         pay, second = paid()
     project("helper.py", "x = 3\n")
-    with parts.one_command():
+    with one_command():
         last, third = paid()
     assert (pay, last) == ([2], [5])
     assert len({first, second, third}) == 3
     project("nb.py", PAYS.format(1))
     project("helper.py", "x = 0\n")
-    with parts.one_command():
+    with one_command():
         assert paid() == ([1], first)
 
 
@@ -332,13 +333,13 @@ def test_parts_that_share_a_helper_share_the_new_one(project):
         project(name, "from src import helper\nlist_ = helper.list_\ndef f(responses, samples): return helper.list_\n")
     project("src/helper.py", "list_ = [1]\n")
     project("calm.py", "def f(responses, samples): return [0]\n")
-    with parts.one_command():
+    with one_command():
         one, two = paid("src.one:f")[0], paid("src.two:f")[0]
         assert one is two
         paid("calm:f")
         calm = sys.modules["calm"]
     project("src/helper.py", "list_ = [2]\n")
-    with parts.one_command():
+    with one_command():
         one, two = paid("src.one:f")[0], paid("src.two:f")[0]
         assert one is two
         assert one == [2]
@@ -358,7 +359,7 @@ def test_a_helper_that_was_edited_meanwhile_is_not_mixed_in(project):
     project("nb.py", PAYS.format(1))
     project("late.py", PAYS.format(7))
     project("helper.py", "x = 0\n")
-    with parts.one_command():
+    with one_command():
         paid()
         project("helper.py", "x = 1\n")
         with pytest.raises(UserError, match="late:f: its source was changed while the command ran"):
@@ -368,23 +369,23 @@ def test_a_helper_that_was_edited_meanwhile_is_not_mixed_in(project):
 def test_a_helper_that_is_imported_when_it_is_needed_is_the_one_that_keys_name(project):
     project("nb.py", "def f(responses, samples):\n    from helper import x\n    return [x]\n")
     project("helper.py", "x = 1\n")
-    with parts.one_command():
+    with one_command():
         pays = find_part("reward.function", "nb:f", {})
         project("helper.py", "x = 2\n")
         with pytest.raises(UserError, match="nb, import helper: its source was changed while the command ran"):
             pays([""], [])
-    with parts.one_command():
+    with one_command():
         assert paid()[0] == [2]
 
 
 def test_a_reload_between_two_calls_is_the_users_own(project):
     project("nb.py", PAYS.format(1))
     project("helper.py", "x = 0\n")
-    with parts.one_command():
+    with one_command():
         _, first = paid()
     project("nb.py", PAYS.format(2))
     importlib.reload(sys.modules["nb"])
-    with parts.one_command():
+    with one_command():
         pay, second = paid()
     assert pay == [2]
     assert first != second

@@ -25,7 +25,7 @@ from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.config import settings
 from pipelines.config.settings import shipped_config
-from pipelines.disk.contents import SEAL, intact, sealed
+from pipelines.contents import SEAL, intact, sealed
 from pipelines.disk.records import Rollout, Scored, read_rows, write_rows
 from pipelines.disk.step import MANIFEST, Step, commit, file_hash, read_manifest
 from pipelines.errors import UserError

@@ -21,8 +21,8 @@ from evals import journal
 from pipelines import runs
 from pipelines.checkpoints import prune
 from pipelines.config.schema import Config
+from pipelines.contents import sealed
 from pipelines.disk import lock
-from pipelines.disk.contents import sealed
 from pipelines.disk.files import append_text, write_atomic
 from pipelines.disk.lock import SEAL_DIGITS, is_running, run_lock
 from pipelines.disk.step import Step, commit

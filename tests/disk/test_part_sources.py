@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.config.resolve import check_same, find_part
+from pipelines.config.imports import check_same
+from pipelines.config.resolve import find_part
 from pipelines.config.source import names_in, require_part, source_hash
 from pipelines.disk import part_sources
 from pipelines.errors import UserError

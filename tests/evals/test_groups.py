@@ -22,7 +22,7 @@ from evals.report.build import build, write
 from pipelines import runs
 from pipelines.chain import Chain
 from pipelines.config import settings
-from pipelines.disk.contents import sealed
+from pipelines.contents import sealed
 from pipelines.errors import UserError
 from pipelines.seeds import generator
 

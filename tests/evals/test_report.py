@@ -19,7 +19,7 @@ from evals.report.build import build, write
 from evals.report.formats import COLUMNS, as_csv, as_latex, as_markdown, csv_text, latex_text, markdown_text
 from pipelines.chain import Chain
 from pipelines.config.schema import Config
-from pipelines.disk.contents import SEAL, intact
+from pipelines.contents import SEAL, intact
 from pipelines.errors import Interrupted, UserError
 from vppo_cli.screen import display, live
 from vppo_cli.screen.report import show

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.config.resolve import one_command
+from pipelines.config.imports import one_command
 from pipelines.errors import UserError
 from pipelines.grading.graders import GRADERS, GraderPool, check_grader, quick_verdict
 from pipelines.grading.processes import GraderProcess, grade_pairs

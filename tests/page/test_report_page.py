@@ -28,7 +28,7 @@ from evals.report.build import build, write
 from pipelines import runs
 from pipelines import vppo as math_of
 from pipelines.config import settings
-from pipelines.disk.contents import file_hash, sealed
+from pipelines.contents import file_hash, sealed
 from pipelines.disk.records import Look, schema
 from pipelines.page import embedded_json, packed, page
 from vppo_cli.report import collect

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipelines.disk.contents import YOUNG_S
+from pipelines.contents import YOUNG_S
 
 KINDS = ("jsonl", "csv", "parquet", "folder")
 

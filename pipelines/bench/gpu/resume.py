@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from pipelines.bench.gpu.place import Figures, Findings, Place
 from pipelines.bench.measure import timed
-from pipelines.disk.contents import file_hash
+from pipelines.contents import file_hash
 
 SETTINGS = (
     "data.glyphs.train=64",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.disk import contents
+from pipelines import contents
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_damaged_memory_only_costs_time(tmp_path, cache, damage):
 
 def test_without_a_folder_for_it_all_works(tmp_path):
     path = aged(tmp_path / "a", b"one")
-    script = "import sys, pathlib, pipelines.disk.contents as c; print(c.file_hash(pathlib.Path(sys.argv[1])))"
+    script = "import sys, pathlib, pipelines.contents as c; print(c.file_hash(pathlib.Path(sys.argv[1])))"
     ran = subprocess.run(
         [sys.executable, "-c", script, path],
         capture_output=True,
